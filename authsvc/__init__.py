@@ -1,0 +1,1 @@
+"""Self-hosted auth and session service for microservices."""

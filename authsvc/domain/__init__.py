@@ -1,0 +1,1 @@
+"""The rules: values in, values or a named error out; no I/O."""

@@ -1,0 +1,149 @@
+"""
+What can go wrong, by name.  ``code`` is stable and public; ``str(error)`` is for the log alone.
+
+AuthError
+├── TokenMissing            token_missing
+├── TokenInvalid            token_invalid
+├── InvalidCredentials      invalid_credentials
+├── RefreshInvalid          refresh_invalid
+├── RefreshReused           refresh_reused
+├── SessionOver             session_ended
+├── Forbidden               forbidden
+├── WrongPassword           wrong_password
+├── NotFound                not_found
+├── EmailTaken              email_taken
+├── LastAdmin               last_admin
+├── PreconditionFailed      precondition_failed
+├── Invalid                 validation_failed   (errors: field path -> messages)
+├── RateLimited             rate_limited        (verdict)
+├── HashingBusy             busy                (retry_after_s)
+└── StoreUnavailable        unavailable         (store, retry_after_s)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from authsvc.domain.ratelimits import Verdict
+
+
+class AuthError(Exception):
+    """Root of every refusal; ``code`` is part of the public contract."""
+
+    code: ClassVar[str]
+
+
+class TokenMissing(AuthError):
+    """No bearer token was presented."""
+
+    code = "token_missing"
+
+
+class TokenInvalid(AuthError):
+    """The access token is forged, expired, revoked or malformed; callers never learn which."""
+
+    code = "token_invalid"
+
+
+class InvalidCredentials(AuthError):
+    """Unknown address, wrong password or disabled user: one answer for all three."""
+
+    code = "invalid_credentials"
+
+
+class RefreshInvalid(AuthError):
+    """The refresh token is not one of ours; no session is harmed by it."""
+
+    code = "refresh_invalid"
+
+
+class RefreshReused(AuthError):
+    """A consumed refresh token came back outside the grace rule; its session is over."""
+
+    code = "refresh_reused"
+
+
+class SessionOver(AuthError):
+    """The refresh token is genuine, its session has ended or expired."""
+
+    code = "session_ended"
+
+
+class Forbidden(AuthError):
+    """The caller is known but lacks the role."""
+
+    code = "forbidden"
+
+
+class WrongPassword(AuthError):
+    """A signed-in caller gave a wrong current password."""
+
+    code = "wrong_password"
+
+
+class NotFound(AuthError):
+    """Nothing there, or it belongs to somebody else."""
+
+    code = "not_found"
+
+
+class EmailTaken(AuthError):
+    """Another account has this canonical address."""
+
+    code = "email_taken"
+
+
+class LastAdmin(AuthError):
+    """The last active admin cannot be demoted, disabled or deleted."""
+
+    code = "last_admin"
+
+
+class PreconditionFailed(AuthError):
+    """``If-Match`` named another version."""
+
+    code = "precondition_failed"
+
+
+class Invalid(AuthError):
+    """One or more fields break a rule; ``errors`` maps field paths to messages, never to values."""
+
+    code = "validation_failed"
+
+    def __init__(self, errors: Mapping[str, Sequence[str]]) -> None:
+        super().__init__(", ".join(sorted(errors)))
+        self.errors = {field: list(messages) for field, messages in errors.items()}
+
+
+class RateLimited(AuthError):
+    """A limit is exhausted; ``verdict`` says which and for how long."""
+
+    code = "rate_limited"
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(verdict.limit.name)
+        self.verdict = verdict
+
+
+class HashingBusy(AuthError):
+    """The password hashing queue is full or too slow; the attempt was not judged."""
+
+    code = "busy"
+
+    def __init__(self, retry_after_s: int) -> None:
+        super().__init__(f"retry after {retry_after_s} s")
+        self.retry_after_s = retry_after_s
+
+
+class StoreUnavailable(AuthError):
+    """A store that must answer could not; ``store`` is for the log, never for the caller."""
+
+    code = "unavailable"
+
+    def __init__(self, store: str, retry_after_s: int = 2) -> None:
+        super().__init__(store)
+        self.store = store
+        self.retry_after_s = retry_after_s

@@ -1,0 +1,43 @@
+"""Limits, verdicts and the rate limiter's protocol."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """At most *quota* attempts in any *window_s* seconds; *name* is public (``login-ip``)."""
+
+    name: str
+    quota: int
+    window_s: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """
+    What one attempt against one limit came to.
+
+    ``remaining`` attempts are left; ``reset_s`` (seconds, rounded up) until the next attempt is
+    possible when refused, or until the oldest counted attempt leaves the window when allowed.
+    ``receipt`` names the counted attempt, for :meth:`RateLimiter.refund`; empty when refused.
+    """
+
+    limit: Limit
+    subject: str
+    allowed: bool
+    remaining: int
+    reset_s: int
+    receipt: str = ""
+
+
+class RateLimiter(Protocol):
+    """Counts attempts atomically, before the work that they ask for."""
+
+    def attempt(self, limit: Limit, subject: str) -> Verdict:
+        """Count one attempt of *subject*; raises StoreUnavailable when it cannot be counted."""
+
+    def refund(self, verdict: Verdict) -> None:
+        """Give back the attempt *verdict* counted; a lost refund is logged, never raised."""
