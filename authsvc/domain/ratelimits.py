@@ -1,36 +1,44 @@
-"""Limits, verdicts and the rate limiter's protocol."""
+"""Limits: the rules by name, what happens when they cannot be counted, and the rate limiter's protocol."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from enum import Enum, StrEnum
+from hashlib import sha256
+from ipaddress import IPv6Address, IPv6Network, ip_address
 from typing import Protocol
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limit:
-    """At most *quota* attempts in any *window_s* seconds; *name* is public (``login-ip``)."""
-
-    name: str
-    quota: int
-    window_s: int
+from authsvc.domain.audit import Action, AuditLog, Event
+from authsvc.domain.errors import RateLimited, StoreUnavailable
+from authsvc.domain.values.limits import Limit as Limit
+from authsvc.domain.values.limits import Verdict as Verdict
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """
-    What one attempt against one limit came to.
+class Rule(StrEnum):
+    """Every limit by its public name."""
 
-    ``remaining`` attempts are left; ``reset_s`` (seconds, rounded up) until the next attempt is
-    possible when refused, or until the oldest counted attempt leaves the window when allowed.
-    ``receipt`` names the counted attempt, for :meth:`RateLimiter.refund`; empty when refused.
-    """
+    LOGIN_IP = "login-ip"
+    LOGIN_ACCOUNT = "login-account"
+    REGISTER_IP = "register-ip"
+    REFRESH = "refresh"
 
-    limit: Limit
-    subject: str
-    allowed: bool
-    remaining: int
-    reset_s: int
-    receipt: str = ""
+
+class OnOutage(Enum):
+    """The answer to an attempt that cannot be counted."""
+
+    REFUSE = "refuse"
+    ALLOW = "allow"
+
+
+#: Guessing passwords or filling the database must not be free while the counters are away; a refresh
+#: token cannot be guessed, and refusing it would log everybody out.
+ON_OUTAGE: Mapping[Rule, OnOutage] = {
+    Rule.LOGIN_IP: OnOutage.REFUSE,
+    Rule.LOGIN_ACCOUNT: OnOutage.REFUSE,
+    Rule.REGISTER_IP: OnOutage.REFUSE,
+    Rule.REFRESH: OnOutage.ALLOW,
+}
 
 
 class RateLimiter(Protocol):
@@ -41,3 +49,80 @@ class RateLimiter(Protocol):
 
     def refund(self, verdict: Verdict) -> None:
         """Give back the attempt *verdict* counted; a lost refund is logged, never raised."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The limits in force; a rule that *by_rule* does not have is ``off``."""
+
+    by_rule: Mapping[Rule, Limit]
+    limiter: RateLimiter
+    audit: AuditLog
+
+    def take(self, rule: Rule, subject: str) -> Verdict | None:
+        """
+        Count one attempt of *subject*; None where nothing was counted (``off``, or allowed in an outage).
+
+        Raises:
+            RateLimited: the limit is exhausted.
+            StoreUnavailable: it cannot be counted, and *rule* refuses then.
+        """
+        limit = self.by_rule.get(rule)
+        if limit is None:
+            return None
+        verdict = self._attempt(rule, limit, subject)
+        if verdict is not None and not verdict.allowed:
+            self.audit.record(Event(Action.LIMIT_REACHED, detail=rule))
+            raise RateLimited(verdict)
+        return verdict
+
+    def refund(self, verdict: Verdict | None) -> None:
+        """Give back what :meth:`take` counted, if it did; never raises."""
+        if verdict is not None:
+            self.limiter.refund(verdict)
+
+    def _attempt(self, rule: Rule, limit: Limit, subject: str) -> Verdict | None:
+        try:
+            return self.limiter.attempt(limit, subject)
+        except StoreUnavailable:
+            if ON_OUTAGE[rule] is OnOutage.REFUSE:
+                raise
+            self.audit.record(Event(Action.LIMIT_UNCOUNTED, detail=rule))
+            return None
+
+
+def account_subject(account: str) -> str:
+    """The subject of an account: SHA-256 of its canonical address (or of what was typed as one), in hex."""
+    return sha256(account.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def ip_subject(ip: str) -> str:
+    """
+    The subject of a client address: IPv4 as it is, IPv6 by its /64 (``2001:db8:1:2::``).
+
+    A household has a whole /64 to choose from.  What is no address counts as one client, ``unknown``.
+    """
+    try:
+        address = ip_address(ip)
+    except ValueError:
+        return "unknown"
+    if not isinstance(address, IPv6Address):
+        return str(address)
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(IPv6Network((int(address), 64), strict=False).network_address)
+
+
+def tightest(verdicts: Iterable[Verdict]) -> Verdict:
+    """Which of *verdicts* (at least one) a caller meets first: refused, fewest left, longest to wait."""
+    return min(verdicts, key=lambda verdict: (verdict.allowed, verdict.remaining, -verdict.reset_s))
+
+
+def policy_header(limit: Limit) -> str:
+    """The value of ``RateLimit-Policy``: quota and window in seconds."""
+    return f'"{limit.name}";q={limit.quota};w={limit.window_s}'
+
+
+def state_header(verdict: Verdict) -> str:
+    """The value of ``RateLimit``: attempts left and seconds until that changes."""
+    return f'"{verdict.limit.name}";r={verdict.remaining};t={verdict.reset_s}'

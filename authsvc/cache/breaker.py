@@ -1,0 +1,162 @@
+"""
+A circuit breaker as a pure state machine: it is asked before a call and told after it, and never
+holds a lock across one.  It knows neither what is called nor how.
+
+closed     every call passes; *failure_threshold* failures within *monitoring_period_s* open it
+open       no call passes for *recovery_timeout_s*
+half open  at most *half_open_max_calls* probes pass; the first success closes, a failure opens again
+
+Every change of state starts a new generation, and the result of a call that was let through in an
+older one is ignored: what a hung call reports late says nothing about now.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from threading import Lock
+
+
+class State(Enum):
+    """What the breaker does with the next call."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half_open"
+
+
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """Leave for one call; goes back with the call's result."""
+
+    generation: int
+    state: State
+
+
+def _ignore(_before: State, _after: State) -> None:
+    """Let nobody know."""
+
+
+class CircuitBreaker:
+    """
+    See the module's docstring.  Durations in seconds, *clock* monotonic.
+
+    *on_change* hears of every change of state, in order and outside the lock: it may be slow without
+    holding up more than the thread that happens to deliver.
+    """
+
+    def __init__(
+        self,
+        failure_threshold: int = 5,
+        monitoring_period_s: float = 10.0,
+        recovery_timeout_s: float = 2.0,
+        half_open_max_calls: int = 3,
+        *,
+        clock: Callable[[], float],
+        on_change: Callable[[State, State], None] = _ignore,
+    ) -> None:
+        if failure_threshold < 1 or half_open_max_calls < 1:
+            raise ValueError("failure_threshold and half_open_max_calls count from 1")
+        self._monitoring_period_s = monitoring_period_s
+        self._recovery_timeout_s = recovery_timeout_s
+        self._half_open_max_calls = half_open_max_calls
+        self._clock = clock
+        self._on_change = on_change
+        self._lock = Lock()
+        # One attribute holds state and generation, so that the closed path reads both without a lock.
+        self._current = Permit(0, State.CLOSED)
+        self._since_s = 0.0
+        self._probes = 0
+        self._failures_s: deque[float] = deque(maxlen=failure_threshold)
+        self._changes: deque[tuple[State, State]] = deque()
+        self._delivery = Lock()
+
+    @property
+    def state(self) -> State:
+        """The state as of the last call; an open breaker turns half open when it is next asked."""
+        return self._current.state
+
+    def permit(self) -> Permit | None:
+        """Ask before a call: a permit, to be given back by one of the next three, or None: do not call."""
+        current = self._current
+        if current.state is State.CLOSED:
+            return current
+        with self._lock:
+            permit = self._probe()
+        self._deliver()
+        return permit
+
+    def succeeded(self, permit: Permit) -> None:
+        """Report that the call was answered."""
+        if permit.state is State.CLOSED:
+            return
+        with self._lock:
+            if permit is self._current:
+                self._enter(State.CLOSED)
+        self._deliver()
+
+    def failed(self, permit: Permit) -> None:
+        """Report that the call was not answered."""
+        with self._lock:
+            if permit is self._current and (permit.state is State.HALF_OPEN or self._too_many()):
+                self._enter(State.OPEN)
+        self._deliver()
+
+    def withdrawn(self, permit: Permit) -> None:
+        """Report that the call was never made, or ended without saying anything about the other side."""
+        with self._lock:
+            if permit is self._current and self._probes:
+                self._probes -= 1
+
+    def open(self) -> None:
+        """Open by hand, for one recovery time-out."""
+        with self._lock:
+            self._enter(State.OPEN)
+        self._deliver()
+
+    def close(self) -> None:
+        """Close by hand and forget the failures."""
+        with self._lock:
+            self._enter(State.CLOSED)
+        self._deliver()
+
+    def _too_many(self) -> bool:
+        now_s = self._clock()
+        self._failures_s.append(now_s)
+        full = len(self._failures_s) == self._failures_s.maxlen
+        return full and now_s - self._failures_s[0] <= self._monitoring_period_s
+
+    def _probe(self) -> Permit | None:
+        if self._current.state is State.CLOSED:
+            return self._current
+        if self._clock() - self._since_s >= self._recovery_timeout_s:
+            self._admit_probes()
+        if self._current.state is State.OPEN or self._probes >= self._half_open_max_calls:
+            return None
+        self._probes += 1
+        return self._current
+
+    def _admit_probes(self) -> None:
+        if self._current.state is State.OPEN:
+            self._enter(State.HALF_OPEN)
+        else:  # a probe that never reports must not hold its place for ever
+            self._since_s, self._probes = self._clock(), 0
+
+    def _enter(self, state: State) -> None:
+        before = self._current
+        self._current = Permit(before.generation + 1, state)
+        self._since_s = self._clock()
+        self._probes = 0
+        self._failures_s.clear()
+        if state is not before.state:
+            self._changes.append((before.state, state))
+
+    def _deliver(self) -> None:
+        while self._changes and self._delivery.acquire(blocking=False):
+            try:
+                while self._changes:
+                    self._on_change(*self._changes.popleft())
+            finally:
+                self._delivery.release()

@@ -1,0 +1,235 @@
+"""
+Connections to one Redis: deadlines, a bounded pool, and a generation stamp on each connection.
+
+The stamp is a number that rises with every connection made or remade.  Whoever compared Redis with
+the truth at generation *g* may go on trusting the connections up to *g*; one with a higher stamp may
+lead to another server, or to the same one with other data, and says so.
+
+Pools are made per process, after the fork: a connection shared across a fork answers one process
+with the other's data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any, Literal, Protocol, TypeAlias, cast
+from urllib.parse import unquote, urlsplit
+
+from redis.backoff import NoBackoff
+from redis.connection import AbstractConnection, BlockingConnectionPool, Connection, SSLConnection
+from redis.exceptions import RedisError, ResponseError
+from redis.maint_notifications import MaintNotificationsConfig
+from redis.retry import Retry
+
+from authsvc.cache.errors import HandshakeRefused
+
+Argument: TypeAlias = "str | bytes | int | float"
+Reply: TypeAlias = "bytes | int | float | bool | list[Reply] | dict[Reply, Reply] | None"
+
+
+class Wire(Protocol):
+    """What is used of a redis-py connection."""
+
+    generation: int
+
+    def connect(self) -> None: ...
+    def disconnect(self) -> None: ...
+    def pack_commands(self, commands: Iterable[Sequence[Argument]]) -> list[bytes]: ...
+    def send_packed_command(self, command: list[bytes]) -> None: ...
+    def send_command(self, *args: Argument) -> None: ...
+    def read_response(self) -> Reply: ...
+
+
+class Pool(Protocol):
+    """What is used of a redis-py connection pool."""
+
+    connection_class: type[Any]
+    max_connections: int
+
+    def get_connection(self) -> Any: ...  # noqa: ANN401 a Wire, which redis-py does not know
+    def release(self, connection: Any) -> None: ...  # noqa: ANN401 the same
+    def disconnect(self, inuse_connections: bool = ...) -> None: ...  # noqa: FBT001 redis-py's own signature
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RedisAddress:
+    """Where a Redis is and who we are to it; TLS verifies the certificate against the system's roots."""
+
+    host: str
+    port: int = 6379
+    db: int = 0
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    tls: bool = False
+
+    @classmethod
+    def from_url(cls, url: str) -> RedisAddress:
+        """Read ``redis[s]://[user[:password]@]host[:port][/db]``; ValueError never repeats the URL."""
+        try:
+            parts = urlsplit(url)
+            port = parts.port or 6379
+        except ValueError:
+            raise ValueError("a Redis URL has a port between 1 and 65535") from None
+        db = parts.path.removeprefix("/") or "0"
+        sound = parts.hostname and not parts.query and not parts.fragment and db.isascii() and db.isdigit()
+        if parts.scheme not in {"redis", "rediss"} or not sound:
+            raise ValueError("a Redis URL reads redis[s]://[user[:password]@]host[:port][/db]")
+        return cls(
+            host=unquote(parts.hostname or ""),
+            port=port,
+            db=int(db),
+            username=unquote(parts.username or "") or None,
+            password=unquote(parts.password or "") or None,
+            tls=parts.scheme == "rediss",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deadlines:
+    """Seconds to connect, to wait for one reply, and to wait for a free connection."""
+
+    connect_s: float = 0.25
+    read_s: float = 0.25
+    wait_s: float = 0.1
+
+
+class Generations:
+    """The stamps of one pool: strictly rising, from 1."""
+
+    def __init__(self) -> None:
+        self.latest = 0
+        self._lock = Lock()
+
+    def next(self) -> int:
+        """Hand out the next stamp."""
+        with self._lock:
+            self.latest += 1
+            return self.latest
+
+
+class _Stamping(AbstractConnection):
+    """A redis-py connection that takes a new stamp whenever it is made."""
+
+    generations: Generations
+    announced_name: str | None
+    generation = 0
+
+    def on_connect_check_health(self, check_health: bool = True) -> None:  # noqa: FBT001, FBT002 redis-py's
+        """Stamp, shake hands, say our name."""
+        # After the TCP connection is made, never before: a stamp taken first could be compared and
+        # trusted while the connection is still on its way to another server.
+        self.generation = self.generations.next()
+        try:
+            super().on_connect_check_health(check_health)
+        except ResponseError as error:
+            raise HandshakeRefused from error
+        if self.announced_name:
+            self._announce(self.announced_name)
+
+    def _announce(self, name: str) -> None:
+        # For CLIENT LIST only; an ACL that denies it must not cost the connection.
+        with suppress(ResponseError):
+            self.send_command("CLIENT", "SETNAME", name, check_health=False)  # type: ignore[no-untyped-call]
+            self.read_response()
+
+
+def stamped(connection_class: type[Any], *, client_name: str | None = None) -> type[Any]:
+    """Return a subclass of the redis-py *connection_class* whose connections carry a ``generation``."""
+    attributes = {"generations": Generations(), "announced_name": client_name}
+    return type(f"Stamped{connection_class.__name__}", (_Stamping, connection_class), attributes)
+
+
+def bounded_pool(
+    address: RedisAddress,
+    *,
+    size: int,
+    protocol: Literal[2, 3] = 3,
+    client_name: str | None = None,
+    deadlines: Deadlines | None = None,
+) -> Pool:
+    """Return a pool of at most *size* stamped connections that never retries; connects to nothing yet."""
+    limits = deadlines or Deadlines()
+    pool = BlockingConnectionPool(  # type: ignore[no-untyped-call]
+        max_connections=size,
+        timeout=limits.wait_s,
+        connection_class=stamped(SSLConnection if address.tls else Connection, client_name=client_name),
+        host=address.host,
+        port=address.port,
+        db=address.db,
+        username=address.username,
+        password=address.password,
+        socket_connect_timeout=limits.connect_s,
+        socket_timeout=limits.read_s,
+        retry=Retry(NoBackoff(), 0),
+        health_check_interval=15,
+        protocol=protocol,
+        driver_info=None,  # saves two round trips for each connection
+        maint_notifications_config=MaintNotificationsConfig(enabled=False),
+    )
+    return cast("Pool", pool)
+
+
+class Connections:
+    """Hands out the connections of *pool*, which must be made of :func:`stamped` ones."""
+
+    def __init__(self, pool: Pool) -> None:
+        if not issubclass(pool.connection_class, _Stamping):
+            raise TypeError("the pool's connection_class must come from stamped()")
+        self._pool = pool
+        self._generations: Generations = pool.connection_class.generations
+        self._suspect_through = 0
+
+    @property
+    def generation(self) -> int:
+        """The latest stamp handed out."""
+        return self._generations.latest
+
+    def suspect(self) -> None:
+        """Have every connection made so far closed and remade before its next use."""
+        self._suspect_through = max(self._suspect_through, self._generations.latest)
+
+    def acquire(self) -> Wire:
+        """Take a connected connection; raises the driver's RedisError."""
+        wire: Wire = self._pool.get_connection()
+        if wire.generation <= self._suspect_through:
+            self._remake(wire)
+        return wire
+
+    def release(self, wire: Wire) -> None:
+        """Give *wire* back; one that has become suspect is closed."""
+        if wire.generation <= self._suspect_through:
+            wire.disconnect()
+        self._pool.release(wire)
+
+    def fill(self) -> int:
+        """
+        Open (or remake) connections up to the pool's size, and return how many are open.
+
+        Best effort: stops at the first that cannot be had.  Meanwhile others wait for theirs, so
+        this belongs at the start and after :meth:`suspect`, not on the way of a request.
+        """
+        held: list[Wire] = []
+        try:
+            with suppress(RedisError):  # the number returned says it
+                for _ in range(self._pool.max_connections):
+                    held.append(self.acquire())  # noqa: PERF401 what was taken before an error goes back
+        finally:
+            for wire in held:
+                self.release(wire)
+        return len(held)
+
+    def close(self) -> None:
+        """Close idle connections now and those in use when they come back."""
+        self.suspect()
+        self._pool.disconnect(inuse_connections=False)
+
+    def _remake(self, wire: Wire) -> None:
+        wire.disconnect()
+        try:
+            wire.connect()
+        except BaseException:
+            self._pool.release(wire)
+            raise

@@ -1,0 +1,111 @@
+"""
+What can go wrong between a service and its Redis.
+
+CacheError
+├── CacheUnavailable   no answer, or one that says "not now"    (reason)
+└── CacheMisuse        the command itself is wrong: a bug on this side, no outage on that one
+
+Messages hold a reason and nothing else: commands, addresses and values stay in the driver's error,
+which is the ``__cause__``.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from queue import Empty
+from typing import Final
+
+from redis import exceptions as driver
+
+
+class Reason(StrEnum):
+    """Why Redis could not be used; short and finite, so that it may label a metric."""
+
+    REFUSED = "refused"  # refused, reset, closed, name not resolved
+    TIMEOUT = "timeout"
+    LOADING = "loading"
+    READONLY = "readonly"
+    OOM = "oom"
+    MISCONF = "misconf"
+    NOREPLICAS = "noreplicas"
+    CLUSTERDOWN = "clusterdown"
+    DENIED = "denied"  # wrong or missing password, or an ACL that forbids the command
+    BUSY = "busy"  # a script blocks the server
+    OPEN = "open"  # the circuit breaker's: nothing was sent
+    EXHAUSTED = "exhausted"  # the connection pool's: nothing was sent
+    OTHER = "other"
+
+
+class CacheError(Exception):
+    """Root of every error of this library."""
+
+
+class CacheUnavailable(CacheError):
+    """Redis did not do what was asked, and may do it later; ``reason`` is one of :class:`Reason`."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = Reason(reason)
+        super().__init__(self.reason.value)
+
+
+class CacheMisuse(CacheError):
+    """The server understood and refused: wrong type, wrong syntax, unknown command."""
+
+
+class HandshakeRefused(driver.ConnectionError):
+    """The server let us connect and then refused HELLO, AUTH or SELECT; the refusal is the cause."""
+
+
+_BY_CLASS: Final[tuple[tuple[tuple[type[Exception], ...], Reason], ...]] = (
+    ((driver.MaxConnectionsError,), Reason.EXHAUSTED),
+    ((driver.BusyLoadingError,), Reason.LOADING),
+    ((driver.AuthenticationError, driver.AuthorizationError), Reason.DENIED),
+    ((driver.ExternalAuthProviderError, driver.AuthenticationWrongNumberOfArgsError), Reason.DENIED),
+    ((driver.NoPermissionError,), Reason.DENIED),
+    ((driver.OutOfMemoryError,), Reason.OOM),
+    ((driver.ReadOnlyError,), Reason.READONLY),
+    ((driver.ClusterDownError, driver.TryAgainError, driver.AskError), Reason.CLUSTERDOWN),
+    ((driver.TimeoutError,), Reason.TIMEOUT),
+    ((driver.ConnectionError,), Reason.REFUSED),
+)
+
+# What the driver has no class for, or hides behind the error of a script (the last two alternatives:
+# servers before 7, and an ACL that denies a command inside a script).
+_REFUSAL: Final = re.compile(
+    r"(?:ERR )?(?:Error running script .*?: -?)?"
+    r"(OOM|READONLY|MISCONF|NOREPLICAS|CLUSTERDOWN|MASTERDOWN|LOADING|BUSY|NOPERM|NOAUTH|WRONGPASS"
+    r"|ACL failure in script)\b"
+)
+_BY_WORD: Final = {
+    "MASTERDOWN": Reason.CLUSTERDOWN,
+    "NOPERM": Reason.DENIED,
+    "NOAUTH": Reason.DENIED,
+    "WRONGPASS": Reason.DENIED,
+    "ACL failure in script": Reason.DENIED,
+}
+
+
+def translate(error: driver.RedisError) -> CacheError:
+    """Return *error* in this library's words; raise the result ``from`` *error*."""
+    if isinstance(error, HandshakeRefused):
+        return CacheUnavailable(_reason(error.__cause__) or Reason.OTHER)
+    if isinstance(error.__context__, Empty):  # how the blocking pool says that it is exhausted
+        return CacheUnavailable(Reason.EXHAUSTED)
+    reason = _reason(error)
+    if reason is not None:
+        return CacheUnavailable(reason)
+    if isinstance(error, driver.ResponseError | driver.DataError):
+        return CacheMisuse(type(error).__name__)
+    return CacheUnavailable(Reason.OTHER)
+
+
+def _reason(error: BaseException | None) -> Reason | None:
+    for classes, reason in _BY_CLASS:
+        if isinstance(error, classes):
+            return reason
+    found = _REFUSAL.match(str(error))
+    if found is None:
+        return None
+    word = found.group(1)
+    return _BY_WORD.get(word) or Reason(word.lower())

@@ -1,0 +1,305 @@
+"""The use cases: register, log in, refresh, log out."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from authsvc.domain.audit import Action, AuditLog, Event
+from authsvc.domain.credentials import Credentials, CredentialStore, PasswordProof, require_policy
+from authsvc.domain.errors import (
+    Invalid,
+    InvalidCredentials,
+    RefreshInvalid,
+    RefreshReused,
+    SessionOver,
+    StoreUnavailable,
+    TokenInvalid,
+)
+from authsvc.domain.passwords import PasswordPolicy
+from authsvc.domain.ratelimits import Limits, Rule
+from authsvc.domain.revocations import Outcome, Revocations
+from authsvc.domain.sessions import (
+    SALT_BYTES,
+    Presented,
+    RefreshToken,
+    RefreshTokens,
+    Session,
+    SessionPolicy,
+    SessionStore,
+    Standing,
+    parse_refresh_token,
+    recognise,
+)
+from authsvc.domain.tokens import AccessToken, TokenReader, TokenSigner
+from authsvc.domain.users import Profile, User, UserStore
+from authsvc.domain.values.clocks import Clock
+from authsvc.domain.values.emails import Email, InvalidEmail, canonical_email
+from authsvc.domain.values.identifiers import SessionId, TokenId, UserId, new_id
+
+#: Looked up for an address of wrong syntax, so that it costs what an unknown one costs; never registered.
+NOBODY = Email("nobody@authsvc.invalid")
+#: A refresh that loses a race reads again: it then finds a successor, a reuse or an ended session.
+REFRESH_ROUNDS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registration:
+    """What somebody signs up with."""
+
+    email: str
+    password: str
+    profile: Profile
+
+    def __repr__(self) -> str:
+        """Without address and password."""
+        return "Registration()"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoginAttempt:
+    """What somebody signs in with, and from where."""
+
+    email: str
+    password: str
+    device_id: str | None
+    ip: str
+    user_agent: str | None
+
+    def __repr__(self) -> str:
+        """Without address and password."""
+        return f"LoginAttempt(ip={self.ip!r})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenPair:
+    """The answer to a login or a refresh (RFC 6749 §5.1); lifetimes in seconds."""
+
+    access_token: str
+    expires_in: int
+    refresh_token: str
+    refresh_expires_in: int
+    session_id: SessionId
+
+    def __repr__(self) -> str:
+        """Without the tokens."""
+        return f"TokenPair(session_id={self.session_id!r})"
+
+
+class IssuedTokens(Protocol):
+    """The fast copy's record of tokens that were issued."""
+
+    def remember(self, token: AccessToken, email: Email) -> None:
+        """Note *token* as issued; raises StoreUnavailable."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Authentication:
+    """Joins users, sessions, tokens and limits; every method names what it refuses with."""
+
+    users: UserStore
+    credentials: CredentialStore
+    sessions: SessionStore
+    session_policy: SessionPolicy
+    password_policy: PasswordPolicy
+    proof: PasswordProof
+    signer: TokenSigner
+    reader: TokenReader
+    refresh_tokens: RefreshTokens
+    issued: IssuedTokens
+    revocations: Revocations
+    limits: Limits
+    audit: AuditLog
+    clock: Clock
+
+    def register(self, form: Registration) -> User:
+        """
+        Create an account.
+
+        Raises:
+            Invalid: address or password break a rule.
+            EmailTaken: the unique index says so, whoever raced.
+            HashingBusy, StoreUnavailable.
+        """
+        email = _required_email(form.email)
+        require_policy(self.password_policy, form.password, email=email, field="password")
+        now = self.clock()
+        user = form.profile.applied_to(User(id=UserId(new_id()), email=email, created_at=now, updated_at=now))
+        committed = self.users.add(user, self.proof.passwords.hash(form.password))
+        outcome = self.revocations.publish(committed)
+        self.audit.record(Event(Action.USER_REGISTERED, user_id=user.id))
+        return outcome.value
+
+    def log_in(self, attempt: LoginAttempt) -> TokenPair:
+        """
+        Trade address and password for a session; the same work is done whether the address is known.
+
+        Raises:
+            InvalidCredentials: unknown address, wrong password or disabled user.
+            RateLimited, HashingBusy, StoreUnavailable.
+        """
+        email = _typed_email(attempt.email)
+        with self.proof.attempt(email or attempt.email):
+            credentials = self.credentials.by_email(email or NOBODY)
+            if not self.proof.holds(attempt.password, credentials) or credentials is None:
+                raise self._refused(attempt, credentials)
+            return self._open_session(credentials, attempt)
+
+    def refresh(self, presented: str) -> TokenPair:
+        """
+        Rotate the refresh token *presented* and issue a new pair: one query and one conditional update.
+
+        Raises:
+            RefreshInvalid: not one of ours; nothing is harmed.
+            SessionOver: the session has ended or expired.
+            RefreshReused: consumed before, outside the grace rule; the session has now ended.
+            RateLimited, StoreUnavailable.
+        """
+        token = parse_refresh_token(presented)
+        standing = self._genuine(token)
+        self.limits.take(Rule.REFRESH, token.session_id)
+        for _ in range(REFRESH_ROUNDS):
+            pair = self._rotate(token, standing)
+            if pair is not None:
+                return pair
+            standing = self._genuine(token)
+        raise SessionOver
+
+    def log_out(self, access: str | None, refresh: str | None) -> Outcome[Session | None]:
+        """
+        End the session that *access* (it may have expired) or *refresh* belongs to; repeating is harmless.
+
+        Raises:
+            TokenInvalid: neither is given, one is forged, or they name two sessions; nothing ends.
+            StoreUnavailable.
+        """
+        token = self.reader.read_expired(access, now=self.clock()) if access is not None else None
+        named = {token.session_id} if token else set()
+        if refresh is not None:
+            named.add(self._refreshable(refresh))
+        if len(named) != 1:
+            raise TokenInvalid("no session, or two of them")
+        return self._end(named.pop(), token)
+
+    def _refused(self, attempt: LoginAttempt, credentials: Credentials | None) -> InvalidCredentials:
+        """The one refusal of a login, written down."""
+        user_id = credentials.user.id if credentials else None
+        self.audit.record(Event(Action.LOGIN_FAILED, user_id=user_id, client_ip=attempt.ip))
+        return InvalidCredentials()
+
+    def _open_session(self, verified: Credentials, attempt: LoginAttempt) -> TokenPair:
+        """A new session for a proven user, unless he was disabled or changed his password meanwhile."""
+        session = self._new_session(verified.user, attempt)
+        rehash = self.proof.rehash(attempt.password, verified)
+        committed = self.credentials.open_session(
+            verified, session, rehash=rehash, max_sessions=self.session_policy.max_per_user
+        )
+        if committed is None:
+            raise self._refused(attempt, verified)
+        user = self.revocations.publish(committed).value
+        self.audit.record(
+            Event(Action.LOGIN_SUCCEEDED, user_id=user.id, session_id=session.id, client_ip=attempt.ip)
+        )
+        return self._pair(user, session)
+
+    def _new_session(self, user: User, attempt: LoginAttempt) -> Session:
+        now = self.clock()
+        absolute_end = now + timedelta(seconds=self.session_policy.max_ttl_s)
+        return Session(
+            id=SessionId(new_id()),
+            user_id=user.id,
+            device_id=attempt.device_id,
+            ip=attempt.ip,
+            user_agent=attempt.user_agent,
+            created_at=now,
+            last_used_at=now,
+            idle_expires_at=self.session_policy.idle_end(now, absolute_end),
+            expires_at=absolute_end,
+            counter=0,
+            rotated_at=now,
+            salt=secrets.token_bytes(SALT_BYTES),
+        )
+
+    def _genuine(self, token: RefreshToken) -> Standing:
+        """The session of *token*, if this server made it; raises RefreshInvalid."""
+        standing = self.sessions.standing(token.session_id)
+        if standing is None or not self.refresh_tokens.is_genuine(token, standing.session.salt):
+            raise RefreshInvalid("forged, or its session is gone")
+        return standing
+
+    def _rotate(self, token: RefreshToken, standing: Standing) -> TokenPair | None:
+        """One round of a refresh; None when somebody else was faster."""
+        now = self.clock()
+        session = standing.session
+        if not standing.is_good(now):
+            raise SessionOver
+        presented = recognise(token.counter, session, now=now, grace_s=self.session_policy.grace_s)
+        if presented is Presented.REUSED:
+            raise self._reused(session)
+        if presented is Presented.REPEATED:
+            return self._pair(standing.user, session)
+        idle_end = self.session_policy.idle_end(now, session.expires_at)
+        if not self.sessions.rotate(session, now=now, idle_expires_at=idle_end):
+            return None
+        rotated = replace(session, counter=session.counter + 1, idle_expires_at=idle_end, rotated_at=now)
+        return self._pair(standing.user, rotated)
+
+    def _reused(self, session: Session) -> RefreshReused:
+        """End the session whose token came back, before anybody is answered."""
+        self.revocations.publish(self.sessions.end(session.id, reason="refresh_reused", token_id=None))
+        self.audit.record(Event(Action.REFRESH_REUSED, user_id=session.user_id, session_id=session.id))
+        return RefreshReused()
+
+    def _pair(self, user: User, session: Session) -> TokenPair:
+        """Tokens for *session* as it is now."""
+        now = self.clock()
+        text, token = self.signer.issue(user, session.id, now=now, not_after=session.ends_at)
+        try:
+            self.issued.remember(token, user.email)
+        except StoreUnavailable:
+            # Not lost: the first check of this token asks SQL and notes it then.
+            self.audit.record(Event(Action.TOKEN_UNRECORDED, user_id=user.id, session_id=session.id))
+        return TokenPair(
+            access_token=text,
+            expires_in=token.expires_at - token.issued_at,
+            refresh_token=self.refresh_tokens.mint(session.id, session.counter, session.salt),
+            refresh_expires_in=_seconds_until(session.ends_at, now),
+            session_id=session.id,
+        )
+
+    def _refreshable(self, refresh: str) -> SessionId:
+        """The session of a genuine refresh token, alive or not; raises TokenInvalid."""
+        try:
+            return self._genuine(parse_refresh_token(refresh)).session.id
+        except RefreshInvalid as error:
+            raise TokenInvalid("refresh token") from error
+
+    def _end(self, session_id: SessionId, token: AccessToken | None) -> Outcome[Session | None]:
+        shown: TokenId | None = token.token_id if token else None
+        outcome = self.revocations.publish(self.sessions.end(session_id, reason="logout", token_id=shown))
+        user_id = token.user_id if token else outcome.value and outcome.value.user_id
+        self.audit.record(Event(Action.SESSION_ENDED, user_id=user_id, session_id=session_id))
+        return outcome
+
+
+def _required_email(text: str) -> Email:
+    """The canonical form of *text*; raises Invalid."""
+    try:
+        return canonical_email(text)
+    except InvalidEmail as error:
+        raise Invalid({"email": [str(error)]}) from error
+
+
+def _typed_email(text: str) -> Email | None:
+    """The canonical form of an address typed at login, None where it has none."""
+    try:
+        return canonical_email(text)
+    except InvalidEmail:
+        return None
+
+
+def _seconds_until(end: datetime, now: datetime) -> int:
+    """Whole seconds from *now* to *end*, never negative."""
+    return max(0, int((end - now).total_seconds()))

@@ -1,0 +1,110 @@
+"""The token check: is this access token good, now?  The hot path; it knows nothing of HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from authsvc.domain.errors import Forbidden, StoreUnavailable, TokenInvalid
+from authsvc.domain.revocations import IndexAnswer, TokenKeys, Verdict, judge
+from authsvc.domain.sessions import SessionStore, Standing
+from authsvc.domain.tokens import AccessToken, TokenReader
+from authsvc.domain.users import Role
+from authsvc.domain.values.clocks import Clock
+
+
+class Source(StrEnum):
+    """Who decided a check."""
+
+    REDIS = "redis"
+    SQL = "sql"
+    NONE = "none"
+
+
+class TokenIndex(Protocol):
+    """The fast copy, read in one round trip and refilled; raises StoreUnavailable."""
+
+    def look_up(self, token: TokenKeys) -> IndexAnswer:
+        """Record, session, epoch, blacklist and marker at once."""
+
+    def refill(self, token: AccessToken, standing: Standing | None) -> None:
+        """Put back what SQL knows; never over a tombstone or a higher epoch."""
+
+
+#: Called once per check with its result and who decided it.
+CheckObserver = Callable[[str, Source], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenChecks:
+    """Answers for access tokens: from Redis with proof, else from SQL, else not at all."""
+
+    reader: TokenReader
+    index: TokenIndex
+    sessions: SessionStore
+    observe: CheckObserver
+    clock: Clock
+
+    def check(self, text: str) -> AccessToken:
+        """
+        The claims of *text* if it is good on this very request.
+
+        Raises:
+            TokenInvalid: forged, expired, revoked, its session over or its user changed.
+            StoreUnavailable: neither store can prove an answer.
+        """
+        try:
+            token = self.reader.read(text, now=self.clock())
+        except TokenInvalid:
+            self.observe("invalid", Source.NONE)
+            raise
+        verdict = self._ask_index(token)
+        if verdict is Verdict.UNKNOWN:
+            return self._ask_sql(token)
+        self.observe(verdict.value, Source.REDIS)
+        if verdict is Verdict.REVOKED:
+            raise TokenInvalid("revoked")
+        return token
+
+    def _ask_index(self, token: AccessToken) -> Verdict:
+        """What Redis proves of *token*; an outage proves nothing."""
+        try:
+            answer = self.index.look_up(token.keys)
+        except StoreUnavailable:
+            return Verdict.UNKNOWN
+        return judge(token.keys, answer)
+
+    def _ask_sql(self, token: AccessToken) -> AccessToken:
+        """What SQL says of *token*; Redis is told, if it listens."""
+        try:
+            standing = self.sessions.standing(token.session_id)
+        except StoreUnavailable:
+            self.observe("unavailable", Source.NONE)
+            raise
+        is_good = standing is not None and _matches(token, standing) and standing.is_good(self.clock())
+        self.observe("active" if is_good else "revoked", Source.SQL)
+        self._refill(token, standing)
+        if not is_good:
+            raise TokenInvalid("revoked")
+        return token
+
+    def _refill(self, token: AccessToken, standing: Standing | None) -> None:
+        try:
+            self.index.refill(token, standing)
+        except StoreUnavailable:
+            # The answer stands without it; the next check asks SQL again.  Counted by the client's hooks.
+            return
+
+
+def require_roles(token: AccessToken, wanted: frozenset[str]) -> None:
+    """Raise Forbidden unless *token* holds every role of *wanted*; its roles are current, or it is refused."""
+    if not wanted <= set[Role](token.roles):
+        raise Forbidden
+
+
+def _matches(token: AccessToken, standing: Standing) -> bool:
+    """The token is about this user as he is now."""
+    user = standing.user
+    return user.id == token.user_id and user.epoch == token.epoch and user.roles == token.roles

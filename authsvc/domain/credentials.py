@@ -1,0 +1,166 @@
+"""Credentials: a user with his password hash, proving who he is, and changing the password."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from authsvc.domain.audit import Action, AuditLog, Event
+from authsvc.domain.errors import AuthError, HashingBusy, Invalid, InvalidCredentials, WrongPassword
+from authsvc.domain.passwords import PasswordPolicy, Passwords
+from authsvc.domain.ratelimits import Limits, Rule, account_subject
+from authsvc.domain.revocations import Committed, Outcome, Revocations
+from authsvc.domain.sessions import Session
+from authsvc.domain.tokens import AccessToken
+from authsvc.domain.users import User, UserDirectory
+from authsvc.domain.values.emails import Email
+from authsvc.domain.values.identifiers import SessionId, UserId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials:
+    """A user and what his password is verified by; never cached, never logged."""
+
+    user: User
+    password_hash: str
+    #: Raised by every change of the password, not by a rehash of the same one.
+    password_version: int
+
+    def __repr__(self) -> str:
+        """Without the hash."""
+        return f"Credentials(user_id={self.user.id!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class Rehash:
+    """A better hash of the same password, stored only if the old one is still there."""
+
+    old: str
+    new: str
+
+    def __repr__(self) -> str:
+        """Without the hashes."""
+        return "Rehash()"
+
+
+class CredentialStore(Protocol):
+    """Where password hashes live: SQL alone.  Raises StoreUnavailable."""
+
+    def by_email(self, email: Email) -> Credentials | None:
+        """The credentials of the canonical address *email*."""
+
+    def by_user(self, user_id: UserId) -> Credentials:
+        """Raises NotFound."""
+
+    def open_session(
+        self, verified: Credentials, session: Session, *, rehash: Rehash | None, max_sessions: int
+    ) -> Committed[User] | None:
+        """
+        Add *session* and note the login, if the user is still active with the password *verified*.
+
+        One transaction: a disable or a password change either comes before and wins (None), or after and
+        finds the session.  The sessions unused for longest give way beyond *max_sessions*.
+        """
+
+    def replace_password(
+        self, verified: Credentials, new_hash: str, *, keep: SessionId
+    ) -> Committed[User] | None:
+        """Set the hash if the password is still the one *verified*, and end all sessions but *keep*."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PasswordProof:
+    """Proves a password, counting failures by account before the work is done."""
+
+    passwords: Passwords
+    limits: Limits
+    audit: AuditLog
+
+    @contextmanager
+    def attempt(self, account: str) -> Iterator[None]:
+        """
+        Count one attempt on *account* (an address as typed or canonical); give it back unless it failed.
+
+        Raises:
+            RateLimited: too many failures.
+            StoreUnavailable: the attempt cannot be counted.
+        """
+        verdict = self.limits.take(Rule.LOGIN_ACCOUNT, account_subject(account))
+        try:
+            yield
+        except (InvalidCredentials, WrongPassword):
+            raise
+        except AuthError:
+            self.limits.refund(verdict)
+            raise
+        self.limits.refund(verdict)
+
+    def holds(self, password: str, credentials: Credentials | None) -> bool:
+        """True if *password* is right; the same work is done where there are no credentials to compare."""
+        found = self.passwords.verify(password, credentials.password_hash if credentials else None)
+        if found.is_malformed and credentials is not None:
+            self.audit.record(Event(Action.HASH_MALFORMED, user_id=credentials.user.id))
+        return found.is_match
+
+    def rehash(self, password: str, credentials: Credentials) -> Rehash | None:
+        """A hash of the configured scheme and cost where the stored one is another; later when hashing is busy."""
+        if not self.passwords.needs_rehash(credentials.password_hash):
+            return None
+        try:
+            return Rehash(old=credentials.password_hash, new=self.passwords.hash(password))
+        except HashingBusy:
+            return None
+
+
+def require_policy(policy: PasswordPolicy, password: str, *, email: Email, field: str) -> None:
+    """Raise Invalid for *field* unless *password* is good enough for *email*."""
+    problems = policy.problems(password, email=email)
+    if problems:
+        raise Invalid({field: problems})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnAccount:
+    """What a signed-in user may do only with his current password."""
+
+    credentials: CredentialStore
+    users: UserDirectory
+    proof: PasswordProof
+    policy: PasswordPolicy
+    revocations: Revocations
+    audit: AuditLog
+
+    def change_password(self, token: AccessToken, current: str, new: str) -> Outcome[User]:
+        """
+        Replace the password; every session but the caller's ends.
+
+        Raises:
+            WrongPassword: *current* is wrong, or was changed by somebody else meanwhile.
+            Invalid: *new* breaks the policy.
+            RateLimited, HashingBusy, StoreUnavailable.
+        """
+        verified = self._prove(token.user_id, current)
+        require_policy(self.policy, new, email=verified.user.email, field="new_password")
+        new_hash = self.proof.passwords.hash(new)
+        committed = self.credentials.replace_password(verified, new_hash, keep=token.session_id)
+        if committed is None:
+            raise WrongPassword
+        outcome = self.revocations.publish(committed)
+        self.audit.record(Event(Action.PASSWORD_CHANGED, user_id=token.user_id, session_id=token.session_id))
+        return outcome
+
+    def close(self, token: AccessToken, password: str) -> Outcome[User]:
+        """Delete the caller's account; raises WrongPassword, LastAdmin, RateLimited, HashingBusy."""
+        self._prove(token.user_id, password)
+        return self.users.remove(token.user_id, actor=token.user_id)
+
+    def _prove(self, user_id: UserId, password: str) -> Credentials:
+        """The caller's credentials, if *password* is his."""
+        credentials = self.credentials.by_user(user_id)
+        with self.proof.attempt(credentials.user.email):
+            if not self.proof.holds(password, credentials):
+                self.audit.record(Event(Action.PASSWORD_REFUSED, user_id=user_id))
+                raise WrongPassword
+        return credentials

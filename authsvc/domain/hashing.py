@@ -1,0 +1,192 @@
+"""The lane that password hashing runs in: bounded, at low priority, beside the requests."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from authsvc.domain.errors import HashingBusy
+from authsvc.domain.passwords import Passwords, Verification
+from authsvc.domain.values.clocks import Monotonic
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneSize:
+    """*threads* jobs run at once, *queue_limit* more wait, none longer than *deadline_s* seconds to begin."""
+
+    threads: int
+    queue_limit: int
+    deadline_s: float
+    #: Added to the threads' nice value, 0 to 19; the system runs everything else first.
+    niceness: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Job(Generic[T]):
+    """A function and where its outcome goes; the outcome decides, once, between running and cancelled."""
+
+    work: Callable[[], T]
+    outcome: Future[T]
+
+    def run(self) -> None:
+        """Do the work; whatever it raises is raised again by the thread that waits for the outcome."""
+        try:
+            self.outcome.set_result(self.work())
+        except BaseException as error:  # noqa: BLE001 - passed on, not swallowed
+            self.outcome.set_exception(error)
+
+
+class HashingLane:
+    """
+    Threads of its own for work that keeps a core busy for a fifth of a second.
+
+    They start with the first job, so a process may fork before that; they are daemons, so they never
+    keep a process from ending.  *clock* (seconds) times the jobs for *on_done*, which runs in the lane.
+    """
+
+    def __init__(
+        self, size: LaneSize, *, clock: Monotonic, on_done: Callable[[float], None] = lambda _seconds: None
+    ) -> None:
+        self._size = size
+        self._clock = clock
+        self._on_done = on_done
+        self._changed = threading.Condition()
+        self._waiting: deque[_Job[Any]] = deque()
+        self._running = 0
+        self._threads: list[threading.Thread] = []
+        self._is_closed = False
+
+    @property
+    def queue_depth(self) -> int:
+        """Jobs that have not begun."""
+        return len(self._waiting)
+
+    def run(self, work: Callable[[], T]) -> T:
+        """
+        The result of *work*, or what it raises, computed by one of the lane's threads.
+
+        Raises:
+            HashingBusy: the queue is full or closed, or the job did not begin in time; then it never will.
+        """
+        job = _Job(work=lambda: self._timed(work), outcome=Future[T]())
+        self._enter(job)
+        wait([job.outcome], timeout=self._size.deadline_s)
+        if self._gave_up(job):
+            raise self._busy()
+        return job.outcome.result()
+
+    def close(self) -> None:
+        """Take no more jobs, finish those that wait, and end the threads."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _enter(self, job: _Job[Any]) -> None:
+        with self._changed:
+            room = self._size.threads + self._size.queue_limit - self._running - len(self._waiting)
+            if room <= 0 or self._is_closed:
+                raise self._busy()
+            if not self._threads:
+                self._start()
+            self._waiting.append(job)
+            self._changed.notify()
+
+    def _gave_up(self, job: _Job[Any]) -> bool:
+        """Take *job* back unless a thread has begun it; under the lock that threads begin jobs under."""
+        with self._changed:
+            is_cancelled = job.outcome.cancel()
+            if is_cancelled:
+                self._waiting.remove(job)
+            return is_cancelled
+
+    def _busy(self) -> HashingBusy:
+        return HashingBusy(retry_after_s=max(1, math.ceil(self._size.deadline_s)))
+
+    def _start(self) -> None:
+        self._threads = [
+            threading.Thread(target=self._serve, name=f"hashing-{number}", daemon=True)
+            for number in range(self._size.threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _serve(self) -> None:
+        _lower_own_priority(self._size.niceness)
+        # One call per job: no local of this frame keeps the last password in memory while idle.
+        while self._serve_one():
+            pass
+
+    def _serve_one(self) -> bool:
+        """Wait for a job and run it; False when the lane is closed and empty."""
+        job = self._next()
+        if job is None:
+            return False
+        job.run()
+        return True
+
+    def _next(self) -> _Job[Any] | None:
+        """The job that waits for longest, begun; None when there is and will be none."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._is_closed)
+            if not self._waiting:
+                return None
+            job = self._waiting.popleft()
+            job.outcome.set_running_or_notify_cancel()
+            self._running += 1
+            return job
+
+    def _timed(self, work: Callable[[], T]) -> T:
+        started = self._clock()
+        try:
+            return work()
+        finally:
+            # Before the outcome is out: whoever has it finds the room that it took.
+            with self._changed:
+                self._running -= 1
+            self._on_done(self._clock() - started)
+
+
+@dataclass(frozen=True, slots=True)
+class BoundedPasswords:
+    """*passwords* whose work runs in *lane*: one job for each hash and each verification."""
+
+    passwords: Passwords
+    lane: HashingLane
+
+    def hash(self, password: str) -> str:
+        """The stored form of *password*; raises HashingBusy."""
+        return self.lane.run(lambda: self.passwords.hash(password))
+
+    def verify(self, password: str, stored: str | None) -> Verification:
+        """Whether *password* is the one that *stored* was made of; raises HashingBusy."""
+        return self.lane.run(lambda: self.passwords.verify(password, stored))
+
+    def needs_rehash(self, stored: str) -> bool:
+        """True unless *stored* is of the configured scheme and cost; costs nothing."""
+        return self.passwords.needs_rehash(stored)
+
+
+def _lower_own_priority(niceness: int) -> None:
+    """Add *niceness* to the calling thread's nice value; where that cannot be done, say so and go on."""
+    if sys.platform != "linux":  # elsewhere a thread's id is no process id: it could name somebody else
+        _log.warning("hashing.priority_unchanged: this system has no priority of a single thread")
+        return
+    thread = threading.get_native_id()
+    try:
+        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + niceness)
+    except OSError as error:
+        _log.warning("hashing.priority_unchanged: %s", error)

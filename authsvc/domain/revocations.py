@@ -1,0 +1,198 @@
+"""
+What is revoked, who decides it, and when Redis may be believed.
+
+SQL holds the truth: an append-only log whose sequence numbers become visible in order.  Redis holds a
+fast copy, and a *marker*: the last entry that was replayed into it.  A check believes Redis only while
+the marker is proven (:class:`Proof`); whatever is missing, unproven or failing is asked of SQL.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+from typing import Generic, Protocol, TypeVar
+
+from authsvc.domain.errors import StoreUnavailable
+from authsvc.domain.values.emails import Email
+from authsvc.domain.values.identifiers import SessionId, TokenId, UserId
+
+T = TypeVar("T")
+
+#: How much longer than a token its tombstones live in Redis (seconds): leeway is added to it.
+COPY_MARGIN_S = 60
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Revocation:
+    """
+    One entry of the log.
+
+    ``session_id`` ends that session, ``token_id`` names the token that was shown for it, ``epoch`` cuts
+    off the user's earlier tokens, ``email`` says that copies of the user himself are out of date.
+    """
+
+    #: Position in the log; 0 for an entry that is repeated and not new.
+    seq: int
+    at: datetime
+    reason: str
+    #: From here on no token can be alive that this entry is about.
+    expires_at: datetime
+    user_id: UserId
+    session_id: SessionId | None = None
+    token_id: TokenId | None = None
+    epoch: int | None = None
+    email: Email | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Committed(Generic[T]):
+    """What SQL now holds, and the log entries that went with it."""
+
+    value: T
+    entries: tuple[Revocation, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome(Generic[T]):
+    """A committed change; ``is_complete`` is False while Redis has yet to hear of it (202)."""
+
+    value: T
+    is_complete: bool
+
+
+class Verdict(Enum):
+    """What the fast copy says of a token with a good signature."""
+
+    ACTIVE = "active"
+    REVOKED = "revoked"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenKeys:
+    """What a check needs to know of a token to look it up."""
+
+    token_id: TokenId
+    session_id: SessionId
+    user_id: UserId
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class IndexAnswer:
+    """One answer of Redis about one token; each field as read, None where nothing was."""
+
+    record: bytes | None
+    session: bytes | None
+    epoch: bytes | None
+    blacklist: bytes | None
+    is_proven: bool
+
+
+def judge(token: TokenKeys, answer: IndexAnswer) -> Verdict:
+    """A yes needs presence and proof, a no needs proof; all else is for SQL to say."""
+    if not answer.is_proven:
+        return Verdict.UNKNOWN
+    if answer.blacklist is not None or answer.session == b"ended":
+        return Verdict.REVOKED
+    if answer.epoch is None or not answer.epoch.isdigit():
+        return Verdict.UNKNOWN
+    epoch = int(answer.epoch)
+    if epoch > token.epoch:
+        return Verdict.REVOKED
+    if answer.record is None or answer.session != b"alive" or epoch != token.epoch:
+        return Verdict.UNKNOWN
+    return Verdict.ACTIVE
+
+
+class Proof:
+    """
+    Whether the marker proves, to this process, that Redis holds every revocation.
+
+    The marker must be present and not behind what the process knows; the connection that read it must
+    have been there before the process last compared Redis with SQL, and must not be older than the
+    connection that the comparison itself went over (a restore or a failover breaks connections); the
+    comparison must be younger than *max_staleness_s* (seconds).  Connections are told apart by their
+    generation, a number that rises with each one made.
+    """
+
+    def __init__(self, max_staleness_s: float) -> None:
+        self._max_staleness_s = max_staleness_s
+        self._lock = threading.Lock()
+        self._known = 0
+        self._oldest = self._newest = -1
+        self._compared_at_s = 0.0
+
+    @property
+    def known(self) -> int:
+        """The highest entry that this process knows to be needed in Redis."""
+        return self._known
+
+    def holds(self, marker: bytes | None, generation: int, now_s: float) -> bool:
+        """True if *marker*, read over connection *generation* at *now_s* (monotonic seconds), proves."""
+        return (
+            marker is not None
+            and self._oldest <= generation <= self._newest
+            and marker.isdigit()
+            and int(marker) >= self._known
+            and now_s - self._compared_at_s <= self._max_staleness_s
+        )
+
+    def still_connected(self, generation: int) -> bool:
+        """True if the last comparison went over connection *generation*."""
+        return 0 <= self._oldest == generation
+
+    def is_new(self, generation: int) -> bool:
+        """True if connection *generation* was made after the last comparison began."""
+        return generation > self._newest
+
+    def compared(self, *, seq: int, over: int, newest: int, now_s: float) -> None:
+        """Redis held every entry up to *seq*, seen over connection *over*; *newest* existed before."""
+        with self._lock:
+            self._known = max(self._known, seq)
+            self._oldest, self._newest = over, newest
+            self._compared_at_s = now_s
+
+    def learned(self, seq: int) -> None:
+        """Entry *seq* is in SQL and perhaps not in Redis: a marker behind it proves nothing."""
+        with self._lock:
+            self._known = max(self._known, seq)
+
+    def distrust(self) -> None:
+        """Believe nothing until the next comparison."""
+        with self._lock:
+            self._oldest = self._newest = -1
+
+
+class RevocationIndex(Protocol):
+    """The fast copy; raises StoreUnavailable when it cannot be written."""
+
+    def write(self, entries: Sequence[Revocation]) -> None:
+        """Carry *entries* over: tombstones, epochs, blacklist, dropped copies.  Repeating is harmless."""
+
+
+@dataclass(frozen=True, slots=True)
+class Revocations:
+    """Carries what SQL committed over to Redis, and says whether it arrived."""
+
+    index: RevocationIndex
+    proof: Proof
+
+    def publish(self, committed: Committed[T]) -> Outcome[T]:
+        """
+        Write the entries of *committed* to Redis.
+
+        When Redis cannot be written the outcome is incomplete: the reconciler of any process finishes
+        the job, and this process distrusts Redis until that has happened.
+        """
+        if not committed.entries:
+            return Outcome(committed.value, is_complete=True)
+        try:
+            self.index.write(committed.entries)
+        except StoreUnavailable:
+            self.proof.learned(max(entry.seq for entry in committed.entries))
+            return Outcome(committed.value, is_complete=False)
+        return Outcome(committed.value, is_complete=True)

@@ -1,0 +1,204 @@
+"""Sessions and their refresh tokens: rotation, grace, reuse (RFC 9700 §4.14)."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import Enum
+from typing import Protocol
+
+from authsvc.domain.audit import Action, AuditLog, Event
+from authsvc.domain.values.clocks import Clock
+from authsvc.domain.errors import NotFound, RefreshInvalid
+from authsvc.domain.revocations import Committed, Outcome, Revocations
+from authsvc.domain.users import User
+from authsvc.domain.values.identifiers import SessionId, TokenId, UserId
+
+SALT_BYTES = 16
+
+_SID_BYTES, _COUNTER_BYTES, _TAG_BYTES = 16, 4, 32
+_TOKEN_BYTES = _SID_BYTES + _COUNTER_BYTES + _TAG_BYTES
+_TOKEN_LENGTH = -(-_TOKEN_BYTES * 8 // 6)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """One login.  ``counter`` is the refresh token in use; ``salt`` never leaves SQL and this process."""
+
+    id: SessionId
+    user_id: UserId
+    device_id: str | None
+    ip: str
+    user_agent: str | None
+    created_at: datetime
+    last_used_at: datetime
+    #: Unused until then, the session is over.
+    idle_expires_at: datetime
+    #: Over at this time, however much it is used.
+    expires_at: datetime
+    counter: int
+    #: When ``counter`` became the one in use.
+    rotated_at: datetime
+    salt: bytes
+    revoked_at: datetime | None = None
+    reason: str | None = None
+
+    @property
+    def ends_at(self) -> datetime:
+        """When the session is over if nobody touches it again."""
+        return min(self.idle_expires_at, self.expires_at)
+
+    def is_alive(self, now: datetime) -> bool:
+        """Neither ended nor expired."""
+        return self.revoked_at is None and now < self.ends_at
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionPolicy:
+    """How long sessions last, in seconds, and how many a user may have."""
+
+    idle_ttl_s: int
+    max_ttl_s: int
+    max_per_user: int
+    grace_s: int
+
+    def idle_end(self, now: datetime, absolute_end: datetime) -> datetime:
+        """The idle end of a session used *now*; never beyond its absolute end."""
+        return min(now + timedelta(seconds=self.idle_ttl_s), absolute_end)
+
+
+@dataclass(frozen=True, slots=True)
+class RefreshToken:
+    """What a refresh token says of itself; worth nothing until its tag is found genuine."""
+
+    session_id: SessionId
+    counter: int
+    tag: bytes
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class RefreshTokens:
+    """
+    Makes and reads refresh tokens: base64url of session id, counter and HMAC-SHA-256 tag.
+
+    The tag is keyed by the server's secret and covers the session's salt, so the database alone forges
+    nothing, and the same session and counter always give the same token.
+    """
+
+    secret: bytes
+
+    def mint(self, session_id: SessionId, counter: int, salt: bytes) -> str:
+        """The token number *counter* of the session."""
+        body = uuid.UUID(session_id).bytes + counter.to_bytes(_COUNTER_BYTES)
+        return base64.urlsafe_b64encode(body + self._tag(body, salt)).rstrip(b"=").decode()
+
+    def is_genuine(self, token: RefreshToken, salt: bytes) -> bool:
+        """True if this server made *token*; compared in constant time."""
+        body = uuid.UUID(token.session_id).bytes + token.counter.to_bytes(_COUNTER_BYTES)
+        return hmac.compare_digest(token.tag, self._tag(body, salt))
+
+    def _tag(self, body: bytes, salt: bytes) -> bytes:
+        return hmac.digest(self.secret, b"authsvc refresh token 1" + salt + body, hashlib.sha256)
+
+
+def parse_refresh_token(text: str) -> RefreshToken:
+    """
+    Read *text*, which must be the one canonical encoding.
+
+    Raises:
+        RefreshInvalid: it is not.
+    """
+    try:
+        raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise RefreshInvalid("not base64url") from error
+    if len(raw) != _TOKEN_BYTES or base64.urlsafe_b64encode(raw).rstrip(b"=").decode() != text:
+        raise RefreshInvalid("length or encoding")
+    counter = int.from_bytes(raw[_SID_BYTES : _SID_BYTES + _COUNTER_BYTES])
+    session_id = SessionId(str(uuid.UUID(bytes=raw[:_SID_BYTES])))
+    return RefreshToken(session_id, counter, raw[_SID_BYTES + _COUNTER_BYTES :])
+
+
+class Presented(Enum):
+    """What a genuine refresh token of a living session is."""
+
+    CURRENT = "current"
+    #: The immediate parent within the grace time: parallel tabs, a lost response.
+    REPEATED = "repeated"
+    REUSED = "reused"
+
+
+def recognise(counter: int, session: Session, *, now: datetime, grace_s: int) -> Presented:
+    """Which of the three *counter* is; a rotation time in the future is another node's clock: no age."""
+    if counter == session.counter:
+        return Presented.CURRENT
+    is_parent = counter == session.counter - 1
+    if is_parent and now - session.rotated_at <= timedelta(seconds=grace_s):
+        return Presented.REPEATED
+    return Presented.REUSED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """A session and its user as SQL holds them now."""
+
+    session: Session
+    user: User
+
+    def is_good(self, now: datetime) -> bool:
+        """The session is alive and the user may have one."""
+        return self.user.is_active and self.session.is_alive(now)
+
+
+class SessionStore(Protocol):
+    """Where sessions live; each method is one transaction.  Raises StoreUnavailable."""
+
+    def standing(self, session_id: SessionId) -> Standing | None:
+        """The session with its user, in one query; None where either is gone."""
+
+    def rotate(self, session: Session, *, now: datetime, idle_expires_at: datetime) -> bool:
+        """Consume ``session.counter`` if it is still current and the session alive: one conditional update."""
+
+    def end(self, session_id: SessionId, *, reason: str, token_id: TokenId | None) -> Committed[Session | None]:
+        """End it; for one that is already over the entry is repeated, not added.  None: never heard of."""
+
+    def end_all(self, user_id: UserId, *, reason: str, keep: SessionId | None) -> Committed[int]:
+        """End every session of the user, or every other; without *keep* his epoch rises, too."""
+
+    def of_user(self, user_id: UserId, *, now: datetime) -> Sequence[Session]:
+        """The living sessions, the most recently used first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionDirectory:
+    """What a user and an admin do with sessions."""
+
+    store: SessionStore
+    revocations: Revocations
+    audit: AuditLog
+    clock: Clock
+
+    def of_user(self, user_id: UserId) -> Sequence[Session]:
+        """The living sessions, the most recently used first."""
+        return self.store.of_user(user_id, now=self.clock())
+
+    def end(self, session_id: SessionId, *, owner: UserId) -> Outcome[Session | None]:
+        """End one session of *owner*; raises NotFound for somebody else's, or one that is over."""
+        standing = self.store.standing(session_id)
+        if standing is None or standing.user.id != owner or not standing.session.is_alive(self.clock()):
+            raise NotFound
+        outcome = self.revocations.publish(self.store.end(session_id, reason="ended", token_id=None))
+        self.audit.record(Event(Action.SESSION_ENDED, user_id=owner, session_id=session_id))
+        return outcome
+
+    def end_all(self, user_id: UserId, *, keep: SessionId | None, actor: UserId) -> Outcome[int]:
+        """End every session of the user, or every one but *keep*."""
+        outcome = self.revocations.publish(self.store.end_all(user_id, reason="ended", keep=keep))
+        self.audit.record(Event(Action.SESSIONS_ENDED, user_id=user_id, actor_id=actor, session_id=keep))
+        return outcome

@@ -1,0 +1,145 @@
+"""Signing keys: which verify, which is published, which signs (RFC 7517, RFC 7638, RFC 8725)."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from typing import Literal
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
+
+from authsvc.domain.values.jsontext import canonical
+
+Algorithm = Literal["ES256", "EdDSA", "RS256"]
+PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
+PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | rsa.RSAPublicKey
+
+#: A key younger than this (seconds) does not sign yet: verifiers cache the JWKS as long.
+PUBLISHED_FIRST_S = 300
+RSA_MIN_BITS = 2048
+
+_NAME_TIME = re.compile(r"^(\d{8}T\d{6}Z)")
+_THUMBPRINT_MEMBERS = {"EC": ("crv", "kty", "x", "y"), "OKP": ("crv", "kty", "x"), "RSA": ("e", "kty", "n")}
+
+
+class KeyRefused(ValueError):
+    """A file in the key folder is no key that this service signs with; the message names file and cause."""
+
+
+@dataclass(frozen=True, slots=True)
+class SigningKey:
+    """A private key with its public face; ``kid`` is its RFC 7638 thumbprint."""
+
+    kid: str
+    algorithm: Algorithm
+    file_name: str
+    created_at: datetime
+    private: PrivateKey
+    public: PublicKey
+    jwk: dict[str, str]
+
+    @classmethod
+    def from_pem(cls, pem: bytes, *, file_name: str, modified_at: datetime) -> SigningKey:
+        """
+        Read a PKCS #8 PEM; its age counts from the UTC time in *file_name*, else from *modified_at*.
+
+        Raises:
+            KeyRefused: not a private key of P-256, Ed25519 or RSA with at least 2,048 bits.
+        """
+        try:
+            private = serialization.load_pem_private_key(pem, password=None)
+        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+            raise KeyRefused(f"{file_name}: not an unencrypted private key in PEM form") from error
+        algorithm, jwk = _describe(private, file_name)
+        kid = _thumbprint(jwk)
+        return cls(
+            kid=kid,
+            algorithm=algorithm,
+            file_name=file_name,
+            created_at=_born(file_name, modified_at),
+            private=private,  # type: ignore[arg-type]  # _describe refuses every other type
+            public=private.public_key(),  # type: ignore[arg-type]
+            jwk={**jwk, "kid": kid, "use": "sig", "alg": algorithm},
+        )
+
+
+@dataclass(frozen=True)
+class KeyRing:
+    """Every key of the folder, newest first: all verify and are published, one signs."""
+
+    keys: tuple[SigningKey, ...]
+
+    @classmethod
+    def of(cls, keys: Iterable[SigningKey]) -> KeyRing:
+        """A ring of *keys* in any order."""
+        return cls(tuple(sorted(keys, key=lambda key: (key.created_at, key.file_name), reverse=True)))
+
+    @cached_property
+    def by_id(self) -> dict[str, SigningKey]:
+        """The keys by ``kid``."""
+        return {key.kid: key for key in self.keys}
+
+    def signer(self, now: datetime) -> SigningKey:
+        """The newest key that verifiers had time to fetch; the oldest if all are younger."""
+        fetched = now - timedelta(seconds=PUBLISHED_FIRST_S)
+        return next((key for key in self.keys if key.created_at <= fetched), self.keys[-1])
+
+    def jwks(self) -> dict[str, list[dict[str, str]]]:
+        """The public keys (RFC 7517 §5)."""
+        return {"keys": [key.jwk for key in self.keys]}
+
+
+def generate(algorithm: Algorithm, now: datetime) -> tuple[str, bytes]:
+    """A new key: its file name, which carries its age, and its PEM."""
+    private: PrivateKey
+    if algorithm == "ES256":
+        private = ec.generate_private_key(ec.SECP256R1())
+    elif algorithm == "EdDSA":
+        private = ed25519.Ed25519PrivateKey.generate()
+    else:
+        private = rsa.generate_private_key(public_exponent=65537, key_size=3072)
+    pem = private.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return f"{now.astimezone(UTC):%Y%m%dT%H%M%SZ}-{algorithm.lower()}.pem", pem
+
+
+def _describe(private: object, file_name: str) -> tuple[Algorithm, dict[str, str]]:
+    """Algorithm and public JWK members of *private*; the key type alone chooses the algorithm."""
+    if isinstance(private, ec.EllipticCurvePrivateKey) and isinstance(private.curve, ec.SECP256R1):
+        return "ES256", _members(ECAlgorithm.to_jwk(private.public_key(), as_dict=True))
+    if isinstance(private, ed25519.Ed25519PrivateKey):
+        return "EdDSA", _members(OKPAlgorithm.to_jwk(private.public_key(), as_dict=True))
+    if isinstance(private, rsa.RSAPrivateKey) and private.key_size >= RSA_MIN_BITS:
+        return "RS256", _members(RSAAlgorithm.to_jwk(private.public_key(), as_dict=True))
+    raise KeyRefused(f"{file_name}: P-256, Ed25519 or RSA with at least {RSA_MIN_BITS} bits is needed")
+
+
+def _members(jwk: dict[str, str]) -> dict[str, str]:
+    """The members that make the key, and no other (``key_ops`` and ``kid`` are ours to say)."""
+    return {name: jwk[name] for name in _THUMBPRINT_MEMBERS[jwk["kty"]]}
+
+
+def _thumbprint(jwk: dict[str, str]) -> str:
+    """RFC 7638 §3: SHA-256 over the required members in lexical order."""
+    digest = hashlib.sha256(canonical(dict(jwk)).encode()).digest()
+    return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+
+
+def _born(file_name: str, modified_at: datetime) -> datetime:
+    """The UTC time that *file_name* starts with, else *modified_at*."""
+    stamp = _NAME_TIME.match(file_name)
+    if stamp is None:
+        return modified_at
+    try:
+        return datetime.strptime(stamp[1], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+    except ValueError:
+        return modified_at

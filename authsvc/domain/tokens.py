@@ -1,0 +1,220 @@
+"""Access tokens: signed JWTs (RFC 7519, RFC 9068), issued and read with every claim checked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+from jwt import PyJWS
+from jwt.exceptions import PyJWTError
+
+from authsvc.domain.errors import TokenInvalid
+from authsvc.domain.revocations import TokenKeys
+from authsvc.domain.signing_keys import KeyRing, SigningKey
+from authsvc.domain.users import ROLES, Role, User
+from authsvc.domain.values.identifiers import SessionId, TokenId, UserId, is_id, new_id
+from authsvc.domain.values.jsontext import InvalidJson, Json, canonical, parse
+
+TYPE = "at+jwt"
+MAX_LENGTH = 4096
+#: Signatures remembered at most; a token and its claims take about 2 KB.
+REMEMBERED = 4096
+
+_COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
+_CLAIMS = {"iss", "aud", "sub", "iat", "nbf", "exp", "jti", "sid", "roles", "epoch"}
+_HEADER = {"alg", "kid", "typ"}
+_JWS = PyJWS(algorithms=["ES256", "EdDSA", "RS256"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccessToken:
+    """The claims of a token whose signature held; times in seconds since the epoch."""
+
+    token_id: TokenId
+    session_id: SessionId
+    user_id: UserId
+    roles: tuple[Role, ...]
+    epoch: int
+    issued_at: int
+    not_before: int
+    expires_at: int
+    issuer: str
+    audience: str
+
+    @property
+    def keys(self) -> TokenKeys:
+        """What the revocation index needs to look this token up."""
+        return TokenKeys(
+            token_id=self.token_id, session_id=self.session_id, user_id=self.user_id, epoch=self.epoch
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenProfile:
+    """What every token of this service has in common; ``lifetime_s`` and ``leeway_s`` in seconds."""
+
+    issuer: str
+    audience: str
+    lifetime_s: int
+    leeway_s: int = 5
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSigner:
+    """Issues access tokens with the key that signs now."""
+
+    profile: TokenProfile
+    ring: Callable[[], KeyRing]
+
+    def issue(
+        self, user: User, session_id: SessionId, *, now: datetime, not_after: datetime
+    ) -> tuple[str, AccessToken]:
+        """A token of *user* for *session_id* that ends with its lifetime or at *not_after*, if that is sooner."""
+        issued_at = int(now.timestamp())
+        token = AccessToken(
+            token_id=TokenId(new_id()),
+            session_id=session_id,
+            user_id=user.id,
+            roles=user.roles,
+            epoch=user.epoch,
+            issued_at=issued_at,
+            not_before=issued_at,
+            expires_at=min(issued_at + self.profile.lifetime_s, int(not_after.timestamp())),
+            issuer=self.profile.issuer,
+            audience=self.profile.audience,
+        )
+        return _sign(token, self.ring().signer(now)), token
+
+
+class TokenReader:
+    """
+    Verifies access tokens; says nothing of revocation.
+
+    A signature that held is remembered by the whole text of its token, never whether the token lives;
+    the memory goes with the key ring, so a removed key takes its tokens along.
+    """
+
+    def __init__(self, profile: TokenProfile, ring: Callable[[], KeyRing]) -> None:
+        self._profile = profile
+        self._ring = ring
+        self._remembered: tuple[KeyRing, dict[str, AccessToken]] = (ring(), {})
+
+    def read(self, text: str, *, now: datetime) -> AccessToken:
+        """The token in *text*, valid at *now*; raises TokenInvalid for everything else."""
+        token = self.read_expired(text, now=now)
+        if now.timestamp() >= token.expires_at + self._profile.leeway_s:
+            raise TokenInvalid("expired")
+        return token
+
+    def read_expired(self, text: str, *, now: datetime) -> AccessToken:
+        """The same, but its time may be over: good enough to end its session."""
+        ring, remembered = self._remembered
+        if ring is not self._ring():
+            ring, remembered = self._remembered = (self._ring(), {})
+        token = remembered.get(text)
+        if token is None:
+            token = self._verify(text, ring)
+            _remember(remembered, text, token)
+        if now.timestamp() < max(token.issued_at, token.not_before) - self._profile.leeway_s:
+            raise TokenInvalid("from the future")
+        return token
+
+    def _verify(self, text: str, ring: KeyRing) -> AccessToken:
+        """Signature and claims of *text*, by the key that its ``kid`` names and that key's algorithm alone."""
+        if len(text) > MAX_LENGTH or not _COMPACT.fullmatch(text):
+            raise TokenInvalid("not a compact JWS")
+        try:
+            key = _named_key(_JWS.get_unverified_header(text), ring)
+            payload = _JWS.decode(text, key.public, algorithms=[key.algorithm])
+            claims = parse(payload)
+        except (PyJWTError, InvalidJson, ValueError) as error:
+            raise TokenInvalid("signature or form") from error
+        return self._accepted(claims)
+
+    def _accepted(self, claims: Json) -> AccessToken:
+        """*claims* as a token, if there is every claim, of its type, and none besides."""
+        if not isinstance(claims, dict) or claims.keys() != _CLAIMS:
+            raise TokenInvalid("claims")
+        token = AccessToken(
+            token_id=TokenId(_identifier(claims["jti"])),
+            session_id=SessionId(_identifier(claims["sid"])),
+            user_id=UserId(_identifier(claims["sub"])),
+            roles=_roles(claims["roles"]),
+            epoch=_natural(claims["epoch"]),
+            issued_at=_natural(claims["iat"]),
+            not_before=_natural(claims["nbf"]),
+            expires_at=_natural(claims["exp"]),
+            issuer=_constant(claims["iss"], self._profile.issuer),
+            audience=_constant(claims["aud"], self._profile.audience),
+        )
+        if token.expires_at - token.issued_at > self._profile.lifetime_s:
+            raise TokenInvalid("lives longer than configured")
+        return token
+
+
+def _sign(token: AccessToken, key: SigningKey) -> str:
+    """The compact form of *token*, signed by *key*."""
+    claims = {
+        "iss": token.issuer,
+        "aud": token.audience,
+        "sub": token.user_id,
+        "iat": token.issued_at,
+        "nbf": token.not_before,
+        "exp": token.expires_at,
+        "jti": token.token_id,
+        "sid": token.session_id,
+        "roles": list(token.roles),
+        "epoch": token.epoch,
+    }
+    header = {"typ": TYPE, "kid": key.kid}
+    payload = canonical(claims).encode()
+    return _JWS.encode(payload, key.private, algorithm=key.algorithm, headers=header)
+
+
+def _remember(remembered: dict[str, AccessToken], text: str, token: AccessToken) -> None:
+    """Keep *token*, forgetting the oldest when the memory is full."""
+    while len(remembered) >= REMEMBERED:
+        # Two threads may pick the same oldest entry: the default makes that harmless.
+        remembered.pop(next(iter(remembered), ""), None)
+    remembered[text] = token
+
+
+def _named_key(header: dict[str, object], ring: KeyRing) -> SigningKey:
+    """The key of the ring that *header* names; no other header field selects key material."""
+    key = ring.by_id.get(str(header.get("kid")))
+    if key is None or header.keys() != _HEADER or header["typ"] != TYPE or header["alg"] != key.algorithm:
+        raise TokenInvalid("header")
+    return key
+
+
+def _natural(value: Json) -> int:
+    """A whole number from 0; ``True`` is none, nor is a string or 10^400."""
+    if type(value) is not int or not 0 <= value < 1 << 53:
+        raise TokenInvalid("not a whole number")
+    return value
+
+
+def _identifier(value: Json) -> str:
+    """An identifier as this service writes it."""
+    if not isinstance(value, str) or not is_id(value):
+        raise TokenInvalid("not an identifier")
+    return value
+
+
+def _constant(value: Json, expected: str) -> str:
+    """The one accepted value."""
+    if value != expected:
+        raise TokenInvalid("issued by or for somebody else")
+    return expected
+
+
+def _roles(value: Json) -> tuple[Role, ...]:
+    """A list of known roles that contains ``user``."""
+    if not isinstance(value, list) or "user" not in value:
+        raise TokenInvalid("roles")
+    roles = tuple(role for role in ROLES if role in value)
+    if len(roles) != len(value):
+        raise TokenInvalid("roles")
+    return roles

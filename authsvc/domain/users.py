@@ -1,0 +1,167 @@
+"""Users, and who may become what: profile, roles, status, deletion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Literal, Protocol
+
+from authsvc.domain.audit import Action, AuditLog, Event
+from authsvc.domain.errors import NotFound
+from authsvc.domain.revocations import Committed, Outcome, Revocations
+from authsvc.domain.values.emails import Email
+from authsvc.domain.values.identifiers import UserId
+from authsvc.domain.values.jsontext import Json
+
+Role = Literal["user", "admin"]
+Status = Literal["active", "disabled"]
+
+ROLES: tuple[Role, ...] = ("user", "admin")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class User:
+    """One account; the password hash is not part of it.  ``epoch`` and ``version`` only ever rise."""
+
+    id: UserId
+    email: Email
+    name: str | None = None
+    phone: str | None = None
+    device_id: str | None = None
+    roles: tuple[Role, ...] = ("user",)
+    status: Status = "active"
+    preferences: dict[str, Json] = field(default_factory=dict)
+    created_at: datetime
+    updated_at: datetime
+    last_login: datetime | None = None
+    #: The cut-off counter: an access token that carries another value is refused.
+    epoch: int = 0
+    #: The row's version, raised by every change.
+    version: int = 1
+
+    @property
+    def is_active(self) -> bool:
+        """May sign in and hold sessions."""
+        return self.status == "active"
+
+    @property
+    def is_admin(self) -> bool:
+        """Holds the admin role."""
+        return "admin" in self.roles
+
+
+def with_roles(wanted: tuple[Role, ...]) -> tuple[Role, ...]:
+    """*wanted* in order and complete: everybody is a ``user``."""
+    return tuple(role for role in ROLES if role == "user" or role in wanted)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """What a user may change of himself."""
+
+    name: str | None = None
+    phone: str | None = None
+    device_id: str | None = None
+    #: The names of the fields that the caller gave; the others stay as they are.
+    given: frozenset[str] = frozenset()
+
+    def applied_to(self, user: User) -> User:
+        """*user* with the given fields replaced."""
+        name = self.name if "name" in self.given else user.name
+        phone = self.phone if "phone" in self.given else user.phone
+        device_id = self.device_id if "device_id" in self.given else user.device_id
+        return replace(user, name=name, phone=phone, device_id=device_id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserFilter:
+    """One page of the admin list: newest first, ``after`` is the last id of the page before."""
+
+    role: Role | None = None
+    status: Status | None = None
+    limit: int = 50
+    after: UserId | None = None
+
+
+class UserStore(Protocol):
+    """Where users live.  Every change comes back with the log entries it committed."""
+
+    def add(self, user: User, password_hash: str) -> Committed[User]:
+        """Insert; raises EmailTaken when the canonical address exists, whoever raced."""
+
+    def get(self, user_id: UserId) -> User:
+        """Raises NotFound."""
+
+    def find(self, email: Email) -> User | None:
+        """The user with the canonical address *email*."""
+
+    def change(self, user_id: UserId, rule: Callable[[User], User]) -> Committed[User]:
+        """
+        Apply *rule* to the user under his row lock and store the result as the next version.
+
+        A raised epoch cuts his tokens off; a user who is no longer active loses his sessions, too.
+        Raises NotFound, LastAdmin, and whatever *rule* raises.
+        """
+
+    def remove(self, user_id: UserId) -> Committed[User]:
+        """Delete the user with everything that is his; raises NotFound, LastAdmin."""
+
+    def page(self, wanted: UserFilter) -> list[User]:
+        """At most ``limit + 1`` users: the one too many says that there is a next page."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserDirectory:
+    """What is done to users, by themselves and by admins."""
+
+    store: UserStore
+    revocations: Revocations
+    audit: AuditLog
+
+    def get(self, user_id: UserId) -> User:
+        """Raises NotFound."""
+        return self.store.get(user_id)
+
+    def page(self, wanted: UserFilter) -> tuple[list[User], UserId | None]:
+        """The users of one page, and the cursor of the next."""
+        found = self.store.page(wanted)
+        page = found[: wanted.limit]
+        return page, page[-1].id if len(found) > wanted.limit else None
+
+    def change_profile(self, user_id: UserId, profile: Profile) -> Outcome[User]:
+        """Store the given fields of *profile*."""
+        return self.revocations.publish(self.store.change(user_id, profile.applied_to))
+
+    def change_standing(
+        self, user_id: UserId, *, roles: tuple[Role, ...] | None, status: Status | None, actor: UserId | None
+    ) -> Outcome[User]:
+        """
+        Set roles, status or both; every earlier access token of the user dies with a real change.
+
+        Raises NotFound, LastAdmin.
+        """
+
+        def rule(user: User) -> User:
+            wanted = replace(
+                user, roles=with_roles(roles) if roles is not None else user.roles, status=status or user.status
+            )
+            return wanted if wanted == user else replace(wanted, epoch=user.epoch + 1)
+
+        outcome = self.revocations.publish(self.store.change(user_id, rule))
+        detail = f"roles={'+'.join(outcome.value.roles)} status={outcome.value.status}"
+        self.audit.record(Event(Action.USER_STANDING_CHANGED, user_id=user_id, actor_id=actor, detail=detail))
+        return outcome
+
+    def set_roles(self, email: Email, roles: tuple[Role, ...]) -> Outcome[User]:
+        """The same by address, for operators; raises NotFound, LastAdmin."""
+        user = self.store.find(email)
+        if user is None:
+            raise NotFound
+        return self.change_standing(user.id, roles=roles, status=None, actor=None)
+
+    def remove(self, user_id: UserId, *, actor: UserId | None) -> Outcome[User]:
+        """Delete the user; his tokens die with him.  Raises NotFound, LastAdmin."""
+        outcome = self.revocations.publish(self.store.remove(user_id))
+        self.audit.record(Event(Action.USER_DELETED, user_id=user_id, actor_id=actor))
+        return outcome

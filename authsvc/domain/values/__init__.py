@@ -1,0 +1,1 @@
+"""Words the whole domain speaks in: times, identifiers, addresses, JSON."""

@@ -1,0 +1,78 @@
+"""JSON as RFC 8259 means it, read strictly: what two parsers could read differently is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import NoReturn
+
+#: A decoded JSON value.
+Json = dict[str, "Json"] | list["Json"] | str | int | float | bool | None
+
+MAX_DEPTH = 32
+
+_STRINGS = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_BRACKETS = re.compile(r"[\[\]{}]")
+
+
+class InvalidJson(ValueError):
+    """Not JSON, or JSON that is ambiguous: duplicate names, NaN, too deep, not UTF-8, a byte order mark."""
+
+
+def parse(data: bytes, *, max_depth: int = MAX_DEPTH) -> Json:
+    """
+    Decode *data*, refusing duplicate names, NaN and infinities, and nesting beyond *max_depth* containers.
+
+    Raises:
+        InvalidJson: always with a message that echoes nothing of *data*.
+    """
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidJson("not UTF-8") from error
+    if depth(text) > max_depth:
+        raise InvalidJson(f"nested deeper than {max_depth}")
+    try:
+        return json.loads(  # type: ignore[no-any-return]
+            text, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite
+        )
+    except InvalidJson:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise InvalidJson("not JSON") from error
+
+
+def depth(text: str) -> int:
+    """The deepest nesting of containers in *text*; brackets inside strings do not count."""
+    deepest = level = 0
+    for bracket in _BRACKETS.finditer(_STRINGS.sub("", text)):
+        level += 1 if bracket[0] in "[{" else -1
+        deepest = max(deepest, level)
+    return deepest
+
+
+def canonical(value: Json) -> str:
+    """The one text of *value*: names sorted, no white space."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True, allow_nan=False)
+
+
+def _unique(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
+    """An object without duplicate names: the last of two would win in one reader, the first in another."""
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise InvalidJson("duplicate names")
+    return members
+
+
+def _refuse(_name: str) -> NoReturn:
+    """NaN and the infinities are not JSON."""
+    raise InvalidJson("not a JSON number")
+
+
+def _finite(text: str) -> float:
+    """A float that JSON can write again: ``1e999`` is none."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise InvalidJson("number out of range")
+    return value

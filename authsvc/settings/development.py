@@ -1,0 +1,58 @@
+"""What development embeds: one folder under the current directory, made on first start."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from authsvc.settings import variables as v
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+DEVELOPMENT_DIR = Path(".authsvc")
+KEYS_DIR = DEVELOPMENT_DIR / "keys"
+DATABASE_URL = f"sqlite:///{DEVELOPMENT_DIR}/dev.sqlite3"
+
+_SECRETS = {v.TOKEN_SECRET: "token-secret", v.PASSWORD_PEPPER: "password-pepper"}
+_SECRET_BYTES = 48
+
+
+def ensure_development_files(env: Mapping[str, str]) -> dict[str, str]:
+    """
+    Make ``.authsvc/`` (0700) and a random secret (0600) for each that *env* lacks.
+
+    Returns the ``<NAME>_FILE`` variables to add to *env*; nothing outside development.  Later
+    starts find the same secrets, and several that start at once agree on one.
+
+    Raises:
+        OSError: the folder or a file cannot be made.
+    """
+    if env.get(v.ENVIRONMENT.name, "").lower() != "development":
+        return {}
+    DEVELOPMENT_DIR.mkdir(mode=0o700, exist_ok=True)
+    missing = {x: name for x, name in _SECRETS.items() if not any(n in env for n in x.names)}
+    return {x.file_name: str(_ensure_secret(DEVELOPMENT_DIR / name)) for x, name in missing.items()}
+
+
+def _ensure_secret(path: Path) -> Path:
+    """
+    Write a random secret to *path* unless a file is there.
+
+    A hard link appears whole or not at all and never replaces: whoever comes second finds the
+    first one's complete file.
+    """
+    if path.exists():
+        return path
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f"{path.name}.") as draft:
+        draft.write(secrets.token_urlsafe(_SECRET_BYTES) + "\n")
+        draft.flush()
+        os.fsync(draft.fileno())
+        try:
+            os.link(draft.name, path)
+        except FileExistsError:
+            return path
+    return path

@@ -1,0 +1,168 @@
+"""The kinds of values: what each accepts, in strict forms with one spelling per value."""
+
+from __future__ import annotations
+
+import hmac
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from authsvc.settings.problems import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from enum import Enum
+
+T = TypeVar("T")
+E = TypeVar("E", bound="Enum")
+
+_WHOLE = re.compile(r"0|[1-9][0-9]{0,17}")
+_LIMIT = re.compile(r"([1-9][0-9]{0,17})/([1-9][0-9]{0,17})?(second|minute|hour|day)s?")
+_SWITCH = {"true": True, "on": True, "1": True, "false": False, "off": False, "0": False}
+_UNIT_S = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400}
+_SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://")
+
+SERVICE_LINK_ADVICE = (
+    "comes from a Kubernetes service link: set `enableServiceLinks: false` in the pod's spec"
+)
+MAX_QUOTA = 1_000_000
+MAX_WINDOW_S = 30 * 86_400
+
+
+class Unfit(ValueError):
+    """A text is no value of its kind; the message says why and never repeats a secret."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind(Generic[T]):
+    """How a text becomes a value: ``parse`` raises Unfit, ``expected`` completes the sentence."""
+
+    expected: str
+    parse: Callable[[str], T]
+    is_secret: bool = False
+
+
+class Secret:
+    """
+    Text that is masked wherever it is printed, formatted or copied into a report.
+
+    Not a dataclass: ``dataclasses.asdict`` would walk into its fields and lay the text open.
+    """
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        """The text itself, for the one call that needs it."""
+        return self._text
+
+    def __repr__(self) -> str:
+        return "Secret('***')"
+
+    def __str__(self) -> str:
+        return "***"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Secret):
+            return NotImplemented
+        return hmac.compare_digest(self._text.encode(), other._text.encode())
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitSetting:
+    """At most *quota* attempts in any *window_s* seconds."""
+
+    quota: int
+    window_s: int
+
+
+def whole(low: int, high: int) -> Kind[int]:
+    """ASCII digits from *low* to *high*: no sign, space, underscore or leading zero."""
+
+    def parse(text: str) -> int:
+        if not _WHOLE.fullmatch(text) or not low <= int(text) <= high:
+            raise Unfit(f"is {shown(text)}")
+        return int(text)
+
+    return Kind(expected=f"a whole number from {low} to {high}", parse=parse)
+
+
+def port() -> Kind[int]:
+    """A TCP port; Kubernetes writes ``tcp://…`` into variables of this shape."""
+    number = whole(1, 65_535)
+
+    def parse(text: str) -> int:
+        if _SERVICE_LINK.match(text):
+            raise Unfit(f"is {shown(text)}, which {SERVICE_LINK_ADVICE}")
+        return number.parse(text)
+
+    return Kind(expected=number.expected, parse=parse)
+
+
+def switch() -> Kind[bool]:
+    """True or false in six spellings, in any case."""
+
+    def parse(text: str) -> bool:
+        if text.lower() not in _SWITCH:
+            raise Unfit(f"is {shown(text)}")
+        return _SWITCH[text.lower()]
+
+    return Kind(expected="`true`, `on` or `1`, or `false`, `off` or `0`", parse=parse)
+
+
+def choice(members: type[E]) -> Kind[E]:
+    """One of the enumeration's values, in any case."""
+    by_text = {str(member.value): member for member in members}
+
+    def parse(text: str) -> E:
+        if text.lower() not in by_text:
+            raise Unfit(f"is {shown(text)}")
+        return by_text[text.lower()]
+
+    return Kind(expected="one of " + ", ".join(f"`{name}`" for name in by_text), parse=parse)
+
+
+def matching(pattern: str, expected: str) -> Kind[str]:
+    """Text that *pattern* matches in full."""
+
+    def parse(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise Unfit(f"is {shown(text)}")
+        return text
+
+    return Kind(expected=expected, parse=parse)
+
+
+def hidden(expected: str) -> Kind[Secret]:
+    """Any text, masked from here on."""
+    return Kind(expected=expected, parse=Secret, is_secret=True)
+
+
+def limit() -> Kind[LimitSetting | None]:
+    """``<n>/<unit>``, ``<n>/<k><unit>`` or ``off`` (None)."""
+
+    def parse(text: str) -> LimitSetting | None:
+        if text.lower() == "off":
+            return None
+        match = _LIMIT.fullmatch(text.lower())
+        if not match:
+            raise Unfit(f"is {shown(text)}")
+        quota, count, unit = match.groups()
+        return _bounded(LimitSetting(quota=int(quota), window_s=int(count or 1) * _UNIT_S[unit]))
+
+    return Kind(
+        expected="`off`, or attempts per time such as `20/hour` or `10/15minutes`"
+        f" (at most {MAX_QUOTA} in at most 30 days)",
+        parse=parse,
+    )
+
+
+def _bounded(setting: LimitSetting) -> LimitSetting:
+    if setting.quota > MAX_QUOTA or setting.window_s > MAX_WINDOW_S:
+        raise Unfit(f"is out of range ({setting.quota} in {setting.window_s} s)")
+    return setting

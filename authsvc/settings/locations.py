@@ -1,0 +1,183 @@
+"""Where things are: hosts, addresses, networks and URLs.  A URL with a password is never shown."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import SplitResult, urlsplit
+
+from authsvc.settings.kinds import Kind, Secret, Unfit, port
+from authsvc.settings.problems import shown
+
+T = TypeVar("T")
+Network = IPv4Network | IPv6Network
+
+_HOST = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_.])?")
+_ADDRESS = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<name>[^\[\]:]+)):(?P<port>[0-9]+)")
+_NETWORK = re.compile(r"[0-9A-Fa-f:.]+(/[0-9]{1,3})?")
+_REDIS_PATH = re.compile(r"/?|/(0|[1-9][0-9]{0,3})")
+_ENCODING_ADVICE = "percent-encode what is special in its user name or password"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Address:
+    """A host (an IPv6 address without brackets) and a TCP port."""
+
+    host: str
+    port: int
+
+
+def host() -> Kind[str]:
+    """A host name or an address; IPv6 in brackets or without, returned without."""
+    return Kind(expected="a host name or an IP address", parse=_host)
+
+
+def addresses() -> Kind[tuple[Address, ...]]:
+    """``host:port`` pairs, separated by commas."""
+
+    def parse(text: str) -> tuple[Address, ...]:
+        return tuple(_address(item, n) for n, item in enumerate(_items(text), start=1))
+
+    return Kind(expected="`host:port,host:port`, IPv6 addresses in brackets", parse=parse)
+
+
+def networks() -> Kind[tuple[Network, ...]]:
+    """CIDR blocks, separated by commas; the empty text means none."""
+
+    def parse(text: str) -> tuple[Network, ...]:
+        return tuple(_network(item) for item in _items(text)) if text else ()
+
+    return Kind(expected="CIDR blocks such as `10.0.0.0/8,fd00::/8`, or nothing", parse=parse)
+
+
+def issuer() -> Kind[str]:
+    """An absolute http(s) URL, kept letter by letter: verifiers compare it so."""
+    return Kind(expected="an absolute https:// URL without query or fragment", parse=_issuer)
+
+
+def database_url() -> Kind[Secret]:
+    """A PostgreSQL or SQLite URL without a driver's name."""
+    expected = "`postgresql://user:password@host:5432/name` (development also: `sqlite:///path/to/file`)"
+    return Kind(expected=expected, parse=_database_url, is_secret=True)
+
+
+def redis_url() -> Kind[Secret]:
+    """A Redis URL; options of the client library are the service's own business."""
+    expected = "`redis://user:password@host:6379/0`, or `rediss://` for TLS"
+    return Kind(expected=expected, parse=_redis_url, is_secret=True)
+
+
+def directory() -> Kind[Path]:
+    """A path; whether something is there is another question."""
+
+    def parse(text: str) -> Path:
+        if not text.isprintable():
+            raise Unfit(f"is {shown(text)}")
+        return Path(text)
+
+    return Kind(expected="the path of a directory", parse=parse)
+
+
+def _items(text: str) -> list[str]:
+    return [item.strip(" ") for item in text.split(",")]
+
+
+def _host(text: str) -> str:
+    """*text* as a host; never repeated, since a whole URL with its password lands here at times."""
+    bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    if ":" in bare and "://" not in bare and _is_ipv6(bare):
+        return bare
+    if bare != text or not _HOST.fullmatch(text):
+        raise Unfit("is no host name")
+    return text
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        return isinstance(ip_address(text), IPv6Address)
+    except ValueError:
+        return False
+
+
+def _address(item: str, number: int) -> Address:
+    match = _ADDRESS.fullmatch(item)
+    wrong = Unfit(f"has an entry, number {number}, that is no address")
+    if not match or (match["six"] and not _is_ipv6(match["six"])):
+        raise wrong
+    try:
+        return Address(host=_host(match["six"] or match["name"]), port=port().parse(match["port"]))
+    except Unfit:
+        raise wrong from None
+
+
+def _network(item: str) -> Network:
+    wrong = Unfit(f"has {shown(item)}, which is no network")
+    if not _NETWORK.fullmatch(item):
+        raise wrong
+    try:
+        return ip_network(item)
+    except ValueError:
+        raise wrong from None
+
+
+def _split(text: str) -> SplitResult:
+    """*text* in parts; the parser's own complaints would repeat pieces of a password."""
+    if not text.isascii() or not text.isprintable() or " " in text:
+        raise Unfit("has spaces, control characters or letters outside ASCII")
+    try:
+        parts = urlsplit(text)
+        port_number = parts.port
+    except ValueError:
+        raise Unfit(f"is no URL that can be read: {_ENCODING_ADVICE}") from None
+    if port_number == 0:
+        raise Unfit("has port 0")
+    return parts
+
+
+def _issuer(text: str) -> str:
+    parts = _split(text)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise Unfit("is no absolute http:// or https:// URL")
+    if "?" in text or "#" in text or "@" in parts.netloc:
+        raise Unfit("has a query, a fragment or a user name")
+    return text
+
+
+def _database_url(text: str) -> Secret:
+    scheme = text.partition("://")[0]
+    if scheme == "sqlite":
+        return _sqlite_url(text)
+    parts = _split(text)
+    if scheme == "postgres" or scheme.startswith("postgresql+"):
+        raise Unfit("has another scheme than `postgresql://`: no short form, no driver's name")
+    if scheme != "postgresql":
+        raise Unfit("is of no database that is supported")
+    if parts.fragment or "@" in parts.path or parts.path in {"", "/"}:
+        raise Unfit(f"names no database after the host: add its name, and {_ENCODING_ADVICE}")
+    return Secret(text)
+
+
+def _sqlite_url(text: str) -> Secret:
+    path = text.removeprefix("sqlite:///")
+    if path == text or not path or path.startswith((":memory:", "file:")):
+        raise Unfit("names no file (a database in memory would differ from thread to thread)")
+    return Secret(text)
+
+
+def _redis_url(text: str) -> Secret:
+    parts = _split(text)
+    if not text.startswith(("redis://", "rediss://")) or not parts.hostname:
+        raise Unfit("is no redis:// or rediss:// URL with a host")
+    if "?" in text or "#" in text:
+        raise Unfit(f"has a query or a fragment: {_ENCODING_ADVICE}")
+    if not _REDIS_PATH.fullmatch(parts.path):
+        raise Unfit(f"has a path that is no database number: {_ENCODING_ADVICE}")
+    return Secret(text)
+
+
+def redis_url_database(url: Secret) -> int:
+    """The database number in *url*, 0 when it names none."""
+    return int(urlsplit(url.reveal()).path.strip("/") or 0)

@@ -1,0 +1,72 @@
+"""The settings page of the documentation, made from the table that the service reads by."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from authsvc.settings.sections import SECTIONS
+
+if TYPE_CHECKING:
+    from authsvc.settings.sections import Section
+    from authsvc.settings.variables import Variable
+
+_HEAD = """\
+# Settings
+
+<!-- Made by `authsvc config docs` from authsvc/settings; do not edit. -->
+
+All settings are environment variables, read once at start. `authsvc config check` reports every problem
+at once and exits with a status other than 0; `serve` refuses to start on the same problems. No message
+repeats a secret.
+
+- **Production is the default.** `AUTHSVC_ENV=development` embeds what is missing: Redis in memory (one
+  worker), SQLite, and secrets and keys in `.authsvc/` under the current directory.
+- **Secrets** (marked ◆) can come from a file: `<NAME>_FILE` holds its path, and one trailing newline of
+  its content is dropped. `<NAME>` together with `<NAME>_FILE` is refused.
+- **Empty is not unset:** an empty value is refused, except for `TRUSTED_PROXIES`. Remove the variable to
+  get its default.
+- **Numbers** are plain digits; times are in the unit that the description names. Words can be in upper or
+  lower case.
+- **Weak secrets** are refused in production: `TOKEN_SECRET` and `PASSWORD_PEPPER` below 32 bytes, of one
+  repeated character, equal to each other or to a password of Redis, or containing a placeholder such as
+  `change-me`. Development warns.
+- **Contradictions** are refused: `REDIS_URL` with `REDIS_HOST`, `REDIS_PORT`, `REDIS_USERNAME`,
+  `REDIS_PASSWORD`, `REDIS_DB` or `REDIS_TLS`; Sentinel, cluster, URL and host with each other; a cluster
+  with a database number; `PORT` equal to `METRICS_PORT`; `SESSION_IDLE_TTL` or `REDIS_AUTH_TOKEN_TTL` above
+  `SESSION_MAX_TTL`.
+- **Unknown names** that begin with `AUTHSVC_` are refused (`AUTHSVC_BIN`, which start scripts use, is
+  ignored). In Kubernetes set `enableServiceLinks: false`, or a Service named `redis` or `authsvc` writes
+  such names and `REDIS_PORT=tcp://…` into the pod.
+- **Allowed, but logged as a warning at start:** a limit that is `off`, a `JWT_ISSUER` with http:// that is
+  not of this host, `TRUSTED_PROXIES` that hold every address, Redis in memory.
+"""
+
+
+def settings_page() -> str:
+    """``docs/settings.md`` in full."""
+    return "\n".join((_HEAD, *map(_section, SECTIONS)))
+
+
+def _section(section: Section) -> str:
+    rows = "".join(map(_row, section.variables))
+    return f"## {section.title}\n\n| Variable | Meaning | Accepted | Default |\n|---|---|---|---|\n{rows}"
+
+
+def _row(variable: Variable[object]) -> str:
+    mark = " ◆" if variable.kind.is_secret else ""
+    about = variable.about + (
+        "" if variable.is_supported else " (refused by this version: not supported yet)"
+    )
+    cells = (f"`{variable.name}`{mark}", about, variable.kind.expected, _default(variable))
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
+
+
+def _default(variable: Variable[object]) -> str:
+    notes = ["**required**"] if variable.is_required else []
+    if variable.default is not None:
+        notes.append(f"`{variable.default}`" if variable.default else "empty")
+    if variable.development is not None:
+        notes.append(f"development: `{variable.development}`")
+    if variable.otherwise:
+        notes.append(variable.otherwise)
+    return "; ".join(notes) or "none"

@@ -1,0 +1,190 @@
+"""The fast copy of what is issued and revoked: the keys of tokens, sessions, epochs and the blacklist."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+
+from authsvc.cache.client import CacheClient, Command, Script
+from authsvc.cache.errors import CacheUnavailable
+from authsvc.cache.keys import KeySpace
+from authsvc.domain.errors import StoreUnavailable
+from authsvc.domain.revocations import COPY_MARGIN_S, IndexAnswer, Proof, Revocation, TokenKeys
+from authsvc.domain.sessions import Standing
+from authsvc.domain.tokens import AccessToken, TokenProfile
+from authsvc.domain.users import User
+from authsvc.domain.values.clocks import Clock, Monotonic
+from authsvc.domain.values.emails import Email
+
+ENDED = "ended"
+
+
+@dataclass(frozen=True, slots=True)
+class IndexKeys:
+    """The names of the keys; identifiers are UUIDs, which need no quoting."""
+
+    space: KeySpace
+
+    def token(self, token_id: str) -> str:
+        """The record of an issued token."""
+        return f"{self.space.root}:auth:token:{token_id}"
+
+    def session(self, session_id: str) -> str:
+        """``alive`` or ``ended``."""
+        return f"{self.space.root}:auth:session:{session_id}"
+
+    def epoch(self, user_id: str) -> str:
+        """The user's current epoch."""
+        return f"{self.space.root}:auth:epoch:{user_id}"
+
+    def blacklist(self, token_id: str) -> str:
+        """Why and when a token was revoked."""
+        return f"{self.space.root}:auth:blacklist:{token_id}"
+
+    @property
+    def marker(self) -> str:
+        """The last log entry that was replayed."""
+        return f"{self.space.root}:auth:revocations:seq"
+
+
+#: The commands that drop the cached copies of a user.
+DropCopies = Callable[[str, Email], Sequence[Command]]
+
+
+class RedisIndex:
+    """Reads one token in one round trip, and carries revocations and issued tokens over."""
+
+    def __init__(
+        self,
+        client: CacheClient,
+        keys: IndexKeys,
+        *,
+        profile: TokenProfile,
+        proof: Proof,
+        drop_copies: DropCopies,
+        on_new_connection: Callable[[], None],
+        on_written: Callable[[float], None],
+        clock: Clock,
+        monotonic: Monotonic,
+    ) -> None:
+        self._client = client
+        self._keys = keys
+        self._profile = profile
+        self._proof = proof
+        self._drop_copies = drop_copies
+        self._on_new_connection = on_new_connection
+        self._on_written = on_written
+        self._clock = clock
+        self._monotonic = monotonic
+        self._epoch = Script.load("authsvc.store", "epoch")
+        self._alive = Script.load("authsvc.store", "alive")
+
+    def look_up(self, token: TokenKeys) -> IndexAnswer:
+        """Everything a check needs, over one connection whose generation is known."""
+        keys = self._keys
+        with _translated():
+            (record, session, epoch, blacklist, marker), generation = self._client.mget(
+                (
+                    keys.token(token.token_id),
+                    keys.session(token.session_id),
+                    keys.epoch(token.user_id),
+                    keys.blacklist(token.token_id),
+                    keys.marker,
+                )
+            )
+        is_proven = self._proof.holds(marker, generation, self._monotonic())
+        if not is_proven and self._proof.is_new(generation):
+            self._on_new_connection()
+        return IndexAnswer(record, session, epoch, blacklist, is_proven)
+
+    def remember(self, token: AccessToken, email: Email) -> None:
+        """Note *token* as issued, its session as alive, its user's epoch; never over a tombstone."""
+        self._send(self._issued(token, email))
+
+    def refill(self, token: AccessToken, standing: Standing | None) -> None:
+        """Put back what SQL said when it was asked about *token*."""
+        if standing is None:
+            self._send([self._tombstone(token.session_id, self._copy_ms(token))])
+            return
+        user, session = standing.user, standing.session
+        commands = [self._epoch_command(user, self._longest_ms())]
+        if session.revoked_at is not None:
+            commands.append(self._tombstone(session.id, self._longest_ms()))
+        elif user.epoch == token.epoch and standing.is_good(self._clock()):
+            commands = self._issued(token, user.email)
+        self._send(commands)
+
+    def write(self, entries: Sequence[Revocation]) -> None:
+        """Carry *entries* over in one round trip; repeating is harmless."""
+        now = self._clock()
+        self._send([command for entry in entries for command in self._consequences(entry, now)])
+        for entry in entries:
+            self._on_written(max(0.0, (self._clock() - entry.at).total_seconds()))
+
+    def _send(self, commands: Sequence[Command]) -> None:
+        if commands:
+            with _translated():
+                self._client.pipeline(commands)
+
+    def _consequences(self, entry: Revocation, now: datetime) -> list[Command]:
+        """The commands that make Redis agree with *entry*."""
+        life_ms = max(1000, int((entry.expires_at - now).total_seconds() * 1000))
+        commands: list[Command] = []
+        if entry.session_id is not None:
+            commands.append(self._tombstone(entry.session_id, life_ms))
+        if entry.token_id is not None:
+            why = json.dumps({"reason": entry.reason, "revoked_at": entry.at.isoformat()})
+            commands.append(("SET", self._keys.blacklist(entry.token_id), why, "PX", life_ms))
+            commands.append(("DEL", self._keys.token(entry.token_id)))
+        if entry.epoch is not None:
+            key = self._keys.epoch(entry.user_id)
+            commands.append(self._epoch.command([key], [entry.epoch, life_ms]))
+        if entry.email is not None:
+            commands.extend(self._drop_copies(entry.user_id, entry.email))
+        return commands
+
+    def _issued(self, token: AccessToken, email: Email) -> list[Command]:
+        """The commands for a token that is good now."""
+        life_s = max(1, token.expires_at - int(self._clock().timestamp()))
+        record = {
+            "user_id": token.user_id,
+            "email": email,
+            "roles": token.roles,
+            "session_id": token.session_id,
+            "epoch": token.epoch,
+            "expires_in": life_s,
+            "created_at": token.issued_at,
+        }
+        margin_ms = self._copy_ms(token)
+        return [
+            ("SET", self._keys.token(token.token_id), json.dumps(record), "EX", life_s),
+            self._alive.command([self._keys.session(token.session_id)], [margin_ms]),
+            self._epoch.command([self._keys.epoch(token.user_id)], [token.epoch, margin_ms]),
+        ]
+
+    def _tombstone(self, session_id: str, life_ms: int) -> Command:
+        return ("SET", self._keys.session(session_id), ENDED, "PX", life_ms)
+
+    def _epoch_command(self, user: User, life_ms: int) -> Command:
+        return self._epoch.command([self._keys.epoch(user.id)], [user.epoch, life_ms])
+
+    def _copy_ms(self, token: AccessToken) -> int:
+        """How long copies about *token* matter."""
+        left_s = max(0, token.expires_at - int(self._clock().timestamp()))
+        return (left_s + self._profile.leeway_s + COPY_MARGIN_S) * 1000
+
+    def _longest_ms(self) -> int:
+        """How long copies about any token that is issued now matter."""
+        return (self._profile.lifetime_s + self._profile.leeway_s + COPY_MARGIN_S) * 1000
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Redis' outages in the domain's words."""
+    try:
+        yield
+    except CacheUnavailable as error:
+        raise StoreUnavailable(f"redis: {error.reason}") from error

@@ -1,0 +1,58 @@
+"""Attempts counted in Redis, exactly: at most the quota in any window, by the server's clock."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from typing import Final, cast
+
+from authsvc.cache import CacheClient, CacheUnavailable, KeySpace, Script
+from authsvc.domain.errors import StoreUnavailable
+from authsvc.domain.values.limits import Limit, Verdict
+
+_log = logging.getLogger(__name__)
+
+#: Bytes of randomness that name one attempt among the few of its key.
+RECEIPT_BYTES: Final = 8
+
+_ATTEMPT: Final = Script.load("authsvc.store", "ratelimit_attempt")
+_MICROSECONDS: Final = 1_000_000
+
+
+class RedisRateLimiter:
+    """Keys ``auth:rate-limit:<rule>:<subject>``, gone one window after the last attempt; one round trip each."""
+
+    def __init__(self, client: CacheClient, keys: KeySpace) -> None:
+        self._client = client
+        self._keys = keys
+
+    def attempt(self, limit: Limit, subject: str) -> Verdict:
+        """Count one attempt of *subject* unless *limit* is exhausted; raises StoreUnavailable."""
+        receipt = secrets.token_urlsafe(RECEIPT_BYTES)
+        command = _ATTEMPT.command([self._key(limit, subject)], [limit.quota, limit.window_s * 1000, receipt])
+        try:
+            reply = self._client.call(*command)
+        except CacheUnavailable as error:
+            raise StoreUnavailable("redis") from error
+        counted, remaining, reset_us = cast("list[int]", reply)
+        return Verdict(
+            limit=limit,
+            subject=subject,
+            allowed=bool(counted),
+            remaining=remaining,
+            reset_s=-(-reset_us // _MICROSECONDS),
+            receipt=receipt if counted else "",
+        )
+
+    def refund(self, verdict: Verdict) -> None:
+        """Give back the attempt that *verdict* counted, once; what cannot be given back expires by itself."""
+        if not verdict.receipt:
+            return
+        try:
+            self._client.call("ZREM", self._key(verdict.limit, verdict.subject), verdict.receipt)
+        except CacheUnavailable as error:
+            # The caller has succeeded: he loses one attempt for a window, not his answer.
+            _log.warning("limit.refund_lost rule=%s reason=%s", verdict.limit.name, error.reason)
+
+    def _key(self, limit: Limit, subject: str) -> str:
+        return self._keys.space("auth:rate-limit", ttl_s=limit.window_s).key(limit.name, subject)

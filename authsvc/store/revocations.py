@@ -1,0 +1,112 @@
+"""
+The revocation log in SQL.
+
+Numbers must become visible in order, or a reader that went past a late one would never replay it.
+Writers hold a lock in shared mode from before they take a number until their commit; a reader takes it
+exclusively for a moment, so that nothing numbered is still uncommitted when it looks.  Writers commit in
+parallel.  SQLite has one writer at a time: its order is the commit order.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import Connection, Select, func, insert, select, text
+from sqlalchemy.exc import IntegrityError
+
+from authsvc.domain.revocations import Revocation
+from authsvc.domain.users import User
+from authsvc.domain.values.clocks import Clock
+from authsvc.domain.values.identifiers import SessionId, TokenId, UserId
+from authsvc.store.sql import Database
+from authsvc.store.tables import from_revocation, revocations, to_revocation
+
+#: Any number that no other user of the database takes: the letters "auth", then a purpose.
+LOG_LOCK = 0x61757468_0001
+PAGE = 500
+#: The user of an entry that is about none.
+NOBODY = "00000000-0000-0000-0000-000000000000"
+
+
+log = logging.getLogger(__name__)
+
+
+class SqlRevocationLog:
+    """The append-only log; *copies_live* is how long an entry's copy in Redis can matter."""
+
+    def __init__(self, database: Database, *, copies_live: timedelta, clock: Clock) -> None:
+        self._database = database
+        self._copies_live = copies_live
+        self._clock = clock
+
+    def draft(self, user: User, reason: str, *, epoch: int | None = None) -> Revocation:
+        """An entry about *user* himself: his cached copies go, and with *epoch* his earlier tokens."""
+        now = self._clock()
+        return Revocation(
+            seq=0, at=now, reason=reason, expires_at=now + self._copies_live,
+            user_id=user.id, email=user.email, epoch=epoch,
+        )  # fmt: skip
+
+    def draft_end(
+        self, user_id: UserId, session_id: SessionId, reason: str, *, token_id: TokenId | None = None
+    ) -> Revocation:
+        """An entry that ends *session_id*."""
+        now = self._clock()
+        return Revocation(
+            seq=0, at=now, reason=reason, expires_at=now + self._copies_live,
+            user_id=user_id, session_id=session_id, token_id=token_id,
+        )  # fmt: skip
+
+    def append(self, connection: Connection, drafts: Sequence[Revocation]) -> tuple[Revocation, ...]:
+        """Number and store *drafts* as the last step of the caller's transaction."""
+        if not drafts:
+            return ()
+        if self._database.is_postgresql:
+            connection.execute(select(func.pg_advisory_xact_lock_shared(LOG_LOCK)))
+        statement = insert(revocations).returning(revocations.c.seq, sort_by_parameter_order=True)
+        numbers = connection.execute(statement, [from_revocation(draft) for draft in drafts]).scalars()
+        return tuple(replace(draft, seq=seq) for draft, seq in zip(drafts, numbers, strict=True))
+
+    def head(self) -> int:
+        """The highest number; every lower one that will ever be visible is visible now.  0: none yet."""
+        with self._database.transaction() as connection:
+            if self._database.is_postgresql:
+                # Writers queue behind this wait: it must be short.  Not granted: no comparison this time.
+                connection.execute(text("SET LOCAL lock_timeout = '100ms'"))
+                connection.execute(select(func.pg_advisory_xact_lock(LOG_LOCK)))
+            return connection.execute(select(func.coalesce(func.max(revocations.c.seq), 0))).scalar_one()
+
+    def pages(self, *, after: int, upto: int) -> Iterator[list[Revocation]]:
+        """The entries with ``after < seq <= upto`` that can still matter, in order."""
+        while after < upto:
+            with self._database.read() as connection:
+                rows = connection.execute(self._page(after, upto)).mappings().all()
+            if not rows:
+                return
+            yield [to_revocation(row) for row in rows]
+            after = rows[-1][revocations.c.seq]
+
+    def skip_to(self, seq: int) -> None:
+        """Make *seq* the head: Redis has seen numbers up to it, from a database that was restored since."""
+        now = self._clock()
+        filler = {"seq": seq, "at": now, "reason": "restored", "expires_at": now, "user_id": NOBODY}
+        try:
+            with self._database.transaction() as connection:
+                connection.execute(insert(revocations).values(filler))
+                if self._database.is_postgresql:
+                    sequence = func.pg_get_serial_sequence("revocations", "seq")
+                    connection.execute(select(func.setval(sequence, seq)))
+        except IntegrityError:
+            log.info("revocations.skipped_by_other")
+
+    def _page(self, after: int, upto: int) -> Select[Any]:
+        return (
+            select(revocations)
+            .where(revocations.c.seq > after, revocations.c.seq <= upto, revocations.c.expires_at > self._clock())
+            .order_by(revocations.c.seq)
+            .limit(PAGE)
+        )

@@ -1,0 +1,170 @@
+"""Sessions in SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy import ColumnElement, Connection, Update, insert, select, update
+
+from authsvc.domain.errors import NotFound
+from authsvc.domain.revocations import Committed, Revocation
+from authsvc.domain.sessions import Session, Standing
+from authsvc.domain.users import User
+from authsvc.domain.values.clocks import Clock
+from authsvc.domain.values.identifiers import SessionId, TokenId, UserId
+from authsvc.store.revocations import SqlRevocationLog
+from authsvc.store.sql import Database
+from authsvc.store.tables import USER_COLUMNS, from_session, sessions, to_session, to_user, users
+
+
+class SqlSessionStore:
+    """Sessions as rows; each method is one transaction."""
+
+    def __init__(self, database: Database, log: SqlRevocationLog, clock: Clock) -> None:
+        self._database = database
+        self._log = log
+        self._clock = clock
+        self._standing = (
+            select(*USER_COLUMNS, sessions).join_from(sessions, users, sessions.c.user_id == users.c.id)
+        )  # fmt: skip
+
+    def standing(self, session_id: SessionId) -> Standing | None:
+        """The session with its user, in one query."""
+        with self._database.read() as connection:
+            row = connection.execute(self._standing.where(sessions.c.id == session_id)).mappings().one_or_none()
+        return Standing(session=to_session(row), user=to_user(row)) if row else None
+
+    def rotate(self, session: Session, *, now: datetime, idle_expires_at: datetime) -> bool:
+        """Consume ``session.counter``: the row decides, whoever else is refreshing, logging out or expiring."""
+        statement = (
+            update(sessions)
+            .where(
+                sessions.c.id == session.id,
+                sessions.c.counter == session.counter,
+                sessions.c.revoked_at.is_(None),
+                sessions.c.idle_expires_at > now,
+                sessions.c.expires_at > now,
+            )
+            .values(
+                counter=session.counter + 1, rotated_at=now, last_used_at=now, idle_expires_at=idle_expires_at
+            )
+        )
+        with self._database.read() as connection:
+            return connection.execute(statement).rowcount == 1
+
+    def end(
+        self, session_id: SessionId, *, reason: str, token_id: TokenId | None
+    ) -> Committed[Session | None]:
+        """End it; for one that is over the entry is made again, so that Redis is written again."""
+        with self._database.transaction() as connection:
+            ended = end_sessions(connection, _alive(sessions.c.id == session_id), self._clock(), reason)
+            entries = [self._log.draft_end(s.user_id, s.id, reason, token_id=token_id) for s in ended]
+            numbered = self._log.append(connection, entries)
+        if ended:
+            return Committed(ended[0], numbered)
+        return self._already_over(session_id, token_id)
+
+    def end_all(self, user_id: UserId, *, reason: str, keep: SessionId | None) -> Committed[int]:
+        """End every session of the user, or every other; without *keep* his epoch rises, too."""
+        with self._database.transaction() as connection:
+            user = locked_user(connection, user_id)
+            entries = end_sessions_of(connection, self._log, user_id, self._clock(), reason, keep=keep)
+            if keep is None:
+                entries.append(raise_epoch(connection, self._log, user, reason))
+            return Committed(len(entries), self._log.append(connection, entries))
+
+    def of_user(self, user_id: UserId, *, now: datetime) -> Sequence[Session]:
+        """The living sessions, the most recently used first."""
+        statement = (
+            select(sessions)
+            .where(
+                sessions.c.user_id == user_id,
+                sessions.c.revoked_at.is_(None),
+                sessions.c.idle_expires_at > now,
+                sessions.c.expires_at > now,
+            )
+            .order_by(sessions.c.last_used_at.desc(), sessions.c.id)
+        )
+        with self._database.read() as connection:
+            return [to_session(row) for row in connection.execute(statement).mappings()]
+
+    def _already_over(self, session_id: SessionId, token_id: TokenId | None) -> Committed[Session | None]:
+        standing = self.standing(session_id)
+        if standing is None:
+            return Committed(None)
+        session = standing.session
+        entry = self._log.draft_end(session.user_id, session.id, session.reason or "over", token_id=token_id)
+        return Committed(session, (entry,))
+
+
+def locked_user(connection: Connection, user_id: UserId) -> User:
+    """The user under his row lock; raises NotFound."""
+    statement = select(*USER_COLUMNS).where(users.c.id == user_id).with_for_update()
+    row = connection.execute(statement).mappings().one_or_none()
+    if row is None:
+        raise NotFound
+    return to_user(row)
+
+
+def add_session(connection: Connection, session: Session) -> None:
+    """Insert *session*."""
+    connection.execute(insert(sessions).values(from_session(session)))
+
+
+def end_sessions(connection: Connection, statement: Update, now: datetime, reason: str) -> list[Session]:
+    """End the sessions that *statement* selects; the ones that it did end."""
+    returning = statement.values(revoked_at=now, reason=reason).returning(sessions)
+    return [to_session(row) for row in connection.execute(returning).mappings()]
+
+
+def end_sessions_of(
+    connection: Connection,
+    log: SqlRevocationLog,
+    user_id: UserId,
+    now: datetime,
+    reason: str,
+    *,
+    keep: SessionId | None = None,
+) -> list[Revocation]:
+    """End the user's sessions but *keep*; their log entries, not yet numbered."""
+    statement = _alive(sessions.c.user_id == user_id)
+    if keep is not None:
+        statement = statement.where(sessions.c.id != keep)
+    return [log.draft_end(s.user_id, s.id, reason) for s in end_sessions(connection, statement, now, reason)]
+
+
+def end_oldest_beyond(
+    connection: Connection, log: SqlRevocationLog, user_id: UserId, now: datetime, most: int
+) -> list[Revocation]:
+    """End the sessions that were unused for longest until *most* are left."""
+    kept = (
+        select(sessions.c.id)
+        .where(
+            sessions.c.user_id == user_id,
+            sessions.c.revoked_at.is_(None),
+            sessions.c.idle_expires_at > now,
+            sessions.c.expires_at > now,
+        )
+        .order_by(sessions.c.last_used_at.desc(), sessions.c.created_at.desc(), sessions.c.id)
+        .limit(most)
+    )
+    statement = _alive(sessions.c.user_id == user_id).where(
+        sessions.c.id.not_in(kept), sessions.c.idle_expires_at > now, sessions.c.expires_at > now
+    )
+    reason = "too_many_sessions"
+    return [log.draft_end(s.user_id, s.id, reason) for s in end_sessions(connection, statement, now, reason)]
+
+
+def raise_epoch(connection: Connection, log: SqlRevocationLog, user: User, reason: str) -> Revocation:
+    """Cut off every earlier access token of *user*, who is locked; the log entry, not yet numbered."""
+    connection.execute(
+        update(users)
+        .where(users.c.id == user.id)
+        .values(epoch=users.c.epoch + 1, version=users.c.version + 1)
+    )
+    return log.draft(user, reason, epoch=user.epoch + 1)
+
+
+def _alive(condition: ColumnElement[bool]) -> Update:
+    return update(sessions).where(condition, sessions.c.revoked_at.is_(None))

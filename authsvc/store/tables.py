@@ -1,0 +1,162 @@
+"""The tables, and rows turned into the domain's values; rows never leave this room."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    RowMapping,
+    String,
+    Table,
+    TypeDecorator,
+    Uuid,
+)
+
+from authsvc.domain.revocations import Revocation
+from authsvc.domain.sessions import Session
+from authsvc.domain.users import User
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """An aware time in UTC; SQLite keeps it naive and would hand it back so."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Naive UTC for SQLite, aware for all others."""
+        if value is None:
+            return None
+        utc = value.astimezone(UTC)
+        return utc.replace(tzinfo=None) if dialect.name == "sqlite" else utc
+
+    def process_result_value(self, value: datetime | None, _dialect: Dialect) -> datetime | None:
+        """Aware, in UTC."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+metadata = MetaData(
+    naming_convention={"ix": "ix_%(column_0_label)s", "uq": "uq_%(table_name)s_%(column_0_name)s"}
+)
+
+#: Text that is looked up by value compares by bytes: two collations never disagree about two addresses.
+_ID = Uuid(as_uuid=False)
+_SEQUENCE = BigInteger().with_variant(Integer, "sqlite")
+
+users = Table(
+    "users",
+    metadata,
+    Column("id", _ID, primary_key=True),
+    Column("email", String(254), nullable=False, unique=True),
+    Column("name", String(200)),
+    Column("phone", String(64)),
+    Column("device_id", String(200)),
+    Column("is_admin", Boolean, nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("preferences", JSON, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("updated_at", UtcTime, nullable=False),
+    Column("last_login", UtcTime),
+    Column("epoch", BigInteger, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("password_hash", String(255), nullable=False),
+    Column("password_version", BigInteger, nullable=False),
+)
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("id", _ID, primary_key=True),
+    Column("user_id", _ID, ForeignKey("users.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("device_id", String(200)),
+    Column("ip", String(45), nullable=False),
+    Column("user_agent", String(512)),
+    Column("created_at", UtcTime, nullable=False),
+    Column("last_used_at", UtcTime, nullable=False),
+    Column("idle_expires_at", UtcTime, nullable=False),
+    Column("expires_at", UtcTime, nullable=False),
+    Column("counter", BigInteger, nullable=False),
+    Column("rotated_at", UtcTime, nullable=False),
+    Column("salt", LargeBinary, nullable=False),
+    Column("revoked_at", UtcTime),
+    Column("reason", String(32)),
+)
+
+revocations = Table(
+    "revocations",
+    metadata,
+    Column("seq", _SEQUENCE, primary_key=True, autoincrement=True),
+    Column("at", UtcTime, nullable=False),
+    Column("reason", String(32), nullable=False),
+    Column("expires_at", UtcTime, nullable=False),
+    Column("user_id", _ID, nullable=False),
+    Column("session_id", _ID),
+    Column("token_id", _ID),
+    Column("epoch", BigInteger),
+    Column("email", String(254)),
+    Index("ix_revocations_expires_at", "expires_at"),
+    sqlite_autoincrement=True,
+)
+
+clients = Table(
+    "clients",
+    metadata,
+    Column("id", _ID, primary_key=True),
+    Column("name", String(200), nullable=False),
+    Column("secret_hash", String(64), nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+)
+
+_USER_FIELDS = (
+    "id", "email", "name", "phone", "device_id", "status", "preferences",
+    "created_at", "updated_at", "last_login", "epoch", "version",
+)  # fmt: skip
+_SESSION_FIELDS = tuple(column.name for column in sessions.columns)
+_REVOCATION_FIELDS = tuple(column.name for column in revocations.columns)
+
+USER_COLUMNS = (*(users.c[name] for name in _USER_FIELDS), users.c.is_admin)
+
+
+def to_user(row: RowMapping) -> User:
+    """The user in *row*, which holds at least USER_COLUMNS."""
+    fields = {name: row[users.c[name]] for name in _USER_FIELDS}
+    return User(**fields, roles=("user", "admin") if row[users.c.is_admin] else ("user",))
+
+
+def from_user(user: User) -> dict[str, Any]:
+    """The columns that *user* fills."""
+    return {**{name: getattr(user, name) for name in _USER_FIELDS}, "is_admin": user.is_admin}
+
+
+def to_session(row: RowMapping) -> Session:
+    """The session in *row*."""
+    return Session(**{name: row[sessions.c[name]] for name in _SESSION_FIELDS})
+
+
+def from_session(session: Session) -> dict[str, Any]:
+    """The columns of *session*."""
+    return {name: getattr(session, name) for name in _SESSION_FIELDS}
+
+
+def to_revocation(row: RowMapping) -> Revocation:
+    """The log entry in *row*."""
+    return Revocation(**{name: row[revocations.c[name]] for name in _REVOCATION_FIELDS})
+
+
+def from_revocation(entry: Revocation) -> dict[str, Any]:
+    """The columns of *entry*; its number is the database's to give."""
+    return {name: getattr(entry, name) for name in _REVOCATION_FIELDS if name != "seq"}

@@ -1,0 +1,196 @@
+"""Users and their password hashes in SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from sqlalchemy import Connection, RowMapping, Select, Update, case, delete, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from authsvc.domain.credentials import Credentials, Rehash
+from authsvc.domain.errors import EmailTaken, LastAdmin, NotFound
+from authsvc.domain.revocations import Committed, Revocation
+from authsvc.domain.sessions import Session
+from authsvc.domain.users import User, UserFilter
+from authsvc.domain.values.clocks import Clock
+from authsvc.domain.values.emails import Email
+from authsvc.domain.values.identifiers import SessionId, UserId
+from authsvc.store.revocations import SqlRevocationLog
+from authsvc.store.sessions import add_session, end_oldest_beyond, end_sessions_of, locked_user
+from authsvc.store.sql import Database
+from authsvc.store.tables import USER_COLUMNS, from_user, to_user, users
+
+#: Taken by whoever takes an admin away, so that two do not each count on the other one.
+ADMIN_LOCK = 0x61757468_0002
+
+
+class SqlUserStore:
+    """Users as rows; the unique index on the canonical address decides races."""
+
+    def __init__(self, database: Database, log: SqlRevocationLog, clock: Clock) -> None:
+        self._database = database
+        self._log = log
+        self._clock = clock
+
+    def add(self, user: User, password_hash: str) -> Committed[User]:
+        """Insert; raises EmailTaken."""
+        row = from_user(user) | {"password_hash": password_hash, "password_version": 1}
+        try:
+            with self._database.transaction() as connection:
+                connection.execute(insert(users).values(row))
+                return Committed(user, self._log.append(connection, [self._log.draft(user, "registered")]))
+        except IntegrityError as error:
+            raise EmailTaken from error
+
+    def get(self, user_id: UserId) -> User:
+        """Raises NotFound."""
+        user = self._one(select(*USER_COLUMNS).where(users.c.id == user_id))
+        if user is None:
+            raise NotFound
+        return user
+
+    def find(self, email: Email) -> User | None:
+        """The user with the canonical address *email*."""
+        return self._one(select(*USER_COLUMNS).where(users.c.email == email))
+
+    def change(self, user_id: UserId, rule: Callable[[User], User]) -> Committed[User]:
+        """Apply *rule* under the row lock; see the protocol."""
+        with self._database.transaction() as connection:
+            user = locked_user(connection, user_id)
+            wanted = rule(user)
+            if wanted == user:
+                return Committed(user)
+            self._keep_an_admin(connection, user, wanted)
+            stored = replace(wanted, version=user.version + 1, updated_at=self._clock())
+            connection.execute(update(users).where(users.c.id == user_id).values(from_user(stored)))
+            return Committed(stored, self._log.append(connection, self._consequences(connection, user, stored)))
+
+    def remove(self, user_id: UserId) -> Committed[User]:
+        """Delete the user; his sessions go with him, their tombstones and the cut-off stay."""
+        with self._database.transaction() as connection:
+            user = locked_user(connection, user_id)
+            self._keep_an_admin(connection, user, None)
+            entries = end_sessions_of(connection, self._log, user_id, self._clock(), "user_deleted")
+            entries.append(self._log.draft(user, "user_deleted", epoch=user.epoch + 1))
+            connection.execute(delete(users).where(users.c.id == user_id))
+            return Committed(user, self._log.append(connection, entries))
+
+    def page(self, wanted: UserFilter) -> list[User]:
+        """One user more than the page holds, in the order of ids."""
+        statement = select(*USER_COLUMNS).order_by(users.c.id).limit(wanted.limit + 1)
+        if wanted.role is not None:
+            statement = statement.where(users.c.is_admin.is_(True)) if wanted.role == "admin" else statement
+        if wanted.status is not None:
+            statement = statement.where(users.c.status == wanted.status)
+        if wanted.after is not None:
+            statement = statement.where(users.c.id > wanted.after)
+        with self._database.read() as connection:
+            return [to_user(row) for row in connection.execute(statement).mappings()]
+
+    def _one(self, statement: Select[tuple[object, ...]]) -> User | None:
+        with self._database.read() as connection:
+            row = connection.execute(statement).mappings().one_or_none()
+        return to_user(row) if row else None
+
+    def _consequences(self, connection: Connection, old: User, new: User) -> list[Revocation]:
+        """What a change means for tokens, sessions and copies."""
+        epoch = new.epoch if new.epoch > old.epoch else None
+        entries = [self._log.draft(new, "user_changed", epoch=epoch)]
+        if old.is_active and not new.is_active:
+            entries += end_sessions_of(connection, self._log, new.id, self._clock(), "user_disabled")
+        return entries
+
+    def _keep_an_admin(self, connection: Connection, old: User, new: User | None) -> None:
+        """Raise LastAdmin if nobody would be left to administer."""
+        was = old.is_admin and old.is_active
+        stays = new is not None and new.is_admin and new.is_active
+        if not was or stays:
+            return
+        if self._database.is_postgresql:
+            connection.execute(select(func.pg_advisory_xact_lock(ADMIN_LOCK)))
+        others = select(func.count()).where(
+            users.c.is_admin.is_(True), users.c.status == "active", users.c.id != old.id
+        )
+        if connection.execute(others).scalar_one() == 0:
+            raise LastAdmin
+
+
+class SqlCredentialStore:
+    """Password hashes: here alone."""
+
+    def __init__(self, database: Database, log: SqlRevocationLog, clock: Clock) -> None:
+        self._database = database
+        self._log = log
+        self._clock = clock
+        self._columns = select(*USER_COLUMNS, users.c.password_hash, users.c.password_version)
+
+    def by_email(self, email: Email) -> Credentials | None:
+        """The credentials of the canonical address *email*."""
+        with self._database.read() as connection:
+            row = connection.execute(self._columns.where(users.c.email == email)).mappings().one_or_none()
+        return _to_credentials(row) if row else None
+
+    def by_user(self, user_id: UserId) -> Credentials:
+        """Raises NotFound."""
+        with self._database.read() as connection:
+            row = connection.execute(self._columns.where(users.c.id == user_id)).mappings().one_or_none()
+        if row is None:
+            raise NotFound
+        return _to_credentials(row)
+
+    def open_session(
+        self, verified: Credentials, session: Session, *, rehash: Rehash | None, max_sessions: int
+    ) -> Committed[User] | None:
+        """One transaction under the user's row lock; None if he was disabled or changed his password."""
+        now = self._clock()
+        noted = self._still(verified).where(users.c.status == "active").values(last_login=now, **_rehashed(rehash))
+        with self._database.transaction() as connection:
+            row = connection.execute(noted.returning(*USER_COLUMNS)).mappings().one_or_none()
+            if row is None:
+                return None
+            user = to_user(row)
+            add_session(connection, session)
+            entries = end_oldest_beyond(connection, self._log, user.id, now, max_sessions)
+            entries.append(self._log.draft(user, "logged_in"))
+            return Committed(user, self._log.append(connection, entries))
+
+    def replace_password(
+        self, verified: Credentials, new_hash: str, *, keep: SessionId
+    ) -> Committed[User] | None:
+        """Set the hash if the password is still the one *verified*; every session but *keep* ends."""
+        now = self._clock()
+        changed = self._still(verified).values(
+            password_hash=new_hash, password_version=users.c.password_version + 1, updated_at=now
+        )
+        with self._database.transaction() as connection:
+            row = connection.execute(changed.returning(*USER_COLUMNS)).mappings().one_or_none()
+            if row is None:
+                return None
+            user = to_user(row)
+            entries = end_sessions_of(connection, self._log, user.id, now, "password_changed", keep=keep)
+            entries.append(self._log.draft(user, "password_changed"))
+            return Committed(user, self._log.append(connection, entries))
+
+    def _still(self, verified: Credentials) -> Update:
+        """An update of the user if his password is still the one *verified*."""
+        return (
+            update(users)
+            .where(users.c.id == verified.user.id, users.c.password_version == verified.password_version)
+            .values(version=users.c.version + 1)
+        )
+
+
+def _rehashed(rehash: Rehash | None) -> dict[str, object]:
+    """The new hash where the old one still stands: a rehash never undoes somebody else's."""
+    if rehash is None:
+        return {}
+    return {"password_hash": case((users.c.password_hash == rehash.old, rehash.new), else_=users.c.password_hash)}
+
+
+def _to_credentials(row: RowMapping) -> Credentials:
+    return Credentials(
+        user=to_user(row),
+        password_hash=row[users.c.password_hash],
+        password_version=row[users.c.password_version],
+    )
