@@ -16,7 +16,7 @@ from importlib.resources import files
 from typing import Final, Generic, NamedTuple, NoReturn, TypeAlias, TypeVar
 
 from redis.exceptions import ConnectionError as DriverConnectionError
-from redis.exceptions import NoPermissionError, RedisError, ResponseError
+from redis.exceptions import RedisError, ResponseError
 
 from authsvc.cache.breaker import CircuitBreaker, Permit, State
 from authsvc.cache.connections import Argument, Connections, Pool, Reply, Wire
@@ -28,9 +28,10 @@ V = TypeVar("V")
 #: Commands that change nothing and may be sent again when the connection broke under them.
 REPEATABLE: Final = frozenset({"GET", "MGET", "EXISTS", "TTL", "PTTL"})
 
-# The server is up and answers at once, it only refuses writes, or this one command: no reason to stop
-# reading from it.  READONLY counts against it, since it may be the wrong server after a failover.
-_ANSWERED: Final = frozenset({Reason.OOM, Reason.MISCONF, Reason.NOREPLICAS})
+# As replies to a command: the server is up and answers at once, it only refuses writes, or this one
+# command, which is no reason to stop reading from it.  (A refused log-in is DENIED too, and no reply.)
+# READONLY counts against the server, since after a failover it may be the wrong one.
+_ANSWERED: Final = frozenset({Reason.OOM, Reason.MISCONF, Reason.NOREPLICAS, Reason.DENIED})
 
 
 def _ignore(*_: object) -> None:
@@ -125,6 +126,19 @@ class CacheClient:
 
         return self._run(name.lower(), talk, repeatable=name.upper() in REPEATABLE).values[0]
 
+    @property
+    def state(self) -> State:
+        """Return the breaker's state."""
+        return self._breaker.state
+
+    def key_count(self) -> int | None:
+        """Return how many keys the database holds; None where it does not tell."""
+        try:
+            count = self.call("DBSIZE")
+        except CacheError:
+            return None
+        return count if isinstance(count, int) else None
+
     def ping(self) -> None:
         """Return if Redis answers."""
         self.call("PING")
@@ -199,7 +213,7 @@ class CacheClient:
         if reason is Reason.EXHAUSTED:
             self._breaker.withdrawn(permit)
             return
-        if reason is None or reason in _ANSWERED or isinstance(error, NoPermissionError):
+        if reason is None or (reason in _ANSWERED and isinstance(error, ResponseError)):
             self._breaker.succeeded(permit)
             return
         self._breaker.failed(permit)

@@ -97,7 +97,7 @@ class Deadlines:
 
 
 class Generations:
-    """The stamps of one pool: strictly rising, from 1."""
+    """Stamps, strictly rising from 1, for one pool or for several that must be told apart in time."""
 
     def __init__(self) -> None:
         self.latest = 0
@@ -136,9 +136,11 @@ class _Stamping(AbstractConnection):
             self.read_response()
 
 
-def stamped(connection_class: type[Any], *, client_name: str | None = None) -> type[Any]:
-    """Return a subclass of the redis-py *connection_class* whose connections carry a ``generation``."""
-    attributes = {"generations": Generations(), "announced_name": client_name}
+def stamped(
+    connection_class: type[Any], *, client_name: str | None = None, generations: Generations | None = None
+) -> type[Any]:
+    """Return a subclass of redis-py's *connection_class* with a ``generation``, counted by *generations*."""
+    attributes = {"generations": generations or Generations(), "announced_name": client_name}
     return type(f"Stamped{connection_class.__name__}", (_Stamping, connection_class), attributes)
 
 
@@ -149,13 +151,20 @@ def bounded_pool(
     protocol: Literal[2, 3] = 3,
     client_name: str | None = None,
     deadlines: Deadlines | None = None,
+    generations: Generations | None = None,
 ) -> Pool:
-    """Return a pool of at most *size* stamped connections that never retries; connects to nothing yet."""
+    """
+    Return a pool of at most *size* stamped connections that never retries; connects to nothing yet.
+
+    Pools that share *generations* count their connections in one order.
+    """
     limits = deadlines or Deadlines()
     pool = BlockingConnectionPool(  # type: ignore[no-untyped-call]
         max_connections=size,
         timeout=limits.wait_s,
-        connection_class=stamped(SSLConnection if address.tls else Connection, client_name=client_name),
+        connection_class=stamped(
+            SSLConnection if address.tls else Connection, client_name=client_name, generations=generations
+        ),
         host=address.host,
         port=address.port,
         db=address.db,

@@ -18,7 +18,7 @@ from authsvc.domain.errors import (
     StoreUnavailable,
     TokenInvalid,
 )
-from authsvc.domain.passwords import PasswordPolicy
+from authsvc.domain.passwords.policy import PasswordPolicy
 from authsvc.domain.ratelimits import Limits, Rule
 from authsvc.domain.revocations import Outcome, Revocations
 from authsvc.domain.sessions import (
@@ -279,8 +279,10 @@ class Authentication:
     def _end(self, session_id: SessionId, token: AccessToken | None) -> Outcome[Session | None]:
         shown: TokenId | None = token.token_id if token else None
         outcome = self.revocations.publish(self.sessions.end(session_id, reason="logout", token_id=shown))
-        user_id = token.user_id if token else outcome.value and outcome.value.user_id
-        self.audit.record(Event(Action.SESSION_ENDED, user_id=user_id, session_id=session_id))
+        owner = token or outcome.value
+        self.audit.record(
+            Event(Action.SESSION_ENDED, user_id=owner.user_id if owner else None, session_id=session_id)
+        )
         return outcome
 
 

@@ -99,7 +99,7 @@ class TokenChecks:
 
 
 def require_roles(token: AccessToken, wanted: frozenset[str]) -> None:
-    """Raise Forbidden unless *token* holds every role of *wanted*; its roles are current, or it is refused."""
+    """Raise Forbidden unless *token*, whose roles are current, holds every one of *wanted*."""
     if not wanted <= set[Role](token.roles):
         raise Forbidden
 

@@ -9,7 +9,8 @@ from typing import Protocol
 
 from authsvc.domain.audit import Action, AuditLog, Event
 from authsvc.domain.errors import AuthError, HashingBusy, Invalid, InvalidCredentials, WrongPassword
-from authsvc.domain.passwords import PasswordPolicy, Passwords
+from authsvc.domain.passwords.hasher import Passwords
+from authsvc.domain.passwords.policy import PasswordPolicy
 from authsvc.domain.ratelimits import Limits, Rule, account_subject
 from authsvc.domain.revocations import Committed, Outcome, Revocations
 from authsvc.domain.sessions import Session
@@ -105,7 +106,7 @@ class PasswordProof:
         return found.is_match
 
     def rehash(self, password: str, credentials: Credentials) -> Rehash | None:
-        """A hash of the configured scheme and cost where the stored one is another; later when hashing is busy."""
+        """A hash of the configured scheme and cost, if the stored one is another; not while all is busy."""
         if not self.passwords.needs_rehash(credentials.password_hash):
             return None
         try:

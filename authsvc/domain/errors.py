@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from authsvc.domain.ratelimits import Verdict
+    from authsvc.domain.values.limits import Verdict
 
 
 class AuthError(Exception):

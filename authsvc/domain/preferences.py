@@ -20,7 +20,7 @@ MAX_DEPTH = 5
 
 
 def merge(target: Json, patch: Preferences) -> Preferences:
-    """*target* patched by an object as RFC 7396 §2 says: null removes, an object merges, all else replaces."""
+    """*target* patched as RFC 7396 §2 says: null removes, an object merges, all else replaces."""
     merged = dict(target) if isinstance(target, dict) else {}
     for name, value in patch.items():
         if value is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import Enum, StrEnum
 from hashlib import sha256
@@ -11,8 +12,9 @@ from typing import Protocol
 
 from authsvc.domain.audit import Action, AuditLog, Event
 from authsvc.domain.errors import RateLimited, StoreUnavailable
-from authsvc.domain.values.limits import Limit as Limit
-from authsvc.domain.values.limits import Verdict as Verdict
+from authsvc.domain.values.limits import Limit, Verdict
+
+_verdicts: ContextVar[list[Verdict] | None] = ContextVar("verdicts", default=None)
 
 
 class Rule(StrEnum):
@@ -71,6 +73,7 @@ class Limits:
         if limit is None:
             return None
         verdict = self._attempt(rule, limit, subject)
+        _note(verdict)
         if verdict is not None and not verdict.allowed:
             self.audit.record(Event(Action.LIMIT_REACHED, detail=rule))
             raise RateLimited(verdict)
@@ -89,6 +92,13 @@ class Limits:
                 raise
             self.audit.record(Event(Action.LIMIT_UNCOUNTED, detail=rule))
             return None
+
+
+def record_verdicts() -> list[Verdict]:
+    """Begin a list of the verdicts that fall on this thread of work from now on; for response headers."""
+    verdicts: list[Verdict] = []
+    _verdicts.set(verdicts)
+    return verdicts
 
 
 def account_subject(account: str) -> str:
@@ -126,3 +136,9 @@ def policy_header(limit: Limit) -> str:
 def state_header(verdict: Verdict) -> str:
     """The value of ``RateLimit``: attempts left and seconds until that changes."""
     return f'"{verdict.limit.name}";r={verdict.remaining};t={verdict.reset_s}'
+
+
+def _note(verdict: Verdict | None) -> None:
+    verdicts = _verdicts.get()
+    if verdict is not None and verdicts is not None:
+        verdicts.append(verdict)

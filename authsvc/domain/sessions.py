@@ -14,10 +14,10 @@ from enum import Enum
 from typing import Protocol
 
 from authsvc.domain.audit import Action, AuditLog, Event
-from authsvc.domain.values.clocks import Clock
 from authsvc.domain.errors import NotFound, RefreshInvalid
 from authsvc.domain.revocations import Committed, Outcome, Revocations
 from authsvc.domain.users import User
+from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.identifiers import SessionId, TokenId, UserId
 
 SALT_BYTES = 16
@@ -163,10 +163,12 @@ class SessionStore(Protocol):
         """The session with its user, in one query; None where either is gone."""
 
     def rotate(self, session: Session, *, now: datetime, idle_expires_at: datetime) -> bool:
-        """Consume ``session.counter`` if it is still current and the session alive: one conditional update."""
+        """Consume ``session.counter`` if it is current and the session alive: one conditional update."""
 
-    def end(self, session_id: SessionId, *, reason: str, token_id: TokenId | None) -> Committed[Session | None]:
-        """End it; for one that is already over the entry is repeated, not added.  None: never heard of."""
+    def end(
+        self, session_id: SessionId, *, reason: str, token_id: TokenId | None
+    ) -> Committed[Session | None]:
+        """End it; for one that is over the entry is repeated, not added.  None: never heard of."""
 
     def end_all(self, user_id: UserId, *, reason: str, keep: SessionId | None) -> Committed[int]:
         """End every session of the user, or every other; without *keep* his epoch rises, too."""

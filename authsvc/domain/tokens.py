@@ -71,7 +71,7 @@ class TokenSigner:
     def issue(
         self, user: User, session_id: SessionId, *, now: datetime, not_after: datetime
     ) -> tuple[str, AccessToken]:
-        """A token of *user* for *session_id* that ends with its lifetime or at *not_after*, if that is sooner."""
+        """A token of *user* for *session_id* that ends after its lifetime, or at *not_after* if sooner."""
         issued_at = int(now.timestamp())
         token = AccessToken(
             token_id=TokenId(new_id()),
@@ -122,7 +122,7 @@ class TokenReader:
         return token
 
     def _verify(self, text: str, ring: KeyRing) -> AccessToken:
-        """Signature and claims of *text*, by the key that its ``kid`` names and that key's algorithm alone."""
+        """Signature and claims of *text*, by the key that its ``kid`` names and the algorithm of that key."""
         if len(text) > MAX_LENGTH or not _COMPACT.fullmatch(text):
             raise TokenInvalid("not a compact JWS")
         try:
@@ -156,7 +156,7 @@ class TokenReader:
 
 def _sign(token: AccessToken, key: SigningKey) -> str:
     """The compact form of *token*, signed by *key*."""
-    claims = {
+    claims: dict[str, Json] = {
         "iss": token.issuer,
         "aud": token.audience,
         "sub": token.user_id,

@@ -144,7 +144,9 @@ class UserDirectory:
 
         def rule(user: User) -> User:
             wanted = replace(
-                user, roles=with_roles(roles) if roles is not None else user.roles, status=status or user.status
+                user,
+                roles=with_roles(roles) if roles is not None else user.roles,
+                status=status or user.status,
             )
             return wanted if wanted == user else replace(wanted, epoch=user.epoch + 1)
 

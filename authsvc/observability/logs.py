@@ -20,6 +20,7 @@ import traceback
 import weakref
 from collections.abc import Callable, MutableMapping
 from contextvars import ContextVar
+from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
@@ -79,8 +80,8 @@ class LogPipe:
         self.on_drop: Callable[[], None] = _nothing
         self._writer: threading.Thread | None
         self.start_afresh()
-        this = weakref.ref(self)
-        os.register_at_fork(after_in_child=lambda: (pipe := this()) and pipe.start_afresh())
+        # A method of this very object would keep it for ever: what is registered here cannot be taken back.
+        os.register_at_fork(after_in_child=partial(_start_afresh, weakref.ref(self)))
 
     def put(self, record: Record) -> None:
         """Queue *record*; never blocks."""
@@ -249,6 +250,11 @@ def _log_thread_failure(args: threading.ExceptHookArgs) -> None:
     if args.exc_value is not None and not isinstance(args.exc_value, SystemExit):
         name = args.thread.name if args.thread else ""
         get_logger().error("thread.failed", thread=name, exc_info=args.exc_value)
+
+
+def _start_afresh(pipe: weakref.ref[LogPipe]) -> None:
+    if (living := pipe()) is not None:
+        living.start_afresh()
 
 
 def _nothing() -> None:

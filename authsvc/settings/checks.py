@@ -62,9 +62,15 @@ def unknown_names(env: Mapping[str, str]) -> Iterator[Problem]:
 
 
 def _unknown(name: str, known: frozenset[str]) -> str:
+    """Names are compared without the prefix, which alone would make all of them look alike."""
     bare = name.removeprefix(PREFIX)
-    near = [bare] if bare in known else difflib.get_close_matches(name, sorted(known))
-    return f"is unknown; did you mean {' or '.join(near)}?" if near else "is unknown; remove it"
+    names = {candidate.removeprefix(PREFIX): candidate for candidate in sorted(known)}
+    near = [bare] if bare in names else difflib.get_close_matches(bare, names)
+    return (
+        f"is unknown; did you mean {' or '.join(names[x] for x in near)}?"
+        if near
+        else "is unknown; remove it"
+    )
 
 
 def _printable(name: str) -> str:

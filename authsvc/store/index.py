@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from authsvc.cache.client import CacheClient, Command, Script
@@ -54,39 +54,29 @@ class IndexKeys:
 DropCopies = Callable[[str, Email], Sequence[Command]]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RedisIndex:
     """Reads one token in one round trip, and carries revocations and issued tokens over."""
 
-    def __init__(
-        self,
-        client: CacheClient,
-        keys: IndexKeys,
-        *,
-        profile: TokenProfile,
-        proof: Proof,
-        drop_copies: DropCopies,
-        on_new_connection: Callable[[], None],
-        on_written: Callable[[float], None],
-        clock: Clock,
-        monotonic: Monotonic,
-    ) -> None:
-        self._client = client
-        self._keys = keys
-        self._profile = profile
-        self._proof = proof
-        self._drop_copies = drop_copies
-        self._on_new_connection = on_new_connection
-        self._on_written = on_written
-        self._clock = clock
-        self._monotonic = monotonic
-        self._epoch = Script.load("authsvc.store", "epoch")
-        self._alive = Script.load("authsvc.store", "alive")
+    client: CacheClient
+    key_names: IndexKeys
+    profile: TokenProfile
+    proof: Proof
+    drop_copies: DropCopies
+    #: Called when a connection was used that no comparison has seen yet.
+    on_new_connection: Callable[[], None]
+    #: Hears how many seconds an entry took from its decision to Redis.
+    on_written: Callable[[float], None]
+    clock: Clock
+    monotonic: Monotonic
+    epoch_script: Script = field(default_factory=lambda: Script.load("authsvc.store", "epoch"), repr=False)
+    alive_script: Script = field(default_factory=lambda: Script.load("authsvc.store", "alive"), repr=False)
 
     def look_up(self, token: TokenKeys) -> IndexAnswer:
         """Everything a check needs, over one connection whose generation is known."""
-        keys = self._keys
+        keys = self.key_names
         with _translated():
-            (record, session, epoch, blacklist, marker), generation = self._client.mget(
+            (record, session, epoch, blacklist, marker), generation = self.client.mget(
                 (
                     keys.token(token.token_id),
                     keys.session(token.session_id),
@@ -95,9 +85,9 @@ class RedisIndex:
                     keys.marker,
                 )
             )
-        is_proven = self._proof.holds(marker, generation, self._monotonic())
-        if not is_proven and self._proof.is_new(generation):
-            self._on_new_connection()
+        is_proven = self.proof.holds(marker, generation, self.monotonic())
+        if not is_proven and self.proof.is_new(generation):
+            self.on_new_connection()
         return IndexAnswer(record, session, epoch, blacklist, is_proven)
 
     def remember(self, token: AccessToken, email: Email) -> None:
@@ -113,21 +103,21 @@ class RedisIndex:
         commands = [self._epoch_command(user, self._longest_ms())]
         if session.revoked_at is not None:
             commands.append(self._tombstone(session.id, self._longest_ms()))
-        elif user.epoch == token.epoch and standing.is_good(self._clock()):
+        elif user.epoch == token.epoch and standing.is_good(self.clock()):
             commands = self._issued(token, user.email)
         self._send(commands)
 
     def write(self, entries: Sequence[Revocation]) -> None:
         """Carry *entries* over in one round trip; repeating is harmless."""
-        now = self._clock()
+        now = self.clock()
         self._send([command for entry in entries for command in self._consequences(entry, now)])
         for entry in entries:
-            self._on_written(max(0.0, (self._clock() - entry.at).total_seconds()))
+            self.on_written(max(0.0, (self.clock() - entry.at).total_seconds()))
 
     def _send(self, commands: Sequence[Command]) -> None:
         if commands:
             with _translated():
-                self._client.pipeline(commands)
+                self.client.pipeline(commands)
 
     def _consequences(self, entry: Revocation, now: datetime) -> list[Command]:
         """The commands that make Redis agree with *entry*."""
@@ -137,18 +127,18 @@ class RedisIndex:
             commands.append(self._tombstone(entry.session_id, life_ms))
         if entry.token_id is not None:
             why = json.dumps({"reason": entry.reason, "revoked_at": entry.at.isoformat()})
-            commands.append(("SET", self._keys.blacklist(entry.token_id), why, "PX", life_ms))
-            commands.append(("DEL", self._keys.token(entry.token_id)))
+            commands.append(("SET", self.key_names.blacklist(entry.token_id), why, "PX", life_ms))
+            commands.append(("DEL", self.key_names.token(entry.token_id)))
         if entry.epoch is not None:
-            key = self._keys.epoch(entry.user_id)
-            commands.append(self._epoch.command([key], [entry.epoch, life_ms]))
+            key = self.key_names.epoch(entry.user_id)
+            commands.append(self.epoch_script.command([key], [entry.epoch, life_ms]))
         if entry.email is not None:
-            commands.extend(self._drop_copies(entry.user_id, entry.email))
+            commands.extend(self.drop_copies(entry.user_id, entry.email))
         return commands
 
     def _issued(self, token: AccessToken, email: Email) -> list[Command]:
         """The commands for a token that is good now."""
-        life_s = max(1, token.expires_at - int(self._clock().timestamp()))
+        life_s = max(1, token.expires_at - int(self.clock().timestamp()))
         record = {
             "user_id": token.user_id,
             "email": email,
@@ -160,25 +150,25 @@ class RedisIndex:
         }
         margin_ms = self._copy_ms(token)
         return [
-            ("SET", self._keys.token(token.token_id), json.dumps(record), "EX", life_s),
-            self._alive.command([self._keys.session(token.session_id)], [margin_ms]),
-            self._epoch.command([self._keys.epoch(token.user_id)], [token.epoch, margin_ms]),
+            ("SET", self.key_names.token(token.token_id), json.dumps(record), "EX", life_s),
+            self.alive_script.command([self.key_names.session(token.session_id)], [margin_ms]),
+            self.epoch_script.command([self.key_names.epoch(token.user_id)], [token.epoch, margin_ms]),
         ]
 
     def _tombstone(self, session_id: str, life_ms: int) -> Command:
-        return ("SET", self._keys.session(session_id), ENDED, "PX", life_ms)
+        return ("SET", self.key_names.session(session_id), ENDED, "PX", life_ms)
 
     def _epoch_command(self, user: User, life_ms: int) -> Command:
-        return self._epoch.command([self._keys.epoch(user.id)], [user.epoch, life_ms])
+        return self.epoch_script.command([self.key_names.epoch(user.id)], [user.epoch, life_ms])
 
     def _copy_ms(self, token: AccessToken) -> int:
         """How long copies about *token* matter."""
-        left_s = max(0, token.expires_at - int(self._clock().timestamp()))
-        return (left_s + self._profile.leeway_s + COPY_MARGIN_S) * 1000
+        left_s = max(0, token.expires_at - int(self.clock().timestamp()))
+        return (left_s + self.profile.leeway_s + COPY_MARGIN_S) * 1000
 
     def _longest_ms(self) -> int:
         """How long copies about any token that is issued now matter."""
-        return (self._profile.lifetime_s + self._profile.leeway_s + COPY_MARGIN_S) * 1000
+        return (self.profile.lifetime_s + self.profile.leeway_s + COPY_MARGIN_S) * 1000
 
 
 @contextmanager

@@ -47,9 +47,9 @@ class KeyFolder:
             listing = _listing(self._path)
             if listing != self._seen:
                 self._ring, self._seen = read_keys(self._path), listing
-                log.info("keys.reread count=%d", len(self._ring.keys))
+                log.info("keys.reread", extra={"count": len(self._ring.keys)})
         except OSError as error:
-            log.exception("keys.unreadable cause=%s", error.strerror)
+            log.error("keys.unreadable", extra={"cause": error.strerror})  # noqa: TRY400 - the cause says it all
 
 
 def read_keys(path: Path) -> KeyRing:
@@ -59,7 +59,7 @@ def read_keys(path: Path) -> KeyRing:
         try:
             keys.append(read_key(file))
         except (KeyRefused, OSError) as error:
-            log.error("keys.refused cause=%s", error)  # noqa: TRY400 - the cause says it all
+            log.error("keys.refused", extra={"cause": str(error)})  # noqa: TRY400 - the same
     return KeyRing.of(keys)
 
 
@@ -71,4 +71,6 @@ def read_key(file: Path) -> SigningKey:
 
 def _listing(path: Path) -> frozenset[tuple[str, int, int]]:
     """Names, times and sizes: different when a key came, went or was replaced."""
-    return frozenset((file.name, (stat := file.stat()).st_mtime_ns, stat.st_size) for file in path.glob("*.pem"))
+    return frozenset(
+        (file.name, (stat := file.stat()).st_mtime_ns, stat.st_size) for file in path.glob("*.pem")
+    )

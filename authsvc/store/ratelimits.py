@@ -20,7 +20,7 @@ _MICROSECONDS: Final = 1_000_000
 
 
 class RedisRateLimiter:
-    """Keys ``auth:rate-limit:<rule>:<subject>``, gone one window after the last attempt; one round trip each."""
+    """Keys ``auth:rate-limit:<rule>:<subject>``, gone a window after the last attempt; one round trip."""
 
     def __init__(self, client: CacheClient, keys: KeySpace) -> None:
         self._client = client

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Final
 
 from authsvc.cache.client import CacheClient
@@ -26,6 +27,7 @@ HIGHEST: Final = 1 << 53
 log = logging.getLogger(__name__)
 
 
+@dataclass(slots=True, kw_only=True)
 class Reconciler:
     """
     Compares Redis with SQL, one comparison at a time.
@@ -36,38 +38,26 @@ class Reconciler:
     behind.
     """
 
-    def __init__(
-        self,
-        *,
-        revocations: SqlRevocationLog,
-        index: RevocationIndex,
-        marker: FreshnessMarker,
-        client: CacheClient,
-        checks: CacheClient,
-        proof: Proof,
-        monotonic: Monotonic,
-        on_lag: Callable[[int], None],
-    ) -> None:
-        self._revocations = revocations
-        self._index = index
-        self._marker = marker
-        self._client = client
-        self._checks = checks
-        self._proof = proof
-        self._monotonic = monotonic
-        self._on_lag = on_lag
-        self._over = -1
-        self._ticks = 0
+    revocations: SqlRevocationLog
+    index: RevocationIndex
+    marker: FreshnessMarker
+    client: CacheClient
+    checks: CacheClient
+    proof: Proof
+    monotonic: Monotonic
+    on_lag: Callable[[int], None]
+    _over: int = field(default=-1, init=False)
+    _ticks: int = field(default=0, init=False)
 
     def tick(self) -> bool:
         """Compare once; True if Redis is proven now.  Raises CacheError and StoreUnavailable."""
-        value, over = self._marker.read()
+        value, over = self.marker.read()
         self._renew_connections(over)
-        newest = self._checks.connections.generation
+        newest = self.checks.connections.generation
         if self._evicts():
             return False
         try:
-            head = self._revocations.head()
+            head = self.revocations.head()
         except StoreUnavailable:
             return self._go_on_without_sql(value, over)
         reached = _number(value)
@@ -75,14 +65,14 @@ class Reconciler:
         start = self._claim(value) if reached is None else value
         if start is None or not self._bring_up(start, head, over):
             return False
-        self._proof.compared(seq=head, over=over, newest=newest, now_s=self._monotonic())
+        self.proof.compared(seq=head, over=over, newest=newest, now_s=self.monotonic())
         return True
 
     def _renew_connections(self, over: int) -> None:
         """The reconciler's own connection was remade: older ones may lead elsewhere, so remake them all."""
         if over != self._over:
-            self._checks.connections.suspect()
-            self._checks.connections.fill()
+            self.checks.connections.suspect()
+            self.checks.connections.fill()
             self._over = over
 
     def _evicts(self) -> bool:
@@ -90,46 +80,46 @@ class Reconciler:
         self._ticks += 1
         if self._ticks % POLICY_EVERY != 1:
             return False
-        policy = (self._client.info("memory") or {}).get("maxmemory_policy", "noeviction")
+        policy = (self.client.info("memory") or {}).get("maxmemory_policy", "noeviction")
         if policy == "noeviction":
             return False
-        log.error("redis.evicting policy=%s", policy)
-        self._proof.distrust()
+        log.error("redis.evicting", extra={"policy": policy})
+        self.proof.distrust()
         self._ticks -= 1
         return True
 
     def _go_on_without_sql(self, value: bytes | None, over: int) -> bool:
         """Keep a marker that is exactly what this process knows, over the connection that was compared."""
-        known = self._proof.known
-        if _number(value) != known or not self._proof.still_connected(over):
+        known = self.proof.known
+        if _number(value) != known or not self.proof.still_connected(over):
             return False
-        return self._marker.renew(known)
+        return self.marker.renew(known)
 
     def _undo_rewind(self, head: int, reached: int | None) -> int:
         """The head of the log, moved on if SQL was restored to before what Redis or this process has seen."""
-        seen = max(self._proof.known, reached or 0)
+        seen = max(self.proof.known, reached or 0)
         if head >= seen:
             return head
-        log.error("revocations.rewound head=%d seen=%d", head, seen)
-        self._revocations.skip_to(seen)
-        self._marker.discard()
+        log.error("revocations.rewound", extra={"head": head, "seen": seen})
+        self.revocations.skip_to(seen)
+        self.marker.discard()
         return seen
 
     def _claim(self, value: bytes | None) -> bytes | None:
         """The right to refill a Redis without a marker; None while another process does it."""
-        if value is not None and _number(value) is None and not self._marker.is_claim(value):
-            self._marker.discard()
-        return self._marker.claim()
+        if value is not None and _number(value) is None and not self.marker.is_claim(value):
+            self.marker.discard()
+        return self.marker.claim()
 
     def _bring_up(self, start: bytes, head: int, over: int) -> bool:
         """Replay what Redis lacks and move the marker; False if it was lost meanwhile."""
         reached = _number(start) or 0
-        self._on_lag(head - reached)
-        for page in self._revocations.pages(after=reached, upto=head):
-            self._index.write(page)
-            if _number(start) is None and not self._marker.hold(start):
+        self.on_lag(head - reached)
+        for page in self.revocations.pages(after=reached, upto=head):
+            self.index.write(page)
+            if _number(start) is None and not self.marker.hold(start):
                 return False
-        return self._marker.advance(start, head, over=over)
+        return self.marker.advance(start, head, over=over)
 
 
 class Heartbeat:
@@ -171,7 +161,7 @@ class Heartbeat:
         try:
             return self._reconciler.tick()
         except (CacheError, StoreUnavailable) as error:
-            log.warning("reconciler.failed cause=%s", error)
+            log.warning("reconciler.failed", extra={"cause": str(error)})
         except Exception:
             # The edge of the thread: it must outlive what nobody thought of.
             log.exception("reconciler.crashed")

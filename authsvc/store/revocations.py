@@ -78,7 +78,8 @@ class SqlRevocationLog:
                 # Writers queue behind this wait: it must be short.  Not granted: no comparison this time.
                 connection.execute(text("SET LOCAL lock_timeout = '100ms'"))
                 connection.execute(select(func.pg_advisory_xact_lock(LOG_LOCK)))
-            return connection.execute(select(func.coalesce(func.max(revocations.c.seq), 0))).scalar_one()
+            head: int = connection.execute(select(func.coalesce(func.max(revocations.c.seq), 0))).scalar_one()
+            return head
 
     def pages(self, *, after: int, upto: int) -> Iterator[list[Revocation]]:
         """The entries with ``after < seq <= upto`` that can still matter, in order."""
@@ -106,7 +107,9 @@ class SqlRevocationLog:
     def _page(self, after: int, upto: int) -> Select[Any]:
         return (
             select(revocations)
-            .where(revocations.c.seq > after, revocations.c.seq <= upto, revocations.c.expires_at > self._clock())
+            .where(
+                revocations.c.seq > after, revocations.c.seq <= upto, revocations.c.expires_at > self._clock()
+            )
             .order_by(revocations.c.seq)
             .limit(PAGE)
         )

@@ -32,11 +32,13 @@ class SqlSessionStore:
     def standing(self, session_id: SessionId) -> Standing | None:
         """The session with its user, in one query."""
         with self._database.read() as connection:
-            row = connection.execute(self._standing.where(sessions.c.id == session_id)).mappings().one_or_none()
+            row = (
+                connection.execute(self._standing.where(sessions.c.id == session_id)).mappings().one_or_none()
+            )
         return Standing(session=to_session(row), user=to_user(row)) if row else None
 
     def rotate(self, session: Session, *, now: datetime, idle_expires_at: datetime) -> bool:
-        """Consume ``session.counter``: the row decides, whoever else is refreshing, logging out or expiring."""
+        """Consume ``session.counter``: the row decides, whoever else refreshes, logs out or expires."""
         statement = (
             update(sessions)
             .where(

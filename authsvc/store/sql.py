@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import psycopg
+from psycopg.abc import RV, PQGen
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolExhausted
+from sqlalchemy.pool import QueuePool
 
-from authsvc.cache.breaker import CircuitBreaker
+from authsvc.cache.breaker import CircuitBreaker, State
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.values.clocks import Monotonic
-
-T = TypeVar("T")
 
 POOL_SIZE = 8
 POOL_WAIT_S = 0.5
@@ -57,7 +58,7 @@ class DeadlineConnection(psycopg.Connection[Any]):
     deadline: Deadline
     clock: Monotonic
 
-    def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
+    def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
         """Wait for *gen* until the deadline of this thread's work; past it the connection is of no use."""
         ends_at_s = self.deadline.ends_at_s
         if ends_at_s is not None:
@@ -77,7 +78,9 @@ class Database:
     Make one per process, after the fork: an engine shared across it answers with other people's rows.
     """
 
-    def __init__(self, url: str, *, breaker: CircuitBreaker, clock: Monotonic, pool_size: int = POOL_SIZE) -> None:
+    def __init__(
+        self, url: str, *, breaker: CircuitBreaker, clock: Monotonic, pool_size: int = POOL_SIZE
+    ) -> None:
         self._breaker = breaker
         self._clock = clock
         self._deadline = Deadline()
@@ -100,6 +103,18 @@ class Database:
             if not self.is_postgresql:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             yield connection
+
+    @property
+    def state(self) -> State:
+        """The breaker's."""
+        return self._breaker.state
+
+    def pool_figures(self) -> dict[str, int]:
+        """Connections in use and at most."""
+        pool = self.engine.pool
+        if not isinstance(pool, QueuePool):
+            return {}
+        return {"in_use": pool.checkedout(), "size": pool.size()}
 
     def ping(self) -> None:
         """Raises StoreUnavailable unless the server answers a query."""
@@ -151,15 +166,18 @@ class Database:
 
     def _connector(self, url: str) -> Callable[[], DeadlineConnection]:
         """What makes a connection, if there is still time for it."""
-        connection_class = type(
-            "BoundConnection", (DeadlineConnection,), {"deadline": self._deadline, "clock": staticmethod(self._clock)}
-        )
+        deadline, clock = self._deadline, self._clock
+
+        class BoundConnection(DeadlineConnection):
+            """A connection under this database's deadlines."""
+
+        BoundConnection.deadline, BoundConnection.clock = deadline, staticmethod(clock)
 
         def connect() -> DeadlineConnection:
             ends_at_s = self._deadline.ends_at_s
             if ends_at_s is not None and ends_at_s - self._clock() < CONNECT_S:
                 raise psycopg.OperationalError("no time left to connect")
-            made: DeadlineConnection = connection_class.connect(
+            return BoundConnection.connect(
                 url,
                 connect_timeout=CONNECT_S,
                 options=_SERVER_SETTINGS,
@@ -169,7 +187,6 @@ class Database:
                 tcp_user_timeout=int(DEADLINE_S * 1000),
                 application_name="authsvc",
             )
-            return made
 
         return connect
 
@@ -178,7 +195,7 @@ def _sqlite(url: str) -> Engine:
     engine = create_engine(url, pool_timeout=POOL_WAIT_S)
 
     @event.listens_for(engine, "connect")
-    def prepare(connection: Any, _record: object) -> None:
+    def prepare(connection: sqlite3.Connection, _record: object) -> None:
         # Transactions are ours to begin: the driver's own begin late and deadlock on upgrade.
         connection.isolation_level = None
         for pragma in _SQLITE_PRAGMAS:

@@ -64,7 +64,9 @@ class SqlUserStore:
             self._keep_an_admin(connection, user, wanted)
             stored = replace(wanted, version=user.version + 1, updated_at=self._clock())
             connection.execute(update(users).where(users.c.id == user_id).values(from_user(stored)))
-            return Committed(stored, self._log.append(connection, self._consequences(connection, user, stored)))
+            return Committed(
+                stored, self._log.append(connection, self._consequences(connection, user, stored))
+            )
 
     def remove(self, user_id: UserId) -> Committed[User]:
         """Delete the user; his sessions go with him, their tombstones and the cut-off stay."""
@@ -144,7 +146,11 @@ class SqlCredentialStore:
     ) -> Committed[User] | None:
         """One transaction under the user's row lock; None if he was disabled or changed his password."""
         now = self._clock()
-        noted = self._still(verified).where(users.c.status == "active").values(last_login=now, **_rehashed(rehash))
+        noted = (
+            self._still(verified)
+            .where(users.c.status == "active")
+            .values(last_login=now, **_rehashed(rehash))
+        )
         with self._database.transaction() as connection:
             row = connection.execute(noted.returning(*USER_COLUMNS)).mappings().one_or_none()
             if row is None:
@@ -185,7 +191,9 @@ def _rehashed(rehash: Rehash | None) -> dict[str, object]:
     """The new hash where the old one still stands: a rehash never undoes somebody else's."""
     if rehash is None:
         return {}
-    return {"password_hash": case((users.c.password_hash == rehash.old, rehash.new), else_=users.c.password_hash)}
+    return {
+        "password_hash": case((users.c.password_hash == rehash.old, rehash.new), else_=users.c.password_hash)
+    }
 
 
 def _to_credentials(row: RowMapping) -> Credentials:

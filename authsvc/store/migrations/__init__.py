@@ -16,7 +16,7 @@ UPGRADE_LOCK = 0x61757468_0003
 
 
 def upgrade(database: Database) -> str:
-    """Bring the schema to the newest revision; waits for an upgrade that is under way.  Returns the revision."""
+    """Bring the schema to the newest revision, which is returned; waits for an upgrade that is under way."""
     from alembic import command  # noqa: PLC0415 - half of alembic, needed by this command alone
 
     config = _config()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from authsvc.domain.errors import HashingBusy
-from authsvc.domain.passwords import Passwords, Verification
+from authsvc.domain.passwords.hasher import Passwords, Verification
 from authsvc.domain.values.clocks import Monotonic
 
 T = TypeVar("T")

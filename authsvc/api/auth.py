@@ -1,0 +1,96 @@
+"""Register, log in, refresh, log out."""
+
+from __future__ import annotations
+
+from flask import Response, request
+from flask_smorest import Blueprint
+
+from authsvc.api.bodies import load, read_json
+from authsvc.api.context import client_ip, services, user_agent
+from authsvc.api.guards import limited, optional_bearer, public
+from authsvc.api.outcomes import revoked
+from authsvc.api.schemas import (
+    LoginBody,
+    LoginForm,
+    ProblemView,
+    RefreshBody,
+    RefreshForm,
+    RegisterBody,
+    TokenPairView,
+    UserView,
+)
+from authsvc.domain.authentication import LoginAttempt, Registration, TokenPair
+from authsvc.domain.ratelimits import Rule
+from authsvc.domain.users import User
+
+blp = Blueprint("auth", __name__, url_prefix="/v1/auth", description="Sessions: begin, go on, end.")
+
+
+@blp.post("/register")
+@public
+@limited(Rule.REGISTER_IP)
+@blp.arguments(RegisterBody)
+@blp.response(201, UserView)
+@blp.alt_response(409, schema=ProblemView, description="`email_taken`")
+@blp.alt_response(429, schema=ProblemView, description="`rate_limited`")
+@blp.alt_response(503, schema=ProblemView, description="`busy`, `unavailable`")
+def register(form: Registration) -> tuple[User, int, dict[str, str]]:
+    """Create an account."""
+    user = services().authentication.register(form)
+    return user, 201, {"Location": f"/v1/users/{user.id}"}
+
+
+@blp.post("/login")
+@public
+@limited(Rule.LOGIN_IP)
+@blp.arguments(LoginBody)
+@blp.response(200, TokenPairView)
+@blp.alt_response(401, schema=ProblemView, description="`invalid_credentials`")
+@blp.alt_response(429, schema=ProblemView, description="`rate_limited`")
+@blp.alt_response(503, schema=ProblemView, description="`busy`, `unavailable`")
+def login(form: LoginForm) -> TokenPair:
+    """Trade e-mail address and password for a session."""
+    attempt = LoginAttempt(
+        email=form.email,
+        password=form.password,
+        device_id=form.device_id,
+        ip=client_ip(),
+        user_agent=user_agent(),
+    )
+    return services().authentication.log_in(attempt)
+
+
+@blp.post("/refresh")
+@public
+@blp.arguments(RefreshBody)
+@blp.response(200, TokenPairView)
+@blp.alt_response(401, schema=ProblemView, description="`refresh_invalid`, `refresh_reused`, `session_ended`")
+@blp.alt_response(429, schema=ProblemView, description="`rate_limited`")
+@blp.alt_response(503, schema=ProblemView, description="`unavailable`")
+def refresh(form: RefreshForm) -> TokenPair:
+    """Trade a refresh token for a new pair; the old one stops working."""
+    return services().authentication.refresh(form.refresh_token or "")
+
+
+@blp.post("/logout")
+@public
+@blp.doc(
+    security=[{"bearer": []}, {}],
+    requestBody={"required": False, "content": {"application/json": {"schema": RefreshBody}}},
+)
+@blp.response(204, description="The session has ended, for its access and its refresh token.")
+@blp.alt_response(202, description="The same, Redis has yet to hear of it: within 2 s, at most.")
+@blp.alt_response(401, schema=ProblemView, description="`token_invalid`")
+@blp.alt_response(503, schema=ProblemView, description="`unavailable`")
+def logout() -> Response:
+    """End the session of the bearer token, of the refresh token in the body, or of both."""
+    outcome = services().authentication.log_out(optional_bearer(), _optional_refresh_token())
+    return revoked(outcome)
+
+
+def _optional_refresh_token() -> str | None:
+    """The refresh token in a body that need not be there."""
+    if not request.get_data(cache=True):
+        return None
+    form: RefreshForm = load(RefreshBody(partial=True), read_json(request))
+    return form.refresh_token

@@ -1,0 +1,53 @@
+"""Request bodies: read within limits, strictly, and checked by a schema."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from flask import Request
+from marshmallow import Schema, ValidationError
+from webargs.flaskparser import FlaskParser
+from werkzeug.exceptions import BadRequest, UnprocessableEntity, UnsupportedMediaType
+
+from authsvc.domain.values.jsontext import InvalidJson, Json, parse
+
+MAX_BYTES = 64 * 1024
+JSON = "application/json"
+MERGE_PATCH = "application/merge-patch+json"
+
+
+class Body(Schema):
+    """A JSON object in a request; unknown members are refused."""
+
+    #: The media types that may carry it.
+    media_types: ClassVar[tuple[str, ...]] = (JSON,)
+
+
+class StrictParser(FlaskParser):
+    """webargs with RFC 8259 taken at its word: one charset, no duplicate names, no NaN, bounded depth."""
+
+    def load_json(self, req: Request, schema: Schema) -> Any:
+        """The decoded body; 400, 413 and 415 for what is none."""
+        return read_json(req, getattr(schema, "media_types", (JSON,)))
+
+
+def read_json(req: Request, media_types: tuple[str, ...] = (JSON,)) -> Json:
+    """Decode the body of *req*; raises 415 for another media type or charset, 400 for another text."""
+    data = req.get_data(cache=True)
+    charset = req.mimetype_params.get("charset", "utf-8").lower()
+    if (data or req.mimetype) and (req.mimetype not in media_types or charset not in {"utf-8", "utf8"}):
+        raise UnsupportedMediaType
+    try:
+        return parse(data)
+    except InvalidJson as error:
+        raise BadRequest from error
+
+
+def load(schema: Schema, data: Json) -> Any:
+    """*data* as *schema* makes it; raises 422 with the messages for each field."""
+    try:
+        return schema.load(data)  # type: ignore[arg-type]  # whatever is no object is refused by it
+    except ValidationError as error:
+        refusal = UnprocessableEntity()
+        refusal.data = {"messages": error.messages}  # type: ignore[attr-defined]  # as webargs does
+        raise refusal from error

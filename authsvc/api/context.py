@@ -1,0 +1,78 @@
+"""What a request stands in: the services, who is asking from where, its id."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from flask import current_app, g, request
+
+from authsvc.domain.tokens import AccessToken
+from authsvc.services import Services
+
+EXTENSION = "authsvc"
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+USER_AGENT_LENGTH = 512
+
+
+def services() -> Services:
+    """Everything that a view may call."""
+    return cast("Services", current_app.extensions[EXTENSION])
+
+
+def identity() -> AccessToken:
+    """The caller, as the guard of this view found him."""
+    return cast("AccessToken", g.identity)
+
+
+def client_ip() -> str:
+    """The caller's address, by the word of trusted proxies alone."""
+    return resolve_client(request.environ, services().trusted_proxies)
+
+
+def user_agent() -> str | None:
+    """What the client calls itself, cut to a sane length and to what a database takes."""
+    text = request.headers.get("User-Agent", "")
+    clean = "".join(character for character in text if character.isprintable())
+    return clean.encode("utf-8", "replace").decode()[:USER_AGENT_LENGTH] or None
+
+
+def request_id_of(environ: Mapping[str, Any]) -> str:
+    """The client's request id if it is sane, else a new one."""
+    given = environ.get("HTTP_X_REQUEST_ID", "")
+    return given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def resolve_client(environ: Mapping[str, Any], trusted: Sequence[Network]) -> str:
+    """
+    Walk ``X-Forwarded-For`` from the right, past trusted hops, to the first that is not.
+
+    All trusted: the leftmost.  A hop that is no address ends the walk at the last good one.
+    """
+    current = _address(environ.get("REMOTE_ADDR", ""))
+    if current is None:
+        return "0.0.0.0"  # noqa: S104 - a UNIX socket has no address; nothing is bound here
+    hops = [hop.strip() for hop in environ.get("HTTP_X_FORWARDED_FOR", "").split(",")]
+    while hops and any(current in network for network in trusted):
+        following = _address(hops.pop())
+        if following is None:
+            break
+        current = following
+    return str(current)
+
+
+def _address(text: str) -> Address | None:
+    """*text* as an address; IPv4 inside IPv6 counts as IPv4."""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return mapped or address

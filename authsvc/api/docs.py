@@ -1,0 +1,94 @@
+"""The API's own description: OpenAPI 3.1, and a page over it that needs no internet."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flask import Blueprint, Response
+
+from authsvc.api.guards import public
+from authsvc.api.schemas import ProblemView
+from authsvc.api.verify import PATH
+from authsvc.domain.users import ROLES
+
+#: Files of the page; the folder says which release they are of.
+blp = Blueprint("docs", __name__, static_folder="static/swagger", static_url_path="/docs/assets")
+
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "connect-src 'self'; frame-ancestors 'none'"
+)
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+  <meta charset="utf-8">
+  <meta name="viewport" content="width=device-width, initial-scale=1">
+  <title>authsvc API</title>
+  <link rel="stylesheet" href="/docs/assets/swagger-ui.css">
+</head>
+<body>
+  <div id="swagger-ui"></div>
+  <noscript>This page needs JavaScript; what it shows is <a href="/openapi.json">/openapi.json</a>.</noscript>
+  <script src="/docs/assets/swagger-ui-bundle.js"></script>
+  <script src="/docs/assets/init.js"></script>
+</body>
+</html>
+"""
+
+_METHODS = ("get", "head", "post", "put", "patch", "delete", "options")
+
+
+def _verify_paths() -> dict[str, Any]:
+    """The check, which is answered before Flask and so is unknown to it."""
+    role = {
+        "in": "query",
+        "name": "role",
+        "schema": {"type": "array", "items": {"type": "string", "enum": list(ROLES)}},
+    }
+    below = {"in": "path", "name": "path", "required": True, "schema": {"type": "string"}}
+    return {
+        PATH: {method: _operation(method, [role]) for method in _METHODS},
+        f"{PATH}/{{path}}": {method: _operation(f"{method}_below", [below, role]) for method in _METHODS},
+    }
+
+
+def _operation(name: str, parameters: list[dict[str, Any]]) -> dict[str, Any]:
+    schema = {"$ref": f"#/components/schemas/{ProblemView.__name__}"}
+    problem = {"content": {"application/problem+json": {"schema": schema}}}
+    return {
+        "tags": ["auth"],
+        "summary": "Check an access token for a gateway; any method, any sub-path.",
+        "operationId": f"verify_{name}",
+        "security": [{"bearer": []}],
+        "parameters": parameters,
+        "responses": {
+            "200": {"description": "Good: `X-Auth-User-Id`, `X-Auth-Session-Id`, `X-Auth-Roles` say whose."},
+            "401": {"description": "`token_missing`, `token_invalid`", **problem},
+            "403": {"description": "`forbidden`: a role is missing", **problem},
+            "503": {"description": "`unavailable`", **problem},
+        },
+    }
+
+
+OPENAPI: dict[str, Any] = {
+    "API_TITLE": "authsvc",
+    "API_VERSION": "v1",
+    "OPENAPI_VERSION": "3.1.0",
+    "API_SPEC_OPTIONS": {
+        "info": {"description": "Auth and sessions for microservices; errors are RFC 9457 problems."},
+        "components": {
+            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "at+jwt"}}
+        },
+        "paths": _verify_paths(),
+    },
+}
+PUBLISHED = {"OPENAPI_URL_PREFIX": "/", "OPENAPI_JSON_PATH": "openapi.json"}
+
+
+@blp.get("/docs")
+@public
+def page() -> Response:
+    """Show the description."""
+    response = Response(_PAGE, content_type="text/html; charset=utf-8")
+    response.headers["Content-Security-Policy"] = POLICY
+    return response

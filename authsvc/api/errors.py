@@ -1,0 +1,184 @@
+"""The one place where a refusal becomes a status, a header and a body (RFC 9457)."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+from flask import Flask, Response, g
+from werkzeug.exceptions import HTTPException
+
+from authsvc.domain import errors
+from authsvc.domain.ratelimits import policy_header, state_header
+
+log = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+CHALLENGE = 'Bearer realm="authsvc"'
+
+#: Every AuthError with its status; a test asserts that none is left out.
+STATUSES: dict[type[errors.AuthError], int] = {
+    errors.TokenMissing: 401,
+    errors.TokenInvalid: 401,
+    errors.InvalidCredentials: 401,
+    errors.RefreshInvalid: 401,
+    errors.RefreshReused: 401,
+    errors.SessionOver: 401,
+    errors.Forbidden: 403,
+    errors.WrongPassword: 403,
+    errors.NotFound: 404,
+    errors.EmailTaken: 409,
+    errors.LastAdmin: 409,
+    errors.PreconditionFailed: 412,
+    errors.Invalid: 422,
+    errors.RateLimited: 429,
+    errors.HashingBusy: 503,
+    errors.StoreUnavailable: 503,
+}
+
+DETAILS = {
+    "token_missing": "Send an access token in the Authorization header, as a bearer token.",
+    "token_invalid": "The access token is not valid.",
+    "invalid_credentials": "E-mail address or password is wrong.",
+    "refresh_invalid": "The refresh token is not valid.",
+    "refresh_reused": "The refresh token was used before; its session has been ended. Log in again.",
+    "session_ended": "The session has ended. Log in again.",
+    "forbidden": "A role is missing.",
+    "wrong_password": "The current password is wrong.",
+    "not_found": "There is nothing here.",
+    "email_taken": "Another account has this e-mail address.",
+    "last_admin": "The last active admin cannot be demoted, disabled or deleted.",
+    "precondition_failed": "It has changed since you read it.",
+    "validation_failed": "One or more fields are wrong.",
+    "rate_limited": "Too many attempts. Try again later.",
+    "busy": "Too many passwords are being checked right now. Try again shortly.",
+    "unavailable": "The service cannot answer right now. Try again shortly.",
+    "malformed_request": "The body is not the JSON that is expected.",
+    "method_not_allowed": "This method is not offered here.",
+    "too_large": "The body is larger than 64 KiB.",
+    "unsupported_media_type": "Send JSON in UTF-8, with the Content-Type that the documentation names.",
+    "internal_error": "Something went wrong. The request id helps to find out what.",
+}
+
+#: marshmallow's tree of messages.
+Messages = list[str] | dict[str, "Messages"]
+
+_HTTP_CODES = {
+    400: "malformed_request",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "too_large",
+    415: "unsupported_media_type",
+    422: "validation_failed",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One error answer, for Flask and for what is answered without it."""
+
+    status: int
+    code: str
+    headers: dict[str, str] = field(default_factory=dict)
+    errors: dict[str, list[str]] | None = None
+
+    def body(self, request_id: str) -> bytes:
+        """The problem details; nothing in them comes from the request."""
+        members: dict[str, Any] = {
+            "type": f"urn:authsvc:problem:{self.code}",
+            "title": HTTPStatus(self.status).phrase,
+            "status": self.status,
+            "detail": DETAILS[self.code],
+            "code": self.code,
+            "request_id": request_id,
+        }
+        if self.errors:
+            members["errors"] = self.errors
+        return json.dumps(members).encode()
+
+
+def problem_of(error: errors.AuthError) -> Problem:
+    """The answer to *error*."""
+    status = STATUSES[type(error)]
+    details = error.errors if isinstance(error, errors.Invalid) else None
+    return Problem(status=status, code=error.code, headers=_headers(error, status), errors=details)
+
+
+def install(app: Flask) -> None:
+    """Answer every error of *app* as a problem."""
+    app.register_error_handler(errors.AuthError, _refuse)
+    app.register_error_handler(HTTPException, _refuse_http)
+    app.register_error_handler(Exception, _fail)
+
+
+def _headers(error: errors.AuthError, status: int) -> dict[str, str]:
+    """What the status asks for."""
+    if isinstance(error, errors.TokenInvalid):
+        return {"WWW-Authenticate": f'{CHALLENGE}, error="invalid_token"'}
+    if status == HTTPStatus.UNAUTHORIZED:
+        return {"WWW-Authenticate": CHALLENGE}
+    if isinstance(error, errors.RateLimited):
+        verdict = error.verdict
+        return {
+            "Retry-After": str(max(1, verdict.reset_s)),
+            "RateLimit-Policy": policy_header(verdict.limit),
+            "RateLimit": state_header(verdict),
+        }
+    if isinstance(error, errors.HashingBusy | errors.StoreUnavailable):
+        return {"Retry-After": str(error.retry_after_s)}
+    return {}
+
+
+def _respond(problem: Problem) -> Response:
+    response = Response(problem.body(g.request_id), problem.status, content_type=MEDIA_TYPE)
+    response.headers.update(problem.headers)
+    return response
+
+
+def _refuse(error: errors.AuthError) -> Response:
+    """A refusal of the domain."""
+    if isinstance(error, errors.StoreUnavailable):
+        log.warning("request.unavailable", extra={"cause": error.store})
+    return _respond(problem_of(error))
+
+
+def _refuse_http(error: HTTPException) -> Response:
+    """A refusal of Flask, werkzeug or webargs."""
+    status = _status(error)
+    headers = {name: value for name, value in error.get_headers() if name == "Allow"}
+    messages = getattr(error, "data", {}).get("messages")
+    problem = Problem(
+        status=status,
+        code=_HTTP_CODES.get(status, "internal_error"),
+        headers=headers,
+        errors=_flat(messages) if messages else None,
+    )
+    return _respond(problem)
+
+
+def _status(error: HTTPException) -> int:
+    """The error's own status where it is one of ours, else the nearest."""
+    if error.code in _HTTP_CODES:
+        return error.code
+    is_theirs = error.code is not None and error.code < HTTPStatus.INTERNAL_SERVER_ERROR
+    return HTTPStatus.BAD_REQUEST if is_theirs else HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+def _fail(error: Exception) -> Response:
+    """What nobody thought of: the log has all of it, the caller the request id."""
+    log.error("request.crashed", exc_info=error)
+    return _respond(Problem(status=500, code="internal_error"))
+
+
+def _flat(messages: Messages, path: str = "") -> dict[str, list[str]]:
+    """marshmallow's tree of messages as field path -> messages; the location is not part of the path."""
+    if isinstance(messages, list):
+        return {path or "body": [str(message) for message in messages]}
+    flat: dict[str, list[str]] = {}
+    for name, inner in messages.items():
+        is_label = not path and name in {"json", "query", "_schema"}
+        flat.update(_flat(inner, path if is_label else f"{path}.{name}".lstrip(".")))
+    return flat

@@ -1,0 +1,54 @@
+"""What every request gets: an id, its headers, one line in the log."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from flask import Flask, Response, g, request
+
+from authsvc.api.context import request_id_of
+from authsvc.domain.ratelimits import policy_header, record_verdicts, state_header, tightest
+from authsvc.observability.logs import bind_request
+
+log = logging.getLogger("authsvc.requests")
+
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+}
+
+
+def install(app: Flask) -> None:
+    """Hook into every request of *app*."""
+    app.before_request(_begin)
+    app.after_request(_finish)
+
+
+def _begin() -> None:
+    g.began_s = time.perf_counter()
+    g.request_id = request_id_of(request.environ)
+    g.verdicts = record_verdicts()
+    bind_request(g.request_id)
+
+
+def _finish(response: Response) -> Response:
+    response.headers["X-Request-Id"] = g.request_id
+    for name, value in _HEADERS.items():
+        response.headers.setdefault(name, value)
+    if g.verdicts:
+        verdict = tightest(g.verdicts)
+        response.headers["RateLimit-Policy"] = policy_header(verdict.limit)
+        response.headers["RateLimit"] = state_header(verdict)
+    log.info(
+        "request.answered",
+        extra={
+            "method": request.method,
+            "route": request.url_rule.rule if request.url_rule else None,
+            "status": response.status_code,
+            "duration_ms": round((time.perf_counter() - g.began_s) * 1000, 2),
+        },
+    )
+    return response

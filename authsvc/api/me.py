@@ -1,0 +1,63 @@
+"""What a user does with his own account."""
+
+from __future__ import annotations
+
+from flask import Response
+from flask_smorest import Blueprint
+
+from authsvc.api.context import identity, services
+from authsvc.api.guards import requires
+from authsvc.api.outcomes import revoked
+from authsvc.api.schemas import (
+    ClosingBody,
+    ClosingForm,
+    PasswordBody,
+    PasswordForm,
+    ProblemView,
+    ProfilePatch,
+    UserView,
+)
+from authsvc.domain.users import Profile, User
+
+blp = Blueprint("me", __name__, url_prefix="/v1/me", description="The caller's own account.")
+
+
+@blp.get("")
+@requires("user")
+@blp.response(200, UserView)
+def profile() -> User:
+    """Read the profile."""
+    return services().users.get(identity().user_id)
+
+
+@blp.patch("")
+@requires("user")
+@blp.arguments(ProfilePatch)
+@blp.response(200, UserView)
+def change_profile(change: Profile) -> User:
+    """Change name, phone or device id."""
+    return services().users.change_profile(identity().user_id, change).value
+
+
+@blp.delete("")
+@requires("user")
+@blp.arguments(ClosingBody)
+@blp.response(204, description="The account is gone, with its sessions.")
+@blp.alt_response(202, description="The same, Redis has yet to hear of it.")
+@blp.alt_response(403, schema=ProblemView, description="`wrong_password`")
+@blp.alt_response(409, schema=ProblemView, description="`last_admin`")
+def close(form: ClosingForm) -> Response:
+    """Delete the account."""
+    return revoked(services().account.close(identity(), form.password))
+
+
+@blp.post("/password")
+@requires("user")
+@blp.arguments(PasswordBody)
+@blp.response(204, description="Changed; every other session has ended.")
+@blp.alt_response(202, description="The same, Redis has yet to hear of it.")
+@blp.alt_response(403, schema=ProblemView, description="`wrong_password`")
+@blp.alt_response(429, schema=ProblemView, description="`rate_limited`")
+def change_password(form: PasswordForm) -> Response:
+    """Change the password; this session goes on, all others end."""
+    return revoked(services().account.change_password(identity(), form.current_password, form.new_password))

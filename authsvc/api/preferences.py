@@ -1,0 +1,61 @@
+"""The caller's preferences: a bare JSON object with an entity tag."""
+
+from __future__ import annotations
+
+from flask import Response, jsonify, request
+from flask_smorest import Blueprint
+
+from authsvc.api.bodies import MERGE_PATCH
+from authsvc.api.context import identity, services
+from authsvc.api.guards import requires
+from authsvc.api.schemas import PreferencesBody, PreferencesPatch, ProblemView
+from authsvc.domain.preferences import Condition, Preferences, entity_tag
+
+blp = Blueprint(
+    "preferences", __name__, url_prefix="/v1/me/preferences", description="The caller's preferences."
+)
+
+
+@blp.get("")
+@requires("user")
+@blp.response(200, PreferencesBody, headers={"ETag": {"schema": {"type": "string"}}})
+def read() -> Response:
+    """Read the whole object."""
+    return _tagged(services().preferences.get(identity().user_id))
+
+
+@blp.put("")
+@requires("user")
+@blp.arguments(PreferencesBody)
+@blp.response(200, PreferencesBody)
+@blp.alt_response(412, schema=ProblemView, description="`precondition_failed`")
+def put(wanted: Preferences) -> Response:
+    """Replace the object."""
+    outcome = services().preferences.replace(identity().user_id, wanted, if_match=_condition())
+    return _tagged(outcome.value.preferences)
+
+
+@blp.patch("")
+@requires("user")
+@blp.arguments(PreferencesPatch, content_type=MERGE_PATCH)
+@blp.response(200, PreferencesBody)
+@blp.alt_response(412, schema=ProblemView, description="`precondition_failed`")
+def patch(change: Preferences) -> Response:
+    """Merge a patch in (RFC 7396): null removes a member."""
+    outcome = services().preferences.patch(identity().user_id, change, if_match=_condition())
+    return _tagged(outcome.value.preferences)
+
+
+def _tagged(preferences: Preferences) -> Response:
+    response = jsonify(preferences)
+    response.headers["ETag"] = entity_tag(preferences)
+    return response
+
+
+def _condition() -> Condition:
+    """The request's ``If-Match``, by strong comparison (RFC 9110 §13.1.1)."""
+    if "If-Match" not in request.headers:
+        return Condition()
+    if request.if_match.star_tag:
+        return Condition(frozenset("*"))
+    return Condition(frozenset(f'"{tag}"' for tag in request.if_match.as_set()))

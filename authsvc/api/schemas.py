@@ -1,0 +1,298 @@
+"""The shapes that go in and out; load() returns a frozen value of the domain, rules live there."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from marshmallow import RAISE, Schema, ValidationError, fields, post_load, validate, validates_schema
+
+from authsvc.api.bodies import JSON, MERGE_PATCH, Body
+from authsvc.domain.authentication import Registration
+from authsvc.domain.users import ROLES, Profile, Role, Status, UserFilter
+from authsvc.domain.values.identifiers import UserId, is_id
+
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+PROFILE_FIELDS = ("name", "phone", "device_id")
+MAX_PAGE = 200
+
+
+def storable(value: object) -> None:
+    """Refuse NUL and lone surrogates in *value*, however deep: no database takes them."""
+    if isinstance(value, str) and _UNSTORABLE.search(value):
+        raise ValidationError("Must not contain NUL or lone surrogates.")
+    if isinstance(value, dict):
+        for name, member in value.items():
+            storable(name)
+            storable(member)
+    elif isinstance(value, list):
+        for member in value:
+            storable(member)
+
+
+def text(most: int, **options: Any) -> fields.String:
+    """A string of at most *most* characters that a database takes."""
+    return fields.String(validate=[validate.Length(max=most), storable], **options)
+
+
+class ProfileFields(Body):
+    """What a user says of himself."""
+
+    name = text(200, allow_none=True, metadata={"example": "Ada Lovelace"})
+    phone = text(64, allow_none=True, metadata={"example": "+44 20 7946 0000"})
+    device_id = text(200, allow_none=True, metadata={"example": "laptop-1"})
+
+
+class RegisterBody(ProfileFields):
+    """What somebody signs up with."""
+
+    email = text(1024, required=True, metadata={"example": "ada@example.com"})
+    password = fields.String(required=True, metadata={"example": "correct horse battery staple"})
+
+    @post_load
+    def build(self, data: dict[str, Any], **_: Any) -> Registration:
+        """As the domain takes it."""
+        return Registration(email=data["email"], password=data["password"], profile=_profile(data))
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class LoginForm:
+    """What somebody signs in with."""
+
+    email: str
+    password: str
+    device_id: str | None = None
+
+
+class LoginBody(Body):
+    """Address and password: any string will do, what fits nobody is a failure like any other."""
+
+    email = fields.String(required=True, metadata={"example": "ada@example.com"})
+    password = fields.String(required=True, metadata={"example": "correct horse battery staple"})
+    device_id = text(200, allow_none=True)
+
+    @post_load
+    def build(self, data: dict[str, Any], **_: Any) -> LoginForm:
+        """As a value."""
+        return LoginForm(**data)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class RefreshForm:
+    """A refresh token, as presented; None where the body names none and need not."""
+
+    refresh_token: str | None = None
+
+
+class RefreshBody(Body):
+    """A refresh token."""
+
+    refresh_token = fields.String(required=True)
+
+    @post_load
+    def build(self, data: dict[str, Any], **_: Any) -> RefreshForm:
+        """As a value."""
+        return RefreshForm(**data)
+
+
+class ProfilePatch(ProfileFields):
+    """The fields to change; null clears one."""
+
+    @validates_schema
+    def not_empty(self, data: dict[str, Any], **_: Any) -> None:
+        """A patch that changes nothing is a mistake."""
+        _require_some(data)
+
+    @post_load
+    def build(self, data: dict[str, Any], **_: Any) -> Profile:
+        """As the domain takes it."""
+        return _profile(data)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class PasswordForm:
+    """The password in use and the one to come."""
+
+    current_password: str
+    new_password: str
+
+
+class PasswordBody(Body):
+    """A change of password."""
+
+    current_password = fields.String(required=True)
+    new_password = fields.String(required=True)
+
+    @post_load
+    def build(self, data: dict[str, Any], **_: Any) -> PasswordForm:
+        """As a value."""
+        return PasswordForm(**data)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class ClosingForm:
+    """The password that closes an account."""
+
+    password: str
+
+
+class ClosingBody(Body):
+    """The current password."""
+
+    password = fields.String(required=True)
+
+    @post_load
+    def build(self, data: dict[str, Any], **_: Any) -> ClosingForm:
+        """As a value."""
+        return ClosingForm(**data)
+
+
+class PreferencesBody(Body):
+    """Any JSON object within the limits."""
+
+    class Meta:
+        """Every member is welcome."""
+
+        unknown = "include"
+
+    @validates_schema
+    def all_storable(self, data: dict[str, Any], **_: Any) -> None:
+        """No NUL and no lone surrogate anywhere."""
+        storable(data)
+
+
+class PreferencesPatch(PreferencesBody):
+    """A merge patch (RFC 7396)."""
+
+    media_types: ClassVar[tuple[str, ...]] = (MERGE_PATCH, JSON)
+
+
+@dataclass(frozen=True, slots=True)
+class StandingForm:
+    """Roles, status or both."""
+
+    roles: tuple[Role, ...] | None = None
+    status: Status | None = None
+
+
+class StandingBody(Body):
+    """What an admin changes of a user."""
+
+    roles = fields.List(
+        fields.String(validate=validate.OneOf(ROLES)), validate=validate.Length(min=1, max=len(ROLES))
+    )
+    status = fields.String(validate=validate.OneOf(("active", "disabled")))
+
+    @validates_schema
+    def not_empty(self, data: dict[str, Any], **_: Any) -> None:
+        """A patch that changes nothing is a mistake."""
+        _require_some(data)
+
+    @post_load
+    def build(self, data: dict[str, Any], **_: Any) -> StandingForm:
+        """As a value."""
+        roles = tuple(data["roles"]) if "roles" in data else None
+        return StandingForm(roles=roles, status=data.get("status"))
+
+
+class UserQuery(Schema):
+    """Which users, and which page of them."""
+
+    class Meta:
+        """A typing error is not a filter."""
+
+        unknown = RAISE
+
+    role = fields.String(validate=validate.OneOf(ROLES))
+    status = fields.String(validate=validate.OneOf(("active", "disabled")))
+    limit = fields.String(validate=validate.Regexp(r"\A[1-9][0-9]{0,2}\Z"))
+    cursor = fields.String(validate=lambda cursor: is_id(cursor) or _fail("Not a cursor of this list."))
+
+    @post_load
+    def build(self, data: dict[str, Any], **_: Any) -> UserFilter:
+        """As the domain takes it."""
+        limit = int(data.get("limit", "50"))
+        if limit > MAX_PAGE:
+            raise ValidationError(f"Must be at most {MAX_PAGE}.", "limit")
+        after = UserId(data["cursor"]) if "cursor" in data else None
+        return UserFilter(role=data.get("role"), status=data.get("status"), limit=limit, after=after)
+
+
+class UserView(Schema):
+    """A user as he and admins see him."""
+
+    id = fields.String()
+    email = fields.String()
+    name = fields.String(allow_none=True)
+    phone = fields.String(allow_none=True)
+    device_id = fields.String(allow_none=True)
+    roles = fields.List(fields.String())
+    status = fields.String()
+    preferences = fields.Dict(keys=fields.String())
+    created_at = fields.AwareDateTime()
+    updated_at = fields.AwareDateTime()
+    last_login = fields.AwareDateTime(allow_none=True)
+
+
+class UserPage(Schema):
+    """One page of users."""
+
+    items = fields.List(fields.Nested(UserView))
+    next_cursor = fields.String(allow_none=True)
+
+
+class SessionView(Schema):
+    """A session as its user sees it."""
+
+    id = fields.String()
+    current = fields.Boolean()
+    device_id = fields.String(allow_none=True)
+    ip = fields.String()
+    user_agent = fields.String(allow_none=True)
+    created_at = fields.AwareDateTime()
+    last_used_at = fields.AwareDateTime()
+    expires_at = fields.AwareDateTime()
+
+
+class SessionList(Schema):
+    """Every living session of a user."""
+
+    items = fields.List(fields.Nested(SessionView))
+
+
+class TokenPairView(Schema):
+    """The answer to a login or a refresh (RFC 6749 §5.1)."""
+
+    access_token = fields.String()
+    token_type = fields.Constant("Bearer")
+    expires_in = fields.Integer()
+    refresh_token = fields.String()
+    refresh_expires_in = fields.Integer()
+    session_id = fields.String()
+
+
+class ProblemView(Schema):
+    """Every error (RFC 9457); ``code`` is stable."""
+
+    type = fields.String()
+    title = fields.String()
+    status = fields.Integer()
+    detail = fields.String()
+    code = fields.String()
+    request_id = fields.String()
+    errors = fields.Dict(keys=fields.String(), values=fields.List(fields.String()))
+
+
+def _profile(data: dict[str, Any]) -> Profile:
+    given = frozenset(name for name in PROFILE_FIELDS if name in data)
+    return Profile(given=given, **{name: data[name] for name in given})
+
+
+def _require_some(data: dict[str, Any]) -> None:
+    if not data:
+        raise ValidationError("Name at least one field.")
+
+
+def _fail(message: str) -> bool:
+    raise ValidationError(message)

@@ -1,0 +1,68 @@
+"""The caller's own sessions."""
+
+from __future__ import annotations
+
+from flask import Response, request
+from flask_smorest import Blueprint
+
+from authsvc.api.context import identity, services
+from authsvc.api.guards import requires
+from authsvc.api.outcomes import revoked
+from authsvc.api.schemas import ProblemView, SessionList
+from authsvc.domain.errors import Invalid, NotFound
+from authsvc.domain.sessions import Session
+from authsvc.domain.values.identifiers import SessionId, is_id
+
+blp = Blueprint("sessions", __name__, url_prefix="/v1/me/sessions", description="The caller's own sessions.")
+
+
+@blp.get("")
+@requires("user")
+@blp.response(200, SessionList)
+def own() -> dict[str, list[dict[str, object]]]:
+    """List the living sessions, the last used first."""
+    found = services().sessions.of_user(identity().user_id)
+    return {"items": [_listed(session) for session in found]}
+
+
+@blp.delete("/<session_id>")
+@requires("user")
+@blp.response(204, description="Ended.")
+@blp.alt_response(202, description="Ended; Redis has yet to hear of it.")
+@blp.alt_response(404, schema=ProblemView, description="`not_found`")
+def end(session_id: str) -> Response:
+    """End one session; the current one, too."""
+    if not is_id(session_id):
+        raise NotFound
+    return revoked(services().sessions.end(SessionId(session_id), owner=identity().user_id))
+
+
+@blp.delete("")
+@requires("user")
+@blp.doc(parameters=[{"in": "query", "name": "except", "schema": {"type": "string", "enum": ["current"]}}])
+@blp.response(204, description="Ended.")
+@blp.alt_response(202, description="Ended; Redis has yet to hear of it.")
+def end_all() -> Response:
+    """End every session; `?except=current` keeps this one."""
+    token = identity()
+    keep = token.session_id if _keeps_current() else None
+    return revoked(services().sessions.end_all(token.user_id, keep=keep, actor=token.user_id))
+
+
+def _keeps_current() -> bool:
+    """True for ``?except=current``; every other query is a mistake that could end too much."""
+    if not request.args:
+        return False
+    if request.args.to_dict(flat=False) != {"except": ["current"]}:
+        raise Invalid({"except": ["Must be: current."]})
+    return True
+
+
+def _listed(session: Session) -> dict[str, object]:
+    """What its user sees of *session*; ``expires_at`` is when it ends unless it is used again."""
+    shown = ("id", "device_id", "ip", "user_agent", "created_at", "last_used_at")
+    return {
+        **{name: getattr(session, name) for name in shown},
+        "current": session.id == identity().session_id,
+        "expires_at": session.ends_at,
+    }

@@ -1,0 +1,79 @@
+"""What admins do with users."""
+
+from __future__ import annotations
+
+from flask import Response
+from flask_smorest import Blueprint
+
+from authsvc.api.context import identity, services
+from authsvc.api.guards import requires
+from authsvc.api.outcomes import changed, revoked
+from authsvc.api.schemas import ProblemView, StandingBody, StandingForm, UserPage, UserQuery, UserView
+from authsvc.domain.errors import NotFound
+from authsvc.domain.users import User, UserFilter
+from authsvc.domain.values.identifiers import UserId, is_id
+
+blp = Blueprint("users", __name__, url_prefix="/v1/users", description="Users, for admins.")
+
+
+@blp.get("")
+@requires("admin")
+@blp.arguments(UserQuery, location="query")
+@blp.response(200, UserPage)
+def page(wanted: UserFilter) -> dict[str, object]:
+    """List users, a page at a time."""
+    items, next_cursor = services().users.page(wanted)
+    return {"items": items, "next_cursor": next_cursor}
+
+
+@blp.get("/<user_id>")
+@requires("admin")
+@blp.response(200, UserView)
+@blp.alt_response(404, schema=ProblemView, description="`not_found`")
+def one(user_id: str) -> User:
+    """Read one user."""
+    return services().users.get(_id(user_id))
+
+
+@blp.patch("/<user_id>")
+@requires("admin")
+@blp.arguments(StandingBody)
+@blp.response(200, UserView)
+@blp.alt_response(202, schema=UserView, description="Changed; Redis has yet to hear of it.")
+@blp.alt_response(404, schema=ProblemView, description="`not_found`")
+@blp.alt_response(409, schema=ProblemView, description="`last_admin`")
+def change(form: StandingForm, user_id: str) -> tuple[User, int]:
+    """Set roles, status or both; it holds on the user's next request."""
+    return changed(
+        services().users.change_standing(
+            _id(user_id), roles=form.roles, status=form.status, actor=identity().user_id
+        )
+    )
+
+
+@blp.delete("/<user_id>")
+@requires("admin")
+@blp.response(204, description="Deleted.")
+@blp.alt_response(202, description="Deleted; Redis has yet to hear of it.")
+@blp.alt_response(404, schema=ProblemView, description="`not_found`")
+@blp.alt_response(409, schema=ProblemView, description="`last_admin`")
+def remove(user_id: str) -> Response:
+    """Delete a user with everything that is his."""
+    return revoked(services().users.remove(_id(user_id), actor=identity().user_id))
+
+
+@blp.delete("/<user_id>/sessions")
+@requires("admin")
+@blp.response(204, description="Ended.")
+@blp.alt_response(202, description="Ended; Redis has yet to hear of it.")
+@blp.alt_response(404, schema=ProblemView, description="`not_found`")
+def end_sessions(user_id: str) -> Response:
+    """End every session of a user."""
+    return revoked(services().sessions.end_all(_id(user_id), keep=None, actor=identity().user_id))
+
+
+def _id(text: str) -> UserId:
+    """*text* as a user's id; a malformed one names nobody."""
+    if not is_id(text):
+        raise NotFound
+    return UserId(text)

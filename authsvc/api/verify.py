@@ -1,0 +1,95 @@
+"""
+Forward-auth for gateways: the hot path, answered before Flask.
+
+nginx ``auth_request`` and Traefik ForwardAuth send GET, Envoy ext_authz the original method and path
+below ours: any method and any sub-path is a check.  No routing, no schema, no body is read.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qs
+
+from authsvc.api.context import request_id_of
+from authsvc.api.errors import MEDIA_TYPE, Problem, problem_of
+from authsvc.api.guards import bearer_token
+from authsvc.domain.checks import TokenChecks, require_roles
+from authsvc.domain.errors import AuthError
+from authsvc.domain.tokens import AccessToken
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+log = logging.getLogger(__name__)
+
+PATH = "/v1/auth/verify"
+
+_REASONS = {
+    401: "401 Unauthorized",
+    403: "403 Forbidden",
+    500: "500 Internal Server Error",
+    503: "503 Service Unavailable",
+}
+_COMMON = [("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff")]
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardAuth:
+    """Answers checks itself and hands everything else on."""
+
+    application: WSGIApplication
+    checks: TokenChecks
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """A WSGI application (PEP 3333)."""
+        path: str = environ.get("PATH_INFO", "")
+        if not path.startswith(PATH) or path[len(PATH) : len(PATH) + 1] not in {"", "/"}:
+            return self.application(environ, start_response)
+        request_id = request_id_of(environ)
+        try:
+            token = self._check(environ)
+        except AuthError as error:
+            return _refuse(problem_of(error), request_id, environ, start_response)
+        except Exception:
+            # The edge: a gateway takes a 500 for a denial, and the log has the cause.
+            log.exception("verify.crashed")
+            return _refuse(Problem(status=500, code="internal_error"), request_id, environ, start_response)
+        start_response("200 OK", _granted(token, request_id))
+        return (b"",)
+
+    def _check(self, environ: WSGIEnvironment) -> AccessToken:
+        token = self.checks.check(bearer_token(environ.get("HTTP_AUTHORIZATION")))
+        query: str = environ.get("QUERY_STRING", "")
+        if "role" in query:
+            require_roles(token, frozenset(parse_qs(query, keep_blank_values=True).get("role", ())))
+        return token
+
+
+def _granted(token: AccessToken, request_id: str) -> list[tuple[str, str]]:
+    """Who is asking, for the service behind the gateway."""
+    return [
+        ("X-Auth-User-Id", token.user_id),
+        ("X-Auth-Session-Id", token.session_id),
+        ("X-Auth-Roles", ",".join(token.roles)),
+        ("X-Request-Id", request_id),
+        ("Content-Length", "0"),
+        *_COMMON,
+    ]
+
+
+def _refuse(
+    problem: Problem, request_id: str, environ: WSGIEnvironment, start_response: StartResponse
+) -> tuple[bytes]:
+    body = problem.body(request_id)
+    headers = [
+        ("Content-Type", MEDIA_TYPE),
+        ("Content-Length", str(len(body))),
+        ("X-Request-Id", request_id),
+        *problem.headers.items(),
+        *_COMMON,
+    ]
+    start_response(_REASONS[problem.status], headers)
+    return (b"" if environ.get("REQUEST_METHOD") == "HEAD" else body,)

@@ -1,0 +1,65 @@
+"""The application: blueprints, the error table, what every request gets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from flask import Flask
+from flask_smorest import Api, Blueprint
+
+from authsvc.api import auth, docs, errors, health, hooks, me, oauth2, preferences, sessions, users
+from authsvc.api.bodies import MAX_BYTES, StrictParser
+from authsvc.api.context import EXTENSION
+from authsvc.api.metrics import MetricsPort
+from authsvc.api.verify import ForwardAuth
+from authsvc.services import Services
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+BLUEPRINTS = (auth.blp, me.blp, preferences.blp, sessions.blp, users.blp, oauth2.blp, health.blp)
+#: Timed by nobody: probes would drown the rest.
+UNTIMED = ("/v1/health/.*", "/health")
+
+Blueprint.ARGUMENTS_PARSER = StrictParser()
+
+
+@dataclass(frozen=True, slots=True)
+class Application:
+    """The WSGI application with the services that the server starts and closes around it."""
+
+    flask: Flask
+    services: Services
+    wsgi: WSGIApplication
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Metrics port, then token checks, then Flask."""
+        return self.wsgi(environ, start_response)
+
+
+def create_app(services: Services) -> Application:
+    """The whole application over *services*."""
+    app = Flask(__name__, static_folder=None)
+    app.config.update(
+        docs.OPENAPI,
+        MAX_CONTENT_LENGTH=MAX_BYTES,
+        PROVIDE_AUTOMATIC_OPTIONS=False,
+        **(docs.PUBLISHED if services.has_docs else {}),
+    )
+    app.json.sort_keys = False  # type: ignore[attr-defined]  # Flask's default provider has it
+    app.url_map.merge_slashes = False
+    app.extensions[EXTENSION] = services
+    services.metrics.instrument(app, excluded_paths=UNTIMED)
+    api = Api(app)
+    for blueprint in BLUEPRINTS:
+        api.register_blueprint(blueprint)
+    app.register_blueprint(health.alias)
+    if services.has_docs:
+        app.register_blueprint(docs.blp)
+    hooks.install(app)
+    errors.install(app)
+    checked = ForwardAuth(app.wsgi_app, services.checks)
+    app.wsgi_app = MetricsPort(checked, services.metrics, services.metrics_port)  # type: ignore[method-assign]
+    return Application(app, services, app)

@@ -1,0 +1,132 @@
+"""Commands that run or check the service: serve, dev, db, config."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from authsvc.cli.keys import generate_key
+from authsvc.observability import logs
+from authsvc.server import ServerOptions, serve
+from authsvc.settings import Settings, SettingsError
+from authsvc.settings.development import KEYS_DIR, ensure_development_files
+from authsvc.settings.page import settings_page
+from authsvc.wiring.preflight import keys_problems, problems
+
+if TYPE_CHECKING:
+    from wsgiref.types import WSGIApplication
+
+#: Imported once before the workers fork: they share the memory and start at once.
+PRELOAD = ("authsvc.app", "authsvc.wiring", "psycopg", "psycopg_binary", "zxcvbn")
+
+STDERR = 2
+
+
+def add_commands(commands: Any) -> None:
+    """Add this module's commands to the parser."""
+    serving = commands.add_parser("serve", help="serve in production, with WEB_CONCURRENCY workers")
+    serving.set_defaults(run=run_serve)
+    development = commands.add_parser("dev", help="serve for development, with embedded stores")
+    development.set_defaults(run=run_dev)
+    database = commands.add_parser("db", help="the database's schema").add_subparsers(
+        required=True, metavar="ACTION"
+    )
+    upgrade = database.add_parser("upgrade", help="bring the schema to the revision that this version needs")
+    upgrade.set_defaults(run=run_upgrade)
+    config = commands.add_parser("config", help="the settings").add_subparsers(
+        required=True, metavar="ACTION"
+    )
+    check = config.add_parser("check", help="name every problem of the settings at once")
+    check.add_argument("--connect", action="store_true", help="also ask the database and Redis")
+    check.set_defaults(run=run_check)
+    page = config.add_parser("docs", help="print the settings page")
+    page.set_defaults(run=run_page)
+
+
+def run_serve(_options: argparse.Namespace, env: Mapping[str, str]) -> int:
+    """Serve until SIGTERM; refuses to start with everything that is wrong in one message."""
+    settings = Settings.from_env(env)
+    found = problems(settings)
+    if found:
+        raise SettingsError(found)
+    return _serve(settings)
+
+
+def run_dev(_options: argparse.Namespace, env: Mapping[str, str]) -> int:
+    """Serve with what is missing embedded: SQLite, Redis in memory, keys and secrets made on first start."""
+    settings = _development(env)
+    _upgrade(settings)
+    return _serve(settings)
+
+
+def run_upgrade(_options: argparse.Namespace, env: Mapping[str, str]) -> int:
+    """Upgrade the schema; safe when several start at once."""
+    logs.configure("info", "console", fd=STDERR)
+    revision = _upgrade(Settings.from_env(env))
+    print(f"the database is at revision {revision}", file=sys.stderr)
+    return 0
+
+
+def run_check(options: argparse.Namespace, env: Mapping[str, str]) -> int:
+    """Check the settings; with ``--connect`` what they lead to, too."""
+    settings = Settings.from_env(env)
+    found = problems(settings) if options.connect else keys_problems(settings)
+    if found:
+        raise SettingsError(found)
+    for warning in settings.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    print("the settings are complete and consistent", file=sys.stderr)
+    return 0
+
+
+def run_page(_options: argparse.Namespace, _env: Mapping[str, str]) -> int:
+    """Print the settings page that is kept in ``docs/settings.md``."""
+    print(settings_page(), end="")
+    return 0
+
+
+def _development(env: Mapping[str, str]) -> Settings:
+    """The settings of development, with the files that they name made on first start."""
+    development = {**env, "AUTHSVC_ENV": "development"}
+    development |= ensure_development_files(development)
+    folder = Path(development.get("JWT_KEYS_DIR", KEYS_DIR))
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not any(folder.glob("*.pem")):
+        generate_key(folder, "ES256")
+    return Settings.from_env(development)
+
+
+def _upgrade(settings: Settings) -> str:
+    from authsvc.store.migrations import upgrade
+    from authsvc.wiring.stores import open_database
+
+    database = open_database(settings)
+    try:
+        return upgrade(database)
+    finally:
+        database.close()
+
+
+def _serve(settings: Settings) -> int:
+    logs.configure(settings.log.level.value, settings.log.format.value)
+    for warning in settings.warnings:
+        logs.get_logger().warning("settings.warned", message=warning)
+
+    def load() -> WSGIApplication:
+        from authsvc.app import create_app
+        from authsvc.wiring import build
+
+        return create_app(build(settings))
+
+    options = ServerOptions(
+        host=settings.http.host,
+        port=settings.http.port,
+        metrics_port=settings.http.metrics_port,
+        workers=settings.http.workers,
+        log_level=settings.log.level.value,
+        preload=PRELOAD,
+    )
+    serve(options, load)

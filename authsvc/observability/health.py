@@ -1,0 +1,174 @@
+"""How the process is: live, ready, and what is impaired."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+from authsvc.domain.errors import StoreUnavailable
+from authsvc.domain.values.clocks import Clock, Monotonic
+
+#: How long one look at the stores is good for: probes are public and must not become a load.
+LOOK_S = 0.5
+
+
+@dataclass(slots=True)
+class Tally:
+    """Hits and misses of the user cache in this process."""
+
+    hits: int = 0
+    misses: int = 0
+
+    def count(self, *, is_hit: bool) -> None:
+        """Count one look-up; a lost race costs one count."""
+        if is_hit:
+            self.hits += 1
+        else:
+            self.misses += 1
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """An answer to a probe; ``is_good`` decides between 200 and 503."""
+
+    is_good: bool
+    body: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vitals:
+    """One look at the stores."""
+
+    is_redis_up: bool
+    is_redis_proven: bool
+    is_sql_up: bool
+    redis_ms: float
+    sql_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probes:
+    """How to look; each raises StoreUnavailable where the store is away."""
+
+    #: True if Redis, which answered, is proven fresh.
+    redis: Callable[[], bool]
+    sql: Callable[[], None]
+    is_in_memory: bool
+    is_cache_enabled: bool
+    tally: Tally
+    #: What only an admin sees: breakers, pool.
+    details: Callable[[], dict[str, Any]]
+
+
+@dataclass(slots=True)
+class Health:
+    """Answers the probes; ``started`` is set by whoever compares the stores first."""
+
+    probes: Probes
+    clock: Clock
+    monotonic: Monotonic
+    started: threading.Event = field(default_factory=threading.Event)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _last: tuple[float, Vitals] | None = None
+
+    def has_started(self) -> bool:
+        """The first comparison of Redis with SQL was tried."""
+        return self.started.is_set()
+
+    def readiness(self, *, is_draining: bool) -> Report:
+        """Good while this process can answer token checks, from either store."""
+        if is_draining or not self.has_started():
+            return Report(is_good=False, body={"status": "draining" if is_draining else "starting"})
+        vitals = self._look()
+        is_good = vitals.is_sql_up or vitals.is_redis_proven
+        return Report(is_good=is_good, body={"status": _word(vitals), "impaired": _impaired(vitals)})
+
+    def summary(self) -> Report:
+        """Both stores and the cache."""
+        vitals = self._look()
+        return Report(is_good=_word(vitals) != "down", body=self._summary(vitals))
+
+    def detail(self) -> Report:
+        """The same with version, latencies and what the probes know besides."""
+        vitals = self._look()
+        body = self._summary(vitals) | {
+            "version": version("authsvc"),
+            "latency_ms": {"redis": vitals.redis_ms, "database": vitals.sql_ms},
+            "redis_proven": vitals.is_redis_proven,
+            **self.probes.details(),
+        }
+        return Report(is_good=_word(vitals) != "down", body=body)
+
+    def _summary(self, vitals: Vitals) -> dict[str, Any]:
+        hits, misses = self.probes.tally.hits, self.probes.tally.misses
+        asked = hits + misses
+        cache = "up" if vitals.is_redis_up else "down"
+        redis = "connected" if vitals.is_redis_up else "disconnected"
+        return {
+            "status": _word(vitals),
+            "service": "authsvc",
+            "timestamp": self.clock().isoformat(),
+            "redis": "in-memory" if self.probes.is_in_memory else redis,
+            "database": "up" if vitals.is_sql_up else "down",
+            "cache": {
+                "status": cache if self.probes.is_cache_enabled else "disabled",
+                "stats": {
+                    "hits": hits,
+                    "misses": misses,
+                    "hit_ratio": round(hits / asked, 4) if asked else 0.0,
+                },
+            },
+        }
+
+    def _look(self) -> Vitals:
+        """Look at the stores, or take the last look if it is fresh or somebody is looking right now."""
+        last = self._last
+        if last is not None and self.monotonic() - last[0] < LOOK_S:
+            return last[1]
+        if not self._lock.acquire(blocking=last is None):
+            return last[1] if last else self._vitals()
+        try:
+            vitals = self._vitals()
+            self._last = (self.monotonic(), vitals)
+            return vitals
+        finally:
+            self._lock.release()
+
+    def _vitals(self) -> Vitals:
+        is_redis_up, is_proven, redis_ms = self._timed(self.probes.redis)
+        is_sql_up, _, sql_ms = self._timed(self.probes.sql)
+        return Vitals(
+            is_redis_up=is_redis_up,
+            is_redis_proven=bool(is_proven),
+            is_sql_up=is_sql_up,
+            redis_ms=redis_ms,
+            sql_ms=sql_ms,
+        )
+
+    def _timed(self, probe: Callable[[], bool | None]) -> tuple[bool, bool | None, float]:
+        began = self.monotonic()
+        try:
+            answer = probe()
+        except StoreUnavailable:
+            return False, None, round((self.monotonic() - began) * 1000, 2)
+        return True, answer, round((self.monotonic() - began) * 1000, 2)
+
+
+def _word(vitals: Vitals) -> str:
+    """``ok``, ``degraded`` with one store down, ``down`` with both."""
+    if vitals.is_redis_up and vitals.is_sql_up:
+        return "ok"
+    return "degraded" if vitals.is_redis_up or vitals.is_sql_up else "down"
+
+
+def _impaired(vitals: Vitals) -> list[str]:
+    """What does not work as it should."""
+    faults = {
+        "redis": not vitals.is_redis_up,
+        "redis_proof": vitals.is_redis_up and not vitals.is_redis_proven,
+        "database": not vitals.is_sql_up,
+    }
+    return [name for name, is_faulty in faults.items() if is_faulty]

@@ -1,0 +1,45 @@
+"""The HTTP server: gunicorn with a worker of our own, on the public port and the metrics port."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from wsgiref.types import WSGIApplication
+
+__all__ = ["THREADS_PER_WORKER", "ServerOptions", "serve"]
+
+#: A thread waits for Redis, for SQL or for its turn to hash: 32 outlast a second in which 30 requests hang
+#: until their deadlines, cost 1 MB, and are more than one interpreter can keep busy.
+THREADS_PER_WORKER = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerOptions:
+    """Where to listen, and with what."""
+
+    host: str
+    port: int
+    metrics_port: int
+    workers: int
+    threads: int = THREADS_PER_WORKER
+    log_level: str = "info"
+    #: Modules to import before the fork, so that the workers share their memory and start at once.
+    preload: tuple[str, ...] = ()
+
+
+def serve(options: ServerOptions, load: Callable[[], WSGIApplication]) -> NoReturn:
+    """
+    Serve until SIGTERM, then exit with status 0.
+
+    *load* makes the application in each worker, after the fork.  If what it returns has an attribute
+    ``services``, their ``start()`` is called when the worker is up and their ``close()`` when it ends.
+    If it raises, or exits with another status than 0, the whole service exits with a status that is not 0.
+    """
+    # Not before: gunicorn trips over a malformed WEB_CONCURRENCY as soon as it is imported, and a command
+    # that starts no server need not wait 0.1 s for it.
+    from authsvc.server.process import run
+
+    run(options, load)

@@ -1,0 +1,254 @@
+"""The one place where concrete classes meet: settings in, services out."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+from authsvc.cache.errors import CacheUnavailable
+from authsvc.domain.authentication import Authentication
+from authsvc.domain.checks import TokenChecks
+from authsvc.domain.credentials import OwnAccount, PasswordProof
+from authsvc.domain.errors import StoreUnavailable
+from authsvc.domain.passwords.hasher import PasswordHasher
+from authsvc.domain.passwords.lane import BoundedPasswords, HashingLane, LaneSize
+from authsvc.domain.passwords.policy import PasswordPolicy
+from authsvc.domain.preferences import PreferenceBook
+from authsvc.domain.ratelimits import Limits, Rule
+from authsvc.domain.revocations import Revocations
+from authsvc.domain.sessions import RefreshTokens, SessionDirectory, SessionPolicy
+from authsvc.domain.signing_keys import KeyRing
+from authsvc.domain.tokens import TokenReader, TokenSigner
+from authsvc.domain.users import UserDirectory, UserStore
+from authsvc.domain.values.clocks import Clock
+from authsvc.domain.values.limits import Limit
+from authsvc.observability.audit import LoggedAudit
+from authsvc.observability.health import Health, Probes
+from authsvc.observability.metrics import Metrics, make_metrics
+from authsvc.services import Services
+from authsvc.settings import Secret, Settings
+from authsvc.store.cached import CachedUserStore
+from authsvc.store.index import IndexKeys
+from authsvc.store.key_folder import KeyFolder
+from authsvc.store.ratelimits import RedisRateLimiter
+from authsvc.store.sessions import SqlSessionStore
+from authsvc.store.users import SqlCredentialStore, SqlUserStore
+from authsvc.wiring.stores import Stores, open_stores
+
+#: A job that has not begun by then is refused: with the hash itself it stays below a gateway's 5 s.
+HASHING_DEADLINE_S = 4.0
+HASHING_QUEUE_PER_THREAD = 8
+HASHING_NICENESS = 10
+
+
+def now() -> datetime:
+    """The wall clock, in UTC."""
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Parts:
+    """What several services share."""
+
+    settings: Settings
+    stores: Stores
+    ring: Callable[[], KeyRing]
+    reader: TokenReader
+    sessions: SqlSessionStore
+    credentials: SqlCredentialStore
+    users: UserStore
+    revocations: Revocations
+    audit: LoggedAudit
+    limits: Limits
+    lane: HashingLane
+    proof: PasswordProof
+    metrics: Metrics
+    clock: Clock
+
+
+def build(settings: Settings, *, clock: Clock = now) -> Services:
+    """Everything for one process; connects to nothing until it is used or started.  Call after the fork."""
+    parts = _parts(settings, clock)
+    directory = UserDirectory(store=parts.users, revocations=parts.revocations, audit=parts.audit)
+    health = _health(parts)
+    return Services(
+        authentication=_authentication(parts),
+        checks=TokenChecks(
+            reader=parts.reader,
+            index=parts.stores.index,
+            sessions=parts.sessions,
+            observe=parts.metrics.token_check,
+            clock=clock,
+        ),
+        account=_account(parts, directory),
+        users=directory,
+        preferences=PreferenceBook(parts.users, parts.revocations),
+        sessions=SessionDirectory(
+            store=parts.sessions, revocations=parts.revocations, audit=parts.audit, clock=clock
+        ),
+        limits=parts.limits,
+        ring=parts.ring,
+        health=health,
+        metrics=parts.metrics,
+        trusted_proxies=settings.http.trusted_proxies,
+        metrics_port=settings.http.metrics_port,
+        has_docs=settings.http.api_docs,
+        compare=parts.stores.heartbeat.beat,
+        start=parts.stores.heartbeat.start,
+        close=partial(_close, parts),
+    )
+
+
+def lane_size(workers: int, cores: int) -> LaneSize:
+    """
+    As many hashes at once as there are cores, over all workers together, but at least two in each.
+
+    Connections land unevenly: with one thread each, a worker that gets few leaves its core idle.
+    """
+    threads = max(2, math.ceil(cores / workers))
+    return LaneSize(
+        threads=threads,
+        queue_limit=HASHING_QUEUE_PER_THREAD * threads,
+        deadline_s=HASHING_DEADLINE_S,
+        niceness=HASHING_NICENESS,
+    )
+
+
+def _parts(settings: Settings, clock: Clock) -> _Parts:
+    metrics, audit = make_metrics(), LoggedAudit()
+    stores = open_stores(settings, metrics, clock)
+    ring = KeyFolder(settings.tokens.keys_dir, time.monotonic)
+    sql_users = SqlUserStore(stores.database, stores.log, clock)
+    limits = Limits(_limits(settings), RedisRateLimiter(stores.redis, stores.keys), audit)
+    lane = HashingLane(
+        lane_size(settings.http.workers, len(os.sched_getaffinity(0))),
+        clock=time.monotonic,
+        on_done=metrics.password_hash,
+    )
+    hasher = PasswordHasher(_reveal(settings.passwords.pepper), settings.passwords.bcrypt_cost)
+    passwords = BoundedPasswords(hasher, lane)
+    return _Parts(
+        settings=settings,
+        stores=stores,
+        ring=ring,
+        reader=TokenReader(stores.profile, ring),
+        sessions=SqlSessionStore(stores.database, stores.log, clock),
+        credentials=SqlCredentialStore(stores.database, stores.log, clock),
+        users=CachedUserStore(sql_users, stores.users_cache) if settings.cache.is_enabled else sql_users,
+        revocations=Revocations(stores.index, stores.proof),
+        audit=audit,
+        limits=limits,
+        lane=lane,
+        proof=PasswordProof(passwords=passwords, limits=limits, audit=audit),
+        metrics=metrics,
+        clock=clock,
+    )
+
+
+def _authentication(parts: _Parts) -> Authentication:
+    sessions = parts.settings.sessions
+    return Authentication(
+        users=parts.users,
+        credentials=parts.credentials,
+        sessions=parts.sessions,
+        session_policy=SessionPolicy(
+            idle_ttl_s=sessions.idle_ttl_s,
+            max_ttl_s=sessions.max_ttl_s,
+            max_per_user=sessions.max_per_user,
+            grace_s=sessions.refresh_grace_s,
+        ),
+        password_policy=_policy(parts),
+        proof=parts.proof,
+        signer=TokenSigner(parts.stores.profile, parts.ring),
+        reader=parts.reader,
+        refresh_tokens=RefreshTokens(_reveal(parts.settings.tokens.secret)),
+        issued=parts.stores.index,
+        revocations=parts.revocations,
+        limits=parts.limits,
+        audit=parts.audit,
+        clock=parts.clock,
+    )
+
+
+def _account(parts: _Parts, directory: UserDirectory) -> OwnAccount:
+    return OwnAccount(
+        credentials=parts.credentials,
+        users=directory,
+        proof=parts.proof,
+        policy=_policy(parts),
+        revocations=parts.revocations,
+        audit=parts.audit,
+    )
+
+
+def _policy(parts: _Parts) -> PasswordPolicy:
+    return PasswordPolicy(min_length=parts.settings.passwords.min_length)
+
+
+def _limits(settings: Settings) -> Mapping[Rule, Limit]:
+    """The limits in force; one that is ``off`` is left out."""
+    by_rule = {
+        Rule.LOGIN_IP: settings.limits.login_ip,
+        Rule.LOGIN_ACCOUNT: settings.limits.login_account,
+        Rule.REGISTER_IP: settings.limits.register_ip,
+        Rule.REFRESH: settings.limits.refresh,
+    }
+    return {
+        rule: Limit(name=rule.value, quota=limit.quota, window_s=limit.window_s)
+        for rule, limit in by_rule.items()
+        if limit is not None
+    }
+
+
+def _health(parts: _Parts) -> Health:
+    stores = parts.stores
+    marker = IndexKeys(stores.keys).marker
+
+    def look_at_redis() -> bool:
+        try:
+            (value,), generation = stores.redis.mget((marker,))
+        except CacheUnavailable as error:
+            raise StoreUnavailable(f"redis: {error.reason}") from error
+        return stores.proof.holds(value, generation, time.monotonic())
+
+    probes = Probes(
+        redis=look_at_redis,
+        sql=stores.database.ping,
+        is_in_memory=parts.settings.redis.is_in_memory,
+        is_cache_enabled=parts.settings.cache.is_enabled,
+        tally=stores.tally,
+        details=partial(_details, parts),
+    )
+    return Health(
+        probes=probes, clock=parts.clock, monotonic=time.monotonic, started=stores.heartbeat.has_begun
+    )
+
+
+def _details(parts: _Parts) -> dict[str, Any]:
+    """What only an admin sees."""
+    stores = parts.stores
+    return {
+        "breakers": {"redis": stores.redis.state.value, "database": stores.database.state.value},
+        "pool": stores.database.pool_figures(),
+        "keys": stores.redis.key_count(),
+        "revocations": {"known": stores.proof.known},
+        "hashing_queue": parts.lane.queue_depth,
+    }
+
+
+def _close(parts: _Parts) -> None:
+    parts.lane.close()
+    parts.stores.close()
+
+
+def _reveal(secret: Secret | None) -> bytes:
+    """The bytes of a secret that the settings guarantee; development makes its own before it gets here."""
+    if secret is None:
+        raise ValueError("a secret is missing: development makes its own with ensure_development_files()")
+    return secret.reveal().encode()

@@ -1,0 +1,81 @@
+"""What must be true before production starts: both stores answer, the schema fits, keys are there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from authsvc.cache.breaker import CircuitBreaker
+from authsvc.cache.client import CacheClient
+from authsvc.cache.errors import CacheError
+from authsvc.domain.errors import StoreUnavailable
+from authsvc.domain.signing_keys import KeyRefused
+from authsvc.settings import Problem, Settings
+from authsvc.store.key_folder import read_key
+from authsvc.store.migrations import current_revision, needed_revision
+from authsvc.wiring.stores import open_database, open_pools
+
+
+def problems(settings: Settings) -> tuple[Problem, ...]:
+    """Everything that stands in the way of serving; connects, within a few seconds, and tells no secret."""
+    return (*_keys(settings), *_database(settings), *_redis(settings))
+
+
+def keys_problems(settings: Settings) -> tuple[Problem, ...]:
+    """What is wrong with the signing keys; connects to nothing."""
+    return tuple(_keys(settings))
+
+
+def _keys(settings: Settings) -> Iterator[Problem]:
+    files = sorted(settings.tokens.keys_dir.glob("*.pem"))
+    if not files:
+        yield Problem(
+            name="JWT_KEYS_DIR", message="holds no .pem file: make one with `authsvc keys generate`"
+        )
+    for file in files:
+        try:
+            read_key(file)
+        except (KeyRefused, OSError) as error:
+            cause = error.strerror if isinstance(error, OSError) else str(error)
+            yield Problem(name="JWT_KEYS_DIR", message=f"{file.name}: {cause}")
+
+
+def _database(settings: Settings) -> Iterator[Problem]:
+    database = open_database(settings)
+    try:
+        with database.read() as connection:
+            revision = current_revision(connection)
+    except StoreUnavailable as error:
+        yield Problem(name="DATABASE_URL", message=f"cannot be reached ({error.store})")
+        return
+    finally:
+        database.close()
+    needed = needed_revision()
+    if revision != needed:
+        have = f"revision {revision}" if revision else "no schema"
+        yield Problem(
+            name="DATABASE_URL", message=f"has {have}, revision {needed} is needed: run `authsvc db upgrade`"
+        )
+
+
+def _redis(settings: Settings) -> Iterator[Problem]:
+    pool, _ = open_pools(settings.redis, size=1)
+    client = CacheClient(pool, breaker=CircuitBreaker(clock=time.monotonic), clock=time.monotonic)
+    try:
+        yield from _redis_answers(client)
+    finally:
+        client.close()
+
+
+def _redis_answers(client: CacheClient) -> Iterator[Problem]:
+    try:
+        client.ping()
+        policy = (client.info("memory") or {}).get("maxmemory_policy", "noeviction")
+    except CacheError as error:
+        yield Problem(name="REDIS_HOST", message=f"Redis cannot be used ({error})")
+        return
+    if policy != "noeviction":
+        yield Problem(
+            name="REDIS_HOST",
+            message=f"evicts keys (maxmemory-policy {policy}): revocations would be lost; set noeviction",
+        )

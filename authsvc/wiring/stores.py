@@ -1,0 +1,246 @@
+"""SQL and Redis as the settings name them, and what stands directly on them."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Literal, cast
+
+from authsvc.cache.aside import Aside
+from authsvc.cache.aside import Proof as CacheProof
+from authsvc.cache.breaker import CircuitBreaker, State
+from authsvc.cache.client import CacheClient, CacheEvents
+from authsvc.cache.connections import Generations, Pool, RedisAddress, bounded_pool, stamped
+from authsvc.cache.keys import KeySpace, Space
+from authsvc.domain.revocations import COPY_MARGIN_S, Proof
+from authsvc.domain.tokens import TokenProfile
+from authsvc.domain.users import User
+from authsvc.domain.values.clocks import Clock
+from authsvc.observability.health import Tally
+from authsvc.observability.metrics import Metrics
+from authsvc.settings import RedisSettings, Secret, Settings
+from authsvc.store.cached import USER_SHAPE, drop_copies
+from authsvc.store.index import IndexKeys, RedisIndex
+from authsvc.store.marker import FreshnessMarker
+from authsvc.store.reconciler import Heartbeat, Reconciler
+from authsvc.store.revocations import SqlRevocationLog
+from authsvc.store.sql import Database
+
+#: Connections of the requests to Redis, opened at the start so that none is made on the hot path.
+REDIS_POOL = 16
+#: Longer than SQL may take to load what is then cached.
+LEASE_MS = 5_000
+
+_BREAKER_NUMBERS = {State.CLOSED: 0, State.OPEN: 1, State.HALF_OPEN: 2}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stores:
+    """The truth, the fast copy, and who keeps the second honest."""
+
+    database: Database
+    log: SqlRevocationLog
+    redis: CacheClient
+    reconciling: CacheClient
+    keys: KeySpace
+    users_cache: Aside[User]
+    proof: Proof
+    index: RedisIndex
+    heartbeat: Heartbeat
+    profile: TokenProfile
+    tally: Tally
+
+    def close(self) -> None:
+        """Stop comparing and let all connections go."""
+        self.heartbeat.close()
+        self.redis.close()
+        self.reconciling.close()
+        self.database.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Fast:
+    """Redis, before anybody has compared it with SQL."""
+
+    redis: CacheClient
+    reconciling: CacheClient
+    keys: KeySpace
+    proof: Proof
+    users_cache: Aside[User]
+    emails: Space
+
+
+def open_stores(settings: Settings, metrics: Metrics, clock: Clock) -> Stores:
+    """Connects to nothing yet: pools fill when they are used or started."""
+    profile = TokenProfile(
+        issuer=settings.tokens.issuer,
+        audience=settings.tokens.audience,
+        lifetime_s=settings.tokens.access_ttl_s,
+        leeway_s=settings.tokens.leeway_s,
+    )
+    database = open_database(settings)
+    copies_live = timedelta(seconds=profile.lifetime_s + profile.leeway_s + COPY_MARGIN_S)
+    log = SqlRevocationLog(database, copies_live=copies_live, clock=clock)
+    tally = Tally()
+    fast = _open_redis(settings, metrics, tally)
+    waker = _Waker()
+    index = RedisIndex(
+        client=fast.redis,
+        key_names=IndexKeys(fast.keys),
+        profile=profile,
+        proof=fast.proof,
+        drop_copies=drop_copies(fast.users_cache, fast.emails),
+        on_new_connection=waker.wake,
+        on_written=metrics.revocation_propagation,
+        clock=clock,
+        monotonic=time.monotonic,
+    )
+    heartbeat = Heartbeat(_reconciler(fast, index, log, metrics))
+    waker.wakes = heartbeat.wake
+    return Stores(
+        database=database,
+        log=log,
+        redis=fast.redis,
+        reconciling=fast.reconciling,
+        keys=fast.keys,
+        users_cache=fast.users_cache,
+        proof=fast.proof,
+        index=index,
+        heartbeat=heartbeat,
+        profile=profile,
+        tally=tally,
+    )
+
+
+def open_database(settings: Settings) -> Database:
+    """The database of *settings*, with a breaker of its own."""
+    breaker = CircuitBreaker(clock=time.monotonic)
+    return Database(settings.database.url.reveal(), breaker=breaker, clock=time.monotonic)
+
+
+def open_pools(redis: RedisSettings, *, size: int) -> tuple[Pool, Pool]:
+    """A pool of *size* and one of a single connection; their connections are counted together."""
+    generations = Generations()
+    if redis.is_in_memory:
+        return _embedded_pools(generations, size)
+    address = RedisAddress.from_url(redis.url.reveal()) if redis.url else _address(redis)
+    protocol = cast("Literal[2, 3]", redis.protocol)
+
+    def pool(size: int) -> Pool:
+        return bounded_pool(
+            address, size=size, protocol=protocol, client_name="authsvc", generations=generations
+        )
+
+    return pool(size), pool(1)
+
+
+def _open_redis(settings: Settings, metrics: Metrics, tally: Tally) -> _Fast:
+    cache = settings.cache
+    breaker = CircuitBreaker(
+        cache.breaker_failure_threshold,
+        cache.breaker_monitoring_ms / 1000,
+        cache.breaker_recovery_ms / 1000,
+        cache.breaker_half_open_max_calls,
+        clock=time.monotonic,
+        on_change=lambda _, state: metrics.breaker_state(_BREAKER_NUMBERS[state]),
+    )
+    events = _cache_events(metrics, tally)
+    pool, single = open_pools(settings.redis, size=REDIS_POOL)
+    redis = CacheClient(pool, breaker=breaker, clock=time.monotonic, events=events)
+    # The reconciler asks at its own pace, also while the breaker of the requests is open.
+    reconciling = CacheClient(single, breaker=CircuitBreaker(clock=time.monotonic), clock=time.monotonic)
+    keys = KeySpace(cache.key_prefix, cache.key_version, cache.max_key_length)
+    proof = Proof(settings.revocation_max_staleness_s)
+    users_cache = Aside(
+        client=redis,
+        space=keys.space("user", ttl_s=cache.ttl_s),
+        shape=USER_SHAPE,
+        lease_ms=LEASE_MS,
+        rng=random.random,
+        events=events,
+        proof=CacheProof(
+            marker_key=IndexKeys(keys).marker,
+            trusted=lambda marker, generation: proof.holds(marker, generation, time.monotonic()),
+        ),
+    )
+    return _Fast(
+        redis=redis,
+        reconciling=reconciling,
+        keys=keys,
+        proof=proof,
+        users_cache=users_cache,
+        emails=keys.space("user:email", ttl_s=cache.ttl_s),
+    )
+
+
+def _cache_events(metrics: Metrics, tally: Tally) -> CacheEvents:
+    """The cache's hooks, counted."""
+
+    def operation(_name: str, seconds: float, outcome: str) -> None:
+        metrics.cache_operation(seconds)
+        if outcome != "ok":
+            metrics.cache_error(outcome)
+
+    def lookup(_space: str, outcome: str) -> None:
+        is_hit = outcome == "hit"
+        (metrics.user_cache_hits if is_hit else metrics.user_cache_misses)(1)
+        tally.count(is_hit=is_hit)
+
+    return CacheEvents(on_operation=operation, on_lookup=lookup)
+
+
+def _reconciler(fast: _Fast, index: RedisIndex, log: SqlRevocationLog, metrics: Metrics) -> Reconciler:
+    return Reconciler(
+        revocations=log,
+        # Over its own connection, like the marker: what was written before a failover is not vouched for.
+        index=replace(index, client=fast.reconciling),
+        marker=FreshnessMarker(fast.reconciling, IndexKeys(fast.keys).marker),
+        client=fast.reconciling,
+        checks=fast.redis,
+        proof=fast.proof,
+        monotonic=time.monotonic,
+        on_lag=metrics.revocation_lag,
+    )
+
+
+class _Waker:
+    """Lets the index wake the reconciler, which is made after it."""
+
+    def __init__(self) -> None:
+        self.wakes: Callable[[], None] | None = None
+
+    def wake(self) -> None:
+        if self.wakes is not None:
+            self.wakes()
+
+
+def _address(redis: RedisSettings) -> RedisAddress:
+    def reveal(secret: Secret | None) -> str | None:
+        return secret.reveal() if secret else None
+
+    return RedisAddress(
+        host=redis.host or "",
+        port=redis.port,
+        db=redis.db,
+        username=redis.username,
+        password=reveal(redis.password),
+        tls=redis.is_tls,
+    )
+
+
+def _embedded_pools(generations: Generations, size: int) -> tuple[Pool, Pool]:
+    """Redis in this process, for development: data and outages of it are nobody else's."""
+    import fakeredis
+    from redis import ConnectionPool
+
+    connection_class = stamped(fakeredis.FakeRedisConnection, generations=generations)
+    server = fakeredis.FakeServer()
+
+    def pool(size: int) -> Pool:
+        made = ConnectionPool(connection_class=connection_class, server=server, max_connections=size)
+        return cast("Pool", made)
+
+    return pool(size), pool(1)

@@ -1,0 +1,70 @@
+"""Fixtures for every room of the tests."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+from redis import Redis
+
+from tests.servers import PostgresServer, RedisServer, Remote, drop_database
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def pytest_configure() -> None:
+    """Let a terminated run end as an interrupted one does: with its servers stopped."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer | Remote]:
+    """Share one server of Redis' protocol; a test that stops or fills it takes ``private_redis``."""
+    if url := os.environ.get("TEST_REDIS_URL"):
+        yield Remote(url)
+        return
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer | Remote) -> str:
+    """Return the URL of an empty Redis database."""
+    with Redis.from_url(redis_server.url) as client:
+        client.flushdb()
+    return redis_server.url
+
+
+@pytest.fixture
+def private_redis() -> Iterator[RedisServer]:
+    """Give the test a Redis of its own to break; with options: ``with RedisServer(...) as server``."""
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer | Remote]:
+    """Share one PostgreSQL; a test that stops it takes ``private_postgres``."""
+    if url := os.environ.get("TEST_DATABASE_URL"):
+        yield Remote(url)
+        return
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture
+def database_url(postgres_server: PostgresServer | Remote) -> Iterator[str]:
+    """Return the URL of an empty PostgreSQL database, dropped after the test."""
+    url = postgres_server.create_database()
+    yield url
+    drop_database(postgres_server.url, url)
+
+
+@pytest.fixture
+def private_postgres() -> Iterator[PostgresServer]:
+    """Give the test a PostgreSQL of its own to break, one that keeps what it acknowledged."""
+    with PostgresServer(fsync=True) as server:
+        yield server

@@ -1,0 +1,70 @@
+"""The application that test_server.py serves: ``tiny_application.py FOLDER PORT METRICS_PORT``."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from flask import Flask, request
+
+from authsvc.observability.logs import configure, get_logger
+from authsvc.observability.metrics import make_metrics
+from authsvc.server import ServerOptions, serve
+
+
+class Application(Flask):
+    """Counts its requests, and notes in files where its background work begins and ends."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__("tiny")
+        self.config["MAX_CONTENT_LENGTH"] = 65_536
+        self.folder = folder
+        self.metrics = make_metrics()
+        self.services = self
+        self.add_url_rule("/", view_func=self.hello)
+        self.add_url_rule("/echo", view_func=self.echo, methods=["POST"])
+        self.add_url_rule("/port", "port", view_func=lambda: request.environ["SERVER_PORT"])
+        self.add_url_rule("/slow", view_func=self.slow)
+        self.add_url_rule("/chatter", view_func=self.chatter)
+        self.add_url_rule("/ready", view_func=self.ready)
+        self.add_url_rule("/metrics", "metrics", view_func=lambda: self.metrics.exposition()[0])
+
+    def start(self) -> None:
+        (self.folder / f"started-{os.getpid()}").touch()
+
+    def close(self) -> None:
+        (self.folder / f"closed-{os.getpid()}").touch()
+
+    def hello(self) -> str:
+        self.metrics.login("ok")
+        self.metrics.breaker_state(1)
+        return "hello"
+
+    def echo(self) -> bytes:
+        return request.get_data()
+
+    def slow(self) -> str:
+        (self.folder / "slow-begun").touch()
+        time.sleep(1)
+        return "slow"
+
+    def chatter(self) -> str:
+        for number in range(500):
+            get_logger().info("chatter.made", number=number, text="x" * 200)
+        return "said"
+
+    def ready(self) -> tuple[str, int]:
+        return ("draining", 503) if request.environ["authsvc.draining"].is_set() else ("ready", 200)
+
+
+def main(folder: str, port: str, metrics_port: str) -> None:
+    """Serve; the body of the child process."""
+    configure("info", "json")
+    options = ServerOptions(host="127.0.0.1", port=int(port), metrics_port=int(metrics_port), workers=2)
+    serve(options, lambda: sys.exit("refused") if folder == "refuse" else Application(Path(folder)))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

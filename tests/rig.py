@@ -1,0 +1,164 @@
+"""The whole service for tests: its environment, the application in this process, and real processes of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import requests
+
+from authsvc.cli.keys import generate_key
+from authsvc.settings import Settings
+from authsvc.store.migrations import upgrade
+from authsvc.wiring.stores import open_database
+from tests.processes import free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PASSWORD = "correct horse battery staple"
+ROOT = Path(__file__).parent.parent
+
+
+def environment(database_url: str, redis_url: str, folder: Path, **overrides: str) -> dict[str, str]:
+    """Production settings for the two stores, with a new signing key in *folder*; cheap hashes, no limits."""
+    keys = folder / "keys"
+    if not keys.exists():
+        keys.mkdir(mode=0o700)
+        generate_key(keys, "ES256")
+    return {
+        "AUTHSVC_ENV": "production",
+        "HOST": "127.0.0.1",
+        "PORT": "8080",
+        "METRICS_PORT": "9464",
+        "WEB_CONCURRENCY": "2",
+        "DATABASE_URL": database_url,
+        "REDIS_URL": redis_url,
+        "JWT_ISSUER": "http://127.0.0.1:8080",
+        "JWT_AUDIENCE": "tests",
+        "JWT_KEYS_DIR": str(keys),
+        "TOKEN_SECRET": "tests-token-secret-" + "0123456789abcdef" * 2,
+        "PASSWORD_PEPPER": "tests-pepper-" + "fedcba9876543210" * 2,
+        "BCRYPT_COST": "10",
+        "RATE_LIMIT_LOGIN_IP": "off",
+        "RATE_LIMIT_LOGIN_ACCOUNT": "off",
+        "RATE_LIMIT_REGISTER_IP": "off",
+        "RATE_LIMIT_REFRESH": "off",
+        "LOG_LEVEL": "info",
+        **overrides,
+    }
+
+
+def development(database_url: str, redis_url: str, folder: Path, **overrides: str) -> dict[str, str]:
+    """The same for an application in this process: development, so that hashing may be cheap (cost 4)."""
+    env = environment(database_url, redis_url, folder, **overrides)
+    return env | {"AUTHSVC_ENV": "development", "BCRYPT_COST": "4", "WEB_CONCURRENCY": "1"} | overrides
+
+
+def migrate(env: Mapping[str, str]) -> None:
+    """Bring the database of *env* up to date."""
+    database = open_database(Settings.from_env(env))
+    upgrade(database)
+    database.close()
+
+
+class Service:
+    """
+    ``authsvc serve`` as a process with workers of its own, on free ports of 127.0.0.1.
+
+    Its log is in ``log``, a file.  A context manager: it is stopped at the end, killed if it must be.
+    """
+
+    def __init__(self, env: Mapping[str, str], folder: Path) -> None:
+        self.port, self.metrics_port = free_port(), free_port()
+        self.env = {**env, "PORT": str(self.port), "METRICS_PORT": str(self.metrics_port)}
+        self.log = folder / f"service-{self.port}.log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """The public port."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def metrics_url(self) -> str:
+        """The scrape."""
+        return f"http://127.0.0.1:{self.metrics_port}/metrics"
+
+    def start(self, *, ready_within_s: float = 15) -> Service:
+        """Start, and wait until it is ready."""
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", "import sys; from authsvc.cli import main; sys.exit(main(['serve']))"],
+                cwd=self.log.parent,
+                env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **self.env},
+                stdout=log,
+                stderr=log,
+            )
+        self.wait_ready(ready_within_s)
+        return self
+
+    def wait_ready(self, within_s: float = 10) -> float:
+        """Wait until ``/v1/health/ready`` says 200; the seconds that took."""
+        began = time.monotonic()
+        while not self._is_ready():
+            if self.process is None or self.process.poll() is not None or time.monotonic() - began > within_s:
+                raise AssertionError(f"not ready after {within_s} s:\n{self.log.read_text()[-4000:]}")
+            time.sleep(0.02)
+        return time.monotonic() - began
+
+    def workers(self) -> list[int]:
+        """The pids of the worker processes."""
+        assert self.process is not None
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        return [int(pid) for pid in children.split()]
+
+    def stop(self, *, within_s: float = 25) -> int:
+        """SIGTERM; the exit status."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(within_s)
+
+    def __enter__(self) -> Service:
+        return self.start() if self.process is None else self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process is not None and self.process.poll() is None:
+            try:
+                self.stop()
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+    def call(self, method: str, path: str, *, token: str | None = None, **options: Any) -> requests.Response:
+        """One request over a connection of its own, so that the kernel deals it to any worker."""
+        headers = {"Connection": "close", **options.pop("headers", {})}
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
+        return requests.request(method, self.url + path, headers=headers, timeout=10, **options)
+
+    def register(self, email: str, password: str = PASSWORD) -> requests.Response:
+        """Sign up."""
+        return self.call("POST", "/v1/auth/register", json={"email": email, "password": password})
+
+    def log_in(self, email: str, password: str = PASSWORD) -> dict[str, Any]:
+        """Log in and return the token pair."""
+        answer = self.call("POST", "/v1/auth/login", json={"email": email, "password": password})
+        assert answer.status_code == 200, answer.text
+        pair: dict[str, Any] = answer.json()
+        return pair
+
+    def verify(self, token: str) -> int:
+        """The status that a gateway gets for *token*."""
+        return self.call("GET", "/v1/auth/verify", token=token).status_code
+
+    def _is_ready(self) -> bool:
+        try:
+            return self.call("GET", "/v1/health/ready").status_code == 200
+        except requests.ConnectionError:
+            return False

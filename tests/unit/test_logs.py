@@ -1,0 +1,438 @@
+"""Log records: what they carry, what they must not carry, and what happens when nobody reads them."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import logging
+import os
+import threading
+import time
+import warnings
+from typing import NoReturn
+from uuid import UUID
+
+import pytest
+import structlog
+
+from authsvc.observability.lines import Record
+from authsvc.observability.logs import (
+    ForeignRecords,
+    LogPipe,
+    bind_request,
+    configure,
+    email_digest,
+    get_logger,
+)
+
+NOON_S = 1_795_176_000.25
+NOON = "2026-11-20T12:00:00.250000Z"
+JWT = "eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.c2lnbmF0dXJlLXNpZ25hdHVyZQ"
+BCRYPT = "$2b$12$abcdefghijklmnopqrstuuABCDEFGHIJKLMNOPQRSTUVWXYZ01234"
+#: What must not be seen, and a text that it comes in.
+SECRET_TEXTS = {
+    "access token": (JWT, f"token {JWT} refused"),
+    "bearer": ("s3cr3t.t0ken", "sent Authorization: Bearer s3cr3t.t0ken"),
+    "basic": ("Y2xpZW50OnNlY3JldA==", "sent basic Y2xpZW50OnNlY3JldA=="),
+    "bcrypt": (BCRYPT[7:], f"stored {BCRYPT} is odd"),
+    "tagged hash": ("n0tbcrypt" * 4, "stored $hmac-bcrypt$" + "n0tbcrypt" * 4),
+    "dsn": ("hunter2", "cannot connect to postgresql://app:hunter2@db:5432/auth"),
+    "dsn with @": ("p@ss/w0rd", "redis://:p@ss/w0rd@cache:6379 is down"),
+    "conninfo": ("hunter2", "host=db password=hunter2 dbname=auth"),
+    "parameters": ("hunter2", "[parameters: {'new_password': 'hunter2', 'n': 1}]"),
+    "e-mail": ("alice@example.com", "Key (email)=(alice@example.com) already exists."),
+    "private key": ("MHcCAQEE", "-----BEGIN EC PRIVATE KEY-----\nMHcCAQEE\n-----END EC PRIVATE KEY-----"),
+}
+SECRET_FIELDS = [
+    *("password", "new_password", "token", "access_token", "refreshToken", "Authorization", "TOKEN_SECRET"),
+    *("pepper", "password_hash", "dsn", "database_url", "email", "user-email", "jti", "cookie", "api_key"),
+]
+
+
+class Reader:
+    """A pipe, and what has been written into it."""
+
+    def __init__(self) -> None:
+        self.out, self.fd = os.pipe()
+
+    def text(self) -> str:
+        os.set_blocking(self.out, False)
+        try:
+            return os.read(self.out, 1 << 20).decode()
+        except BlockingIOError:
+            return ""
+
+    def close(self) -> None:
+        os.close(self.out)
+        os.close(self.fd)
+
+
+def fail(text: str) -> NoReturn:
+    raise ValueError(text)
+
+
+@pytest.fixture
+def reader():
+    pipe = Reader()
+    yield pipe
+    pipe.close()
+
+
+@pytest.fixture
+def configured(reader):
+    """Call it with ``configure``'s arguments; logging is put back to what it was afterwards."""
+    root = logging.getLogger()
+    before, level, hook = list(root.handlers), root.level, threading.excepthook
+    made: list[LogPipe] = []
+
+    def call(level="info", log_format="json"):
+        # pytest's own handlers stumble over what some of these tests log.
+        root.handlers[:] = [pipe for pipe in root.handlers if isinstance(pipe, ForeignRecords)]
+        made.append(configure(level, log_format, fd=reader.fd, now=lambda: NOON_S))
+        return made[-1]
+
+    yield call
+    for pipe in made:
+        pipe.flush()
+        atexit.unregister(pipe.flush)
+    root.handlers[:] = before
+    root.setLevel(level)
+    threading.excepthook = hook
+    logging.captureWarnings(capture=False)
+    structlog.reset_defaults()
+    bind_request("")
+
+
+@pytest.fixture
+def written(configured, reader):
+    """Call it with a function that logs; the records that came out."""
+
+    def call(log):
+        pipe = configured()
+        log()
+        assert pipe.flush()
+        return [json.loads(line) for line in reader.text().splitlines()]
+
+    return call
+
+
+def test_a_record_is_one_json_object(written):
+    """Time, level and event come first, then the request and the fields."""
+    bind_request("req-1")
+
+    (record,) = written(lambda: get_logger().info("session.started", session_id="s", count=3))
+
+    assert list(record.items()) == [
+        *(("timestamp", NOON), ("level", "info"), ("event", "session.started")),
+        *(("request_id", "req-1"), ("session_id", "s"), ("count", 3)),
+    ]
+
+
+def test_a_field_cannot_pass_for_the_record_s_own(written):
+    """Neither time nor level can be forged by who names a field so."""
+    (record,) = written(lambda: get_logger().info("x.y", timestamp="never", level="none"))
+
+    assert (record["timestamp"], record["level"]) == (NOON, "info")
+
+
+def test_the_request_of_one_thread_is_not_another_s(written):
+    """Each record carries the request that its own thread works for."""
+
+    def log():
+        bind_request("mine")
+        other = threading.Thread(target=lambda: get_logger().info("other.done"))
+        other.start()
+        other.join()
+        get_logger().info("mine.done")
+
+    records = written(log)
+
+    assert [(r["event"], r.get("request_id")) for r in records] == [
+        ("other.done", None),
+        ("mine.done", "mine"),
+    ]
+
+
+def test_levels_below_the_configured_one_are_silent(written):
+    """For our own records and for those of libraries."""
+
+    def log():
+        get_logger().debug("a.b")
+        logging.getLogger("library").debug("chatter")
+        get_logger().error("c.d")
+
+    assert [record["event"] for record in written(log)] == ["c.d"]
+
+
+def test_a_library_s_record_has_the_same_shape(written):
+    """Foreign records get time, level and request id; their text is a field."""
+    bind_request("req-2")
+
+    (record,) = written(lambda: logging.getLogger("library").warning("pool of %d is %s", 5, "full"))
+
+    assert record["event"] == "library.logged"
+    assert (record["logger"], record["message"]) == ("library", "pool of 5 is full")
+    assert (record["level"], record["request_id"]) == ("warning", "req-2")
+
+
+def test_a_room_without_structlog_logs_events_through_the_standard_library(written):
+    """``noun.verb`` is the event, ``extra`` its fields."""
+    logger = logging.getLogger("authsvc.store")
+
+    (record,) = written(lambda: logger.warning("reconciler.lagging", extra={"lag": 3}))
+
+    assert (record["event"], record["lag"]) == ("reconciler.lagging", 3)
+    assert "message" not in record
+
+
+def test_arguments_that_do_not_fit_their_message_lose_no_record(written):
+    """A library's slip in a log call is not ours to fall over."""
+    (record,) = written(lambda: logging.getLogger("library").error("%d items", "many"))
+
+    assert record["message"] == "%d items"
+
+
+def test_a_warning_becomes_a_record(written):
+    """Nothing writes past the pipe, Python's own warnings included."""
+
+    def log():
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")
+            logging.captureWarnings(capture=True)
+            warnings.warn("old ways", UserWarning, stacklevel=1)
+
+    (record,) = written(log)
+
+    assert "old ways" in record["message"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_the_end_of_a_thread_by_an_error_is_a_record(written):
+    """A background thread does not die unseen."""
+
+    def log():
+        thread = threading.Thread(target=lambda: 1 // 0, name="reconciler")
+        thread.start()
+        thread.join()
+
+    (record,) = written(log)
+
+    assert (record["event"], record["thread"]) == ("thread.failed", "reconciler")
+    assert "ZeroDivisionError" in record["exception"]
+
+
+@pytest.mark.parametrize("name", SECRET_FIELDS)
+def test_a_field_named_like_a_secret_is_masked(written, name):
+    """Whatever its spelling, and however deep."""
+
+    def log():
+        get_logger().info("x.y", **{name: "in clear"})
+        get_logger().info("x.y", outer={"inner": [{name: "in clear"}]})
+
+    assert "in clear" not in json.dumps(written(log))
+
+
+@pytest.mark.parametrize("name", ["token_type", "email_digest", "hash_seconds", "passwords_hashed"])
+def test_a_field_that_speaks_of_a_secret_is_kept(written, name):
+    """The last word counts: a digest of an e-mail is no e-mail."""
+    (record,) = written(lambda: get_logger().info("x.y", **{name: "kept"}))
+
+    assert record[name] == "kept"
+
+
+@pytest.mark.parametrize(("secret", "text"), SECRET_TEXTS.values(), ids=SECRET_TEXTS.keys())
+def test_a_secret_in_a_text_is_masked_wherever_it_stands(written, secret, text):
+    """In fields, events, messages of libraries, keys of dicts and tracebacks."""
+
+    def log():
+        get_logger().info("x.y", note=text, notes=[text], more={text: text})
+        get_logger().info(text)
+        logging.getLogger("library").warning("%s", text)
+        try:
+            fail(text)
+        except ValueError:
+            get_logger().exception("x.failed")
+
+    records = written(log)
+
+    assert len(records) == 4
+    assert secret not in json.dumps(records)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["/v1/users/0b9e4b0e", "reached 10/15minutes", "key authsvc:v1:auth:session:0b9e", "pool size = 5"],
+)
+def test_an_innocent_text_is_left_as_it_is(written, text):
+    """A log that masks everything says nothing."""
+    (record,) = written(lambda: get_logger().info("x.y", note=text))
+
+    assert record["note"] == text
+
+
+def test_an_email_is_logged_as_a_keyed_digest():
+    """The same address gives the same 16 characters, under another key others."""
+    digest = email_digest(b"key", "alice@example.com")
+
+    assert digest == email_digest(b"key", "alice@example.com")
+    assert digest != email_digest(b"other", "alice@example.com")
+    assert len(digest) == 16
+    assert int(digest, 16)
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_what_a_caller_sends_cannot_forge_a_line(configured, reader, log_format):
+    """Line feeds, escape sequences and bidirectional marks never reach the output as they are."""
+    evil = 'x\n2026-11-20T12:00:00Z info forged.event\r\x1b[2J\x00\u202e\u2028\ud800"'
+    pipe = configured(log_format=log_format)
+
+    get_logger().info("x.y", note=evil)
+    logging.getLogger("library").warning(evil)
+    pipe.flush()
+
+    text = reader.text()
+    assert len(text.splitlines()) == 2
+    assert not set("\x1b\x00\r\u202e\u2028") & set(text)
+
+
+def test_the_console_shows_columns_and_an_indented_traceback(configured, reader):
+    """For eyes: values are quoted where they must be, and an error's own line feeds are no new record."""
+    pipe = configured(log_format="console")
+
+    try:
+        fail("first\n2026-11-20T12:00:00Z info forged.event")
+    except ValueError:
+        get_logger().exception("x.failed", plain="word", quoted="two words", n=1)
+    pipe.flush()
+
+    first, *rest = reader.text().splitlines()
+    assert first == f'{NOON} error    x.failed plain=word quoted="two words" n=1'
+    assert all(line.startswith("    ") for line in rest)
+    assert len(rest) >= 4
+
+
+def test_values_of_any_type_come_out_as_json(written):
+    """What JSON does not know is told as text, what is deep or long is cut, bytes are only counted."""
+    loop: dict[str, object] = {}
+    loop["self"] = loop
+    identifier = UUID(int=1)
+
+    (record,) = written(
+        lambda: get_logger().info(
+            "x.y", id=identifier, raw=b"secret", some=(1, {2}), loop=loop, long="x" * 9999
+        )
+    )
+
+    assert record["id"] == str(identifier)
+    assert record["raw"] == "<6 bytes>"
+    assert record["some"] == [1, [2]]
+    assert record["loop"] == {"self": {"self": {"self": {"self": "…"}}}}
+    assert len(record["long"]) == 1024
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 10**5000], ids=["nan", "infinity", "digits"])
+def test_a_number_that_json_cannot_carry_costs_the_fields_not_the_record(written, value):
+    """The line stays JSON for every parser."""
+    (record,) = written(lambda: get_logger().info("x.y", number=value))
+
+    assert (record["event"], record["unrenderable"]) == ("x.y", ["number"])
+
+
+def test_a_line_is_never_longer_than_a_pipe_keeps_whole(written, reader):
+    """4,096 bytes: beyond, the lines of two workers could run into each other."""
+
+    def log():
+        get_logger().info("x.y", **{f"field_{n}": "ü" * 1024 for n in range(20)})
+        try:
+            fail("ü" * 9999)
+        except ValueError:
+            get_logger().exception("x.failed")
+
+    records = written(log)
+
+    assert [(r["event"], r["truncated"]) for r in records] == [("x.y", True), ("x.failed", True)]
+    assert all(len(json.dumps(record)) < 4096 for record in records)
+    assert records[1]["exception"].endswith("\n")
+
+
+def test_a_reader_that_stops_costs_records_not_requests():
+    """Beyond the queue records are dropped and counted; the count is told when somebody reads again."""
+    reader = Reader()
+    told: list[int] = []
+    text: list[bytes] = []
+    pipe = LogPipe(
+        reader.fd, lambda record: record.event.encode() + b"\n" + b"." * 9000 + b"\n", capacity=100
+    )
+    pipe.on_drop = lambda: told.append(1)
+    emit = records_into(pipe)
+
+    begun = time.perf_counter()
+    for _ in range(1000):
+        emit("x.y")
+    lasted_s = time.perf_counter() - begun
+
+    assert lasted_s < 1
+    assert 850 <= pipe.dropped <= 900
+    assert len(told) == pipe.dropped
+    assert not pipe.flush(timeout_s=0.05)
+
+    reading = threading.Thread(target=lambda: text.extend(iter(lambda: os.read(reader.out, 1 << 16), b"")))
+    reading.start()
+    for writer in [thread for thread in threading.enumerate() if thread.name == "log-writer"]:
+        writer.join(timeout=5)
+    os.close(reader.fd)
+    reading.join(timeout=5)
+    os.close(reader.out)
+    assert b"".join(text).count(b"x.y\n") == 1000 - pipe.dropped
+    assert b"".join(text).count(b"log.dropped\n") == 1
+
+
+def records_into(pipe: LogPipe):
+    return lambda event: pipe.put(Record(NOON_S, "info", event, "", {}))
+
+
+def test_a_reader_that_goes_away_stops_nothing():
+    """A closed pipe is counted, record by record, and nobody gets an error."""
+    reader = Reader()
+    os.close(reader.out)
+    pipe = LogPipe(reader.fd, lambda _: b"line\n")
+    emit = records_into(pipe)
+
+    for _ in range(10):
+        emit("x.y")
+
+    assert pipe.flush()
+    assert pipe.dropped >= 10
+    os.close(reader.fd)
+
+
+def test_a_forked_child_writes_its_own_records_and_not_its_parent_s(reader):
+    """The queue is the parent's; the child gets a thread of its own with its first record."""
+    pipe = LogPipe(reader.fd, lambda record: record.event.encode() + b"\n")
+    emit = records_into(pipe)
+    emit("parent.ran")
+    pipe.flush()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 and later: of forks beside threads
+        child = os.fork()
+    if child == 0:
+        emit("child.ran")
+        os._exit(0 if pipe.flush() else 1)
+    _, status = os.waitpid(child, 0)
+
+    assert status == 0
+    assert reader.text().splitlines() == ["parent.ran", "child.ran"]
+
+
+def test_configuring_again_replaces_what_was_there(configured, reader):
+    """One line a record, in the new format."""
+    configured()
+
+    pipe = configured("warning", "console")
+    get_logger().info("a.b")
+    logging.getLogger("library").warning("once")
+    pipe.flush()
+
+    (line,) = reader.text().splitlines()
+    assert line.endswith("logger=library message=once")

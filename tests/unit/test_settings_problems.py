@@ -1,0 +1,206 @@
+"""Settings that are refused one by one, all of them at once."""
+
+from __future__ import annotations
+
+import pytest
+
+from authsvc.settings import (
+    Settings,
+)
+from authsvc.settings.sections import VARIABLES
+from tests.unit.settings_env import (
+    CLUSTER,
+    SECRETS,
+    SENTINEL,
+    only_problem,
+    problems,
+    production,
+)
+
+REQUIRED = {"DATABASE_URL", "JWT_ISSUER", "JWT_AUDIENCE", "JWT_KEYS_DIR", "TOKEN_SECRET", "PASSWORD_PEPPER"}
+NOT_WHOLE = ["-1", "+5", " 10 ", "1_000", "٣", "07", "1e3", "0x10", "3.0", "999999999999999999999", "many"]
+WHOLE_NUMBERS = {
+    "PORT": (1, 65_535),
+    "METRICS_PORT": (1, 65_535),
+    "WEB_CONCURRENCY": (1, 256),
+    "REDIS_PORT": (1, 65_535),
+    "REDIS_DB": (0, 9_999),
+    "REVOCATION_MAX_STALENESS": (1, 86_400),
+    "REDIS_CACHE_TTL": (1, 2_592_000),
+    "REDIS_AUTH_TOKEN_TTL": (1, 2_592_000),
+    "CACHE_LIST_TTL": (1, 86_400),
+    "CACHE_MAX_KEY_LENGTH": (64, 4_096),
+    "CACHE_STALE_TTL": (0, 86_400),
+    "CACHE_BATCH_SIZE": (1, 10_000),
+    "CACHE_CB_FAILURE_THRESHOLD": (1, 1_000),
+    "CACHE_CB_RECOVERY_TIMEOUT": (1, 600_000),
+    "CACHE_CB_MONITORING_PERIOD": (1, 3_600_000),
+    "CACHE_CB_HALF_OPEN_MAX_CALLS": (1, 100),
+    "CACHE_LOCK_DEFAULT_TTL": (1, 3_600),
+    "CACHE_LOCK_RETRY_DELAY": (1, 60_000),
+    "CACHE_LOCK_MAX_RETRIES": (0, 1_000),
+    "PASSWORD_MIN_LENGTH": (8, 256),
+    "BCRYPT_COST": (10, 15),
+    "SESSION_IDLE_TTL": (1, 2_592_000),
+    "SESSION_MAX_TTL": (1, 31_536_000),
+    "SESSION_MAX_PER_USER": (1, 1_000_000),
+    "REFRESH_GRACE_SECONDS": (0, 3_600),
+}
+SWITCHES = ["API_DOCS", "REDIS_TLS", "REDIS_CLUSTER_ENABLED", "CACHE_ENABLED", "CACHE_WARMUP_ENABLED"]
+LIMITS = ["RATE_LIMIT_LOGIN_IP", "RATE_LIMIT_LOGIN_ACCOUNT", "RATE_LIMIT_REGISTER_IP", "RATE_LIMIT_REFRESH"]
+NOT_LIMITS = [
+    "0/minute",
+    "5",
+    "5/",
+    "/hour",
+    "5/0minutes",
+    "5/week",
+    "-5/hour",
+    "5 / hour",
+    "5/31days",
+    "1000001/hour",
+    "05/hour",
+    "none",
+]
+GARBAGE = {
+    "AUTHSVC_ENV": ["prod", "dev", "staging"],
+    "HOST": ["http://h", "a b", "-h", "[::1", "::g"],
+    "TRUSTED_PROXIES": ["10.0.0.0/33", "10.0.0.1/8", "proxy", "10.0.0.0/8,", "10.0.0.0/255.0.0.0", "*"],
+    "LOG_LEVEL": ["trace", "20"],
+    "LOG_FORMAT": ["text"],
+    "DATABASE_URL": [
+        "postgres://u@h/d",
+        "postgresql+psycopg://u@h/d",
+        "sqlite+pysqlite:///f",
+        "mysql://u@h/d",
+        "postgresql://u@h",
+        "postgresql://u@h/",
+        "postgresql://u@h:x/d",
+        "postgresql://u@h:0/d",
+        "postgresql://u:p#w@h/d",
+        "postgresql://u@h/d#x",
+        "sqlite://",
+        "sqlite:///",
+        "sqlite:///:memory:",
+        "db.internal",
+    ],
+    "REDIS_HOST": ["redis://h", "h:6379", "a b", "h/0"],
+    "REDIS_PROTOCOL": ["1", "4", "resp3"],
+    "REDIS_USERNAME": ["a b", "ü"],
+    "CACHE_KEY_PREFIX": ["a:b", "a*", "{a}", "a\n", "x" * 65],
+    "CACHE_KEY_VERSION": ["v 1", "v:1"],
+    "JWT_ISSUER": [
+        "auth.internal",
+        "ftp://h",
+        "https://",
+        "https://h?x=1",
+        "https://h#x",
+        "https://u:p@h",
+        "https://h/ x",
+        "//h",
+    ],
+    "JWT_AUDIENCE": ["a b", "ü", "a\n"],
+    "JWT_KEYS_DIR": ["/keys\n"],
+}
+
+
+def test_every_setting_has_a_case_here():
+    """A new variable without a test of its refusals fails this one."""
+    cases = {*GARBAGE, *WHOLE_NUMBERS, *SWITCHES, *LIMITS, *SECRETS, *SENTINEL, *CLUSTER}
+
+    assert cases == {variable.name for variable in VARIABLES}
+
+
+def test_an_empty_production_environment_names_everything_it_lacks():
+    """All problems at once: nobody starts a service six times to learn six names."""
+    found = problems({})
+
+    assert {problem.name for problem in found} == REQUIRED | {"REDIS_URL"}
+    assert all("missing" in problem.message and "expected" in problem.message for problem in found)
+
+
+@pytest.mark.parametrize("name", sorted(REQUIRED))
+def test_each_required_setting_is_missed(tmp_path, name):
+    """Production has no default for it."""
+    assert only_problem(production(tmp_path, **{name: None})).name == name
+
+
+def test_production_without_redis_is_refused(tmp_path):
+    """There is no fallback in memory outside development."""
+    problem = only_problem(production(tmp_path, REDIS_HOST=None))
+
+    assert problem.name == "REDIS_URL"
+    assert "REDIS_HOST" in problem.message
+
+
+@pytest.mark.parametrize("name", [v.name for v in VARIABLES if v.name != "TRUSTED_PROXIES"])
+def test_an_empty_value_is_refused(tmp_path, name):
+    """An empty value is a template that was not filled in, never a wish for the default."""
+    env = production(tmp_path, **{name: ""})
+
+    first = next(problem for problem in problems(env) if problem.name == name)
+
+    assert first.message.startswith("is empty; expected")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [(name, text) for name, texts in GARBAGE.items() for text in texts]
+)
+def test_garbage_is_refused_by_name_with_what_is_expected(tmp_path, name, text):
+    """The message says which variable, and what would be right."""
+    problem = only_problem(production(tmp_path, **{name: text}))
+
+    assert problem.name == name
+    assert "expected" in problem.message
+    assert "\n" not in problem.message
+
+
+@pytest.mark.parametrize("name", sorted(WHOLE_NUMBERS))
+def test_numbers_have_inclusive_bounds(tmp_path, name):
+    """The bounds themselves are accepted, their neighbours are not."""
+    low, high = WHOLE_NUMBERS[name]
+    shortest = {"SESSION_IDLE_TTL": "1", "REDIS_AUTH_TOKEN_TTL": "1"}
+
+    Settings.from_env(production(tmp_path, **{**shortest, name: str(low)}))
+    Settings.from_env(production(tmp_path, **{**shortest, name: str(high)}))
+
+    assert only_problem(production(tmp_path, **{**shortest, name: str(low - 1)})).name == name
+    assert only_problem(production(tmp_path, **{**shortest, name: str(high + 1)})).name == name
+
+
+def test_every_number_is_strict(tmp_path):
+    """One spelling per number, for every variable that is one."""
+    for text in NOT_WHOLE:
+        env = production(tmp_path, **dict.fromkeys(WHOLE_NUMBERS, text))
+
+        assert {problem.name for problem in problems(env)} == set(WHOLE_NUMBERS), text
+
+
+def test_every_switch_and_limit_is_strict(tmp_path):
+    """Words that mean something to another program mean nothing here."""
+    for text in ("yes", "no", "2", "enabled", " true"):
+        env = production(tmp_path, **dict.fromkeys(SWITCHES, text))
+        assert {problem.name for problem in problems(env)} == set(SWITCHES), text
+    for text in NOT_LIMITS:
+        env = production(tmp_path, **dict.fromkeys(LIMITS, text))
+        assert {problem.name for problem in problems(env)} == set(LIMITS), text
+
+
+@pytest.mark.parametrize(
+    "text", ["host", "h:0", "h:65536", "::1:6379", "[::g]:1", "h:1,", ",", "h:1 h:2", "redis://h:1"]
+)
+@pytest.mark.parametrize("name", ["REDIS_SENTINELS", "REDIS_CLUSTER_NODES"])
+def test_address_lists_are_strict(tmp_path, name, text):
+    """Each entry is a host and a port."""
+    env = production(tmp_path, **{name: text})
+
+    assert any("no address" in problem.message for problem in problems(env) if problem.name == name)
+
+
+def test_shown_values_are_cut_and_printable(tmp_path):
+    """A log line cannot be forged or flooded by a setting."""
+    problem = only_problem(production(tmp_path, LOG_LEVEL="\x1b[31m\nfake: line " + "y" * 500))
+
+    assert "\x1b" not in problem.message
+    assert "\n" not in problem.message
+    assert len(problem.message) < 120
