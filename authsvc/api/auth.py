@@ -7,7 +7,7 @@ from flask_smorest import Blueprint
 
 from authsvc.api.bodies import load, read_json
 from authsvc.api.context import client_ip, services, user_agent
-from authsvc.api.guards import limited, optional_bearer, public
+from authsvc.api.guards import counted, limited, optional_bearer, public
 from authsvc.api.outcomes import revoked
 from authsvc.api.schemas import (
     LoginBody,
@@ -28,6 +28,7 @@ blp = Blueprint("auth", __name__, url_prefix="/v1/auth", description="Sessions: 
 
 @blp.post("/register")
 @public
+@counted(lambda metrics: metrics.registration)
 @limited(Rule.REGISTER_IP)
 @blp.arguments(RegisterBody)
 @blp.response(201, UserView)
@@ -42,6 +43,7 @@ def register(form: Registration) -> tuple[User, int, dict[str, str]]:
 
 @blp.post("/login")
 @public
+@counted(lambda metrics: metrics.login)
 @limited(Rule.LOGIN_IP)
 @blp.arguments(LoginBody)
 @blp.response(200, TokenPairView)
@@ -62,6 +64,7 @@ def login(form: LoginForm) -> TokenPair:
 
 @blp.post("/refresh")
 @public
+@counted(lambda metrics: metrics.refresh)
 @blp.arguments(RefreshBody)
 @blp.response(200, TokenPairView)
 @blp.alt_response(401, schema=ProblemView, description="`refresh_invalid`, `refresh_reused`, `session_ended`")
@@ -85,6 +88,7 @@ def refresh(form: RefreshForm) -> TokenPair:
 def logout() -> Response:
     """End the session of the bearer token, of the refresh token in the body, or of both."""
     outcome = services().authentication.log_out(optional_bearer(), _optional_refresh_token())
+    services().metrics.logout()
     return revoked(outcome)
 
 

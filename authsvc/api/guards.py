@@ -13,9 +13,17 @@ from werkzeug.exceptions import HTTPException
 
 from authsvc.api.context import client_ip, services
 from authsvc.domain.checks import require_roles
-from authsvc.domain.errors import HashingBusy, Invalid, StoreUnavailable, TokenInvalid, TokenMissing
+from authsvc.domain.errors import (
+    AuthError,
+    HashingBusy,
+    Invalid,
+    StoreUnavailable,
+    TokenInvalid,
+    TokenMissing,
+)
 from authsvc.domain.ratelimits import Rule, ip_subject
 from authsvc.domain.users import Role
+from authsvc.observability.metrics import Metrics
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -82,6 +90,29 @@ def limited(rule: Rule) -> Callable[[Callable[P, R]], Callable[P, R]]:
                 raise
 
         return counted
+
+    return decorate
+
+
+def counted(result: Callable[[Metrics], Callable[[str], None]]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Count how the view ended: ``ok``, the code of its refusal, or ``malformed`` for a body it never saw."""
+
+    def decorate(view: Callable[P, R]) -> Callable[P, R]:
+        @wraps(view)
+        def observed(*args: P.args, **kwargs: P.kwargs) -> R:
+            count = result(services().metrics)
+            try:
+                answer = view(*args, **kwargs)
+            except AuthError as error:
+                count(error.code)
+                raise
+            except HTTPException:
+                count("malformed")
+                raise
+            count("ok")
+            return answer
+
+        return observed
 
     return decorate
 

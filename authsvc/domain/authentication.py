@@ -143,7 +143,8 @@ class Authentication:
         email = _typed_email(attempt.email)
         with self.proof.attempt(email or attempt.email):
             credentials = self.credentials.by_email(email or NOBODY)
-            if not self.proof.holds(attempt.password, credentials) or credentials is None:
+            is_right = self.proof.holds(attempt.password, credentials)
+            if credentials is None or not is_right or not credentials.user.is_active:
                 raise self._refused(attempt, credentials)
             return self._open_session(credentials, attempt)
 

@@ -63,6 +63,9 @@ class Outcome(Generic[T]):
     is_complete: bool
 
 
+_NOTHING = (-1, -1, 0.0)
+
+
 class Verdict(Enum):
     """What the fast copy says of a token with a good signature."""
 
@@ -123,8 +126,8 @@ class Proof:
         self._max_staleness_s = max_staleness_s
         self._lock = threading.Lock()
         self._known = 0
-        self._oldest = self._newest = -1
-        self._compared_at_s = 0.0
+        #: Oldest and newest generation that are trusted, and when the comparison was; one value, read at once.
+        self._trusted = _NOTHING
 
     @property
     def known(self) -> int:
@@ -133,28 +136,28 @@ class Proof:
 
     def holds(self, marker: bytes | None, generation: int, now_s: float) -> bool:
         """True if *marker*, read over connection *generation* at *now_s* (monotonic seconds), proves."""
+        oldest, newest, compared_at_s = self._trusted
         return (
             marker is not None
-            and self._oldest <= generation <= self._newest
+            and oldest <= generation <= newest
             and marker.isdigit()
             and int(marker) >= self._known
-            and now_s - self._compared_at_s <= self._max_staleness_s
+            and now_s - compared_at_s <= self._max_staleness_s
         )
 
     def still_connected(self, generation: int) -> bool:
         """True if the last comparison went over connection *generation*."""
-        return 0 <= self._oldest == generation
+        return 0 <= self._trusted[0] == generation
 
     def is_new(self, generation: int) -> bool:
         """True if connection *generation* was made after the last comparison began."""
-        return generation > self._newest
+        return generation > self._trusted[1]
 
     def compared(self, *, seq: int, over: int, newest: int, now_s: float) -> None:
         """Redis held every entry up to *seq*, seen over connection *over*; *newest* existed before."""
         with self._lock:
             self._known = max(self._known, seq)
-            self._oldest, self._newest = over, newest
-            self._compared_at_s = now_s
+            self._trusted = (over, newest, now_s)
 
     def learned(self, seq: int) -> None:
         """Entry *seq* is in SQL and perhaps not in Redis: a marker behind it proves nothing."""
@@ -164,7 +167,7 @@ class Proof:
     def distrust(self) -> None:
         """Believe nothing until the next comparison."""
         with self._lock:
-            self._oldest = self._newest = -1
+            self._trusted = _NOTHING
 
 
 class RevocationIndex(Protocol):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from authsvc.domain.audit import Action, Event
 
@@ -13,11 +15,16 @@ _ALARMING = frozenset(
 )
 
 
+@dataclass(frozen=True, slots=True)
 class LoggedAudit:
-    """Writes one record per event; ids and words alone."""
+    """Writes one record per event, ids and words alone; *limit_reached* hears the rule of each refusal."""
+
+    limit_reached: Callable[[str], None]
 
     def record(self, event: Event) -> None:
         """Hand *event* to the log, which neither blocks nor raises."""
+        if event.action is Action.LIMIT_REACHED:
+            self.limit_reached(event.detail or "")
         fields = {
             "user_id": event.user_id,
             "session_id": event.session_id,

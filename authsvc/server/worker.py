@@ -235,13 +235,13 @@ class Worker(ParkingWorker):
         self.errors = ErrorLog()
         self._refuses_at = 0.0
 
-    def handle_exit(self, sig: int, frame: object) -> None:
-        """Begin to stop: not ready from now on."""
-        self.draining.set()
-        super().handle_exit(sig, frame)
-
     def set_accept_enabled(self, enabled: bool) -> None:
-        """Start or stop accepting; a stopping worker that still has work does so after its notice."""
+        """
+        Start or stop accepting.
+
+        Told to stop, gunicorn's loop asks for the latter at once: the worker is not ready from then on, but
+        while it still has work it says so to whoever asks, until its notice is over.
+        """
         if enabled or self.alive:
             super().set_accept_enabled(enabled)
         else:

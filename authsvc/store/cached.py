@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import cast
@@ -11,6 +12,7 @@ from authsvc.cache.aside import Aside, Shape
 from authsvc.cache.client import Command
 from authsvc.cache.entry import Entry, Missing
 from authsvc.cache.entry import Json as CacheJson
+from authsvc.cache.errors import CacheError
 from authsvc.cache.keys import Space
 from authsvc.domain.errors import NotFound
 from authsvc.domain.revocations import Committed
@@ -34,17 +36,23 @@ class CachedUserStore:
 
     behind: UserStore
     aside: Aside[User]
+    emails: Space
 
     def get(self, user_id: UserId) -> User:
         """Raises NotFound."""
-        found = self.aside.get_or_load(user_id, lambda _: self.behind.get(user_id))
+        found = self.aside.get_or_load(user_id, lambda _: self._load(user_id))
         if isinstance(found, Missing):
             raise NotFound
         return found
 
     def find(self, email: Email) -> User | None:
-        """From the store behind: an address is looked up by operators alone."""
-        return self.behind.find(email)
+        """By the cached id of the address, if its user still has it; else from the store behind."""
+        try:
+            (user_id,) = self.aside.client.mget((self.emails.key(email),)).values
+            user = self.get(UserId(user_id.decode())) if user_id else None
+        except (CacheError, NotFound):
+            user = None
+        return user if user is not None and user.email == email else self.behind.find(email)
 
     def add(self, user: User, password_hash: str) -> Committed[User]:
         """In the store behind."""
@@ -57,6 +65,14 @@ class CachedUserStore:
     def remove(self, user_id: UserId) -> Committed[User]:
         """In the store behind."""
         return self.behind.remove(user_id)
+
+    def _load(self, user_id: UserId) -> User:
+        """From the store behind; the address is noted, and checked by whoever reads the note."""
+        user = self.behind.get(user_id)
+        note = ("SET", self.emails.key(user.email), user.id, "EX", self.emails.ttl_s)
+        with suppress(CacheError):  # counted by the client's hooks; the note only saves a query
+            self.aside.client.call(*note)
+        return user
 
     def page(self, wanted: UserFilter) -> list[User]:
         """From the store behind."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from authsvc.cache.client import CacheClient, Command, Script
-from authsvc.cache.errors import CacheUnavailable
+from authsvc.cache.errors import CacheError
 from authsvc.cache.keys import KeySpace
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.revocations import COPY_MARGIN_S, IndexAnswer, Proof, Revocation, TokenKeys
@@ -173,8 +173,13 @@ class RedisIndex:
 
 @contextmanager
 def _translated() -> Iterator[None]:
-    """Redis' outages in the domain's words."""
+    """
+    Whatever Redis refuses, in the domain's words.
+
+    Also what is no outage (a key of another type): SQL has the truth, and a revocation that could not be
+    written is finished by the reconciler, which keeps saying so in the log.
+    """
     try:
         yield
-    except CacheUnavailable as error:
-        raise StoreUnavailable(f"redis: {error.reason}") from error
+    except CacheError as error:
+        raise StoreUnavailable(f"redis: {error}") from error

@@ -121,16 +121,13 @@ def lane_size(workers: int, cores: int) -> LaneSize:
 
 
 def _parts(settings: Settings, clock: Clock) -> _Parts:
-    metrics, audit = make_metrics(), LoggedAudit()
+    metrics = make_metrics()
+    audit = LoggedAudit(metrics.rate_limited)
     stores = open_stores(settings, metrics, clock)
     ring = KeyFolder(settings.tokens.keys_dir, time.monotonic)
     sql_users = SqlUserStore(stores.database, stores.log, clock)
     limits = Limits(_limits(settings), RedisRateLimiter(stores.redis, stores.keys), audit)
-    lane = HashingLane(
-        lane_size(settings.http.workers, len(os.sched_getaffinity(0))),
-        clock=time.monotonic,
-        on_done=metrics.password_hash,
-    )
+    lane = _lane(settings, metrics)
     hasher = PasswordHasher(_reveal(settings.passwords.pepper), settings.passwords.bcrypt_cost)
     passwords = BoundedPasswords(hasher, lane)
     return _Parts(
@@ -140,7 +137,7 @@ def _parts(settings: Settings, clock: Clock) -> _Parts:
         reader=TokenReader(stores.profile, ring),
         sessions=SqlSessionStore(stores.database, stores.log, clock),
         credentials=SqlCredentialStore(stores.database, stores.log, clock),
-        users=CachedUserStore(sql_users, stores.users_cache) if settings.cache.is_enabled else sql_users,
+        users=_users(settings, stores, sql_users),
         revocations=Revocations(stores.index, stores.proof),
         audit=audit,
         limits=limits,
@@ -149,6 +146,22 @@ def _parts(settings: Settings, clock: Clock) -> _Parts:
         metrics=metrics,
         clock=clock,
     )
+
+
+def _users(settings: Settings, stores: Stores, behind: UserStore) -> UserStore:
+    if not settings.cache.is_enabled:
+        return behind
+    return CachedUserStore(behind, stores.users_cache, stores.emails_cache)
+
+
+def _lane(settings: Settings, metrics: Metrics) -> HashingLane:
+    def done(seconds: float) -> None:
+        metrics.password_hash(seconds)
+        metrics.password_hash_queue(lane.queue_depth)
+
+    size = lane_size(settings.http.workers, len(os.sched_getaffinity(0)))
+    lane = HashingLane(size, clock=time.monotonic, on_done=done)
+    return lane
 
 
 def _authentication(parts: _Parts) -> Authentication:

@@ -12,7 +12,7 @@ from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.signing_keys import KeyRefused
 from authsvc.settings import Problem, Settings
 from authsvc.store.key_folder import read_key
-from authsvc.store.migrations import current_revision, needed_revision
+from authsvc.store.migrations import NEEDED_REVISION, current_revision
 from authsvc.wiring.stores import open_database, open_pools
 
 
@@ -50,11 +50,11 @@ def _database(settings: Settings) -> Iterator[Problem]:
         return
     finally:
         database.close()
-    needed = needed_revision()
-    if revision != needed:
+    if revision != NEEDED_REVISION:
         have = f"revision {revision}" if revision else "no schema"
         yield Problem(
-            name="DATABASE_URL", message=f"has {have}, revision {needed} is needed: run `authsvc db upgrade`"
+            name="DATABASE_URL",
+            message=f"has {have}, revision {NEEDED_REVISION} is needed: run `authsvc db upgrade`",
         )
 
 

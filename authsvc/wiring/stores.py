@@ -47,6 +47,7 @@ class Stores:
     reconciling: CacheClient
     keys: KeySpace
     users_cache: Aside[User]
+    emails_cache: Space
     proof: Proof
     index: RedisIndex
     heartbeat: Heartbeat
@@ -107,6 +108,7 @@ def open_stores(settings: Settings, metrics: Metrics, clock: Clock) -> Stores:
         reconciling=fast.reconciling,
         keys=fast.keys,
         users_cache=fast.users_cache,
+        emails_cache=fast.emails,
         proof=fast.proof,
         index=index,
         heartbeat=heartbeat,
