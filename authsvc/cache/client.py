@@ -131,14 +131,6 @@ class CacheClient:
         """Return the breaker's state."""
         return self._breaker.state
 
-    def key_count(self) -> int | None:
-        """Return how many keys the database holds; None where it does not tell."""
-        try:
-            count = self.call("DBSIZE")
-        except CacheError:
-            return None
-        return count if isinstance(count, int) else None
-
     def ping(self) -> None:
         """Return if Redis answers."""
         self.call("PING")

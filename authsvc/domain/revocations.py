@@ -126,7 +126,7 @@ class Proof:
         self._max_staleness_s = max_staleness_s
         self._lock = threading.Lock()
         self._known = 0
-        #: Oldest and newest generation that are trusted, and when the comparison was; one value, read at once.
+        #: Oldest and newest trusted generation, and when the comparison was; one value, read at once.
         self._trusted = _NOTHING
 
     @property

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from authsvc.cache.errors import CacheUnavailable
+from authsvc.cache.errors import CacheError, CacheUnavailable
 from authsvc.domain.authentication import Authentication
 from authsvc.domain.checks import TokenChecks
 from authsvc.domain.credentials import OwnAccount, PasswordProof
@@ -249,10 +249,19 @@ def _details(parts: _Parts) -> dict[str, Any]:
     return {
         "breakers": {"redis": stores.redis.state.value, "database": stores.database.state.value},
         "pool": stores.database.pool_figures(),
-        "keys": stores.redis.key_count(),
+        "keys": _key_count(stores),
         "revocations": {"known": stores.proof.known},
         "hashing_queue": parts.lane.queue_depth,
     }
+
+
+def _key_count(stores: Stores) -> int | None:
+    """How many keys Redis holds; None where it is away or does not tell."""
+    try:
+        count = stores.redis.call("DBSIZE")
+    except CacheError:
+        return None
+    return count if isinstance(count, int) else None
 
 
 def _close(parts: _Parts) -> None:

@@ -29,8 +29,8 @@ from authsvc.store.reconciler import Heartbeat, Reconciler
 from authsvc.store.revocations import SqlRevocationLog
 from authsvc.store.sql import Database
 
-#: Connections of the requests to Redis, opened at the start so that none is made on the hot path.
-REDIS_POOL = 16
+#: Connections of the requests to Redis: one for each thread, opened at the start and not on the hot path.
+REDIS_POOL = 32
 #: Longer than SQL may take to load what is then cached.
 LEASE_MS = 5_000
 
