@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flask import Flask
-from flask_smorest import Api, Blueprint
+from flask_smorest import Api
 
 from authsvc.api import auth, docs, errors, health, hooks, me, oauth2, preferences, sessions, users
-from authsvc.api.bodies import MAX_BYTES, StrictParser
+from authsvc.api.bodies import MAX_BYTES
 from authsvc.api.context import EXTENSION
 from authsvc.api.metrics import MetricsPort
 from authsvc.api.verify import ForwardAuth
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 BLUEPRINTS = (auth.blp, me.blp, preferences.blp, sessions.blp, users.blp, oauth2.blp, health.blp)
 #: Timed by nobody: probes would drown the rest.
 UNTIMED = ("/v1/health/.*", "/health")
-
-Blueprint.ARGUMENTS_PARSER = StrictParser()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +51,7 @@ def create_app(services: Services) -> Application:
     app.extensions[EXTENSION] = services
     services.metrics.instrument(app, excluded_paths=UNTIMED)
     api = Api(app)
+    docs.describe_problems(api)
     for blueprint in BLUEPRINTS:
         api.register_blueprint(blueprint)
     app.register_blueprint(health.alias)

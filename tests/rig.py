@@ -7,22 +7,28 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+import psutil
 import requests
 
 from authsvc.cli.keys import generate_key
 from authsvc.settings import Settings
 from authsvc.store.migrations import upgrade
 from authsvc.wiring.stores import open_database
-from tests.processes import free_port
+from tests.processes import free_port, resume_tree, suspend_tree
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+
+T = TypeVar("T")
 
 PASSWORD = "correct horse battery staple"
 ROOT = Path(__file__).parent.parent
+#: What the installed ``authsvc`` runs, also where it is not installed.
+COMMAND = (sys.executable, "-c", "import sys; from authsvc.cli import main; sys.exit(main())")
 
 
 def environment(database_url: str, redis_url: str, folder: Path, **overrides: str) -> dict[str, str]:
@@ -67,14 +73,35 @@ def migrate(env: Mapping[str, str]) -> None:
     database.close()
 
 
+def run_command(
+    *arguments: str, env: Mapping[str, str], folder: Path, stdin: str = "", within_s: float = 15
+) -> subprocess.CompletedProcess[str]:
+    """Run ``authsvc`` with *arguments* in *folder*, with nothing of this process's environment but PATH."""
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        cwd=folder,
+        env=_process_environment(env),
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=within_s,
+        check=False,
+    )
+
+
+def _process_environment(env: Mapping[str, str]) -> dict[str, str]:
+    return {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **env}
+
+
 class Service:
     """
-    ``authsvc serve`` as a process with workers of its own, on free ports of 127.0.0.1.
+    ``authsvc serve`` (or another *command*) as a process with workers, on free ports of 127.0.0.1.
 
     Its log is in ``log``, a file.  A context manager: it is stopped at the end, killed if it must be.
     """
 
-    def __init__(self, env: Mapping[str, str], folder: Path) -> None:
+    def __init__(self, env: Mapping[str, str], folder: Path, *, command: str = "serve") -> None:
+        self.command = command
         self.port, self.metrics_port = free_port(), free_port()
         self.env = {**env, "PORT": str(self.port), "METRICS_PORT": str(self.metrics_port)}
         self.log = folder / f"service-{self.port}.log"
@@ -90,13 +117,13 @@ class Service:
         """The scrape."""
         return f"http://127.0.0.1:{self.metrics_port}/metrics"
 
-    def start(self, *, ready_within_s: float = 15) -> Service:
+    def start(self, *, ready_within_s: float = 15) -> Self:
         """Start, and wait until it is ready."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", "import sys; from authsvc.cli import main; sys.exit(main(['serve']))"],
+                [*COMMAND, self.command],
                 cwd=self.log.parent,
-                env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **self.env},
+                env=_process_environment(self.env),
                 stdout=log,
                 stderr=log,
             )
@@ -118,13 +145,18 @@ class Service:
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
         return [int(pid) for pid in children.split()]
 
+    def from_each_worker(self, question: Callable[[], T]) -> list[T]:
+        """What *question* returns for each worker in turn; meanwhile the others are frozen."""
+        pids = self.workers()
+        return [self._with_frozen([other for other in pids if other != pid], question) for pid in pids]
+
     def stop(self, *, within_s: float = 25) -> int:
         """SIGTERM; the exit status."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(within_s)
 
-    def __enter__(self) -> Service:
+    def __enter__(self) -> Self:
         return self.start() if self.process is None else self
 
     def __exit__(self, *_: object) -> None:
@@ -156,6 +188,21 @@ class Service:
     def verify(self, token: str) -> int:
         """The status that a gateway gets for *token*."""
         return self.call("GET", "/v1/auth/verify", token=token).status_code
+
+    def verify_everywhere(self, token: str, *, times: int = 20) -> Counter[int]:
+        """The statuses of *times* checks of *token* by each worker."""
+        answers = self.from_each_worker(lambda: Counter(self.verify(token) for _ in range(times)))
+        return sum(answers, Counter())
+
+    def _with_frozen(self, pids: list[int], question: Callable[[], T]) -> T:
+        processes = [psutil.Process(pid) for pid in pids]
+        try:
+            for process in processes:
+                suspend_tree(process)
+            return question()
+        finally:
+            for process in processes:
+                resume_tree(process)
 
     def _is_ready(self) -> bool:
         try:

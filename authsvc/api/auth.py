@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from flask import Response, request
-from flask_smorest import Blueprint
 
-from authsvc.api.bodies import load, read_json
+from authsvc.api.bodies import Blueprint, load, read_json
 from authsvc.api.context import client_ip, services, user_agent
 from authsvc.api.guards import counted, limited, optional_bearer, public
 from authsvc.api.outcomes import revoked
 from authsvc.api.schemas import (
     LoginBody,
     LoginForm,
-    ProblemView,
     RefreshBody,
     RefreshForm,
     RegisterBody,
@@ -32,9 +30,9 @@ blp = Blueprint("auth", __name__, url_prefix="/v1/auth", description="Sessions: 
 @limited(Rule.REGISTER_IP)
 @blp.arguments(RegisterBody)
 @blp.response(201, UserView)
-@blp.alt_response(409, schema=ProblemView, description="`email_taken`")
-@blp.alt_response(429, schema=ProblemView, description="`rate_limited`")
-@blp.alt_response(503, schema=ProblemView, description="`busy`, `unavailable`")
+@blp.refuses(409, "`email_taken`")
+@blp.refuses(429, "`rate_limited`")
+@blp.refuses(503, "`busy`, `unavailable`")
 def register(form: Registration) -> tuple[User, int, dict[str, str]]:
     """Create an account."""
     user = services().authentication.register(form)
@@ -47,9 +45,9 @@ def register(form: Registration) -> tuple[User, int, dict[str, str]]:
 @limited(Rule.LOGIN_IP)
 @blp.arguments(LoginBody)
 @blp.response(200, TokenPairView)
-@blp.alt_response(401, schema=ProblemView, description="`invalid_credentials`")
-@blp.alt_response(429, schema=ProblemView, description="`rate_limited`")
-@blp.alt_response(503, schema=ProblemView, description="`busy`, `unavailable`")
+@blp.refuses(401, "`invalid_credentials`")
+@blp.refuses(429, "`rate_limited`")
+@blp.refuses(503, "`busy`, `unavailable`")
 def login(form: LoginForm) -> TokenPair:
     """Trade e-mail address and password for a session."""
     attempt = LoginAttempt(
@@ -67,9 +65,9 @@ def login(form: LoginForm) -> TokenPair:
 @counted(lambda metrics: metrics.refresh)
 @blp.arguments(RefreshBody)
 @blp.response(200, TokenPairView)
-@blp.alt_response(401, schema=ProblemView, description="`refresh_invalid`, `refresh_reused`, `session_ended`")
-@blp.alt_response(429, schema=ProblemView, description="`rate_limited`")
-@blp.alt_response(503, schema=ProblemView, description="`unavailable`")
+@blp.refuses(401, "`refresh_invalid`, `refresh_reused`, `session_ended`")
+@blp.refuses(429, "`rate_limited`")
+@blp.refuses(503, "`unavailable`")
 def refresh(form: RefreshForm) -> TokenPair:
     """Trade a refresh token for a new pair; the old one stops working."""
     return services().authentication.refresh(form.refresh_token or "")
@@ -83,8 +81,8 @@ def refresh(form: RefreshForm) -> TokenPair:
 )
 @blp.response(204, description="The session has ended, for its access and its refresh token.")
 @blp.alt_response(202, description="The same, Redis has yet to hear of it: within 2 s, at most.")
-@blp.alt_response(401, schema=ProblemView, description="`token_invalid`")
-@blp.alt_response(503, schema=ProblemView, description="`unavailable`")
+@blp.refuses(401, "`token_invalid`")
+@blp.refuses(503, "`unavailable`")
 def logout() -> Response:
     """End the session of the bearer token, of the refresh token in the body, or of both."""
     outcome = services().authentication.log_out(optional_bearer(), _optional_refresh_token())

@@ -1,15 +1,21 @@
-"""Request bodies: read within limits, strictly, and checked by a schema."""
+"""Request bodies: read within limits, strictly, and checked by a schema; the blueprint that sees to it."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, ParamSpec, TypeVar
 
 from flask import Request
+from flask_smorest import Blueprint as SmorestBlueprint
 from marshmallow import Schema, ValidationError
 from webargs.flaskparser import FlaskParser
 from werkzeug.exceptions import BadRequest, UnprocessableEntity, UnsupportedMediaType
 
+from authsvc.api.errors import MEDIA_TYPE, ProblemView
 from authsvc.domain.values.jsontext import InvalidJson, Json, parse
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 MAX_BYTES = 64 * 1024
 JSON = "application/json"
@@ -29,6 +35,19 @@ class StrictParser(FlaskParser):
     def load_json(self, req: Request, schema: Schema) -> Any:
         """The decoded body; 400, 413 and 415 for what is none."""
         return read_json(req, getattr(schema, "media_types", (JSON,)))
+
+
+class Blueprint(SmorestBlueprint):
+    """Views whose bodies are read by the strict parser; it must be in place before the first is declared."""
+
+    ARGUMENTS_PARSER = StrictParser()
+
+    def refuses(self, status: int, codes: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+        """Document that a view may answer *status* with one of the problems *codes*."""
+        documented: Callable[[Callable[P, R]], Callable[P, R]] = self.alt_response(
+            status, schema=ProblemView, content_type=MEDIA_TYPE, description=codes
+        )
+        return documented
 
 
 def read_json(req: Request, media_types: tuple[str, ...] = (JSON,)) -> Json:

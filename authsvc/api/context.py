@@ -74,5 +74,7 @@ def _address(text: str) -> Address | None:
         address = ipaddress.ip_address(text)
     except ValueError:
         return None
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return mapped or address
+    if isinstance(address, ipaddress.IPv4Address):
+        return address
+    # Without its zone, which means nothing here and can be of any length.
+    return address.ipv4_mapped or ipaddress.IPv6Address(int(address))

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from flask import Blueprint, Response
+from flask_smorest import Api
 
+from authsvc.api.errors import MEDIA_TYPE, ProblemView
 from authsvc.api.guards import public
-from authsvc.api.schemas import ProblemView
 from authsvc.api.verify import PATH
 from authsvc.domain.users import ROLES
 
@@ -35,6 +36,7 @@ _PAGE = """<!doctype html>
 </html>
 """
 
+_COMMON_REFUSALS = {"DEFAULT_ERROR": "Any other refusal.", "UNPROCESSABLE_ENTITY": "`validation_failed`"}
 _METHODS = ("get", "head", "post", "put", "patch", "delete", "options")
 
 
@@ -54,7 +56,7 @@ def _verify_paths() -> dict[str, Any]:
 
 def _operation(name: str, parameters: list[dict[str, Any]]) -> dict[str, Any]:
     schema = {"$ref": f"#/components/schemas/{ProblemView.__name__}"}
-    problem = {"content": {"application/problem+json": {"schema": schema}}}
+    problem = {"content": {MEDIA_TYPE: {"schema": schema}}}
     return {
         "tags": ["auth"],
         "summary": "Check an access token for a gateway; any method, any sub-path.",
@@ -83,6 +85,14 @@ OPENAPI: dict[str, Any] = {
     },
 }
 PUBLISHED = {"OPENAPI_URL_PREFIX": "/", "OPENAPI_JSON_PATH": "openapi.json"}
+
+
+def describe_problems(api: Api) -> None:
+    """Say of the refusals that flask-smorest documents by itself that they are problems."""
+    content = {"content": {MEDIA_TYPE: {"schema": ProblemView}}}
+    for name, description in _COMMON_REFUSALS.items():
+        # Registered again: the latest description is the one that operations refer to.
+        api.spec.components.response(name, {"description": description, **content}, lazy=True)
 
 
 @blp.get("/docs")

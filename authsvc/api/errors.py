@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
 from flask import Flask, Response, g
+from marshmallow import Schema, fields
 from werkzeug.exceptions import HTTPException
 
 from authsvc.domain import errors
@@ -63,6 +65,10 @@ DETAILS = {
     "internal_error": "Something went wrong. The request id helps to find out what.",
 }
 
+#: What may be a field's name or place in a list.  A caller makes up names, too: no text of his that does not
+#: look like one, be it markup or a secret in the wrong place, is repeated to him.
+_FIELD = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,31}|[0-9]{1,4}")
+
 #: marshmallow's tree of messages.
 Messages = list[str] | dict[str, "Messages"]
 
@@ -74,6 +80,18 @@ _HTTP_CODES = {
     415: "unsupported_media_type",
     422: "validation_failed",
 }
+
+
+class ProblemView(Schema):
+    """Every error (RFC 9457); ``code`` is stable."""
+
+    type = fields.String()
+    title = fields.String()
+    status = fields.Integer()
+    detail = fields.String()
+    code = fields.String()
+    request_id = fields.String()
+    errors = fields.Dict(keys=fields.String(), values=fields.List(fields.String()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,6 +197,7 @@ def _flat(messages: Messages, path: str = "") -> dict[str, list[str]]:
         return {path or "body": [str(message) for message in messages]}
     flat: dict[str, list[str]] = {}
     for name, inner in messages.items():
-        is_label = not path and name in {"json", "query", "_schema"}
-        flat.update(_flat(inner, path if is_label else f"{path}.{name}".lstrip(".")))
+        is_location = not path and name in {"json", "query"}
+        is_part = not is_location and _FIELD.fullmatch(str(name))
+        flat.update(_flat(inner, f"{path}.{name}".lstrip(".") if is_part else path))
     return flat

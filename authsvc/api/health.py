@@ -6,8 +6,8 @@ from typing import Any
 
 from flask import Blueprint as PlainBlueprint
 from flask import Response, jsonify, request
-from flask_smorest import Blueprint
 
+from authsvc.api.bodies import Blueprint
 from authsvc.api.context import services
 from authsvc.api.guards import public, requires
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from flask import Response
-from flask_smorest import Blueprint
 
+from authsvc.api.bodies import Blueprint
 from authsvc.api.context import identity, services
 from authsvc.api.guards import requires
 from authsvc.api.outcomes import revoked
@@ -13,7 +13,6 @@ from authsvc.api.schemas import (
     ClosingForm,
     PasswordBody,
     PasswordForm,
-    ProblemView,
     ProfilePatch,
     UserView,
 )
@@ -44,8 +43,8 @@ def change_profile(change: Profile) -> User:
 @blp.arguments(ClosingBody)
 @blp.response(204, description="The account is gone, with its sessions.")
 @blp.alt_response(202, description="The same, Redis has yet to hear of it.")
-@blp.alt_response(403, schema=ProblemView, description="`wrong_password`")
-@blp.alt_response(409, schema=ProblemView, description="`last_admin`")
+@blp.refuses(403, "`wrong_password`")
+@blp.refuses(409, "`last_admin`")
 def close(form: ClosingForm) -> Response:
     """Delete the account."""
     return revoked(services().account.close(identity(), form.password))
@@ -56,8 +55,8 @@ def close(form: ClosingForm) -> Response:
 @blp.arguments(PasswordBody)
 @blp.response(204, description="Changed; every other session has ended.")
 @blp.alt_response(202, description="The same, Redis has yet to hear of it.")
-@blp.alt_response(403, schema=ProblemView, description="`wrong_password`")
-@blp.alt_response(429, schema=ProblemView, description="`rate_limited`")
+@blp.refuses(403, "`wrong_password`")
+@blp.refuses(429, "`rate_limited`")
 def change_password(form: PasswordForm) -> Response:
     """Change the password; this session goes on, all others end."""
     return revoked(services().account.change_password(identity(), form.current_password, form.new_password))

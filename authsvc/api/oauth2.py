@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from flask import Response, jsonify
-from flask_smorest import Blueprint
 
+from authsvc.api.bodies import Blueprint
 from authsvc.api.context import services
 from authsvc.api.guards import public
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from flask import Response, jsonify, request
-from flask_smorest import Blueprint
 
-from authsvc.api.bodies import MERGE_PATCH
+from authsvc.api.bodies import MERGE_PATCH, Blueprint
 from authsvc.api.context import identity, services
 from authsvc.api.guards import requires
-from authsvc.api.schemas import PreferencesBody, PreferencesPatch, ProblemView
+from authsvc.api.schemas import PreferencesBody, PreferencesPatch
 from authsvc.domain.preferences import Condition, Preferences, entity_tag
 
 blp = Blueprint(
@@ -28,7 +27,7 @@ def read() -> Response:
 @requires("user")
 @blp.arguments(PreferencesBody)
 @blp.response(200, PreferencesBody)
-@blp.alt_response(412, schema=ProblemView, description="`precondition_failed`")
+@blp.refuses(412, "`precondition_failed`")
 def put(wanted: Preferences) -> Response:
     """Replace the object."""
     outcome = services().preferences.replace(identity().user_id, wanted, if_match=_condition())
@@ -39,7 +38,7 @@ def put(wanted: Preferences) -> Response:
 @requires("user")
 @blp.arguments(PreferencesPatch, content_type=MERGE_PATCH)
 @blp.response(200, PreferencesBody)
-@blp.alt_response(412, schema=ProblemView, description="`precondition_failed`")
+@blp.refuses(412, "`precondition_failed`")
 def patch(change: Preferences) -> Response:
     """Merge a patch in (RFC 7396): null removes a member."""
     outcome = services().preferences.patch(identity().user_id, change, if_match=_condition())

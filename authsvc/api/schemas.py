@@ -88,7 +88,7 @@ class RefreshForm:
 class RefreshBody(Body):
     """A refresh token."""
 
-    refresh_token = fields.String(required=True)
+    refresh_token = fields.String(required=True, validate=storable)
 
     @post_load
     def build(self, data: dict[str, Any], **_: Any) -> RefreshForm:
@@ -270,18 +270,6 @@ class TokenPairView(Schema):
     refresh_token = fields.String()
     refresh_expires_in = fields.Integer()
     session_id = fields.String()
-
-
-class ProblemView(Schema):
-    """Every error (RFC 9457); ``code`` is stable."""
-
-    type = fields.String()
-    title = fields.String()
-    status = fields.Integer()
-    detail = fields.String()
-    code = fields.String()
-    request_id = fields.String()
-    errors = fields.Dict(keys=fields.String(), values=fields.List(fields.String()))
 
 
 def _profile(data: dict[str, Any]) -> Profile:

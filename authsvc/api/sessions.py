@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from flask import Response, request
-from flask_smorest import Blueprint
 
+from authsvc.api.bodies import Blueprint
 from authsvc.api.context import identity, services
 from authsvc.api.guards import requires
 from authsvc.api.outcomes import revoked
-from authsvc.api.schemas import ProblemView, SessionList
+from authsvc.api.schemas import SessionList
 from authsvc.domain.errors import Invalid, NotFound
 from authsvc.domain.sessions import Session
 from authsvc.domain.values.identifiers import SessionId, is_id
@@ -29,7 +29,7 @@ def own() -> dict[str, list[dict[str, object]]]:
 @requires("user")
 @blp.response(204, description="Ended.")
 @blp.alt_response(202, description="Ended; Redis has yet to hear of it.")
-@blp.alt_response(404, schema=ProblemView, description="`not_found`")
+@blp.refuses(404, "`not_found`")
 def end(session_id: str) -> Response:
     """End one session; the current one, too."""
     if not is_id(session_id):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from flask import Response
-from flask_smorest import Blueprint
 
+from authsvc.api.bodies import Blueprint
 from authsvc.api.context import identity, services
 from authsvc.api.guards import requires
 from authsvc.api.outcomes import changed, revoked
-from authsvc.api.schemas import ProblemView, StandingBody, StandingForm, UserPage, UserQuery, UserView
+from authsvc.api.schemas import StandingBody, StandingForm, UserPage, UserQuery, UserView
 from authsvc.domain.errors import NotFound
 from authsvc.domain.users import User, UserFilter
 from authsvc.domain.values.identifiers import UserId, is_id
@@ -29,7 +29,7 @@ def page(wanted: UserFilter) -> dict[str, object]:
 @blp.get("/<user_id>")
 @requires("admin")
 @blp.response(200, UserView)
-@blp.alt_response(404, schema=ProblemView, description="`not_found`")
+@blp.refuses(404, "`not_found`")
 def one(user_id: str) -> User:
     """Read one user."""
     return services().users.get(_id(user_id))
@@ -40,8 +40,8 @@ def one(user_id: str) -> User:
 @blp.arguments(StandingBody)
 @blp.response(200, UserView)
 @blp.alt_response(202, schema=UserView, description="Changed; Redis has yet to hear of it.")
-@blp.alt_response(404, schema=ProblemView, description="`not_found`")
-@blp.alt_response(409, schema=ProblemView, description="`last_admin`")
+@blp.refuses(404, "`not_found`")
+@blp.refuses(409, "`last_admin`")
 def change(form: StandingForm, user_id: str) -> tuple[User, int]:
     """Set roles, status or both; it holds on the user's next request."""
     return changed(
@@ -55,8 +55,8 @@ def change(form: StandingForm, user_id: str) -> tuple[User, int]:
 @requires("admin")
 @blp.response(204, description="Deleted.")
 @blp.alt_response(202, description="Deleted; Redis has yet to hear of it.")
-@blp.alt_response(404, schema=ProblemView, description="`not_found`")
-@blp.alt_response(409, schema=ProblemView, description="`last_admin`")
+@blp.refuses(404, "`not_found`")
+@blp.refuses(409, "`last_admin`")
 def remove(user_id: str) -> Response:
     """Delete a user with everything that is his."""
     return revoked(services().users.remove(_id(user_id), actor=identity().user_id))
@@ -66,7 +66,7 @@ def remove(user_id: str) -> Response:
 @requires("admin")
 @blp.response(204, description="Ended.")
 @blp.alt_response(202, description="Ended; Redis has yet to hear of it.")
-@blp.alt_response(404, schema=ProblemView, description="`not_found`")
+@blp.refuses(404, "`not_found`")
 def end_sessions(user_id: str) -> Response:
     """End every session of a user."""
     return revoked(services().sessions.end_all(_id(user_id), keep=None, actor=identity().user_id))

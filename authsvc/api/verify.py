@@ -63,7 +63,7 @@ class ForwardAuth:
     def _check(self, environ: WSGIEnvironment) -> AccessToken:
         token = self.checks.check(bearer_token(environ.get("HTTP_AUTHORIZATION")))
         query: str = environ.get("QUERY_STRING", "")
-        if "role" in query:
+        if query:
             require_roles(token, frozenset(parse_qs(query, keep_blank_values=True).get("role", ())))
         return token
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from wsgiref.types import WSGIApplication
 
 #: Imported once before the workers fork: they share the memory and start at once.
-PRELOAD = ("authsvc.app", "authsvc.wiring", "psycopg", "psycopg_binary", "zxcvbn")
+PRELOAD = ("authsvc.app", "authsvc.wiring", "psycopg_binary", "sqlalchemy.dialects.postgresql.psycopg")
 
 STDERR = 2
 

@@ -40,6 +40,6 @@ def serve(options: ServerOptions, load: Callable[[], WSGIApplication]) -> NoRetu
     """
     # Not before: gunicorn trips over a malformed WEB_CONCURRENCY as soon as it is imported, and a command
     # that starts no server need not wait 0.1 s for it.
-    from authsvc.server.process import run
+    from authsvc.server.process import run  # noqa: PLC0415
 
     run(options, load)

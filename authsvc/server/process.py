@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import resource
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.config import Config
+from gunicorn.errors import HaltServer
 from gunicorn.glogging import Logger
 
 from authsvc.observability.figures import FOLDER_VARIABLE, forget_process
@@ -36,7 +38,7 @@ KEEPALIVE_S = 75
 MAX_CONNECTIONS = 4096
 #: Descriptors of a worker that are no client's: pools, keys, log, listeners, figures.
 RESERVED_DESCRIPTORS = 256
-MEMORY_FOLDER = "/dev/shm"
+MEMORY_FOLDER = "/dev/shm"  # noqa: S108 - only ever with mkdtemp and unlinked files
 
 
 class Background(Protocol):
@@ -81,13 +83,15 @@ class Service(BaseApplication):  # type: ignore[misc]
 
 def run(options: ServerOptions, load: Callable[[], WSGIApplication]) -> NoReturn:
     """Run the master; see :func:`authsvc.server.serve`."""
-    Service(options, load).run()
+    try:
+        Service(options, load).run()
+    except HaltServer as failure:  # raised past gunicorn's own handling when several workers fail at once
+        raise SystemExit(failure.exit_status) from failure
     raise SystemExit
 
 
 def gunicorn_options(options: ServerOptions) -> dict[str, Any]:
     """Return all of gunicorn's settings that differ from its own."""
-    figures = FiguresFolder()
     return {
         "bind": [_address(options.host, port) for port in (options.port, options.metrics_port)],
         "workers": options.workers,
@@ -112,12 +116,11 @@ def gunicorn_options(options: ServerOptions) -> dict[str, Any]:
         "logger_class": ServiceLog,
         "loglevel": options.log_level,
         "accesslog": None,
-        "on_starting": lambda _: _before_fork(figures, options.preload),
+        "on_starting": lambda _: _before_fork(options.preload),
         "when_ready": lambda _: gc.freeze(),
         "post_worker_init": on_worker_start,
         "worker_exit": lambda _, worker: on_worker_stop(worker),
         "child_exit": lambda _, worker: forget_process(worker.pid),
-        "on_exit": lambda _: figures.remove(),
     }
 
 
@@ -138,27 +141,26 @@ def on_worker_stop(worker: Worker) -> None:
         services.close()
 
 
-class FiguresFolder:
-    """The folder of the workers' metrics: the environment's, or one for this run alone."""
+def prepare_figures() -> None:
+    """
+    Make the folder of the workers' metrics: the environment's, or one for this run alone.
 
-    def __init__(self) -> None:
-        self._own: Path | None = None
+    It is emptied: the figures of an earlier run would be added to those of this one.
+    """
+    given = os.environ.get(FOLDER_VARIABLE)
+    if given is None:
+        own = tempfile.mkdtemp(prefix="authsvc-metrics-", dir=_memory_folder())
+        os.environ[FOLDER_VARIABLE] = own
+        atexit.register(_remove, own, os.getpid())
+        return
+    Path(given).mkdir(parents=True, exist_ok=True)
+    for stale in Path(given).glob("*.db"):
+        stale.unlink(missing_ok=True)
 
-    def prepare(self) -> None:
-        """Make it, and empty it: figures of an earlier run would be added to those of this one."""
-        given = os.environ.get(FOLDER_VARIABLE)
-        if given is None:
-            self._own = Path(tempfile.mkdtemp(prefix="authsvc-metrics-", dir=_memory_folder()))
-            os.environ[FOLDER_VARIABLE] = str(self._own)
-            return
-        Path(given).mkdir(parents=True, exist_ok=True)
-        for stale in Path(given).glob("*.db"):
-            stale.unlink(missing_ok=True)
 
-    def remove(self) -> None:
-        """Delete it if it was made here."""
-        if self._own is not None:
-            shutil.rmtree(self._own, ignore_errors=True)
+def _remove(folder: str, owner_pid: int) -> None:
+    if os.getpid() == owner_pid:  # the workers inherit what is to be done at exit
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -168,13 +170,13 @@ def _stopping_all_on_failure() -> Iterator[None]:
         yield
     except SystemExit as refusal:
         sys.exit(Arbiter.WORKER_BOOT_ERROR if refusal.code else 0)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the edge of the process; gunicorn would print it unredacted
         get_logger().critical("worker.failed", exc_info=error)
         sys.exit(Arbiter.WORKER_BOOT_ERROR)
 
 
-def _before_fork(figures: FiguresFolder, preload: tuple[str, ...]) -> None:
-    figures.prepare()
+def _before_fork(preload: tuple[str, ...]) -> None:
+    prepare_figures()
     for name in preload:
         import_module(name)
 

@@ -235,7 +235,7 @@ class Worker(ParkingWorker):
         self.errors = ErrorLog()
         self._refuses_at = 0.0
 
-    def set_accept_enabled(self, enabled: bool) -> None:
+    def set_accept_enabled(self, enabled: bool) -> None:  # noqa: FBT001 - gunicorn's signature
         """
         Start or stop accepting.
 
@@ -267,7 +267,7 @@ class Worker(ParkingWorker):
             return bool(self._keepalive_after(conn, self.handle_request(request, conn)))
         except (StopIteration, NoMoreData, TimeoutError, ConnectionError) as error:
             get_logger().debug("connection.lost", reason=type(error).__name__)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the edge of the process: whatever it is, it is answered
             self.handle_error(request, conn.sock, conn.client, error)
         return False
 

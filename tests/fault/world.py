@@ -1,0 +1,291 @@
+"""A whole service with stores of its own to break, the people in it, and what each of them asks for."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self
+from uuid import uuid4
+
+import requests
+from redis import Redis
+
+from tests.processes import wait_until
+from tests.rig import PASSWORD, Service, environment, migrate
+from tests.servers import PostgresServer, RedisServer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
+
+#: Counted, and never reached: an outage of the counters must show.
+LIMITS = {
+    "RATE_LIMIT_LOGIN_IP": "100000/hour",
+    "RATE_LIMIT_LOGIN_ACCOUNT": "100000/hour",
+    "RATE_LIMIT_REGISTER_IP": "100000/hour",
+    "RATE_LIMIT_REFRESH": "100000/hour",
+}
+PEOPLE = ("stays", "gone", "leaves", "ends", "refreshes", "reads", "writes")
+#: CONTRACT: full function again so long after a fault ended.
+RECOVERY_S = 10.0
+WATCH_INTERVAL_S = 0.02
+
+
+@dataclass(slots=True)
+class Member:
+    """Somebody who is logged in."""
+
+    email: str
+    access: str
+    refresh: str
+    session_id: str
+
+    @classmethod
+    def of(cls, email: str, pair: dict[str, Any]) -> Self:
+        """Whoever got the token *pair*."""
+        return cls(email, pair["access_token"], pair["refresh_token"], pair["session_id"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cast:
+    """
+    One person for each thing that is asked during a fault.
+
+    ``gone`` has logged out, ``leaves`` holds two access tokens of one session (``leaving`` is the older),
+    ``ends`` has a second session to end, ``reads`` is in the cache.
+    """
+
+    stays: Member
+    gone: Member
+    leaves: Member
+    leaving: str
+    ends: Member
+    ended: Member
+    refreshes: Member
+    reads: Member
+    writes: Member
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer; *body* is its JSON, or None."""
+
+    status: int
+    seconds: float
+    retry_after: str | None
+    body: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """The service with two workers, its Redis and its PostgreSQL."""
+
+    redis: RedisServer
+    postgres: PostgresServer
+    service: Service
+
+    def log_in(self, name: str) -> Member:
+        """A new session of the person *name*."""
+        email = f"{name}@example.com"
+        return Member.of(email, self.service.log_in(email))
+
+    def cast(self) -> Cast:
+        """Everybody logged in anew, ``gone`` logged out again, before anything breaks."""
+        with ThreadPoolExecutor(2) as pool:
+            members = dict(zip(PEOPLE, pool.map(self.log_in, PEOPLE), strict=True))
+        ended = self.log_in("ends")
+        leaving = members["leaves"].access
+        members["leaves"] = self.refreshed(members["leaves"])
+        assert self.log_out(members["gone"]).status == 204
+        assert [self.read(members["reads"]).status for _ in range(2)] == [200, 200]
+        return Cast(leaving=leaving, ended=ended, **members)
+
+    def ask(self, method: str, path: str, **options: Any) -> Answer:
+        """One request, timed."""
+        began = time.monotonic()
+        response = self.service.call(method, path, **options)
+        seconds = time.monotonic() - began
+        body = response.json() if response.content else None
+        return Answer(response.status_code, seconds, response.headers.get("Retry-After"), body)
+
+    def ask_everything(self, cast: Cast) -> dict[str, Answer]:
+        """One request of each kind, all at once: whatever the fault is, each meets it first."""
+        requests_of = {
+            "verify": partial(self.check, cast.stays),
+            "refresh": partial(self.refresh, cast.refreshes),
+            "login": partial(self.try_login, cast.stays.email),
+            "register": partial(self.register, f"{uuid4().hex}@example.com"),
+            "password": partial(self.change_password, cast.stays),
+            "logout": partial(self.log_out, cast.leaves),
+            "end": partial(self.end_session, cast.ends, cast.ended),
+            "read": partial(self.read, cast.reads),
+            "write": partial(self.write, cast.writes),
+        }
+        with ThreadPoolExecutor(len(requests_of)) as pool:
+            pending = {name: pool.submit(request) for name, request in requests_of.items()}
+        return {name: answer.result() for name, answer in pending.items()}
+
+    def check(self, member: Member) -> Answer:
+        """What a gateway asks."""
+        return self.ask("GET", "/v1/auth/verify", token=member.access)
+
+    def refresh(self, member: Member) -> Answer:
+        """Trade the refresh token."""
+        return self.ask("POST", "/v1/auth/refresh", json={"refresh_token": member.refresh})
+
+    def refreshed(self, member: Member) -> Member:
+        """*member* with his next pair."""
+        answer = self.refresh(member)
+        assert answer.status == 200, answer
+        return Member.of(member.email, answer.body)
+
+    def try_login(self, email: str, password: str = PASSWORD) -> Answer:
+        """Log in, or not."""
+        return self.ask("POST", "/v1/auth/login", json={"email": email, "password": password})
+
+    def register(self, email: str) -> Answer:
+        """Sign up."""
+        return self.ask("POST", "/v1/auth/register", json={"email": email, "password": PASSWORD})
+
+    def change_password(self, member: Member) -> Answer:
+        """Ask for a password that is the one he has: right or wrong, it must be verified first."""
+        passwords = {"current_password": "not the password he has", "new_password": PASSWORD}
+        return self.ask("POST", "/v1/me/password", token=member.access, json=passwords)
+
+    def log_out(self, member: Member) -> Answer:
+        """End the session."""
+        return self.ask("POST", "/v1/auth/logout", token=member.access)
+
+    def end_session(self, member: Member, other: Member) -> Answer:
+        """End the *other* session of the same person."""
+        return self.ask("DELETE", f"/v1/me/sessions/{other.session_id}", token=member.access)
+
+    def read(self, member: Member) -> Answer:
+        """The profile."""
+        return self.ask("GET", "/v1/me", token=member.access)
+
+    def write(self, member: Member) -> Answer:
+        """The preferences."""
+        return self.ask("PUT", "/v1/me/preferences", token=member.access, json={"theme": "dark"})
+
+    def redis_session(self, member: Member) -> str | None:
+        """What Redis holds of the session."""
+        with Redis.from_url(self.redis.url, decode_responses=True) as client:
+            value: str | None = client.get(f"authsvc:v1:auth:session:{member.session_id}")
+            return value
+
+    def wait_whole(self, within_s: float = RECOVERY_S) -> None:
+        """Wait until everything works again in each worker."""
+        wait_until(lambda: all(self.service.from_each_worker(self.is_whole)), timeout_s=within_s)
+
+    def is_whole(self) -> bool:
+        """Both stores are up and proven, a person can come and go, whichever worker answers."""
+        ready = self.ask("GET", "/v1/health/ready")
+        health = self.ask("GET", "/v1/health")
+        if ready.status != 200 or ready.body["impaired"] or health.body["status"] != "ok":
+            return False
+        login = self.try_login("visitor@example.com")
+        if login.status != 200:
+            return False
+        member = Member.of("visitor@example.com", login.body)
+        return [self.check(member).status, self.log_out(member).status, self.check(member).status] == [
+            200,
+            204,
+            401,
+        ]
+
+
+@contextmanager
+def open_world(folder: Path, **overrides: str) -> Iterator[World]:
+    """A new world, with everybody registered."""
+    with RedisServer() as redis, PostgresServer(fsync=True) as postgres:
+        env = environment(postgres.create_database(), redis.url, folder, **(LIMITS | overrides))
+        migrate(env)
+        with Service(env, folder) as service:
+            for name in (*PEOPLE, "visitor"):
+                assert service.register(f"{name}@example.com").status_code == 201
+            yield World(redis=redis, postgres=postgres, service=service)
+
+
+@dataclass(slots=True)
+class Watch:
+    """
+    Checks tokens without a pause on a thread of its own: what happened between two looks happened.
+
+    *good* tokens must never be refused, *bad* ones never accepted; ``wrong`` counts what was, by status.
+    """
+
+    service: Service
+    good: list[str]
+    bad: list[str]
+    #: What a good token may be answered with.
+    allowed: frozenset[int] = frozenset({200})
+    wrong: Counter[str] = field(default_factory=Counter)
+    rounds: int = 0
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    def run(self) -> None:
+        """Go round until stopped."""
+        while not self._stop.is_set():
+            for token in tuple(self.good):
+                self._look("good", token, self.allowed)
+            for token in tuple(self.bad):
+                self._look("bad", token, frozenset({401, 503}))
+            self.rounds += 1
+
+    def stop(self) -> None:
+        """The end of the watch."""
+        self._stop.set()
+
+    def _look(self, kind: str, token: str, allowed: frozenset[int]) -> None:
+        try:
+            status = self.service.verify(token)
+        except requests.ConnectionError:
+            return  # a worker was killed under it, which a gateway takes for an outage
+        if status not in allowed:
+            self.wrong[f"{kind} token answered {status}"] += 1
+        self._stop.wait(WATCH_INTERVAL_S)
+
+
+@contextmanager
+def watching(
+    service: Service, *, good: Iterable[str] = (), bad: Iterable[str] = (), allowed: Iterable[int] = (200,)
+) -> Iterator[Watch]:
+    """Watch these tokens while the block runs; afterwards nothing may have gone wrong."""
+    watch = Watch(service, list(good), list(bad), frozenset(allowed))
+    thread = threading.Thread(target=watch.run, name="watch")
+    thread.start()
+    try:
+        yield watch
+    finally:
+        watch.stop()
+        thread.join()
+    assert watch.rounds > 0
+    assert watch.wrong == {}
+
+
+def statuses(answers: dict[str, Answer]) -> dict[str, int]:
+    """What was answered."""
+    return {name: answer.status for name, answer in answers.items()}
+
+
+def later_than(answers: dict[str, Answer], limit_s: float) -> dict[str, float]:
+    """The answers that took longer."""
+    return {name: answer.seconds for name, answer in answers.items() if answer.seconds > limit_s}
+
+
+def without_retry_after(answers: dict[str, Answer]) -> list[str]:
+    """The 503s that do not say when to come back."""
+    return [n for n, answer in answers.items() if answer.status == 503 and not answer.retry_after]
+
+
+def refused_within(service: Service, token: str, seconds: float) -> None:
+    """Wait until each worker refuses *token*; from then on none may accept it."""
+    wait_until(lambda: set(service.verify_everywhere(token, times=1)) == {401}, timeout_s=seconds)
+
+
