@@ -111,7 +111,7 @@ def _upgrade(settings: Settings) -> str:
 
 
 def _serve(settings: Settings) -> int:
-    logs.configure(settings.log.level.value, settings.log.format.value)
+    pipe = logs.configure(settings.log.level.value, settings.log.format.value)
     for warning in settings.warnings:
         logs.get_logger().warning("settings.warned", message=warning)
 
@@ -119,7 +119,9 @@ def _serve(settings: Settings) -> int:
         from authsvc.app import create_app
         from authsvc.wiring import build
 
-        return create_app(build(settings))
+        services = build(settings)
+        pipe.on_drop = services.metrics.log_dropped
+        return create_app(services)
 
     options = ServerOptions(
         host=settings.http.host,

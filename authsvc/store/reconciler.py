@@ -123,10 +123,16 @@ class Reconciler:
 
 
 class Heartbeat:
-    """Runs the comparison every second on a thread of its own, sooner when it is woken."""
+    """
+    Runs the comparison every second on a thread of its own, sooner when it is woken.
 
-    def __init__(self, reconciler: Reconciler) -> None:
+    *alongside* is called after each.  A change between proven and unproven is logged, not its lasting.
+    """
+
+    def __init__(self, reconciler: Reconciler, alongside: Callable[[], object]) -> None:
         self._reconciler = reconciler
+        self._alongside = alongside
+        self._is_proven: bool | None = None
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
@@ -152,6 +158,7 @@ class Heartbeat:
         while not self._stop.is_set():
             self.beat()
             self.has_begun.set()
+            self._alongside()
             self._wake.wait(INTERVAL_S - SHORTEST_INTERVAL_S)
             self._wake.clear()
             self._stop.wait(SHORTEST_INTERVAL_S)
@@ -159,13 +166,23 @@ class Heartbeat:
     def beat(self) -> bool:
         """One comparison; an outage makes it fail, and the next one is tried all the same."""
         try:
-            return self._reconciler.tick()
+            return self._note(is_proven=self._reconciler.tick(), cause="sql or another process at work")
         except (CacheError, StoreUnavailable) as error:
-            log.warning("reconciler.failed", extra={"cause": str(error)})
+            return self._note(is_proven=False, cause=str(error))
         except Exception:
             # The edge of the thread: it must outlive what nobody thought of.
             log.exception("reconciler.crashed")
-        return False
+            return self._note(is_proven=False, cause="crashed")
+
+    def _note(self, *, is_proven: bool, cause: str) -> bool:
+        """Log a change; the cause where Redis is no longer believed."""
+        if is_proven != self._is_proven:
+            self._is_proven = is_proven
+            if is_proven:
+                log.info("redis.proven")
+            else:
+                log.warning("redis.unproven", extra={"cause": cause})
+        return is_proven
 
 
 def _number(marker: bytes | None) -> int | None:

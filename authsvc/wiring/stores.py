@@ -99,7 +99,7 @@ def open_stores(settings: Settings, metrics: Metrics, clock: Clock) -> Stores:
         clock=clock,
         monotonic=time.monotonic,
     )
-    heartbeat = Heartbeat(_reconciler(fast, index, log, metrics))
+    heartbeat = Heartbeat(_reconciler(fast, index, log, metrics), metrics.heal)
     waker.wakes = heartbeat.wake
     return Stores(
         database=database,

@@ -1,0 +1,86 @@
+"""Applications in this process: real PostgreSQL and Redis, or SQLite for development."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import pytest
+
+from tests.api.driver import Api
+from tests.rig import development, migrate
+from tests.servers import drop_database
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    MakeApi = Callable[..., Api]
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory) -> Path:
+    """Return the folder of the signing keys, which all applications share."""
+    made: Path = tmp_path_factory.mktemp("api")
+    return made
+
+
+@pytest.fixture(scope="session")
+def template(postgres_server, redis_server, folder) -> Iterator[str]:
+    """Migrate one PostgreSQL database for the whole run; every other one is a copy of it."""
+    url = postgres_server.create_database()
+    migrate(development(url, redis_server.url, folder))
+    yield urlsplit(url).path.removeprefix("/")
+    drop_database(postgres_server.url, url)
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(redis_server, folder) -> Path:
+    """The same for SQLite: a file to copy."""
+    file: Path = folder / "template.sqlite3"
+    migrate(development(f"sqlite:///{file}", redis_server.url, folder))
+    return file
+
+
+@pytest.fixture(scope="module")
+def make_module_api(postgres_server, redis_server, template, folder, request) -> Iterator[MakeApi]:
+    """Build applications with settings of the caller's, each with a database and keys in Redis of its own."""
+    made: list[tuple[Api, str]] = []
+
+    def make(*, sqlite: bool = False, **settings: str) -> Api:
+        if sqlite:
+            copy = folder / f"{uuid4().hex}.sqlite3"
+            shutil.copy(request.getfixturevalue("sqlite_template"), copy)
+            url = f"sqlite:///{copy}"
+        else:
+            url = postgres_server.create_database(template=template)
+        prefix = {"CACHE_KEY_PREFIX": f"t{uuid4().hex[:8]}"}
+        api = Api(development(url, redis_server.url, folder, **prefix | settings))
+        made.append((api, url))
+        return api
+
+    yield make
+    for api, url in made:
+        api.close()
+        if url.startswith("postgresql"):
+            drop_database(postgres_server.url, url)
+
+
+@pytest.fixture(scope="module", params=["postgresql", "sqlite"])
+def api(make_module_api, request) -> Api:
+    """Share one application in a module, once over each database; its users are the test's own."""
+    return make_module_api(sqlite=request.param == "sqlite")
+
+
+@pytest.fixture(scope="module")
+def pg_api(make_module_api) -> Api:
+    """The same over PostgreSQL alone."""
+    return make_module_api()
+
+
+@pytest.fixture
+def make_api(make_module_api) -> MakeApi:
+    """Build an application for one test."""
+    return make_module_api
