@@ -38,13 +38,24 @@ CHECKS_PER_S = 100
 
 def main() -> None:
     """Measure everything and print one line for each figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=5)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, RedisServer() as redis, PostgresServer(fsync=True) as postgres:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        RedisServer() as redis,
+        PostgresServer(fsync=True) as postgres,
+    ):
         env = environment(
-            postgres.create_database(), redis.url, Path(folder), BCRYPT_COST=str(COST_LOG2), LOG_LEVEL="warning"
+            postgres.create_database(),
+            redis.url,
+            Path(folder),
+            BCRYPT_COST=str(COST_LOG2),
+            LOG_LEVEL="warning",
+            SESSION_MAX_PER_USER="100000",
         )
         migrate(env)
         began = time.perf_counter()
@@ -92,13 +103,15 @@ def _compare_checks(service: Service, checks: list[bytes], rounds: int, seconds:
 
 def _compare_logins(service: Service, logins: list[bytes], rounds: int, seconds: float) -> None:
     """Logins against bcrypt alone on as many threads as there are cores."""
-    pairs = []
+    pairs, refused = [], 0
     for _ in range(rounds):
         raw = _raw_bcrypt_per_s(seconds)
         login = closed_loop(service.port, logins, connections=CONNECTIONS, seconds=2 * seconds)
-        _require(login, 200)
-        pairs.append((login.per_s, raw))
+        _require(login, 200, 503)
+        refused += login.statuses.get(503, 0)
+        pairs.append((login.statuses[200] / login.took_s, raw))
     _say("logins / raw bcrypt, per s", pairs, "≥ 0.95")
+    print(f"logins told to come back because hashing was busy: {refused}")
 
 
 def _compare_storm(
@@ -161,12 +174,14 @@ def _say(what: str, pairs: list[tuple[float, float]], goal: str) -> None:
     ratios = sorted(a / b for a, b in pairs)
     ours, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
     middle = statistics.median(ratios)
-    print(f"{what}: {middle:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}; goal {goal}) = {ours:.1f} / {theirs:.1f}")
+    print(
+        f"{what}: {middle:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}; goal {goal}) = {ours:.1f} / {theirs:.1f}"
+    )
 
 
-def _require(result: Result, status: int) -> None:
-    if set(result.statuses) != {status}:
-        raise SystemExit(f"expected {status} alone, got {result.statuses}")
+def _require(result: Result, *allowed: int) -> None:
+    if not set(result.statuses) <= set(allowed):
+        raise SystemExit(f"expected {allowed} alone, got {result.statuses}")
 
 
 def _login(email: str) -> bytes:

@@ -88,7 +88,9 @@ def closed_loop(port: int, requests: Sequence[bytes], *, connections: int, secon
     return result
 
 
-def open_loop(port: int, requests: Sequence[bytes], *, per_s: float, seconds: float, connections: int) -> Result:
+def open_loop(
+    port: int, requests: Sequence[bytes], *, per_s: float, seconds: float, connections: int
+) -> Result:
     """Send *per_s* requests a second for *seconds*; one that finds no free connection waits, and that counts."""
     result, clients, selector = Result(), _connect(port, connections), selectors.DefaultSelector()
     for client in clients:

@@ -26,6 +26,11 @@ def keys_problems(settings: Settings) -> tuple[Problem, ...]:
     return tuple(_keys(settings))
 
 
+def database_problems(settings: Settings) -> tuple[Problem, ...]:
+    """What is wrong with the database: it cannot be reached, or its schema is not the one needed."""
+    return tuple(_database(settings))
+
+
 def _keys(settings: Settings) -> Iterator[Problem]:
     files = sorted(settings.tokens.keys_dir.glob("*.pem"))
     if not files:
