@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flask import Flask
-from flask_smorest import Api
 
 from authsvc.api import auth, docs, errors, health, hooks, me, oauth2, preferences, sessions, users
-from authsvc.api.bodies import MAX_BYTES
+from authsvc.api.bodies import READ_BYTES
 from authsvc.api.context import EXTENSION
 from authsvc.api.metrics import MetricsPort
 from authsvc.api.verify import ForwardAuth
@@ -42,7 +41,7 @@ def create_app(services: Services) -> Application:
     app = Flask(__name__, static_folder=None)
     app.config.update(
         docs.OPENAPI,
-        MAX_CONTENT_LENGTH=MAX_BYTES,
+        MAX_CONTENT_LENGTH=READ_BYTES,
         PROVIDE_AUTOMATIC_OPTIONS=False,
         **(docs.PUBLISHED if services.has_docs else {}),
     )
@@ -50,8 +49,7 @@ def create_app(services: Services) -> Application:
     app.url_map.merge_slashes = False
     app.extensions[EXTENSION] = services
     services.metrics.instrument(app, excluded_paths=UNTIMED)
-    api = Api(app)
-    docs.describe_problems(api)
+    api = docs.DescribedApi(app)
     for blueprint in BLUEPRINTS:
         api.register_blueprint(blueprint)
     app.register_blueprint(health.alias)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flask import Blueprint, Response
+from flask import Blueprint, Flask, Response
 from flask_smorest import Api
 
 from authsvc.api.errors import MEDIA_TYPE, ProblemView
@@ -87,12 +87,19 @@ OPENAPI: dict[str, Any] = {
 PUBLISHED = {"OPENAPI_URL_PREFIX": "/", "OPENAPI_JSON_PATH": "openapi.json"}
 
 
-def describe_problems(api: Api) -> None:
-    """Say of the refusals that flask-smorest documents by itself that they are problems."""
-    content = {"content": {MEDIA_TYPE: {"schema": ProblemView}}}
-    for name, description in _COMMON_REFUSALS.items():
-        # Registered again: the latest description is the one that operations refer to.
-        api.spec.components.response(name, {"description": description, **content}, lazy=True)
+class DescribedApi(Api):
+    """flask-smorest's description, with our problems where it has errors of its own."""
+
+    ERROR_SCHEMA = ProblemView
+
+    def __init__(self, app: Flask) -> None:
+        super().__init__(app)
+        components = self.spec.components
+        content = {"content": {MEDIA_TYPE: {"schema": ProblemView}}}
+        for name, description in _COMMON_REFUSALS.items():
+            # Registered again: the latest description is the one that operations refer to.
+            components.response(name, {"description": description, **content}, lazy=True)
+        components.schemas.pop("PaginationMetadata", None)
 
 
 @blp.get("/docs")

@@ -265,7 +265,7 @@ class TokenPairView(Schema):
     """The answer to a login or a refresh (RFC 6749 §5.1)."""
 
     access_token = fields.String()
-    token_type = fields.Constant("Bearer")
+    token_type = fields.Constant("Bearer", metadata={"type": "string", "enum": ["Bearer"]})
     expires_in = fields.Integer()
     refresh_token = fields.String()
     refresh_expires_in = fields.Integer()

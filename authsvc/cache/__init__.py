@@ -9,15 +9,20 @@ A cache over Redis, usable by any service: standard library and redis-py alone.
 
 from __future__ import annotations
 
-from authsvc.cache.aside import Aside, Proof, Shape
+from authsvc.cache.aside import Aside, Written
 from authsvc.cache.breaker import CircuitBreaker, Permit, State
-from authsvc.cache.client import CacheClient, CacheEvents, Command, Script, Stamped
+from authsvc.cache.client import CacheClient, CacheEvents, Command, Script, Stamped, each_server
 from authsvc.cache.connections import Connections, Deadlines, RedisAddress, Reply, bounded_pool, stamped
 from authsvc.cache.entry import MISSING, Entry, Flaw, Missing
 from authsvc.cache.errors import CacheError, CacheMisuse, CacheUnavailable, Reason
-from authsvc.cache.keys import KeySpace, Space
+from authsvc.cache.filling.flight import SingleFlight
+from authsvc.cache.filling.refresh import Refresher
+from authsvc.cache.filling.shapes import Display, Proof, Shape, Tagging, Tags
+from authsvc.cache.filling.sweep import pattern_drop
+from authsvc.cache.keys import ANY, KeySpace, Space
 
 __all__ = [
+    "ANY",
     "MISSING",
     "Aside",
     "CacheClient",
@@ -29,6 +34,7 @@ __all__ = [
     "Command",
     "Connections",
     "Deadlines",
+    "Display",
     "Entry",
     "Flaw",
     "KeySpace",
@@ -37,12 +43,19 @@ __all__ = [
     "Proof",
     "Reason",
     "RedisAddress",
+    "Refresher",
     "Reply",
     "Script",
     "Shape",
+    "SingleFlight",
     "Space",
     "Stamped",
     "State",
+    "Tagging",
+    "Tags",
+    "Written",
     "bounded_pool",
+    "each_server",
+    "pattern_drop",
     "stamped",
 ]

@@ -4,62 +4,43 @@ Cache-aside with a leased fill: what was loaded is stored only if nothing was in
 A reader that misses takes a lease beside the key, loads, and stores in one atomic step that finds the
 lease still its own and no newer row in place.  An invalidation, sent after the commit, deletes the
 lease and then the key: whoever loaded before the commit cannot store, whoever takes a lease after it
-loads after it.  A reader that finds the lease taken loads for itself and does not store.
+loads after it.  A reader that finds the lease taken waits, if there are ``flights``, or loads for itself
+and does not store.
 
-Outcomes for ``CacheEvents.on_lookup``: ``hit``, ``miss``, ``untrusted``, ``unavailable`` or a
-:class:`~authsvc.cache.entry.Flaw`; for ``on_fill``: ``filled``, ``refused`` (the lease was lost, or a
-newer row is there), ``leased`` (by another), ``failed``.
+Outcomes for ``CacheEvents.on_lookup``: ``hit``, ``stale``, ``negative`` (these answer the reader),
+``miss``, ``expired``, ``outdated`` (a tag was dropped), ``untrusted``, ``unavailable``, a
+:class:`~authsvc.cache.entry.Flaw`, and besides ``rescued`` (shown because the loader failed); for
+``on_fill``: ``filled``, ``released`` (there was nothing to store), ``refused`` (the lease was lost, or a
+newer row is there), ``leased`` (by another), ``shared`` (of another's load), ``written``, ``dropped``,
+``failed``.
 """
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from authsvc.cache.client import CacheClient, CacheEvents, Command, Script
-from authsvc.cache.entry import MISSING, Entry, Flaw, Missing, decode, encode
+from authsvc.cache.entry import MISSING, Missing
 from authsvc.cache.errors import CacheError, CacheUnavailable
+from authsvc.cache.filling.flight import SingleFlight
+from authsvc.cache.filling.loading import Loading
+from authsvc.cache.filling.records import JITTER, SERVED, Lease, Look, Records
+from authsvc.cache.filling.shapes import Display, Proof, Shape, Tagging, Tags
 from authsvc.cache.keys import Space
 
+__all__ = ["JITTER", "Aside", "Display", "Proof", "Shape", "Tagging", "Tags", "Written"]
+
 T = TypeVar("T")
-#: Lives differ by up to a tenth either way, so that what was stored together does not end together.
-JITTER: Final = 0.1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Proof:
-    """
-    A marker read in the same round trip as each value, and who judges it.
-
-    ``trusted(marker, generation)`` gets the marker's value (None: missing) and the generation of the
-    connection that brought both.  An untrusted value is a miss, and is not replaced either.
-    """
-
-    marker_key: str
-    trusted: Callable[[bytes | None, int], bool]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shape(Generic[T]):
-    """
-    How a T becomes an entry and back.
-
-    ``id_field`` of the entry holds the T's id as a string; raise *schema* whenever the fields change.
-    ``load`` raises KeyError, TypeError or ValueError for fields that make no T.
-    """
-
-    schema: int
-    dump: Callable[[T], Entry]
-    load: Callable[[Entry], T]
-    id_field: str = "id"
 
 
 @dataclass(frozen=True, slots=True)
-class _Look(Generic[T]):
-    value: T | Missing
-    outcome: str
+class Written(Generic[T]):
+    """What a change made, and whether the cache agrees with it: replaced or dropped."""
+
+    value: T
+    is_coherent: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +49,10 @@ class Aside(Generic[T]):
     The records of one *space*, cached beside the loader that knows the truth.
 
     A lease lasts *lease_ms* milliseconds: longer than a load takes, or its result is not stored.
-    *rng* returns numbers in [0, 1).
+    *rng* returns numbers in [0, 1).  *life_s(ident, value)* overrides the space's TTL, in seconds;
+    a record that the loader does not have is remembered for *negative_ttl_s* (0: not at all); JSON
+    longer than *pack_over_bytes* is compressed (None: never).  With *flights* a record that many miss
+    at once is loaded once.
     """
 
     client: CacheClient
@@ -79,10 +63,39 @@ class Aside(Generic[T]):
     events: CacheEvents = field(default_factory=CacheEvents)
     proof: Proof | None = None
     fill: Script = field(default_factory=lambda: Script.load("authsvc.cache", "fill"), repr=False)
+    display: Display | None = None
+    tagging: Tagging | None = None
+    negative_ttl_s: float = 0
+    life_s: Callable[[str, T], float] | None = None
+    pack_over_bytes: int | None = None
+    flights: SingleFlight | None = None
+    _records: Records[T] = field(init=False, repr=False, compare=False)
+    _loading: Loading[T] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        records = Records(
+            client=self.client,
+            space=self.space,
+            shape=self.shape,
+            lease_ms=self.lease_ms,
+            rng=self.rng,
+            proof=self.proof,
+            display=self.display,
+            tagging=self.tagging,
+            negative_ttl_s=self.negative_ttl_s,
+            life_s=self.life_s,
+            pack_over_bytes=self.pack_over_bytes,
+            fill=self.fill,
+        )
+        object.__setattr__(self, "_records", records)
+        object.__setattr__(
+            self, "_loading", Loading(records=records, events=self.events, flights=self.flights)
+        )
 
     def get(self, ident: str) -> T | Missing:
         """Return what is cached of *ident*, or MISSING; one round trip, raises CacheUnavailable."""
-        return self._look(ident).value
+        look = self._look((ident,))[ident]
+        return look.value if look.outcome in SERVED else MISSING
 
     def get_or_load(self, ident: str, loader: Callable[[str], T | Missing]) -> T | Missing:
         """
@@ -92,14 +105,45 @@ class Aside(Generic[T]):
         trip for a hit, three and a load for a miss; without Redis the load alone.  Raises what the
         loader raises.
         """
-        look = self._look_or_nothing(ident)
-        if not isinstance(look.value, Missing):
-            return look.value
-        lease = None if look.outcome in {"untrusted", "unavailable"} else self._lease(ident, look.outcome)
-        value = loader(ident)
-        if lease is not None and not isinstance(value, Missing):
-            self._store(ident, value, lease)
-        return value
+        look = self._look_or_nothing((ident,))[ident]
+        if look.outcome == "stale":
+            self._loading.refresh(ident, loader)
+        return look.value if look.outcome in SERVED else self._loading.one(ident, loader, look)
+
+    def get_or_load_many(
+        self, idents: Iterable[str], loader: Callable[[Sequence[str]], Mapping[str, T]]
+    ) -> dict[str, T]:
+        """
+        Return those of *idents* that exist, in their order; one *loader* call for what is not cached.
+
+        The loader gets what is missing, without duplicates, and returns what it has, by id.  One round
+        trip when all are cached, three and the load otherwise.  Waits for nobody.
+        """
+        looks = self._look_or_nothing(list(dict.fromkeys(idents)))
+        for ident in [ident for ident, look in looks.items() if look.outcome == "stale"]:
+            self._loading.refresh(ident, lambda stale: loader((stale,)).get(stale, MISSING))
+        lacking = {ident: look for ident, look in looks.items() if look.outcome not in SERVED}
+        loaded = self._loading.many(lacking, loader) if lacking else {}
+        found = {
+            ident: look.value if ident not in lacking else loaded.get(ident, MISSING)
+            for ident, look in looks.items()
+        }
+        return {ident: value for ident, value in found.items() if not isinstance(value, Missing)}
+
+    def write_through(self, ident: str, change: Callable[[], T]) -> Written[T]:
+        """
+        Run *change*, which commits and returns the record, and put the record in the cache.
+
+        If anybody else wrote or invalidated it meanwhile, it is dropped instead.  Raises what *change*
+        raises, after dropping: a commit that failed to answer may have happened.
+        """
+        leases = self._lease_to_write(ident)
+        try:
+            value = change()
+        except BaseException:
+            self._replace_or_drop(ident, MISSING, leases)
+            raise
+        return Written(value, self._replace_or_drop(ident, value, leases))
 
     def drop(self, idents: Iterable[str]) -> None:
         """Invalidate *idents*, after the commit that changed them; raises CacheUnavailable if not done."""
@@ -107,65 +151,42 @@ class Aside(Generic[T]):
 
     def drop_commands(self, idents: Iterable[str]) -> list[Command]:
         """Return the commands that invalidate *idents*, to be sent in this order, among others or alone."""
-        keys = [self.space.key(ident) for ident in idents]
-        # The lease goes first: between the two a fill under a live lease could bring the old row back.
-        return [("DEL", name) for key in keys for name in (self.space.lease(key), key)]
+        return self._records.drop_commands(idents)
 
-    def _look_or_nothing(self, ident: str) -> _Look[T]:
+    def _look_or_nothing(self, idents: Sequence[str]) -> dict[str, Look[T]]:
         try:
-            return self._look(ident)
+            return self._look(idents)
         except CacheUnavailable:
-            self.events.on_lookup(self.space.name, "unavailable")
-            return _Look(MISSING, "unavailable")
+            self._tell_looks("unavailable" for _ in idents)
+            return {ident: Look(MISSING, "unavailable") for ident in idents}
 
-    def _look(self, ident: str) -> _Look[T]:
-        key = self.space.key(ident)
-        if self.proof is None:
-            look = self._judge(self.client.mget((key,)).values[0], ident)
-        else:
-            (raw, marker), generation = self.client.mget((key, self.proof.marker_key))
-            proven = self.proof.trusted(marker, generation)
-            look = self._judge(raw, ident) if proven else _Look(MISSING, "untrusted")
-        self.events.on_lookup(self.space.name, look.outcome)
-        return look
+    def _look(self, idents: Sequence[str]) -> dict[str, Look[T]]:
+        looks = self._records.look(idents) if idents else {}
+        self._tell_looks(look.outcome for look in looks.values())
+        return looks
 
-    def _judge(self, raw: bytes | None, ident: str) -> _Look[T]:
-        if raw is None:
-            return _Look(MISSING, "miss")
-        entry = decode(raw, schema=self.shape.schema, id_field=self.shape.id_field, id_value=ident)
-        if isinstance(entry, Flaw):
-            return _Look(MISSING, entry)
+    def _tell_looks(self, outcomes: Iterable[str]) -> None:
+        for outcome in outcomes:
+            self.events.on_lookup(self.space.name, outcome)
+
+    def _lease_to_write(self, ident: str) -> Mapping[str, Lease]:
         try:
-            return _Look(self.shape.load(entry), "hit")
-        except (KeyError, TypeError, ValueError):
-            return _Look(MISSING, Flaw.UNDECODABLE)
-
-    def _lease(self, ident: str, outcome: str) -> str | None:
-        """Take the lease on *ident* and return its token; None if that failed."""
-        key, token = self.space.key(ident), secrets.token_hex(16)
-        take: Command = ("SET", self.space.lease(key), token, "NX", "PX", self.lease_ms)
-        # A value that is not believed must not outrank the one that will be, whatever version it claims.
-        commands = [take] if outcome == "miss" else [("DEL", key), take]
-        try:
-            taken = self.client.pipeline(commands).values[-1]
+            return self._records.lease({ident: "written"}, take_over=True)
         except CacheError:
-            self.events.on_fill(self.space.name, "failed")
-            return None
-        if taken is None:
-            self.events.on_fill(self.space.name, "leased")
-        return None if taken is None else token
+            return {}
 
-    def _store(self, ident: str, value: T, lease: str) -> None:
-        key, entry = self.space.key(ident), self.shape.dump(value)
-        text = encode(entry, schema=self.shape.schema)
-        args = (lease, text, entry.row_version, self._life_ms())
+    def _replace_or_drop(self, ident: str, value: T | Missing, leases: Mapping[str, Lease]) -> bool:
         try:
-            stored = self.client.call(*self.fill.command((key, self.space.lease(key)), args))
+            if not isinstance(value, Missing) and leases and self._may_store(ident):
+                outcome = "written" if self._records.replace(ident, value, leases[ident]) else "dropped"
+            else:
+                self.drop((ident,))
+                outcome = "dropped"
         except CacheError:
-            self.events.on_fill(self.space.name, "failed")
-            return
-        self.events.on_fill(self.space.name, "filled" if stored else "refused")
+            outcome = "failed"
+        self.events.on_fill(self.space.name, outcome)
+        return outcome != "failed"
 
-    def _life_ms(self) -> int:
-        spread = 1 - JITTER + 2 * JITTER * self.rng()
-        return max(1, round(self.space.ttl_s * 1000 * spread))
+    def _may_store(self, ident: str) -> bool:
+        """Where a proof is asked for, it must hold for what is written too."""
+        return self.proof is None or self._records.look((ident,))[ident].outcome != "untrusted"

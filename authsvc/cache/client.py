@@ -10,19 +10,22 @@ Replies are Redis' own, undecoded: bytes, int, None, lists.  Make a client per p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Final, Generic, NamedTuple, NoReturn, TypeAlias, TypeVar
+from typing import Final, NoReturn, TypeVar, cast
 
-from redis.exceptions import ConnectionError as DriverConnectionError
 from redis.exceptions import RedisError, ResponseError
 
 from authsvc.cache.breaker import CircuitBreaker, Permit, State
-from authsvc.cache.connections import Argument, Connections, Pool, Reply, Wire
+from authsvc.cache.connections import Argument, Pool, Reply
 from authsvc.cache.errors import CacheError, CacheMisuse, CacheUnavailable, Reason, translate
+from authsvc.cache.servers.link import Command, Link, Stamped
+from authsvc.cache.servers.single import SingleServer
 
-Command: TypeAlias = "tuple[Argument, ...]"
+__all__ = ["CacheClient", "CacheEvents", "Command", "Script", "Stamped", "each_server"]
+
 V = TypeVar("V")
 
 #: Commands that change nothing and may be sent again when the connection broke under them.
@@ -53,13 +56,6 @@ class CacheEvents:
     on_fill: Callable[[str, str], None] = _ignore
 
 
-class Stamped(NamedTuple, Generic[V]):
-    """Values read in one round trip, and the generation of the very connection they came over."""
-
-    values: list[V]
-    generation: int
-
-
 @dataclass(frozen=True, slots=True)
 class Script:
     """An atomic step in Lua.  Sent as text, so that no SCRIPT FLUSH, restart or failover can lose it."""
@@ -87,44 +83,41 @@ class CacheClient:
 
     def __init__(
         self,
-        pool: Pool,
+        pool: Pool | Link,
         *,
         breaker: CircuitBreaker,
         clock: Callable[[], float],
         events: CacheEvents | None = None,
     ) -> None:
+        #: What carries the commands: one server or several.
+        self.link: Link = _link(pool)
         #: Generations, suspicion and filling of the pool.
-        self.connections = Connections(pool)
+        self.connections = self.link.connections
         self._breaker = breaker
         self._clock = clock
         self._on_operation = (events or CacheEvents()).on_operation
 
     def mget(self, keys: Sequence[str]) -> Stamped[bytes | None]:
         """Return the values of *keys*, None for each that is missing or not a string; one round trip."""
-
-        def talk(wire: Wire) -> list[bytes | None]:
-            wire.send_command("MGET", *keys)
-            return wire.read_response()  # type: ignore[return-value]  # what MGET replies
-
-        return self._run("mget", talk, repeatable=True)
+        return self._run("mget", lambda: self.link.mget(keys))
 
     def pipeline(self, commands: Sequence[Command]) -> Stamped[Reply]:
         """
         Send *commands* in one round trip, in order but not atomically, and return their replies.
 
-        All are carried out, also behind one that fails; then the first error is raised.
+        All are carried out, also behind one that fails; then the first error is raised.  On a cluster the
+        order holds among the commands of one slot, and each server is one round trip, all at once.
         """
-        return self._run("pipeline", lambda wire: _converse(wire, commands), repeatable=False)
+        repeatable = all(command[0] in REPEATABLE for command in commands)
+        return self._run("pipeline", lambda: self.link.exchange(commands, repeatable=repeatable))
 
     def call(self, *command: Argument) -> Reply:
         """Send one command and return its reply."""
         name = str(command[0])
-
-        def talk(wire: Wire) -> list[Reply]:
-            wire.send_command(*command)
-            return [wire.read_response()]
-
-        return self._run(name.lower(), talk, repeatable=name.upper() in REPEATABLE).values[0]
+        repeatable = name.upper() in REPEATABLE
+        return self._run(name.lower(), lambda: self.link.exchange((command,), repeatable=repeatable)).values[
+            0
+        ]
 
     @property
     def state(self) -> State:
@@ -151,14 +144,14 @@ class CacheClient:
         """Close idle connections now and those in use when they come back."""
         self.connections.close()
 
-    def _run(self, name: str, talk: Callable[[Wire], list[V]], *, repeatable: bool) -> Stamped[V]:
+    def _run(self, name: str, exchange: Callable[[], Stamped[V]]) -> Stamped[V]:
         permit = self._breaker.permit()
         if permit is None:
             self._on_operation(name, 0.0, Reason.OPEN)
             raise CacheUnavailable(Reason.OPEN)
         started_s = self._clock()
         try:
-            answer = self._attempt(talk, repeatable=repeatable)
+            answer = exchange()
         except RedisError as error:
             self._refuse(permit, name, self._clock() - started_s, error)
         except BaseException:
@@ -167,31 +160,6 @@ class CacheClient:
         self._breaker.succeeded(permit)
         self._on_operation(name, self._clock() - started_s, "ok")
         return answer
-
-    def _attempt(self, talk: Callable[[Wire], list[V]], *, repeatable: bool) -> Stamped[V]:
-        wire = self.connections.acquire()
-        try:
-            return self._once(wire, talk)
-        except DriverConnectionError as error:
-            if type(error) is not DriverConnectionError:  # a refusal, not a broken connection
-                raise
-            # What closed this one has closed the others: remake them all, instead of having each
-            # fail once and open the breaker.
-            self.connections.suspect()
-            if not repeatable:
-                raise
-        return self._once(self.connections.acquire(), talk)
-
-    def _once(self, wire: Wire, talk: Callable[[Wire], list[V]]) -> Stamped[V]:
-        try:
-            return Stamped(talk(wire), wire.generation)
-        except ResponseError:  # an answer, read to its end: the connection is as good as before
-            raise
-        except BaseException:
-            wire.disconnect()
-            raise
-        finally:
-            self.connections.release(wire)
 
     def _refuse(self, permit: Permit, name: str, took_s: float, error: RedisError) -> NoReturn:
         refusal = translate(error)
@@ -215,19 +183,17 @@ class CacheClient:
             self.connections.suspect()
 
 
-def _converse(wire: Wire, commands: Iterable[Command]) -> list[Reply]:
-    sent = list(commands)
-    wire.send_packed_command(wire.pack_commands(sent))
-    replies: list[Reply] = []
-    refusals: list[ResponseError] = []
-    for _ in sent:
-        try:
-            replies.append(wire.read_response())
-        except ResponseError as error:
-            refusals.append(error)
-    if refusals:
-        raise refusals[0]
-    return replies
+def _link(pool: Pool | Link) -> Link:
+    return cast("Link", pool) if hasattr(pool, "exchange") else SingleServer(pool)
+
+
+def each_server(client: CacheClient) -> list[CacheClient]:
+    """Return a client for each server behind *client* that holds keys; all share its breaker."""
+    clients: list[CacheClient] = []
+    for link in client.link.servers():
+        clients.append(copy(client))
+        clients[-1].link = link
+    return clients
 
 
 def _fields(text: bytes) -> dict[str, str]:

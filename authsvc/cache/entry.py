@@ -1,16 +1,20 @@
 """
 A cached record as a JSON object that a person can read: the record's own fields, ``_v`` for the
-version of its row and ``_s`` for the version of this shape.
+version of its row and ``_s`` for the version of this shape; ``_t`` for the versions of its tags and
+``_n`` for a record that is known not to exist, where there are such.
 
 What is read back is believed only if it says of itself that it is the record asked for, in the shape
-asked for.  Nothing is ever unpickled.
+asked for.  Nothing is ever unpickled.  A text beyond a size is compressed:
+``z<row version>:<length>:<zlib>``; the version stays readable for the scripts in Redis.
 """
 
 from __future__ import annotations
 
 import json
+import re
+import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from typing import Final, NoReturn, TypeAlias
 
@@ -18,6 +22,16 @@ Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | Non
 
 _ROW_VERSION: Final = "_v"
 _SCHEMA: Final = "_s"
+_TAGS: Final = "_t"
+_NEGATIVE: Final = "_n"
+_RESERVED: Final = frozenset({_ROW_VERSION, _SCHEMA, _TAGS, _NEGATIVE})
+
+#: What a negative entry carries: any row of the record is newer.
+NEGATIVE_VERSION: Final = -1
+#: No compressed text may claim more than this: a few bytes of zlib can stand for gigabytes.
+LARGEST_TEXT_BYTES: Final = 16 << 20
+
+_PACKED: Final = re.compile(rb"z(?:-?[0-9]{1,20}):([0-9]{1,10}):", re.DOTALL)
 
 
 class Missing(Enum):
@@ -40,34 +54,88 @@ class Flaw(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """The *fields* of a record as of *row_version*, which only ever rises."""
+    """
+    The *fields* of a record as of *row_version*, which only ever rises.
+
+    *tags* maps names to the versions that they had before the record was read.
+    """
 
     fields: Mapping[str, Json]
     row_version: int
+    tags: Mapping[str, str] = field(default_factory=dict)
+    is_negative: bool = False
 
 
 def encode(entry: Entry, *, schema: int) -> bytes:
     """Return *entry* as JSON in UTF-8; raises ValueError where JSON cannot say it exactly."""
-    if _ROW_VERSION in entry.fields or _SCHEMA in entry.fields:
-        raise ValueError(f"{_ROW_VERSION} and {_SCHEMA} are reserved")
-    stored = {**entry.fields, _ROW_VERSION: entry.row_version, _SCHEMA: schema}
-    return json.dumps(stored, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    if not _RESERVED.isdisjoint(entry.fields):
+        raise ValueError(f"{', '.join(sorted(_RESERVED))} are reserved")
+    stored: dict[str, Json] = {**entry.fields, _ROW_VERSION: entry.row_version, _SCHEMA: schema}
+    if entry.tags:
+        stored[_TAGS] = dict(entry.tags)
+    if entry.is_negative:
+        stored[_NEGATIVE] = True
+    return to_json(stored)
 
 
 def decode(raw: bytes, *, schema: int, id_field: str, id_value: str) -> Entry | Flaw:
     """Return the entry stored as *raw* if it is the record *id_value* in shape *schema*, else why not."""
-    try:
-        stored = json.loads(raw, parse_constant=_no_constant)
-    except (ValueError, RecursionError):
-        return Flaw.UNDECODABLE
+    stored = from_json(raw)
     if not isinstance(stored, dict):
         return Flaw.UNDECODABLE
     row_version = stored.pop(_ROW_VERSION, None)
-    if type(row_version) is not int:
+    tags = stored.pop(_TAGS, None) or {}
+    if type(row_version) is not int or not isinstance(tags, dict):
         return Flaw.UNDECODABLE
     if stored.pop(_SCHEMA, None) != schema:
         return Flaw.OTHER_SCHEMA
-    return Entry(stored, row_version) if stored.get(id_field) == id_value else Flaw.OTHER_ID
+    is_negative = bool(stored.pop(_NEGATIVE, None))
+    if stored.get(id_field) != id_value:
+        return Flaw.OTHER_ID
+    versions = {name: str(version) for name, version in tags.items()} if tags else {}
+    return Entry(stored, row_version, versions, is_negative)
+
+
+def to_json(value: Json) -> bytes:
+    """Return *value* as compact JSON in UTF-8; raises ValueError for NaN and its like."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+
+def from_json(raw: bytes) -> Json | Missing:
+    """Return what *raw* says, unpacked if it is packed; MISSING where it is no JSON."""
+    text = raw if raw[:1] != b"z" else unpack(raw)
+    if text is None:
+        return MISSING
+    try:
+        value: Json = json.loads(text, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        return MISSING
+    return value
+
+
+def pack(text: bytes, *, row_version: int, over_bytes: int | None) -> bytes:
+    """Return *text*, compressed if it is longer than *over_bytes* and becomes shorter by it."""
+    if over_bytes is None or not over_bytes < len(text) <= LARGEST_TEXT_BYTES:
+        return text
+    packed = b"z%d:%d:%b" % (row_version, len(text), zlib.compress(text, 6))
+    return packed if len(packed) < len(text) else text
+
+
+def unpack(raw: bytes) -> bytes | None:
+    """Return the text packed in *raw*; None if it is broken or not as long as it says."""
+    head = _PACKED.match(raw)
+    if head is None:
+        return None
+    length = int(head.group(1))
+    if length > LARGEST_TEXT_BYTES:
+        return None
+    unpacking = zlib.decompressobj()
+    try:
+        # One byte more than announced is asked for, and never more: that tells a lie from the truth.
+        text = unpacking.decompress(raw[head.end() :], length + 1)
+    except zlib.error:
+        return None
+    return text if unpacking.eof and len(text) == length else None
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -2,9 +2,9 @@
 Key names, built in one place: ``<prefix>:<version>:<space>:<part>…``.
 
 In a variable part the unreserved characters of RFC 3986 and ``@`` ``+`` stay, the rest is
-percent-encoded, so that ``:`` always separates and braces (the hash tags of a cluster) occur only
-where this module writes them.  A part that would make the key longer than *max_length* becomes the
-SHA-256 of its text, in hex.
+percent-encoded, so that the separator always separates, nothing in a part is a pattern, and braces (the
+hash tags of a cluster) occur only where this module writes them.  A part that would make the key longer
+than *max_length* becomes the SHA-256 of its text, in hex.
 """
 
 from __future__ import annotations
@@ -12,12 +12,25 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from hashlib import sha256
 from typing import Final
 from urllib.parse import quote
 
-_FIXED: Final = re.compile(r"[A-Za-z0-9._~@+-]+(?::[A-Za-z0-9._~@+-]+)*")
+#: What may separate: never part of an encoded part, of a pattern or of a hash tag.
+_SEPARATORS: Final = frozenset(":/|#!")
+_FIXED: Final = re.compile(r"[A-Za-z0-9._~@+-]+(?:[:/|#!][A-Za-z0-9._~@+-]+)*")
 _HASHED_LENGTH: Final = 64
+
+
+class Wildcard(Enum):
+    """The type of :data:`ANY`, for annotations."""
+
+    ANY = "*"
+
+
+#: Any text in a pattern, also none and also over several parts.
+ANY: Final = Wildcard.ANY
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,18 +40,32 @@ class KeySpace:
     prefix: str = "authsvc"
     version: str = "v1"
     max_length: int = 250
+    separator: str = ":"
 
     def __post_init__(self) -> None:
         _check_fixed(self.prefix, self.version)
+        if self.separator not in _SEPARATORS:
+            raise ValueError(f"a separator is one of {' '.join(sorted(_SEPARATORS))}")
 
     @property
     def root(self) -> str:
         """What every key starts with, without the last separator."""
-        return f"{self.prefix}:{self.version}"
+        return f"{self.prefix}{self.separator}{self.version}"
+
+    @property
+    def channel(self) -> str:
+        """Return the channel on which invalidations are told to other processes."""
+        return self.separator.join((self.root, "invalidations"))
 
     def key(self, *parts: str) -> str:
         """Return the key of *parts*: never the key of other parts (up to SHA-256); raises ValueError."""
-        return _join(self.root, parts, self.max_length)
+        return self.join(self.root, parts)
+
+    def join(self, start: str, parts: Sequence[str]) -> str:
+        """Return the key that begins with *start* and goes on with *parts*."""
+        quoted = [quote(part, safe="@+", errors="surrogatepass") for part in parts]
+        key = self.separator.join((start, *quoted))
+        return key if len(key) <= self.max_length else _shortened(self, start, parts, quoted)
 
     def space(self, name: str, *, ttl_s: int) -> Space:
         """Declare the keys called *name* (fixed text, may contain ``:``), which live *ttl_s* seconds."""
@@ -58,7 +85,13 @@ class Space:
 
     def key(self, *parts: str) -> str:
         """Return the key of *parts* in this space."""
-        return _join(f"{self.keys.root}:{self.name}", parts, self.keys.max_length)
+        return self.keys.join(self._start, parts)
+
+    def pattern(self, *pieces: str | Wildcard) -> str:
+        """Return the glob pattern of the keys that read like *pieces*, texts and ANY in a row; none: all."""
+        # Nothing in a quoted text, and nothing in the fixed one, means anything in a pattern.
+        quoted = ("*" if isinstance(p, Wildcard) else quote(p, safe="@+") for p in pieces or (ANY,))
+        return self._start + self.keys.separator + "".join(quoted)
 
     def lease(self, key: str) -> str:
         """
@@ -67,7 +100,19 @@ class Space:
         It starts like every key (an ACL allows ``<prefix>:*`` alone), and its hash tag is *key*
         itself, so that a cluster keeps both in one slot.
         """
-        return f"{self.keys.root}:lease:{{{key}}}"
+        return f"{self._lease_start}{{{key}}}"
+
+    def lease_pattern(self, *pieces: str | Wildcard) -> str:
+        """Return the glob pattern of the leases on all keys of :meth:`pattern`."""
+        return self._lease_start + "{" + self.pattern(*pieces) + "}"
+
+    @property
+    def _start(self) -> str:
+        return self.keys.separator.join((self.keys.root, self.name))
+
+    @property
+    def _lease_start(self) -> str:
+        return self.keys.separator.join((self.keys.root, "lease", ""))
 
 
 def _check_fixed(*texts: str) -> None:
@@ -76,19 +121,13 @@ def _check_fixed(*texts: str) -> None:
             raise ValueError("prefix, version and name take unreserved characters, @ and +")
 
 
-def _join(root: str, parts: Sequence[str], max_length: int) -> str:
-    quoted = [quote(part, safe="@+", errors="surrogatepass") for part in parts]
-    key = ":".join((root, *quoted))
-    return key if len(key) <= max_length else _shortened(root, parts, quoted, max_length)
-
-
-def _shortened(root: str, parts: Sequence[str], quoted: list[str], max_length: int) -> str:
+def _shortened(keys: KeySpace, start: str, parts: Sequence[str], quoted: list[str]) -> str:
     """Hash the longest part, then the next, until the key fits."""
     for index in sorted(range(len(parts)), key=lambda at: len(quoted[at]), reverse=True):
         if len(quoted[index]) <= _HASHED_LENGTH:
             break
         quoted[index] = sha256(parts[index].encode(errors="surrogatepass")).hexdigest()
-        key = ":".join((root, *quoted))
-        if len(key) <= max_length:
+        key = keys.separator.join((start, *quoted))
+        if len(key) <= keys.max_length:
             return key
     raise ValueError("too many parts for the length of a key")

@@ -27,10 +27,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Invalid as error:
         return _fail("; ".join(f"{field} {', '.join(messages)}" for field, messages in error.errors.items()))
     except AuthError as error:
-        return _fail(f"{error.code}: {error}" if str(error) else error.code)
+        return _fail(f"{error.code}: {error if str(error) else _explained(error)}")
     except (OSError, ValueError) as error:
         return _fail(str(error))
     return status
+
+
+def _explained(error: AuthError) -> str:
+    """What a caller over HTTP would be told."""
+    from authsvc.api.errors import DETAILS
+
+    return DETAILS[error.code]
 
 
 def _fail(message: str) -> int:

@@ -14,9 +14,9 @@ from authsvc.domain.errors import EmailTaken
 from authsvc.domain.passwords.hasher import parse_imported_hash
 from authsvc.domain.users import ROLES, User, UserStore, with_roles
 from authsvc.domain.values.clocks import Clock
-from authsvc.domain.values.emails import canonical_email
+from authsvc.domain.values.emails import InvalidEmail, canonical_email
 from authsvc.domain.values.identifiers import UserId, new_id
-from authsvc.domain.values.jsontext import parse
+from authsvc.domain.values.jsontext import Json, parse
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -49,19 +49,31 @@ def import_users(lines: Iterable[bytes], store: UserStore, *, now: Clock, report
 
 def _import(line: bytes, store: UserStore, now: datetime) -> dict[str, Any]:
     """What became of one line; nothing in it but the address comes from the line."""
+    data: Json = None
     try:
-        data = Line().load(parse(line))  # type: ignore[arg-type]  # what is no object is refused by it
-        user, password_hash = _user(data, now), parse_imported_hash(data["password_hash"])
+        data = parse(line)
+        form = Line().load(data)  # type: ignore[arg-type]  # what is no object is refused by it
+        user, password_hash = _user(form, now), parse_imported_hash(form["password_hash"])
     except ValidationError as error:
         fields_at_fault = ", ".join(sorted(map(str, error.messages_dict)))
-        return {"email": None, "result": "refused", "reason": f"wrong or missing: {fields_at_fault}"}
+        return _refused(data, f"wrong or missing: {fields_at_fault}")
     except ValueError as error:
-        return {"email": None, "result": "refused", "reason": str(error)}
+        return _refused(data, str(error))
     try:
         store.add(user, password_hash)
     except EmailTaken:
         return {"email": user.email, "result": "exists"}
     return {"email": user.email, "result": "imported"}
+
+
+def _refused(data: Json, reason: str) -> dict[str, Any]:
+    """A refused line, with its address if that much of it is right."""
+    address = data.get("email") if isinstance(data, dict) else None
+    try:
+        email = canonical_email(address) if isinstance(address, str) else None
+    except InvalidEmail:
+        email = None
+    return {"email": email, "result": "refused", "reason": reason}
 
 
 def _user(data: dict[str, Any], now: datetime) -> User:

@@ -16,7 +16,9 @@ from authsvc.wiring import now
 
 def add_commands(commands: Any) -> None:
     """Add this module's commands to the parser."""
-    actions = commands.add_parser("keys", help="signing keys").add_subparsers(required=True, metavar="ACTION")
+    actions = commands.add_parser("keys", help="make and list signing keys").add_subparsers(
+        required=True, metavar="ACTION"
+    )
     making = actions.add_parser(
         "generate", help="make a key; it signs when it is 5 minutes old, or at once if it is alone"
     )

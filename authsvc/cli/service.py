@@ -31,18 +31,18 @@ def add_commands(commands: Any) -> None:
     serving.set_defaults(run=run_serve)
     development = commands.add_parser("dev", help="serve for development, with embedded stores")
     development.set_defaults(run=run_dev)
-    database = commands.add_parser("db", help="the database's schema").add_subparsers(
+    database = commands.add_parser("db", help="upgrade the database's schema").add_subparsers(
         required=True, metavar="ACTION"
     )
     upgrade = database.add_parser("upgrade", help="bring the schema to the revision that this version needs")
     upgrade.set_defaults(run=run_upgrade)
-    config = commands.add_parser("config", help="the settings").add_subparsers(
+    config = commands.add_parser("config", help="check the settings").add_subparsers(
         required=True, metavar="ACTION"
     )
     check = config.add_parser("check", help="name every problem of the settings at once")
     check.add_argument("--connect", action="store_true", help="also ask the database and Redis")
     check.set_defaults(run=run_check)
-    page = config.add_parser("docs", help="print the settings page")
+    page = config.add_parser("docs", help="print the page that is docs/settings.md")
     page.set_defaults(run=run_page)
 
 

@@ -10,7 +10,7 @@ from typing import Protocol
 from authsvc.domain.errors import Forbidden, StoreUnavailable, TokenInvalid
 from authsvc.domain.revocations import IndexAnswer, TokenKeys, Verdict, judge
 from authsvc.domain.sessions import SessionStore, Standing
-from authsvc.domain.tokens import AccessToken, TokenReader
+from authsvc.domain.tokens import AccessToken, TokenReader, is_about
 from authsvc.domain.users import Role
 from authsvc.domain.values.clocks import Clock
 
@@ -83,7 +83,7 @@ class TokenChecks:
         except StoreUnavailable:
             self.observe("unavailable", Source.NONE)
             raise
-        is_good = standing is not None and _matches(token, standing) and standing.is_good(self.clock())
+        is_good = standing is not None and is_about(token, standing.user) and standing.is_good(self.clock())
         self.observe("active" if is_good else "revoked", Source.SQL)
         self._refill(token, standing)
         if not is_good:
@@ -102,9 +102,3 @@ def require_roles(token: AccessToken, wanted: frozenset[str]) -> None:
     """Raise Forbidden unless *token*, whose roles are current, holds every one of *wanted*."""
     if not wanted <= set[Role](token.roles):
         raise Forbidden
-
-
-def _matches(token: AccessToken, standing: Standing) -> bool:
-    """The token is about this user as he is now."""
-    user = standing.user
-    return user.id == token.user_id and user.epoch == token.epoch and user.roles == token.roles

@@ -63,7 +63,11 @@ class Outcome(Generic[T]):
     is_complete: bool
 
 
-_NOTHING = (-1, -1, 0.0)
+#: No epoch and no number of the log lies beyond: from here on Redis' scripts would round.
+HIGHEST = 1 << 53
+_MOST_DIGITS = len(str(HIGHEST))
+#: No generation is trusted.
+_NOTHING = (0, -1, 0.0)
 
 
 class Verdict(Enum):
@@ -95,15 +99,22 @@ class IndexAnswer:
     is_proven: bool
 
 
+def whole_number(raw: bytes | None) -> int | None:
+    """The number that Redis holds as *raw*; None for nothing and for what no counter can have reached."""
+    if raw is None or not raw.isdigit() or len(raw) > _MOST_DIGITS or int(raw) > HIGHEST:
+        return None
+    return int(raw)
+
+
 def judge(token: TokenKeys, answer: IndexAnswer) -> Verdict:
     """A yes needs presence and proof, a no needs proof; all else is for SQL to say."""
     if not answer.is_proven:
         return Verdict.UNKNOWN
     if answer.blacklist is not None or answer.session == b"ended":
         return Verdict.REVOKED
-    if answer.epoch is None or not answer.epoch.isdigit():
+    epoch = whole_number(answer.epoch)
+    if epoch is None:
         return Verdict.UNKNOWN
-    epoch = int(answer.epoch)
     if epoch > token.epoch:
         return Verdict.REVOKED
     if answer.record is None or answer.session != b"alive" or epoch != token.epoch:
@@ -137,17 +148,18 @@ class Proof:
     def holds(self, marker: bytes | None, generation: int, now_s: float) -> bool:
         """True if *marker*, read over connection *generation* at *now_s* (monotonic seconds), proves."""
         oldest, newest, compared_at_s = self._trusted
+        reached = whole_number(marker)
         return (
-            marker is not None
+            reached is not None
             and oldest <= generation <= newest
-            and marker.isdigit()
-            and int(marker) >= self._known
+            and reached >= self._known
             and now_s - compared_at_s <= self._max_staleness_s
         )
 
     def still_connected(self, generation: int) -> bool:
         """True if the last comparison went over connection *generation*."""
-        return 0 <= self._trusted[0] == generation
+        oldest, newest, _ = self._trusted
+        return oldest == generation <= newest
 
     def is_new(self, generation: int) -> bool:
         """True if connection *generation* was made after the last comparison began."""

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
+from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.values.jsontext import canonical
 
 Algorithm = Literal["ES256", "EdDSA", "RS256"]
@@ -88,7 +89,14 @@ class KeyRing:
         return {key.kid: key for key in self.keys}
 
     def signer(self, now: datetime) -> SigningKey:
-        """The newest key that verifiers had time to fetch; the oldest if all are younger."""
+        """
+        The newest key that verifiers had time to fetch; the oldest if all are younger.
+
+        Raises:
+            StoreUnavailable: every key was taken away.
+        """
+        if not self.keys:
+            raise StoreUnavailable("signing keys: none")
         fetched = now - timedelta(seconds=PUBLISHED_FIRST_S)
         return next((key for key in self.keys if key.created_at <= fetched), self.keys[-1])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -49,6 +50,11 @@ class AccessToken:
         return TokenKeys(
             token_id=self.token_id, session_id=self.session_id, user_id=self.user_id, epoch=self.epoch
         )
+
+
+def is_about(token: AccessToken, user: User) -> bool:
+    """True if *token* was issued to *user* as he is now."""
+    return user.id == token.user_id and user.epoch == token.epoch and user.roles == token.roles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +106,8 @@ class TokenReader:
         self._profile = profile
         self._ring = ring
         self._remembered: tuple[KeyRing, dict[str, AccessToken]] = (ring(), {})
+        #: For writers of the memory alone: a token that is remembered is found without it.
+        self._lock = threading.Lock()
 
     def read(self, text: str, *, now: datetime) -> AccessToken:
         """The token in *text*, valid at *now*; raises TokenInvalid for everything else."""
@@ -116,7 +124,8 @@ class TokenReader:
         token = remembered.get(text)
         if token is None:
             token = self._verify(text, ring)
-            _remember(remembered, text, token)
+            with self._lock:
+                _remember(remembered, text, token)
         if now.timestamp() < max(token.issued_at, token.not_before) - self._profile.leeway_s:
             raise TokenInvalid("from the future")
         return token
@@ -176,8 +185,7 @@ def _sign(token: AccessToken, key: SigningKey) -> str:
 def _remember(remembered: dict[str, AccessToken], text: str, token: AccessToken) -> None:
     """Keep *token*, forgetting the oldest when the memory is full."""
     while len(remembered) >= REMEMBERED:
-        # Two threads may pick the same oldest entry: the default makes that harmless.
-        remembered.pop(next(iter(remembered), ""), None)
+        del remembered[next(iter(remembered))]
     remembered[text] = token
 
 

@@ -76,7 +76,7 @@ class Profile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UserFilter:
-    """One page of the admin list: newest first, ``after`` is the last id of the page before."""
+    """One page of the admin list, in the order of ids; ``after`` is the last id of the page before."""
 
     role: Role | None = None
     status: Status | None = None

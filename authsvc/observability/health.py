@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from typing import Any
 
+from authsvc import __version__
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.values.clocks import Clock, Monotonic
 
@@ -95,7 +95,7 @@ class Health:
         """The same with version, latencies and what the probes know besides."""
         vitals = self._look()
         body = self._summary(vitals) | {
-            "version": version("authsvc"),
+            "version": __version__,
             "latency_ms": {"redis": vitals.redis_ms, "database": vitals.sql_ms},
             "redis_proven": vitals.is_redis_proven,
             **self.probes.details(),

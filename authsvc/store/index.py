@@ -14,7 +14,7 @@ from authsvc.cache.keys import KeySpace
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.revocations import COPY_MARGIN_S, IndexAnswer, Proof, Revocation, TokenKeys
 from authsvc.domain.sessions import Standing
-from authsvc.domain.tokens import AccessToken, TokenProfile
+from authsvc.domain.tokens import AccessToken, TokenProfile, is_about
 from authsvc.domain.users import User
 from authsvc.domain.values.clocks import Clock, Monotonic
 from authsvc.domain.values.emails import Email
@@ -97,20 +97,25 @@ class RedisIndex:
     def refill(self, token: AccessToken, standing: Standing | None) -> None:
         """Put back what SQL said when it was asked about *token*."""
         if standing is None:
-            self._send([self._tombstone(token.session_id, self._copy_ms(token))])
+            self._send([self._tombstone(token.session_id, self._longest_ms())])
             return
         user, session = standing.user, standing.session
         commands = [self._epoch_command(user, self._longest_ms())]
         if session.revoked_at is not None:
             commands.append(self._tombstone(session.id, self._longest_ms()))
-        elif user.epoch == token.epoch and standing.is_good(self.clock()):
+        elif is_about(token, user) and standing.is_good(self.clock()):
             commands = self._issued(token, user.email)
         self._send(commands)
 
-    def write(self, entries: Sequence[Revocation]) -> None:
-        """Carry *entries* over in one round trip; repeating is harmless."""
+    def write(self, entries: Sequence[Revocation], *, then: Command | None = None) -> None:
+        """
+        Carry *entries* over in one round trip; repeating is harmless.
+
+        *then* follows over the same connection: a server that has seen it has seen the entries.
+        """
         now = self.clock()
-        self._send([command for entry in entries for command in self._consequences(entry, now)])
+        commands = [command for entry in entries for command in self._consequences(entry, now)]
+        self._send([*commands, then] if then is not None else commands)
         for entry in entries:
             self.on_written(max(0.0, (self.clock() - entry.at).total_seconds()))
 

@@ -55,7 +55,7 @@ class KeyFolder:
 def read_keys(path: Path) -> KeyRing:
     """Every key in the ``.pem`` files of *path*; the unusable ones are logged."""
     keys = []
-    for file in sorted(path.glob("*.pem")):
+    for file in sorted(_key_files(path)):
         try:
             keys.append(read_key(file))
         except (KeyRefused, OSError) as error:
@@ -72,5 +72,10 @@ def read_key(file: Path) -> SigningKey:
 def _listing(path: Path) -> frozenset[tuple[str, int, int]]:
     """Names, times and sizes: different when a key came, went or was replaced."""
     return frozenset(
-        (file.name, (stat := file.stat()).st_mtime_ns, stat.st_size) for file in path.glob("*.pem")
+        (file.name, (stat := file.stat()).st_mtime_ns, stat.st_size) for file in _key_files(path)
     )
+
+
+def _key_files(path: Path) -> list[Path]:
+    """The ``.pem`` files of *path*; raises OSError, where ``glob`` would take a missing folder for empty."""
+    return [file for file in path.iterdir() if file.suffix == ".pem"]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import secrets
+from dataclasses import dataclass
 
-from authsvc.cache.client import CacheClient, Script
+from authsvc.cache.client import CacheClient, Command, Script
 
 #: The marker's life; renewed every second (CONTRACT: 10 s).
 LIFE_MS = 10_000
@@ -14,13 +15,27 @@ CLAIM_MS = 3_000
 _CLAIM = b"replaying:"
 
 
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """A key that is written behind a page of entries: the server that holds it holds the page."""
+
+    key: str
+
+    @property
+    def command(self) -> Command:
+        """What sets it; to be sent behind the page, over the same connection."""
+        return ("SET", self.key, 1, "PX", CLAIM_MS)
+
+
 class FreshnessMarker:
     """
     Reads and moves the marker over one connection, whose generation it tells.
 
     While Redis is being refilled the key holds a claim instead of a number: it proves nothing, keeps
     other processes from doing the same work, and is lost with the data, so that a refill which a flush
-    cut through can never put a marker on top of it.  Raises CacheUnavailable.
+    cut through can never put a marker on top of it.  The claim changes with every page, and every step
+    asks for the page's seal: a server that took over half-way and lacks a page lacks one of the two.
+    Raises CacheUnavailable.
     """
 
     def __init__(self, client: CacheClient, key: str) -> None:
@@ -36,7 +51,7 @@ class FreshnessMarker:
 
     def claim(self) -> bytes | None:
         """Claim the refill of an empty Redis; None if somebody else does it."""
-        claim = _CLAIM + secrets.token_hex(8).encode()
+        claim = _new_claim()
         taken = self._client.call("SET", self._key, claim, "NX", "PX", CLAIM_MS)
         return claim if taken else None
 
@@ -45,9 +60,20 @@ class FreshnessMarker:
         """True if *value* is what a refill that is under way leaves in the marker's place."""
         return value.startswith(_CLAIM)
 
-    def hold(self, claim: bytes) -> bool:
-        """Renew *claim*; False if it was lost."""
-        return bool(self._client.call(*self._renew.command([self._key], [claim, CLAIM_MS])))
+    def seal(self) -> Seal:
+        """A new seal, for one page."""
+        return Seal(f"{self._key}:{secrets.token_hex(8)}")
+
+    def step(self, read: bytes, seq: int, seal: Seal) -> bytes | None:
+        """
+        Note that a page up to *seq* was written behind *seal*: the marker from then on.
+
+        None if marker, claim or page was lost since *read*.
+        """
+        target = str(seq).encode() if read.isdigit() else _new_claim()
+        life_ms = LIFE_MS if read.isdigit() else CLAIM_MS
+        command = self._advance.command([self._key, seal.key], [read, target, life_ms])
+        return target if self._client.call(*command) else None
 
     def advance(self, read: bytes, seq: int, *, over: int) -> bool:
         """
@@ -67,3 +93,7 @@ class FreshnessMarker:
     def discard(self) -> None:
         """Remove the marker: nothing in Redis is to be believed until it was replayed."""
         self._client.call("DEL", self._key)
+
+
+def _new_claim() -> bytes:
+    return _CLAIM + secrets.token_hex(8).encode()

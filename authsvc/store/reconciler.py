@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
 from authsvc.cache.client import CacheClient
 from authsvc.cache.errors import CacheError
 from authsvc.domain.errors import StoreUnavailable
-from authsvc.domain.revocations import Proof, RevocationIndex
+from authsvc.domain.revocations import Proof, whole_number
 from authsvc.domain.values.clocks import Monotonic
+from authsvc.store.index import RedisIndex
 from authsvc.store.marker import FreshnessMarker
 from authsvc.store.revocations import SqlRevocationLog
 
@@ -21,8 +23,6 @@ INTERVAL_S: Final = 1.0
 SHORTEST_INTERVAL_S: Final = 0.1
 #: How many comparisons lie between two looks at the eviction policy.
 POLICY_EVERY: Final = 5
-#: A number beyond this comes from nobody's log.
-HIGHEST: Final = 1 << 53
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Reconciler:
     """
 
     revocations: SqlRevocationLog
-    index: RevocationIndex
+    index: RedisIndex
     marker: FreshnessMarker
     client: CacheClient
     checks: CacheClient
@@ -47,33 +47,52 @@ class Reconciler:
     monotonic: Monotonic
     on_lag: Callable[[int], None]
     _over: int = field(default=-1, init=False)
+    _newest: int = field(default=-1, init=False)
     _ticks: int = field(default=0, init=False)
 
     def tick(self) -> bool:
         """Compare once; True if Redis is proven now.  Raises CacheError and StoreUnavailable."""
+        self._follow_checks()
         value, over = self.marker.read()
-        self._renew_connections(over)
-        newest = self.checks.connections.generation
+        newest = self._renew_connections(over)
         if self._evicts():
             return False
+        # Before SQL is asked: a process that stood still since then must not take its answer for a new one.
+        began_s = self.monotonic()
         try:
             head = self.revocations.head()
         except StoreUnavailable:
             return self._go_on_without_sql(value, over)
-        reached = _number(value)
-        head = self._undo_rewind(head, reached)
-        start = self._claim(value) if reached is None else value
-        if start is None or not self._bring_up(start, head, over):
+        start, head = self._start(value, head)
+        if start is None or not self._bring_up_or_distrust(start, head, over):
             return False
-        self.proof.compared(seq=head, over=over, newest=newest, now_s=self.monotonic())
+        self.proof.compared(seq=head, over=over, newest=newest, now_s=began_s)
         return True
 
-    def _renew_connections(self, over: int) -> None:
-        """The reconciler's own connection was remade: older ones may lead elsewhere, so remake them all."""
+    def _follow_checks(self) -> None:
+        """
+        Checks made connections that no comparison has seen: make our own anew, it may lead elsewhere.
+
+        Not without SQL: nothing can be compared then, and what is trusted hangs on our connection.
+        """
+        if self.checks.connections.generation == self._newest:
+            return
+        with suppress(StoreUnavailable):
+            self.revocations.head()
+            self.client.connections.suspect()
+
+    def _renew_connections(self, over: int) -> int:
+        """
+        The newest generation, before anything is compared.
+
+        Where the reconciler's own connection was remade, older ones may lead elsewhere: remake them all.
+        """
         if over != self._over:
             self.checks.connections.suspect()
             self.checks.connections.fill()
             self._over = over
+        self._newest = self.checks.connections.generation
+        return self._newest
 
     def _evicts(self) -> bool:
         """True if Redis drops keys on its own account; a policy that it does not tell is left alone."""
@@ -85,41 +104,71 @@ class Reconciler:
             return False
         log.error("redis.evicting", extra={"policy": policy})
         self.proof.distrust()
+        # What was dropped stays away when the policy is mended: all must be replayed then.
+        self.marker.discard()
         self._ticks -= 1
         return True
 
     def _go_on_without_sql(self, value: bytes | None, over: int) -> bool:
         """Keep a marker that is exactly what this process knows, over the connection that was compared."""
         known = self.proof.known
-        if _number(value) != known or not self.proof.still_connected(over):
+        if whole_number(value) != known or not self.proof.still_connected(over):
             return False
         return self.marker.renew(known)
 
-    def _undo_rewind(self, head: int, reached: int | None) -> int:
-        """The head of the log, moved on if SQL was restored to before what Redis or this process has seen."""
+    def _start(self, value: bytes | None, head: int) -> tuple[bytes | None, int]:
+        """From where to replay, a marker or a claim on all of it, and up to where; None: others are at it."""
+        reached = whole_number(value)
+        is_rewound = self._undo_rewind(head, reached)
+        if reached is not None and not is_rewound:
+            return value, head
+        claim = self._claim(None if is_rewound else value)
+        # Asked again under the claim: what was revoked after the first answer was written to Redis at once,
+        # perhaps before it was emptied.  What is written from now on is lost only together with the claim.
+        return claim, self.revocations.head() if claim is not None else head
+
+    def _undo_rewind(self, head: int, reached: int | None) -> bool:
+        """True if SQL was restored to before what Redis or this process has seen; its numbers go on there."""
         seen = max(self.proof.known, reached or 0)
         if head >= seen:
-            return head
+            return False
         log.error("revocations.rewound", extra={"head": head, "seen": seen})
-        self.revocations.skip_to(seen)
+        # The marker goes first: new entries below it were perhaps never replayed, and once the log is moved
+        # on nobody could tell any more.
         self.marker.discard()
-        return seen
+        self.revocations.skip_to(seen)
+        return True
 
     def _claim(self, value: bytes | None) -> bytes | None:
         """The right to refill a Redis without a marker; None while another process does it."""
-        if value is not None and _number(value) is None and not self.marker.is_claim(value):
+        if value is not None and whole_number(value) is None and not self.marker.is_claim(value):
             self.marker.discard()
         return self.marker.claim()
 
     def _bring_up(self, start: bytes, head: int, over: int) -> bool:
         """Replay what Redis lacks and move the marker; False if it was lost meanwhile."""
-        reached = _number(start) or 0
+        reached = whole_number(start) or 0
         self.on_lag(head - reached)
         for page in self.revocations.pages(after=reached, upto=head):
-            self.index.write(page)
-            if _number(start) is None and not self.marker.hold(start):
+            seal = self.marker.seal()
+            self.index.write(page, then=seal.command)
+            after_page = self.marker.step(start, page[-1].seq, seal)
+            if after_page is None:
                 return False
+            start = after_page
         return self.marker.advance(start, head, over=over)
+
+    def _bring_up_or_distrust(self, start: bytes, head: int, over: int) -> bool:
+        """
+        The same; where it fails, this process knows from now on that the marker is behind.
+
+        A full Redis still answers reads: its old marker must not prove what it could not be told.
+        """
+        try:
+            return self._bring_up(start, head, over)
+        except (CacheError, StoreUnavailable):
+            self.proof.learned(head)
+            raise
 
 
 class Heartbeat:
@@ -183,10 +232,3 @@ class Heartbeat:
             else:
                 log.warning("redis.unproven", extra={"cause": cause})
         return is_proven
-
-
-def _number(marker: bytes | None) -> int | None:
-    """The sequence number in *marker*; None for a claim, for nothing, and for what no log can have given."""
-    if marker is None or not marker.isdigit() or len(marker) > len(str(HIGHEST)):
-        return None
-    return int(marker)

@@ -16,7 +16,6 @@ from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import Connection, Select, func, insert, select, text
-from sqlalchemy.exc import IntegrityError
 
 from authsvc.domain.revocations import Revocation
 from authsvc.domain.users import User
@@ -74,12 +73,8 @@ class SqlRevocationLog:
     def head(self) -> int:
         """The highest number; every lower one that will ever be visible is visible now.  0: none yet."""
         with self._database.transaction() as connection:
-            if self._database.is_postgresql:
-                # Writers queue behind this wait: it must be short.  Not granted: no comparison this time.
-                connection.execute(text("SET LOCAL lock_timeout = '100ms'"))
-                connection.execute(select(func.pg_advisory_xact_lock(LOG_LOCK)))
-            head: int = connection.execute(select(func.coalesce(func.max(revocations.c.seq), 0))).scalar_one()
-            return head
+            self._keep_writers_out(connection)
+            return self._highest(connection)
 
     def pages(self, *, after: int, upto: int) -> Iterator[list[Revocation]]:
         """The entries with ``after < seq <= upto`` that can still matter, in order."""
@@ -92,17 +87,35 @@ class SqlRevocationLog:
             after = rows[-1][revocations.c.seq]
 
     def skip_to(self, seq: int) -> None:
-        """Make *seq* the head: Redis has seen numbers up to it, from a database that was restored since."""
+        """
+        Make *seq* the head: Redis has seen numbers up to it, from a database that was restored since.
+
+        No number below it is in flight when this returns: writers are waited for.  Where the log got
+        there by itself nothing is done, or numbers that were given already would be given again.
+        """
         now = self._clock()
         filler = {"seq": seq, "at": now, "reason": "restored", "expires_at": now, "user_id": NOBODY}
-        try:
-            with self._database.transaction() as connection:
-                connection.execute(insert(revocations).values(filler))
-                if self._database.is_postgresql:
-                    sequence = func.pg_get_serial_sequence("revocations", "seq")
-                    connection.execute(select(func.setval(sequence, seq)))
-        except IntegrityError:
-            log.info("revocations.skipped_by_other")
+        with self._database.transaction() as connection:
+            self._keep_writers_out(connection)
+            if self._highest(connection) >= seq:
+                log.info("revocations.skipped_by_other")
+                return
+            connection.execute(insert(revocations).values(filler))
+            if self._database.is_postgresql:
+                sequence = func.pg_get_serial_sequence("revocations", "seq")
+                connection.execute(select(func.setval(sequence, seq)))
+
+    def _keep_writers_out(self, connection: Connection) -> None:
+        """Until the transaction ends; those that have a number have committed.  SQLite has one writer."""
+        if self._database.is_postgresql:
+            # Writers queue behind this wait: it must be short.  Not granted: no comparison this time.
+            connection.execute(text("SET LOCAL lock_timeout = '100ms'"))
+            connection.execute(select(func.pg_advisory_xact_lock(LOG_LOCK)))
+
+    @staticmethod
+    def _highest(connection: Connection) -> int:
+        head: int = connection.execute(select(func.coalesce(func.max(revocations.c.seq), 0))).scalar_one()
+        return head
 
     def _page(self, after: int, upto: int) -> Select[Any]:
         return (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Connection, Update, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Update, and_, insert, select, update
 
 from authsvc.domain.errors import NotFound
 from authsvc.domain.revocations import Committed, Revocation
@@ -137,23 +137,23 @@ def end_sessions_of(
 
 
 def end_oldest_beyond(
-    connection: Connection, log: SqlRevocationLog, user_id: UserId, now: datetime, most: int
+    connection: Connection, log: SqlRevocationLog, newest: Session, now: datetime, most: int
 ) -> list[Revocation]:
-    """End the sessions that were unused for longest until *most* are left."""
+    """End the sessions of the user of *newest* that were unused for longest until *most* are left with it."""
+    # Never the newest itself, whose clock may be behind that of the others: it is about to be used.
+    others = and_(
+        sessions.c.user_id == newest.user_id,
+        sessions.c.id != newest.id,
+        sessions.c.idle_expires_at > now,
+        sessions.c.expires_at > now,
+    )
     kept = (
         select(sessions.c.id)
-        .where(
-            sessions.c.user_id == user_id,
-            sessions.c.revoked_at.is_(None),
-            sessions.c.idle_expires_at > now,
-            sessions.c.expires_at > now,
-        )
+        .where(others, sessions.c.revoked_at.is_(None))
         .order_by(sessions.c.last_used_at.desc(), sessions.c.created_at.desc(), sessions.c.id)
-        .limit(most)
+        .limit(most - 1)
     )
-    statement = _alive(sessions.c.user_id == user_id).where(
-        sessions.c.id.not_in(kept), sessions.c.idle_expires_at > now, sessions.c.expires_at > now
-    )
+    statement = _alive(others).where(sessions.c.id.not_in(kept))
     reason = "too_many_sessions"
     return [log.draft_end(s.user_id, s.id, reason) for s in end_sessions(connection, statement, now, reason)]
 

@@ -138,7 +138,8 @@ class Database:
             self._breaker.succeeded(permit)
             raise
         except PoolExhausted as error:
-            self._breaker.succeeded(permit)
+            # Nothing was asked: a probe that found no connection does not close the breaker.
+            self._breaker.withdrawn(permit)
             raise StoreUnavailable("sql: pool exhausted") from error
         except DBAPIError as error:
             report = self._breaker.failed if _is_outage(error) else self._breaker.succeeded

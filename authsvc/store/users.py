@@ -16,6 +16,7 @@ from authsvc.domain.users import User, UserFilter
 from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.emails import Email
 from authsvc.domain.values.identifiers import SessionId, UserId
+from authsvc.domain.values.jsontext import canonical
 from authsvc.store.revocations import SqlRevocationLog
 from authsvc.store.sessions import add_session, end_oldest_beyond, end_sessions_of, locked_user
 from authsvc.store.sql import Database
@@ -59,8 +60,9 @@ class SqlUserStore:
         with self._database.transaction() as connection:
             user = locked_user(connection, user_id)
             wanted = rule(user)
-            if wanted == user:
-                return Committed(user)
+            if _is_same(wanted, user):
+                # Perhaps the repetition of a change whose entry has not reached Redis: write it again.
+                return Committed(user, (self._log.draft(user, "repeated", epoch=user.epoch),))
             self._keep_an_admin(connection, user, wanted)
             stored = replace(wanted, version=user.version + 1, updated_at=self._clock())
             connection.execute(update(users).where(users.c.id == user_id).values(from_user(stored)))
@@ -157,7 +159,7 @@ class SqlCredentialStore:
                 return None
             user = to_user(row)
             add_session(connection, session)
-            entries = end_oldest_beyond(connection, self._log, user.id, now, max_sessions)
+            entries = end_oldest_beyond(connection, self._log, session, now, max_sessions)
             entries.append(self._log.draft(user, "logged_in"))
             return Committed(user, self._log.append(connection, entries))
 
@@ -185,6 +187,11 @@ class SqlCredentialStore:
             .where(users.c.id == verified.user.id, users.c.password_version == verified.password_version)
             .values(version=users.c.version + 1)
         )
+
+
+def _is_same(one: User, other: User) -> bool:
+    """Equal, also as JSON, where ``1``, ``1.0`` and ``true`` are three values."""
+    return one == other and canonical(one.preferences) == canonical(other.preferences)
 
 
 def _rehashed(rehash: Rehash | None) -> dict[str, object]:

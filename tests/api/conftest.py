@@ -9,15 +9,13 @@ from uuid import uuid4
 
 import pytest
 
-from tests.api.driver import Api
+from tests.api.driver import Api, MakeApi
 from tests.rig import development, migrate
 from tests.servers import drop_database
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
-
-    MakeApi = Callable[..., Api]
 
 
 @pytest.fixture(scope="session")
@@ -69,18 +67,18 @@ def make_module_api(postgres_server, redis_server, template, folder, request) ->
 
 
 @pytest.fixture(scope="module", params=["postgresql", "sqlite"])
-def api(make_module_api, request) -> Api:
+def api(make_module_api: MakeApi, request) -> Api:
     """Share one application in a module, once over each database; its users are the test's own."""
     return make_module_api(sqlite=request.param == "sqlite")
 
 
 @pytest.fixture(scope="module")
-def pg_api(make_module_api) -> Api:
+def pg_api(make_module_api: MakeApi) -> Api:
     """The same over PostgreSQL alone."""
     return make_module_api()
 
 
 @pytest.fixture
-def make_api(make_module_api) -> MakeApi:
+def make_api(make_module_api: MakeApi) -> MakeApi:
     """Build an application for one test."""
     return make_module_api

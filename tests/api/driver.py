@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from threading import Barrier
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import jwt
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from werkzeug.test import TestResponse
+
+#: Builds an application with settings of the caller's; ``sqlite=True`` for the other database.
+MakeApi: TypeAlias = "Callable[..., Api]"
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -76,10 +80,18 @@ class Api:
     ) -> TestResponse:
         """One request by a client of its own, as *token* from *ip*."""
         bearer = {} if token is None else {"Authorization": f"Bearer {token}"}
+        if "json" in options:
+            # By hand: to the test client None means no body, not ``null``.
+            options |= {"data": json.dumps(options.pop("json")), "content_type": "application/json"}
         client = self.application.flask.test_client(use_cookies=False)
         environ = {"REMOTE_ADDR": ip, **options.pop("environ", {})}
         return client.open(
-            path, method=method, headers={**bearer, **(headers or {})}, environ_overrides=environ, **options
+            path,
+            method=method,
+            headers={**bearer, **(headers or {})},
+            environ_overrides=environ,
+            buffered=True,  # files are read to their end and closed, as the server does
+            **options,
         )
 
     def post(self, path: str, body: object, **options: Any) -> TestResponse:
@@ -106,7 +118,7 @@ class Api:
 
     def log_out(self, *, access: str | None = None, refresh: str | None = None) -> TestResponse:
         """Log out by either token, or by both."""
-        body = {} if refresh is None else {"json": {"refresh_token": refresh}}
+        body: dict[str, Any] = {} if refresh is None else {"json": {"refresh_token": refresh}}
         return self.call("POST", "/v1/auth/logout", token=access, **body)
 
     def verify(self, token: str) -> int:
@@ -118,7 +130,7 @@ class Api:
         email = new_email()
         user = self.register(email, **fields)
         assert user.status_code == 201, user.text
-        return Person(api=self, id=user.json["id"], email=email).log_in()
+        return Person(api=self, id=json_of(user)["id"], email=email).log_in()
 
     def an_admin(self) -> Person:
         """A new user who was made an admin by the operator, logged in."""
@@ -180,7 +192,9 @@ class Person:
 
     def _with(self, answer: TestResponse) -> Person:
         assert answer.status_code == 200, answer.text
-        return Person(api=self.api, id=self.id, email=self.email, password=self.password, pair=answer.json)
+        return Person(
+            api=self.api, id=self.id, email=self.email, password=self.password, pair=json_of(answer)
+        )
 
 
 def new_email() -> str:
@@ -196,8 +210,14 @@ def at_once(work: Callable[[S], T], items: Iterable[S]) -> list[T]:
         return list(threads.map(work, items))
 
 
+def json_of(answer: TestResponse) -> dict[str, Any]:
+    """The object in an answer."""
+    body = answer.json
+    assert isinstance(body, dict), answer.text
+    return body
+
+
 def code_of(answer: TestResponse) -> str:
     """The stable code of a refusal."""
     assert answer.content_type == "application/problem+json", answer.text
-    code: str = answer.json["code"]
-    return code
+    return str(json_of(answer)["code"])

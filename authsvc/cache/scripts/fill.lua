@@ -1,6 +1,6 @@
 -- Store a loaded record, unless its lease is gone or a newer row is already there.
 -- KEYS[1] the record's key      KEYS[2] its lease, in the same slot
--- ARGV[1] the lease's token     ARGV[2] the record as JSON
+-- ARGV[1] the lease's token     ARGV[2] the record, JSON or packed
 -- ARGV[3] row version (integer) ARGV[4] life of the record in milliseconds
 -- Returns 1 if stored, else 0.
 if redis.call('GET', KEYS[2]) ~= ARGV[1] then
@@ -9,8 +9,11 @@ end
 redis.call('DEL', KEYS[2])
 local current = redis.call('GET', KEYS[1])
 if current then
-  local readable, entry = pcall(cjson.decode, current)
-  local version = readable and type(entry) == 'table' and tonumber(entry['_v'])
+  local version = tonumber(string.match(current, '^z(%-?%d+):'))
+  if not version then
+    local readable, entry = pcall(cjson.decode, current)
+    version = readable and type(entry) == 'table' and tonumber(entry['_v'])
+  end
   if version and version > tonumber(ARGV[3]) then
     return 0
   end

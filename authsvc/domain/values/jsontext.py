@@ -12,8 +12,9 @@ Json = dict[str, "Json"] | list["Json"] | str | int | float | bool | None
 
 MAX_DEPTH = 32
 
-_STRINGS = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
-_BRACKETS = re.compile(r"[\[\]{}]")
+#: A string, also one without an end, or a bracket outside of strings.  The optional end lets no match fail
+#: half-way and be tried again from each of its quotes: that took seconds for a body of escaped quotes.
+_STRING_OR_BRACKET = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[\]{}]', re.DOTALL)
 
 
 class InvalidJson(ValueError):
@@ -46,9 +47,12 @@ def parse(data: bytes, *, max_depth: int = MAX_DEPTH) -> Json:
 def depth(text: str) -> int:
     """The deepest nesting of containers in *text*; brackets inside strings do not count."""
     deepest = level = 0
-    for bracket in _BRACKETS.finditer(_STRINGS.sub("", text)):
-        level += 1 if bracket[0] in "[{" else -1
-        deepest = max(deepest, level)
+    for found in _STRING_OR_BRACKET.finditer(text):
+        if found[0] in "[{":
+            level += 1
+            deepest = max(deepest, level)
+        elif found[0] in "]}":
+            level -= 1
     return deepest
 
 

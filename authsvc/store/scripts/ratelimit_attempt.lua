@@ -5,6 +5,8 @@
 local quota, window_us = tonumber(ARGV[1]), tonumber(ARGV[2]) * 1000
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
+-- Changes nothing, but is refused when memory is full; after a removal Redis would let every write through.
+redis.call('ZADD', KEYS[1], 'XX', 0, ARGV[3])
 -- %.0f: Lua itself would write 14 digits of the 16.
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now - window_us))
 local count = redis.call('ZCARD', KEYS[1])

@@ -1,0 +1,229 @@
+"""The records of one space as they lie in Redis: looked at, leased, filled, written, dropped."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Generic, TypeVar, cast
+
+from authsvc.cache.client import CacheClient, Command, Script
+from authsvc.cache.entry import MISSING, NEGATIVE_VERSION, Entry, Flaw, Missing, decode, encode, pack
+from authsvc.cache.filling.shapes import Display, Proof, Shape, Tagging
+from authsvc.cache.keys import Space
+
+T = TypeVar("T")
+#: Lives differ by up to a tenth either way, so that what was stored together does not end together.
+JITTER: Final = 0.1
+#: Outcomes of a look that answer the reader.
+SERVED: Final = frozenset({"hit", "stale", "negative"})
+#: Outcomes after which nothing may be stored.
+UNSURE: Final = frozenset({"untrusted", "unavailable"})
+#: Outcomes that leave what lies there in its place: nothing, or what is good for display still.
+_KEPT: Final = frozenset({"miss", "stale", "expired"})
+
+
+@dataclass(frozen=True, slots=True)
+class Look(Generic[T]):
+    """What was found, and in a word why it is believed or not."""
+
+    value: T | Missing
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to store one record, and the versions of its tags from before it was read."""
+
+    token: str
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """One round trip: values by key, what is left of their lives, and whether it is proven."""
+
+    values: Mapping[str, bytes | None]
+    left_ms: Mapping[str, int]
+    is_proven: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Records(Generic[T]):
+    """See :class:`~authsvc.cache.aside.Aside`, whose fields these are.  All raise CacheError."""
+
+    client: CacheClient
+    space: Space
+    shape: Shape[T]
+    lease_ms: int
+    rng: Callable[[], float]
+    proof: Proof | None = None
+    display: Display | None = None
+    tagging: Tagging | None = None
+    negative_ttl_s: float = 0
+    life_s: Callable[[str, T], float] | None = None
+    pack_over_bytes: int | None = None
+    fill: Script = field(default_factory=lambda: Script.load("authsvc.cache", "fill"), repr=False)
+    write: Script = field(default_factory=lambda: Script.load("authsvc.cache", "write"), repr=False)
+    release: Script = field(default_factory=lambda: Script.load("authsvc.cache", "release"), repr=False)
+
+    def look(self, idents: Sequence[str]) -> dict[str, Look[T]]:
+        """Look at *idents*: one round trip."""
+        keys = [self.space.key(ident) for ident in idents]
+        tag_keys = {name: self._tag_key(name) for name in self._tag_names(idents)}
+        reading = self._read(keys, tag_keys.values())
+        if not reading.is_proven:
+            return {ident: Look(MISSING, "untrusted") for ident in idents}
+        return {ident: self._judge(ident, key, reading) for ident, key in zip(idents, keys, strict=True)}
+
+    def lease(self, outcomes: Mapping[str, str], *, take_over: bool = False) -> dict[str, Lease]:
+        """
+        Take the leases on the records of *outcomes* and return those that were free; one round trip.
+
+        What lies there and is not believed goes: it must not outrank what will be, whatever version it
+        claims.  *take_over* is the writers': it takes all of them, whoever holds them.
+        """
+        tokens = {ident: secrets.token_hex(16) for ident in outcomes}
+        names = self._tag_names(outcomes)
+        bad = [ident for ident, outcome in outcomes.items() if outcome not in _KEPT and not take_over]
+        commands: list[Command] = [("DEL", self.space.key(ident)) for ident in bad]
+        only_free = () if take_over else ("NX",)
+        commands += [
+            ("SET", self._lease_key(ident), token, *only_free, "PX", self.lease_ms)
+            for ident, token in tokens.items()
+        ]
+        replies = self.client.pipeline(commands + self._claim(names)).values
+        taken = replies[len(bad) : len(commands)]
+        versions = self._versions(names, replies)
+        return {
+            ident: Lease(token, {name: versions[name] for name in self._tag_names((ident,))})
+            for (ident, token), reply in zip(tokens.items(), taken, strict=True)
+            if reply is not None
+        }
+
+    def settle(self, leases: Mapping[str, Lease], values: Mapping[str, T]) -> dict[str, bool]:
+        """
+        Store *values* under their *leases*, and what is not there as a negative entry; one round trip.
+
+        True for a record whose lease was still its own, so that nothing was invalidated since it was taken.
+        """
+        commands = [self._settling(ident, values.get(ident, MISSING), own) for ident, own in leases.items()]
+        replies = self.client.pipeline(commands).values
+        return {ident: bool(reply) for ident, reply in zip(leases, replies, strict=True)}
+
+    def give_up(self, ident: str, own: Lease) -> None:
+        """Let the next reader try at once."""
+        self.client.call(*self.release.command((self._lease_key(ident),), (own.token,)))
+
+    def replace(self, ident: str, value: T, own: Lease) -> bool:
+        """Store what was just committed, or drop what is there: False."""
+        text, _, life_ms = self._stored(ident, value, own)
+        keys = (self.space.key(ident), self._lease_key(ident))
+        return bool(self.client.call(*self.write.command(keys, (own.token, text, life_ms))))
+
+    def drop_commands(self, idents: Iterable[str]) -> list[Command]:
+        """Return the commands that invalidate *idents*, to be sent in this order."""
+        keys = [self.space.key(ident) for ident in idents]
+        # The lease goes first: between the two a fill under a live lease could bring the old row back.
+        return [("DEL", name) for key in keys for name in (self.space.lease(key), key)]
+
+    def _read(self, keys: Sequence[str], tag_keys: Collection[str]) -> _Reading:
+        markers = (self.proof.marker_key,) if self.proof else ()
+        asked = (*keys, *tag_keys, *markers)
+        values, lives, generation = self._fetch(asked, keys)
+        is_proven = self.proof is None or (
+            self.proof.trusted(values[-1], generation)
+            and self.client.link.vouches(self.proof.marker_key, keys)
+        )
+        return _Reading(dict(zip(asked, values, strict=True)), lives, is_proven)
+
+    def _fetch(
+        self, asked: Sequence[str], keys: Sequence[str]
+    ) -> tuple[Sequence[bytes | None], Mapping[str, int], int]:
+        if self.display is None:
+            values, generation = self.client.mget(asked)
+            return values, {}, generation
+        lives: list[Command] = [("PTTL", key) for key in keys]
+        replies, generation = self.client.pipeline([("MGET", *asked), *lives])
+        values = cast("list[bytes | None]", replies[0])
+        return values, dict(zip(keys, cast("list[int]", replies[1:]), strict=True)), generation
+
+    def _judge(self, ident: str, key: str, reading: _Reading) -> Look[T]:
+        raw = reading.values[key]
+        if raw is None:
+            return Look(MISSING, "miss")
+        entry = decode(raw, schema=self.shape.schema, id_field=self.shape.id_field, id_value=ident)
+        if isinstance(entry, Flaw):
+            return Look(MISSING, entry)
+        if not self._has_its_tags(ident, entry, reading):
+            return Look(MISSING, "outdated")
+        if entry.is_negative:
+            return Look(MISSING, "negative")
+        try:
+            return Look(self.shape.load(entry), self._age(key, reading))
+        except (KeyError, TypeError, ValueError):
+            return Look(MISSING, Flaw.UNDECODABLE)
+
+    def _age(self, key: str, reading: _Reading) -> str:
+        """``hit`` within its life; past it ``stale`` or ``expired``."""
+        if self.display is None:
+            return "hit"
+        over_ms = self.display.beyond_ms - reading.left_ms[key]
+        if over_ms < 0:
+            return "hit"
+        return "stale" if over_ms < self.display.stale_s * 1000 else "expired"
+
+    def _has_its_tags(self, ident: str, entry: Entry, reading: _Reading) -> bool:
+        for name in self._tag_names((ident,)):
+            current = reading.values[self._tag_key(name)]
+            if current is None or entry.tags.get(name) != current.decode(errors="replace"):
+                return False
+        return True
+
+    def _settling(self, ident: str, value: T | Missing, own: Lease) -> Command:
+        if isinstance(value, Missing) and not self.negative_ttl_s:
+            return self.release.command((self._lease_key(ident),), (own.token,))
+        text, row_version, life_ms = self._stored(ident, value, own)
+        keys = (self.space.key(ident), self._lease_key(ident))
+        return self.fill.command(keys, (own.token, text, row_version, life_ms))
+
+    def _stored(self, ident: str, value: T | Missing, own: Lease) -> tuple[bytes, int, int]:
+        """Return text, row version, and life in milliseconds."""
+        if isinstance(value, Missing):
+            entry = Entry({self.shape.id_field: ident}, NEGATIVE_VERSION, own.tags, is_negative=True)
+            life_ms = self._jittered_ms(self.negative_ttl_s)
+        else:
+            dumped = self.shape.dump(value)
+            entry = Entry(dumped.fields, dumped.row_version, own.tags)
+            life_s = self.life_s(ident, value) if self.life_s else self.space.ttl_s
+            life_ms = self._jittered_ms(life_s) + (self.display.beyond_ms if self.display else 0)
+        text = encode(entry, schema=self.shape.schema)
+        packed = pack(text, row_version=entry.row_version, over_bytes=self.pack_over_bytes)
+        return packed, entry.row_version, life_ms
+
+    def _jittered_ms(self, life_s: float) -> int:
+        spread = 1 - JITTER + 2 * JITTER * self.rng()
+        return max(1, round(life_s * 1000 * spread))
+
+    def _lease_key(self, ident: str) -> str:
+        return self.space.lease(self.space.key(ident))
+
+    def _tag_names(self, idents: Iterable[str]) -> list[str]:
+        if self.tagging is None:
+            return []
+        return list(dict.fromkeys(name for ident in idents for name in self.tagging.by(ident)))
+
+    def _tag_key(self, name: str) -> str:
+        return self.tagging.tags.space.key(name) if self.tagging else name
+
+    def _claim(self, names: Sequence[str]) -> list[Command]:
+        """Return what makes sure that the tags have versions, and reads them last."""
+        if self.tagging is None or not names:
+            return []
+        return [*self.tagging.tags.claim_commands(names), ("MGET", *map(self._tag_key, names))]
+
+    def _versions(self, names: Sequence[str], replies: Sequence[object]) -> dict[str, str]:
+        if not names:
+            return {}
+        current = cast("list[bytes | None]", replies[-1])
+        return {name: (raw or b"").decode() for name, raw in zip(names, current, strict=True)}

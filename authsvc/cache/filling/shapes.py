@@ -1,0 +1,114 @@
+"""What a user of the cache says about his records: shape, proof, tags, and what may be shown when."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from authsvc.cache.client import CacheClient, Command
+from authsvc.cache.entry import Entry
+from authsvc.cache.filling.refresh import Refresher
+from authsvc.cache.keys import Space
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    """
+    A marker read in the same round trip as each value, and who judges it.
+
+    ``trusted(marker, generation)`` gets the marker's value (None: missing) and the generation of the
+    connection that brought both.  An untrusted value is a miss, and is not replaced either.
+    """
+
+    marker_key: str
+    trusted: Callable[[bytes | None, int], bool]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape(Generic[T]):
+    """
+    How a T becomes an entry and back.
+
+    ``id_field`` of the entry holds the T's id as a string; raise *schema* whenever the fields change.
+    ``load`` raises KeyError, TypeError or ValueError for fields that make no T.
+    """
+
+    schema: int
+    dump: Callable[[T], Entry]
+    load: Callable[[Entry], T]
+    id_field: str = "id"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Display:
+    """
+    Marks records as good for display also when their life is over; never for what decides about rights.
+
+    For *stale_s* seconds past its life a record is shown at once while *refresher* loads it anew; for
+    *on_error_s* seconds it is shown if the loader raises one of *errors*.  An invalidation ends both.
+    """
+
+    refresher: Refresher | None = None
+    stale_s: float = 0
+    on_error_s: float = 0
+    errors: tuple[type[Exception], ...] = ()
+
+    def __post_init__(self) -> None:
+        if bool(self.stale_s) != (self.refresher is not None):
+            raise ValueError("stale_s and a refresher go together")
+        if bool(self.on_error_s) != bool(self.errors):
+            raise ValueError("on_error_s and errors go together")
+
+    @property
+    def beyond_ms(self) -> int:
+        """How long a record stays in Redis past its life, in milliseconds."""
+        return round(max(self.stale_s, self.on_error_s) * 1000)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tags:
+    """
+    Names that many records depend on; dropping one makes all of them misses, in one step.
+
+    The version of a tag is a random word under its key in *space*, read with each record and stored in
+    it.  A tag whose key is lost (its life over, a flush) believes no record; *space* should give it a
+    longer life than the records have.
+    """
+
+    client: CacheClient
+    space: Space
+
+    def drop(self, *names: str) -> None:
+        """Invalidate all that depends on *names*, after the commit; raises CacheUnavailable if not done."""
+        self.client.pipeline(self.drop_commands(names))
+
+    def drop_commands(self, names: Iterable[str]) -> list[Command]:
+        """Return the commands of :meth:`drop`, one for each name, to be sent among others or alone."""
+        return [("SET", self.space.key(name), _version(), "PX", self._life_ms) for name in names]
+
+    def claim_commands(self, names: Sequence[str]) -> list[Command]:
+        """Return the commands that give each of *names* a version if it has none, and a new life."""
+        keys = [self.space.key(name) for name in names]
+        fresh: list[Command] = [("SET", key, _version(), "NX", "PX", self._life_ms) for key in keys]
+        return fresh + [("PEXPIRE", key, self._life_ms) for key in keys]
+
+    @property
+    def _life_ms(self) -> int:
+        return self.space.ttl_s * 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tagging:
+    """The *tags* that a record depends on, told *by* its id: what is not known before reading is no tag."""
+
+    tags: Tags
+    by: Callable[[str], Sequence[str]]
+
+
+def _version() -> str:
+    # Random and not counted: a counter that is lost starts again and meets its old numbers.
+    return secrets.token_hex(8)

@@ -1,0 +1,88 @@
+"""One server, or the one primary that a Sentinel names at the moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar, cast
+
+from redis.exceptions import ConnectionError as DriverConnectionError
+from redis.exceptions import ResponseError
+
+from authsvc.cache.connections import Connections, Pool, Reply, Wire
+from authsvc.cache.servers.link import Command, Link, Stamped
+
+V = TypeVar("V")
+
+
+class SingleServer:
+    """A link over one pool; a read whose connection turned out to be closed is sent a second time."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.connections = Connections(pool)
+
+    def mget(self, keys: Sequence[str]) -> Stamped[bytes | None]:
+        """One MGET."""
+
+        def talk(wire: Wire) -> list[bytes | None]:
+            wire.send_command("MGET", *keys)
+            return wire.read_response()  # type: ignore[return-value]  # what MGET replies
+
+        return self._attempt(talk, repeatable=True)
+
+    def exchange(self, commands: Sequence[Command], *, repeatable: bool) -> Stamped[Reply]:
+        """One write, then all replies."""
+        if len(commands) == 1:
+            return self._attempt(lambda wire: [_ask(wire, commands[0])], repeatable=repeatable)
+        return self._attempt(lambda wire: _converse(wire, commands), repeatable=repeatable)
+
+    def servers(self) -> list[Link]:
+        """This one."""
+        return [cast("Link", self)]
+
+    def vouches(self, marker_key: str, keys: Sequence[str]) -> bool:  # noqa: ARG002 a cluster looks at them
+        """One server holds everything."""
+        return True
+
+    def _attempt(self, talk: Callable[[Wire], list[V]], *, repeatable: bool) -> Stamped[V]:
+        wire = self.connections.acquire()
+        try:
+            return self._once(wire, talk)
+        except DriverConnectionError as error:
+            if type(error) is not DriverConnectionError:  # a refusal, not a broken connection
+                raise
+            # What closed this one has closed the others: remake them all, instead of having each
+            # fail once and open the breaker.
+            self.connections.suspect()
+            if not repeatable:
+                raise
+        return self._once(self.connections.acquire(), talk)
+
+    def _once(self, wire: Wire, talk: Callable[[Wire], list[V]]) -> Stamped[V]:
+        try:
+            return Stamped(talk(wire), wire.generation)
+        except ResponseError:  # an answer, read to its end: the connection is as good as before
+            raise
+        except BaseException:
+            wire.disconnect()
+            raise
+        finally:
+            self.connections.release(wire)
+
+
+def _ask(wire: Wire, command: Command) -> Reply:
+    wire.send_command(*command)
+    return wire.read_response()
+
+
+def _converse(wire: Wire, commands: Sequence[Command]) -> list[Reply]:
+    wire.send_packed_command(wire.pack_commands(commands))
+    replies: list[Reply] = []
+    refusals: list[ResponseError] = []
+    for _ in commands:
+        try:
+            replies.append(wire.read_response())
+        except ResponseError as error:
+            refusals.append(error)
+    if refusals:
+        raise refusals[0]
+    return replies

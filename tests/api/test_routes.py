@@ -1,0 +1,163 @@
+"""Every route on one page, with who may call it."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.api.driver import Api, code_of
+
+PUBLIC, USER, ADMIN = "public", "user", "admin"
+
+ROUTES = {
+    "POST /v1/auth/register": PUBLIC,
+    "POST /v1/auth/login": PUBLIC,
+    "POST /v1/auth/refresh": PUBLIC,
+    # By the access token, or by the refresh token in its body.
+    "POST /v1/auth/logout": PUBLIC,
+    "GET /v1/me": USER,
+    "PATCH /v1/me": USER,
+    "DELETE /v1/me": USER,
+    "POST /v1/me/password": USER,
+    "GET /v1/me/preferences": USER,
+    "PUT /v1/me/preferences": USER,
+    "PATCH /v1/me/preferences": USER,
+    "GET /v1/me/sessions": USER,
+    "DELETE /v1/me/sessions": USER,
+    "DELETE /v1/me/sessions/<session_id>": USER,
+    "GET /v1/users": ADMIN,
+    "GET /v1/users/<user_id>": ADMIN,
+    "PATCH /v1/users/<user_id>": ADMIN,
+    "DELETE /v1/users/<user_id>": ADMIN,
+    "DELETE /v1/users/<user_id>/sessions": ADMIN,
+    "GET /.well-known/jwks.json": PUBLIC,
+    "GET /v1/health": PUBLIC,
+    "GET /health": PUBLIC,
+    "GET /v1/health/live": PUBLIC,
+    "GET /v1/health/ready": PUBLIC,
+    "GET /v1/health/startup": PUBLIC,
+    "GET /v1/health/detailed": ADMIN,
+    "GET /openapi.json": PUBLIC,
+    "GET /docs": PUBLIC,
+    "GET /docs/assets/<path:filename>": PUBLIC,
+}
+#: Views of Flask and flask-smorest, which carry no declaration of ours.
+THEIRS = {"/openapi.json", "/docs/assets/<path:filename>"}
+GUARDED = [(route, role) for route, role in ROUTES.items() if role != PUBLIC]
+
+
+def declared(api: Api) -> dict[str, str | None]:
+    """The routes of the application, each with what its view declares."""
+    flask = api.application.flask
+    found: dict[str, str | None] = {}
+    for rule in flask.url_map.iter_rules():
+        access = getattr(flask.view_functions[rule.endpoint], "__access__", None)
+        for method in (rule.methods or set()) - {"HEAD"}:
+            found[f"{method} {rule.rule}"] = PUBLIC if rule.rule in THEIRS else access
+    return found
+
+
+def call(api: Api, route: str, **options):
+    """One request to *route*, with an id where it wants one."""
+    method, path = route.split(" ")
+    for name in ("<user_id>", "<session_id>"):
+        path = path.replace(name, "7d8b1d0e-0a53-4be4-93f9-0b0a8bfc1c11")
+    return api.call(method, path, **options)
+
+
+def test_the_table_is_complete_and_every_view_declares_what_it_says(pg_api):
+    """A route without a row, or a view without a guard, is a mistake."""
+    assert declared(pg_api) == ROUTES
+
+
+@pytest.mark.parametrize(("route", "role"), GUARDED)
+def test_a_guarded_route_answers_nobody_without_a_token(pg_api, route, role):
+    """401 before anything else: before the body is read, before an id is looked at."""
+    missing = call(pg_api, route)
+    bad = call(pg_api, route, token="x")
+    with_body = call(pg_api, route, data=b"{" * 100_000, content_type="text/plain")
+
+    assert (missing.status_code, code_of(missing)) == (401, "token_missing")
+    assert missing.headers["WWW-Authenticate"] == 'Bearer realm="authsvc"'
+    assert (bad.status_code, code_of(bad)) == (401, "token_invalid")
+    assert 'error="invalid_token"' in bad.headers["WWW-Authenticate"]
+    assert code_of(with_body) == "token_missing"
+
+
+@pytest.mark.parametrize(("route", "role"), GUARDED)
+def test_a_user_reaches_what_is_his_and_no_more(pg_api, route, role):
+    """403 on every admin's route, whatever he sends; nothing else is refused for his role."""
+    person = pg_api.someone()
+
+    answer = call(pg_api, route, token=person.access, json={})
+
+    assert (answer.status_code == 403) == (role == ADMIN)
+    if role == ADMIN:
+        assert code_of(answer) == "forbidden"
+
+
+@pytest.mark.parametrize(("route", "role"), GUARDED)
+def test_a_dead_token_opens_nothing(pg_api, route, role):
+    """An admin who has logged out is nobody."""
+    admin = pg_api.an_admin()
+    pg_api.log_out(access=admin.access)
+
+    answer = call(pg_api, route, token=admin.access, json={})
+
+    assert (answer.status_code, code_of(answer)) == (401, "token_invalid")
+
+
+@pytest.mark.parametrize(("route", "role"), [(r, a) for r, a in GUARDED if r.startswith("GET")])
+def test_a_token_is_taken_from_the_header_alone(pg_api, route, role):
+    """Not from the query, a form or a cookie (RFC 6750 §5.3): addresses end up in logs."""
+    admin = pg_api.an_admin()
+    method, path = route.split(" ")
+
+    answer = call(
+        pg_api,
+        f"{method} {path}?access_token={admin.access}&token={admin.access}",
+        headers={"Cookie": f"access_token={admin.access}", "X-Authorization": f"Bearer {admin.access}"},
+    )
+
+    assert code_of(answer) == "token_missing"
+
+
+#: Whoever logs out shows whose session it is, so this one route looks at a token that it does not ask for.
+OPEN = [route for route, role in ROUTES.items() if role == PUBLIC and route != "POST /v1/auth/logout"]
+
+
+@pytest.mark.parametrize("route", OPEN)
+@pytest.mark.parametrize("token", [None, "x"])
+def test_a_public_route_asks_for_no_token(pg_api, route, token):
+    """A bad one does not matter, either."""
+    answer = call(pg_api, route, token=token, json={})
+
+    assert answer.status_code not in {401, 403}
+
+
+@pytest.mark.parametrize(
+    "name", ["X-User-Id", "X-Auth-User-Id", "X-Auth-Roles", "X-Forwarded-User", "X-HTTP-Method-Override"]
+)
+def test_identity_comes_from_the_token_alone(pg_api, name):
+    """No header makes anybody somebody else."""
+    person, admin = pg_api.someone(), pg_api.an_admin()
+    headers = {name: {"X-Auth-Roles": "user,admin", "X-HTTP-Method-Override": "DELETE"}.get(name, admin.id)}
+
+    assert person.call("GET", "/v1/me", headers=headers).json["id"] == person.id
+    assert person.call("GET", "/v1/users", headers=headers).status_code == 403
+    assert pg_api.call("GET", "/v1/me", headers=headers).status_code == 401
+
+
+def test_metrics_are_on_their_own_port_and_nothing_else_is(pg_api):
+    """``/metrics`` there, 404 here; and the other way round. The Host header does not tell them apart."""
+    port = pg_api.env["METRICS_PORT"]
+    there = {"SERVER_PORT": port}
+
+    metrics = pg_api.call("GET", "/metrics", environ=there)
+
+    assert metrics.status_code == 200
+    assert metrics.mimetype == "text/plain"
+    assert pg_api.call("GET", "/metrics").status_code == 404
+    assert pg_api.call("GET", "/metrics", headers={"Host": f"127.0.0.1:{port}"}).status_code == 404
+    for path in ("/v1/health", "/v1/me", "/v1/auth/verify", "/", "/metrics/"):
+        answer = pg_api.call("GET", path, environ=there, token=pg_api.someone().access)
+        assert (answer.status_code, answer.data) == (404, b"")

@@ -1,0 +1,174 @@
+"""What one service process has of Redis: the token checks' connections, and the reconciler's own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import cast
+
+import fakeredis
+from redis.connection import BlockingConnectionPool
+
+from authsvc.cache import (
+    CacheClient,
+    CacheEvents,
+    CircuitBreaker,
+    KeySpace,
+    RedisAddress,
+    bounded_pool,
+    stamped,
+)
+from authsvc.cache.connections import Generations, Pool
+from authsvc.domain.revocations import Proof
+from authsvc.domain.tokens import AccessToken, TokenProfile
+from authsvc.domain.values.clocks import Clock
+from authsvc.domain.values.identifiers import SessionId, TokenId, UserId, new_id
+from authsvc.store.index import IndexKeys, RedisIndex
+from authsvc.store.marker import FreshnessMarker
+from authsvc.store.reconciler import Reconciler
+from authsvc.store.revocations import SqlRevocationLog
+
+PROFILE = TokenProfile(issuer="http://issuer.test", audience="tests", lifetime_s=3600, leeway_s=5)
+KEYS = IndexKeys(KeySpace())
+MAX_STALENESS_S = 300.0
+CHECKS = 3
+
+
+def client_over(
+    pool: Pool, *, on_operation: Callable[[str, float, str], None] = lambda *_: None
+) -> CacheClient:
+    """A client whose breaker stays out of the way."""
+    breaker = CircuitBreaker(clock=time.monotonic, failure_threshold=1_000_000)
+    return CacheClient(
+        pool, breaker=breaker, clock=time.monotonic, events=CacheEvents(on_operation=on_operation)
+    )
+
+
+def real_pool(url: str, *, size: int = CHECKS, generations: Generations | None = None) -> Pool:
+    """Connections to the server at *url*."""
+    return bounded_pool(RedisAddress.from_url(url), size=size, generations=generations)
+
+
+def embedded_pool(server: fakeredis.FakeServer, *, size: int = CHECKS) -> Pool:
+    """Connections to a server in this process."""
+    connection_class = stamped(fakeredis.FakeRedisConnection)
+    return cast(
+        "Pool",
+        BlockingConnectionPool(max_connections=size, connection_class=connection_class, server=server),
+    )
+
+
+def drop_copies(user_id: str, email: str) -> list[tuple[str, str]]:
+    """Drop what the user cache would hold."""
+    return [("DEL", f"authsvc:v1:user:{user_id}"), ("DEL", f"authsvc:v1:user:email:{email}")]
+
+
+@dataclass
+class Hooks:
+    """What the index tells others."""
+
+    new_connections: int = 0
+    written_s: list[float] = field(default_factory=list)
+
+    def on_new_connection(self) -> None:
+        """Count."""
+        self.new_connections += 1
+
+
+def index_over(
+    client: CacheClient, clock: Clock, *, proof: Proof | None = None, hooks: Hooks | None = None,
+    monotonic: Callable[[], float] = time.monotonic,
+) -> RedisIndex:  # fmt: skip
+    """An index as the service builds it."""
+    hooks = hooks or Hooks()
+    return RedisIndex(
+        client=client,
+        key_names=KEYS,
+        profile=PROFILE,
+        proof=proof or Proof(MAX_STALENESS_S),
+        drop_copies=drop_copies,
+        on_new_connection=hooks.on_new_connection,
+        on_written=hooks.written_s.append,
+        clock=clock,
+        monotonic=monotonic,
+    )
+
+
+def access_token(clock: Clock, *, life_s: int = 3600, **changes: object) -> AccessToken:
+    """A token issued now, of a new user and session unless *changes* say which."""
+    issued_at = int(clock().timestamp())
+    fields: dict[str, object] = {
+        "token_id": TokenId(new_id()),
+        "session_id": SessionId(new_id()),
+        "user_id": UserId(new_id()),
+        "roles": ("user",),
+        "epoch": 0,
+        "issued_at": issued_at,
+        "not_before": issued_at,
+        "expires_at": issued_at + life_s,
+        "issuer": PROFILE.issuer,
+        "audience": PROFILE.audience,
+    }
+    return AccessToken(**(fields | changes))  # type: ignore[arg-type]  # named by the tests
+
+
+class Stopwatch:
+    """Monotonic seconds that tests move."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        """The time."""
+        return self.now_s
+
+    def tick(self, seconds: float) -> None:
+        """Let time pass."""
+        self.now_s += seconds
+
+
+@dataclass
+class Process:
+    """One service process, as far as it meets Redis."""
+
+    checks: CacheClient
+    reconciling: CacheClient
+    proof: Proof
+    index: RedisIndex
+    marker: FreshnessMarker
+    reconciler: Reconciler
+    monotonic: Stopwatch
+    hooks: Hooks
+    lags: list[int]
+
+    def is_proven(self) -> bool:
+        """True if the checks believe Redis now."""
+        nothing = access_token(self.index.clock)
+        return self.index.look_up(nothing.keys).is_proven
+
+    def close(self) -> None:
+        """Let all connections go."""
+        self.checks.close()
+        self.reconciling.close()
+
+
+def process(url: str, log: SqlRevocationLog, clock: Clock, *, reconciling_url: str | None = None) -> Process:
+    """A process with its own connections to the Redis at *url*; nothing is compared yet."""
+    generations, proof, hooks, lags = Generations(), Proof(MAX_STALENESS_S), Hooks(), []
+    monotonic = Stopwatch()
+    checks = client_over(real_pool(url, generations=generations))
+    reconciling = client_over(real_pool(reconciling_url or url, size=1, generations=generations))
+    marker = FreshnessMarker(reconciling, KEYS.marker)
+    reconciler = Reconciler(
+        revocations=log,
+        index=index_over(reconciling, clock, proof=proof, monotonic=monotonic),
+        marker=marker,
+        client=reconciling,
+        checks=checks,
+        proof=proof,
+        monotonic=monotonic,
+        on_lag=lags.append,
+    )
+    index = index_over(checks, clock, proof=proof, hooks=hooks, monotonic=monotonic)
+    return Process(checks, reconciling, proof, index, marker, reconciler, monotonic, hooks, lags)

@@ -1,0 +1,110 @@
+"""The schema: what the migrations make is what the stores use, however many upgrades start together."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import inspect
+
+from authsvc.store.migrations import FOLDER, NEEDED_REVISION, current_revision, upgrade
+from authsvc.store.tables import metadata
+from tests.contract.stores import Stores, open_database
+
+ROOT = Path(__file__).parents[2]
+PROCESSES = 4
+UPGRADE = """
+import sys
+from authsvc.store.migrations import upgrade
+from tests.contract.stores import open_database
+database = open_database(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
+print(upgrade(database))
+"""
+
+
+@pytest.fixture(params=["postgresql", "sqlite"])
+def empty_url(request, tmp_path) -> str:
+    """Return the URL of a database without a table, of each kind in turn."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'empty.db'}"
+    url: str = request.getfixturevalue("database_url")
+    return url
+
+
+def revision_of(url: str) -> str | None:
+    """Where the database stands."""
+    with closing(open_database(url)) as database, database.read() as connection:
+        return current_revision(connection)
+
+
+def test_an_empty_database_stands_nowhere(empty_url):
+    """A service that starts on it refuses, and names the command."""
+    assert revision_of(empty_url) is None
+
+
+def test_an_upgrade_brings_the_revision_that_the_service_needs(empty_url):
+    """And running it again changes nothing, not even the rows."""
+    with closing(open_database(empty_url)) as database:
+        assert upgrade(database) == NEEDED_REVISION
+        alice = Stores.over(database).register()
+
+        assert upgrade(database) == NEEDED_REVISION
+        assert Stores.over(database).users.get(alice.id) == alice
+
+    assert revision_of(empty_url) == NEEDED_REVISION
+
+
+def test_the_needed_revision_is_the_newest():
+    """A migration that was added without raising the number would never be asked for."""
+    config = Config()
+    config.set_main_option("script_location", str(FOLDER))
+
+    assert ScriptDirectory.from_config(config).get_heads() == [NEEDED_REVISION]
+
+
+def test_the_migrations_make_the_tables_that_the_stores_use(stores):
+    """No column, type, index or constraint of the one is missing in the other."""
+    with stores.database.engine.connect() as connection:
+        context = MigrationContext.configure(
+            connection, opts={"compare_type": True, "compare_server_default": True}
+        )
+        differences = compare_metadata(context, metadata)
+        tables = set(inspect(connection).get_table_names())
+
+    assert differences == []
+    assert tables == {*metadata.tables, "alembic_version"}
+
+
+def test_upgrades_that_start_together_all_succeed(empty_url):
+    """Several replicas start at once: one does it, the others wait and find it done."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", UPGRADE, empty_url],
+            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for _ in range(PROCESSES)
+    ]  # fmt: skip
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+
+    outcomes = []
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in processes:
+        output, errors = process.communicate(timeout=60)
+        outcomes.append((process.returncode, output.strip(), errors))
+
+    assert outcomes == [(0, NEEDED_REVISION, "")] * PROCESSES
+    assert revision_of(empty_url) == NEEDED_REVISION

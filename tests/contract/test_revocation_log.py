@@ -1,0 +1,267 @@
+"""The log: numbered in the order in which entries become visible, whoever commits when."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+
+from authsvc.domain.errors import StoreUnavailable
+from authsvc.domain.values.identifiers import SessionId, TokenId, UserId, new_id
+from tests.contract.cache_clients import in_threads
+from tests.contract.stores import Stores
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from authsvc.domain.revocations import Revocation
+
+WRITERS = 8
+TRANSACTIONS = 120
+
+
+class Undone(Exception):
+    """Rolls a transaction back."""
+
+
+def append(stores: Stores, count: int = 1) -> list[int]:
+    """Append *count* entries in one transaction; their numbers."""
+    drafts = [stores.log.draft_end(UserId(new_id()), SessionId(new_id()), "test") for _ in range(count)]
+    with stores.database.transaction() as connection:
+        return [entry.seq for entry in stores.log.append(connection, drafts)]
+
+
+def read(stores: Stores, *, after: int, upto: int) -> list[Revocation]:
+    """All pages in one."""
+    return [entry for page in stores.log.pages(after=after, upto=upto) for entry in page]
+
+
+@contextmanager
+def uncommitted(stores: Stores) -> Iterator[int]:
+    """An entry that has its number and is committed at the end."""
+    draft = stores.log.draft_end(UserId(new_id()), SessionId(new_id()), "late")
+    with stores.database.transaction() as connection:
+        yield stores.log.append(connection, [draft])[0].seq
+
+
+def test_an_empty_log_has_no_head(stores):
+    """And nothing to read."""
+    assert stores.log.head() == 0
+    assert read(stores, after=0, upto=100) == []
+
+
+def test_entries_are_read_back_as_they_were_appended(stores):
+    """Every field, in the order given, numbered one after the other."""
+    alice = stores.register()
+    drafts = [
+        stores.log.draft(alice, "cut off", epoch=7),
+        stores.log.draft_end(alice.id, SessionId(new_id()), "logout", token_id=TokenId(new_id())),
+        stores.log.draft(alice, "changed"),
+    ]
+    head = stores.log.head()
+
+    with stores.database.transaction() as connection:
+        entries = stores.log.append(connection, drafts)
+
+    assert entries == tuple(replace(draft, seq=head + 1 + place) for place, draft in enumerate(drafts))
+    assert read(stores, after=head, upto=stores.log.head()) == list(entries)
+    assert {entry.expires_at - entry.at for entry in entries} == {timedelta(seconds=3665)}
+
+
+def test_nothing_appended_is_nothing_done(stores):
+    """No lock, no row, no number."""
+    with stores.database.transaction() as connection:
+        assert stores.log.append(connection, []) == ()
+    assert stores.log.head() == 0
+
+
+def test_what_is_rolled_back_was_never_there(stores):
+    """Its number may stay unused; the next entry has a higher one."""
+    with pytest.raises(Undone), uncommitted(stores) as lost:
+        raise Undone
+
+    (next_,) = append(stores)
+
+    assert next_ >= lost
+    assert [entry.seq for entry in read(stores, after=0, upto=stores.log.head())] == [next_]
+
+
+def test_a_long_log_is_read_in_pages(stores):
+    """Each of them bounded, none empty, together everything from ``after`` to ``upto`` and no more."""
+    numbers = append(stores, 1203)
+
+    pages = list(stores.log.pages(after=numbers[0], upto=numbers[-2]))
+
+    assert [len(page) for page in pages] == [500, 500, 201]
+    assert [entry.seq for page in pages for entry in page] == numbers[1:-1]
+
+
+def test_what_can_no_longer_matter_is_not_replayed(stores):
+    """After the longest token's life, leeway and margin; the head stays where it is."""
+    old = append(stores, 3)
+    stores.clock.tick(3664)
+    young = append(stores, 2)
+
+    stores.clock.tick(0.999)
+    assert [entry.seq for entry in read(stores, after=0, upto=99)] == old + young
+    stores.clock.tick(0.001)
+    assert [entry.seq for entry in read(stores, after=0, upto=99)] == young
+    stores.clock.tick(10_000)
+    assert read(stores, after=0, upto=99) == []
+    assert stores.log.head() == young[-1]
+
+
+def write_at_random(stores: Stores, seed: int, committed: list[int]) -> None:
+    """Append with pauses between number and commit; some transactions are rolled back."""
+    rng = random.Random(seed)
+    for _ in range(TRANSACTIONS):
+        with suppress(Undone):
+            committed += append_slowly(stores, rng)
+
+
+def append_slowly(stores: Stores, rng: random.Random) -> list[int]:
+    """A few entries, committed after a while; raises Undone where they are rolled back."""
+    user, sessions = UserId(new_id()), [SessionId(new_id()) for _ in range(rng.randint(1, 6))]
+    drafts = [stores.log.draft_end(user, session, "test") for session in sessions]
+    with stores.database.transaction() as connection:
+        entries = stores.log.append(connection, drafts)
+        time.sleep(rng.random() * 0.006)
+        if rng.random() < 0.1:
+            raise Undone
+    return [entry.seq for entry in entries]
+
+
+def follow(stores: Stores, is_over: threading.Event) -> tuple[list[int], int]:
+    """Read on from head to head until the writers are done and once more; what was seen, and how many heads."""
+    seen: list[int] = []
+    cursor = heads = 0
+    while True:
+        is_last = is_over.is_set()
+        try:
+            head = stores.log.head()
+        except StoreUnavailable:  # the writers were not done within the short wait: no comparison this time
+            continue
+        seen += [entry.seq for entry in read(stores, after=cursor, upto=head)]
+        assert head >= cursor
+        cursor, heads = head, heads + 1
+        if is_last:
+            return seen, heads
+
+
+def test_a_reader_that_advances_to_each_head_misses_nothing(postgres_stores):
+    """Transactions commit out of order; no entry ever appears behind a head that was passed."""
+    stores, is_over = postgres_stores, threading.Event()
+    committed: list[int] = []
+    with ThreadPoolExecutor(WRITERS + 2) as threads:
+        readers = [threads.submit(follow, stores, is_over) for _ in range(2)]
+        writers = [threads.submit(write_at_random, stores, seed, committed) for seed in range(WRITERS)]
+        for writer in writers:
+            writer.result()
+        is_over.set()
+        results = [reader.result() for reader in readers]
+
+    assert len(committed) > 2000
+    for seen, heads in results:
+        assert seen == sorted(committed)
+        assert heads > 20
+
+
+def test_the_head_waits_for_numbers_that_are_not_committed(postgres_stores):
+    """Shortly, since new writers queue behind it; then it gives up rather than pass one by."""
+    stores = postgres_stores
+    append(stores, 2)
+
+    with uncommitted(stores) as late:
+        began_s = time.monotonic()
+        with pytest.raises(StoreUnavailable):
+            stores.log.head()
+        assert time.monotonic() - began_s < 0.7
+
+    assert stores.log.head() == late
+
+
+def test_writers_do_not_wait_for_each_other(postgres_stores):
+    """Two transactions hold their numbers at once, and commit in the other order."""
+    stores = postgres_stores
+
+    with uncommitted(stores) as first:
+        (second,) = append(stores)
+
+    assert second == first + 1
+    assert stores.log.head() == second
+
+
+class TestSkipping:
+    """The log goes on behind what others have seen of it, after the database was restored."""
+
+    def test_numbers_go_on_behind_the_one_skipped_to(self, stores):
+        """It is the head at once, and no number up to it is ever given again."""
+        append(stores, 2)
+
+        stores.log.skip_to(100)
+
+        assert stores.log.head() == 100
+        assert append(stores, 2) == [101, 102]
+        assert [entry.seq for entry in read(stores, after=0, upto=102)] == [1, 2, 101, 102]
+
+    @pytest.mark.parametrize("seq", [1, 4, 5])
+    def test_a_log_that_got_there_by_itself_is_left_alone(self, stores, seq):
+        """Else numbers that were given already would be given again."""
+        append(stores, 5)
+
+        stores.log.skip_to(seq)
+
+        assert stores.log.head() == 5
+        assert append(stores) == [6]
+
+    def test_a_number_that_was_rolled_back_is_skipped_to(self, stores):
+        """The gap is filled, and the numbers behind it stay what they are."""
+        append(stores, 2)
+        with stores.database.transaction() as connection:
+            connection.exec_driver_sql("DELETE FROM revocations WHERE seq = 1")
+
+        stores.log.skip_to(1)
+
+        assert append(stores) == [3]
+
+    def test_of_many_that_skip_at_once_one_does_it(self, stores):
+        """All find the log where they wanted it."""
+        append(stores, 2)
+
+        outcomes = in_threads(*[lambda: stores.log.skip_to(50)] * 8)
+
+        assert outcomes == [None] * 8
+        assert append(stores) == [51]
+
+    def test_writers_and_skippers_at_once_never_share_a_number(self, stores):
+        """Nobody fails on a number that was given twice."""
+        outcomes = in_threads(
+            *[lambda: [append(stores, 3) for _ in range(10)]] * 4,
+            *(lambda seq=seq: stores.log.skip_to(seq) for seq in (5, 20, 60, 90)),
+        )
+
+        numbers = [seq for outcome in outcomes[:4] for batch in outcome for seq in batch]
+        assert outcomes[4:] == [None] * 4
+        assert len(set(numbers)) == 120
+        assert sorted(numbers) == [entry.seq for entry in read(stores, after=0, upto=999)]
+
+    def test_no_number_below_is_in_flight_afterwards(self, postgres_stores):
+        """A writer with a lower number is waited for: who replays up to the new head must find it."""
+        stores = postgres_stores
+        append(stores, 2)
+
+        with uncommitted(stores) as late:
+            with pytest.raises(StoreUnavailable):
+                stores.log.skip_to(100)
+            assert late == 3
+
+        assert stores.log.head() == 3
+        stores.log.skip_to(100)
+        assert append(stores) == [101]

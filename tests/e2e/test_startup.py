@@ -1,0 +1,145 @@
+"""Production does not start wrong: it exits within 15 s and names everything that is wrong, but no secret."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.processes import HOST, free_port
+from tests.rig import environment, migrate, run_command
+from tests.servers import RedisServer, drop_database
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+EXIT_WITHIN_S = 15
+
+
+@pytest.fixture(scope="module")
+def env(postgres_server, redis_server, tmp_path_factory) -> Iterator[dict[str, str]]:
+    """Settings with which the service would start."""
+    folder = tmp_path_factory.mktemp("startup")
+    settings = environment(postgres_server.create_database(), redis_server.url, folder)
+    migrate(settings)
+    yield settings | {"PORT": str(free_port()), "METRICS_PORT": str(free_port())}
+    drop_database(postgres_server.url, settings["DATABASE_URL"])
+
+
+def refusal(env: dict[str, str], folder) -> str:
+    """What ``authsvc serve`` says when it refuses; it must do so in time."""
+    began = time.monotonic()
+    done = run_command("serve", env=env, folder=folder, within_s=2 * EXIT_WITHIN_S)
+    took_s = time.monotonic() - began
+    assert done.returncode != 0
+    assert done.stdout == ""
+    assert took_s < EXIT_WITHIN_S
+    return done.stderr
+
+
+def test_nothing_set_names_all_that_is_missing(tmp_path):
+    """One run, one message, every variable."""
+    message = refusal({}, tmp_path)
+
+    missing = ("DATABASE_URL", "REDIS_HOST", "JWT_ISSUER", "JWT_AUDIENCE", "JWT_KEYS_DIR", "TOKEN_SECRET")
+    assert [name for name in (*missing, "PASSWORD_PEPPER") if name not in message] == []
+    assert message.startswith("authsvc: 7 problems in the settings:\n")
+
+
+def test_wrong_values_are_named_together_and_no_secret_is_shown(env, tmp_path):
+    """Weak secrets, SQLite, a cheap hash, a typing error and a service link, all in one message."""
+    secrets = {"TOKEN_SECRET": "hunter2-short", "PASSWORD_PEPPER": "zz" * 20}
+    wrong = {
+        "DATABASE_URL": "sqlite:///dev.sqlite3",
+        "BCRYPT_COST": "8",
+        "AUTHSVC_ENVV": "production",
+        "WEB_CONCURRENCY": "none",
+        "METRICS_PORT": env["PORT"],
+    }
+
+    message = refusal(env | secrets | wrong, tmp_path)
+
+    assert [name for name in (*secrets, *wrong) if name not in message] == []
+    assert "SQLite" in message
+    assert [secret for secret in secrets.values() if secret in message] == []
+
+
+def test_a_service_link_for_a_port_is_named_as_what_it_is(env, tmp_path):
+    """Kubernetes sets REDIS_PORT=tcp://… in every pod beside a service named redis."""
+    parts = {"REDIS_HOST": HOST, "REDIS_PORT": "tcp://10.96.0.11:6379"}
+
+    message = refusal({n: value for n, value in env.items() if n != "REDIS_URL"} | parts, tmp_path)
+
+    assert "REDIS_PORT" in message
+    assert "service link" in message
+
+
+def test_both_stores_unreachable_are_named_together(env, tmp_path):
+    """Connection refused on both; neither password is shown."""
+    stores = {
+        "DATABASE_URL": f"postgresql://authsvc:sql-hunter2@{HOST}:{free_port()}/authsvc",
+        "REDIS_URL": f"redis://:redis-hunter2@{HOST}:{free_port()}/0",
+    }
+
+    message = refusal(env | stores, tmp_path)
+
+    assert "DATABASE_URL cannot be reached" in message
+    assert "Redis cannot be used" in message
+    assert "hunter2" not in message
+
+
+def test_an_empty_database_names_the_command(env, database_url, tmp_path):
+    """The schema is never changed by serving."""
+    message = refusal(env | {"DATABASE_URL": database_url}, tmp_path)
+
+    assert "DATABASE_URL" in message
+    assert "authsvc db upgrade" in message
+
+
+def test_an_evicting_redis_and_a_folder_without_keys_are_refused(env, tmp_path):
+    """Revocations that Redis may drop and tokens that nobody can sign: both at once."""
+    keys = tmp_path / "keys"
+    keys.mkdir()
+
+    with RedisServer("--maxmemory", "50mb", "--maxmemory-policy", "allkeys-lru") as evicting:
+        message = refusal(env | {"REDIS_URL": evicting.url, "JWT_KEYS_DIR": str(keys)}, tmp_path)
+
+    assert "allkeys-lru" in message
+    assert "noeviction" in message
+    assert "authsvc keys generate" in message
+
+
+def test_a_file_that_is_no_key_is_refused_by_name(env, tmp_path):
+    """Half a key ring is no key ring; what is in the file is not shown."""
+    keys = tmp_path / "keys"
+    shutil.copytree(env["JWT_KEYS_DIR"], keys)
+    (keys / "broken.pem").write_text("-----BEGIN PRIVATE KEY-----\nhunter2\n")
+
+    message = refusal(env | {"JWT_KEYS_DIR": str(keys)}, tmp_path)
+
+    assert "broken.pem" in message
+    assert "hunter2" not in message
+
+
+def test_a_wrong_redis_password_and_hung_stores_are_refused_in_time(env, tmp_path):
+    """NOAUTH is an answer, silence is none; with both stores silent the refusal still comes in time."""
+    with (
+        RedisServer(password="redis-hunter2") as locked,
+        RedisServer() as silent,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        silent.pause()
+        hung = {"REDIS_URL": silent.url, "DATABASE_URL": f"postgresql://u@{HOST}:{silent.port}/db"}
+        settings = [env | {"REDIS_URL": locked.url.replace("hunter2", "wrong")}, env | hung]
+        refused, in_silence = pool.map(lambda each: refusal(each, tmp_path), settings)
+        silent.resume()
+
+    assert "Redis cannot be used" in refused
+    assert "wrong" not in refused
+    assert "Redis cannot be used" in in_silence
+    assert "DATABASE_URL cannot be reached" in in_silence

@@ -1,0 +1,155 @@
+"""What one worker, an operator or a key folder decides holds in every worker, on the next request."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import jwt
+import pytest
+
+from tests.fault.world import ALL_ACCEPTED, ALL_REFUSED, Member, everywhere, watching
+from tests.processes import wait_until
+from tests.rig import PASSWORD, run_command
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.fault.world import World
+
+pytestmark = [pytest.mark.fault, pytest.mark.slow]
+
+#: CONTRACT §10: the folder is read every 2 s, by each process for itself.
+KEYS_REREAD_WITHIN_S = 5
+OTHER_PASSWORD = "a staple that no horse has seen"
+
+
+def command(world: World, *arguments: str, stdin: str = "") -> dict[str, object]:
+    """Run the command line with the service's own settings; the object that it prints."""
+    folder = world.service.log.parent
+    done = run_command(*arguments, env=world.service.env, folder=folder, stdin=stdin)
+    assert done.returncode == 0, done.stderr
+    printed: dict[str, object] = json.loads(done.stdout)
+    return printed
+
+
+def newcomer(world: World) -> Member:
+    """Somebody new, logged in."""
+    email = f"{uuid4().hex}@example.com"
+    assert world.register(email).status == 201
+    return Member.of(email, world.service.log_in(email))
+
+
+def make_admin(world: World) -> Member:
+    """A new admin, logged in."""
+    email = f"{uuid4().hex}@example.com"
+    command(world, "users", "create", email, "--role", "admin", "--password-stdin", stdin=PASSWORD)
+    return Member.of(email, world.service.log_in(email))
+
+
+def test_a_logout_in_one_worker_holds_in_the_other(world):
+    """Each worker in turn is the only one to hear of it; 204 means all of them know."""
+    for position in range(2):
+        member = newcomer(world)
+        assert everywhere(world.service, member.access) == [ALL_ACCEPTED]  # now remembered by both
+
+        answers = world.service.from_each_worker(lambda member=member: world.log_out(member).status)
+
+        assert answers[position] == 204
+        assert everywhere(world.service, member.access) == [ALL_REFUSED]
+
+
+def test_new_roles_end_the_tokens_of_the_old_ones(world):
+    """Set on the command line; in every worker the old token is refused, a refresh brings the new roles."""
+    make_admin(world)  # the last one could not be demoted
+    member = newcomer(world)
+    assert everywhere(world.service, member.access) == [ALL_ACCEPTED]
+
+    printed = command(world, "users", "set-role", member.email, "admin")
+    refused = everywhere(world.service, member.access)
+    promoted = world.refreshed(member)
+
+    assert (printed["email"], printed["roles"]) == (member.email, ["user", "admin"])
+    assert refused == [ALL_REFUSED]
+    assert everywhere(world.service, promoted.access) == [ALL_ACCEPTED]
+    assert admin_statuses(world, promoted) == [200, 200]
+
+    command(world, "users", "set-role", member.email, "user")
+    demoted = world.refreshed(promoted)
+
+    assert everywhere(world.service, promoted.access) == [ALL_REFUSED]
+    assert admin_statuses(world, demoted) == [403, 403]
+
+
+def admin_statuses(world: World, member: Member) -> list[int]:
+    """What each worker says to a gateway that asks for an admin."""
+    path = "/v1/auth/verify?role=admin"
+    return world.service.from_each_worker(lambda: world.ask("GET", path, token=member.access).status)
+
+
+def test_a_disabled_user_is_out_everywhere(world):
+    """Access tokens, refresh token and login alike; enabled again, the old tokens stay dead."""
+    admin, member = make_admin(world), newcomer(world)
+    path = f"/v1/users/{world.read(member).body['id']}"
+    assert everywhere(world.service, member.access) == [ALL_ACCEPTED]
+
+    disabled = world.ask("PATCH", path, token=admin.access, json={"status": "disabled"})
+    refused = everywhere(world.service, member.access)
+    others = [world.refresh(member).status, world.try_login(member.email).status]
+    enabled = world.ask("PATCH", path, token=admin.access, json={"status": "active"})
+
+    assert (disabled.status, disabled.body["status"], enabled.status) == (200, "disabled", 200)
+    assert refused == everywhere(world.service, member.access) == [ALL_REFUSED]
+    assert others == [401, 401]
+    assert world.refresh(member).status == 401
+    assert world.try_login(member.email).status == 200
+
+
+def test_a_new_password_ends_every_other_session(world):
+    """In every worker; the session that asked goes on with its tokens."""
+    here = newcomer(world)
+    there = Member.of(here.email, world.service.log_in(here.email))
+    assert everywhere(world.service, here.access, there.access) == [ALL_ACCEPTED] * 2
+
+    passwords = {"current_password": PASSWORD, "new_password": OTHER_PASSWORD}
+    changed = world.ask("POST", "/v1/me/password", token=here.access, json=passwords)
+    after = everywhere(world.service, here.access, there.access)
+
+    assert changed.status == 204
+    assert after == [ALL_ACCEPTED, ALL_REFUSED]
+    assert [world.refresh(here).status, world.refresh(there).status] == [200, 401]
+    logins = world.service.from_each_worker(
+        lambda: [world.try_login(here.email, word).status for word in (PASSWORD, OTHER_PASSWORD)]
+    )
+    assert logins == [[401, 200]] * 2
+
+
+def test_removing_a_key_ends_its_tokens_and_another_takes_over(world):
+    """No restart: a new key is published by every worker, the tokens of the old one die with its file."""
+    folder: Path = world.service.log.parent / "keys"
+    (old,) = folder.glob("*.pem")
+    member = world.log_in("stays")
+    old_kid = jwt.get_unverified_header(member.access)["kid"]
+
+    made = command(world, "keys", "generate", "--dir", str(folder))
+    with watching(world.service, good=[member.access]):
+        wait_until(lambda: published(world) == {old_kid, made["kid"]}, timeout_s=KEYS_REREAD_WITHIN_S)
+    old.unlink()
+    wait_until(
+        lambda: set(world.service.verify_everywhere(member.access, times=1)) == {401},
+        timeout_s=KEYS_REREAD_WITHIN_S,
+    )
+    successor = world.log_in("stays")
+
+    assert made["state"] == "published"
+    assert everywhere(world.service, member.access, successor.access) == [ALL_REFUSED, ALL_ACCEPTED]
+    assert jwt.get_unverified_header(successor.access)["kid"] == made["kid"]
+    assert published(world) == {made["kid"]}
+
+
+def published(world: World) -> set[str]:
+    """The key ids that all workers publish; empty while they disagree."""
+    sets = world.service.from_each_worker(lambda: world.ask("GET", "/.well-known/jwks.json").body["keys"])
+    first, second = ({key["kid"] for key in keys} for keys in sets)
+    return first if first == second else set()

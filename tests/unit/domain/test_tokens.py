@@ -1,0 +1,391 @@
+"""Access tokens: what is issued is read back, and nothing else is."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives import hashes, hmac, serialization
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from authsvc.domain import tokens
+from authsvc.domain.errors import TokenInvalid
+from authsvc.domain.signing_keys import KeyRing, SigningKey
+from authsvc.domain.tokens import AccessToken, TokenReader, TokenSigner, is_about
+from tests.unit.domain.samples import (
+    ALICE_ID,
+    NOW,
+    PROFILE,
+    SESSION_ID,
+    TOKEN_ID,
+    access_token,
+    later,
+    ring,
+    signing_key,
+    user,
+)
+
+ALGORITHMS = ["ES256", "EdDSA", "RS256"]
+ISSUED_AT = int(NOW.timestamp())
+CLAIMS: dict[str, Any] = {
+    "iss": PROFILE.issuer,
+    "aud": PROFILE.audience,
+    "sub": ALICE_ID,
+    "iat": ISSUED_AT,
+    "nbf": ISSUED_AT,
+    "exp": ISSUED_AT + 3600,
+    "jti": TOKEN_ID,
+    "sid": SESSION_ID,
+    "roles": ["user"],
+    "epoch": 3,
+}
+WITHOUT = object()
+
+
+def reader(keys: KeyRing | None = None) -> TokenReader:
+    """A reader of the ring *keys*, by default of one ES256 key."""
+    fixed = keys or ring()
+    return TokenReader(PROFILE, lambda: fixed)
+
+
+def issue(keys: KeyRing, *, not_after_s: float = 86_400, **changes: Any) -> tuple[str, AccessToken]:
+    """A token for Alice, changed."""
+    signer = TokenSigner(PROFILE, lambda: keys)
+    return signer.issue(user(**changes), SESSION_ID, now=NOW, not_after=later(not_after_s))
+
+
+def part(value: bytes) -> str:
+    """One part of a compact JWS."""
+    return base64.urlsafe_b64encode(value).rstrip(b"=").decode()
+
+
+def signed(payload: bytes, key: SigningKey | None = None, **header: Any) -> str:
+    """*payload* with a good signature, and *header* on top of the usual one."""
+    key = key or signing_key()
+    fields = {"typ": "at+jwt", "kid": key.kid} | header
+    named = {name: value for name, value in fields.items() if value is not WITHOUT}
+    return jwt.PyJWS().encode(payload, key.private, algorithm=key.algorithm, headers=named)
+
+
+def claiming(**changes: Any) -> str:
+    """A token with a good signature whose claims are changed, or left out."""
+    claims = {name: value for name, value in (CLAIMS | changes).items() if value is not WITHOUT}
+    return signed(json.dumps(claims).encode())
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("roles", [("user",), ("user", "admin")])
+def test_what_is_issued_is_read_back(algorithm, roles):
+    """Every claim, with every kind of key."""
+    keys = ring(algorithm)
+
+    text, token = issue(keys, roles=roles)
+
+    assert reader(keys).read(text, now=NOW) == token
+    assert (token.user_id, token.session_id, token.roles, token.epoch) == (ALICE_ID, SESSION_ID, roles, 3)
+    assert token.keys.token_id == token.token_id
+    assert jwt.get_unverified_header(text) == {
+        "typ": "at+jwt",
+        "alg": algorithm,
+        "kid": signing_key(algorithm).kid,
+    }
+
+
+def test_every_token_has_an_identifier_of_its_own():
+    """The blacklist is keyed by it."""
+    assert issue(ring())[1].token_id != issue(ring())[1].token_id
+
+
+@pytest.mark.parametrize(("not_after_s", "life_s"), [(86_400, 3600), (3601, 3600), (60, 60), (59.9, 59)])
+def test_a_token_never_outlives_its_session(not_after_s, life_s):
+    """It ends after its lifetime, or at the session's end if that is sooner."""
+    _, token = issue(ring(), not_after_s=not_after_s)
+
+    assert token.expires_at - token.issued_at == life_s
+
+
+@pytest.mark.parametrize(
+    ("at_s", "is_good"), [(0, True), (3604.9, True), (3605, False), (-5, True), (-5.1, False)]
+)
+def test_a_token_is_good_from_issue_to_expiry_with_the_leeway(at_s, is_good):
+    """Five seconds either way, for clocks that differ."""
+    text, _ = issue(ring())
+    fresh, remembering = reader(), reader()
+    remembering.read(text, now=NOW)
+
+    for one in (fresh, remembering):
+        if is_good:
+            one.read(text, now=later(at_s))
+        else:
+            with pytest.raises(TokenInvalid):
+                one.read(text, now=later(at_s))
+
+
+def test_an_expired_token_can_still_be_read_to_end_its_session():
+    """But not one from the future, or with anything else wrong."""
+    text, token = issue(ring())
+
+    assert reader().read_expired(text, now=later(1e6)) == token
+    with pytest.raises(TokenInvalid):
+        reader().read_expired(text, now=later(-6))
+    with pytest.raises(TokenInvalid):
+        reader().read_expired(claiming(aud="others"), now=NOW)
+
+
+def test_the_sample_claims_are_good():
+    """So that each change below is the cause of its refusal."""
+    assert reader().read(claiming(), now=NOW).token_id == TOKEN_ID
+    assert reader().read(claiming(nbf=ISSUED_AT + 5, exp=ISSUED_AT), now=NOW)
+    assert reader().read(claiming(roles=["admin", "user"]), now=NOW).roles == ("user", "admin")
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_every_claim_is_required(name):
+    """A token without ``exp`` would live for ever, one without ``epoch`` could not be cut off."""
+    with pytest.raises(TokenInvalid):
+        reader().read(claiming(**{name: WITHOUT}), now=NOW)
+
+
+@pytest.mark.parametrize("name", ["iat", "nbf", "exp", "epoch"])
+@pytest.mark.parametrize(
+    "value", [None, True, False, "1", str(ISSUED_AT), 1.5, float(ISSUED_AT), -1, 10**400, 1 << 53, [], {}]
+)
+def test_numbers_are_whole_numbers(name, value):
+    """No string, no boolean, no float, nothing below zero or beyond what others read exactly."""
+    with pytest.raises(TokenInvalid):
+        reader().read(claiming(**{name: value}), now=NOW)
+
+
+@pytest.mark.parametrize("name", ["iss", "aud"])
+@pytest.mark.parametrize(
+    "value", [None, "", "others", ["tests"], [PROFILE.issuer], {}, 1, PROFILE.issuer + "/"]
+)
+def test_issuer_and_audience_are_the_configured_ones(name, value):
+    """One string each, and no list that contains it."""
+    with pytest.raises(TokenInvalid):
+        reader().read(claiming(**{name: value}), now=NOW)
+
+
+@pytest.mark.parametrize("name", ["sub", "sid", "jti"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        None, 1, "", "alice", ALICE_ID.upper(), "{" + ALICE_ID + "}", "urn:uuid:" + ALICE_ID,
+        ALICE_ID.replace("-", ""), ALICE_ID + "\n", [ALICE_ID],
+    ],
+)  # fmt: skip
+def test_identifiers_are_written_in_one_way(name, value):
+    """They become parts of key names and look-ups: a second spelling would be a second name."""
+    with pytest.raises(TokenInvalid):
+        reader().read(claiming(**{name: value}), now=NOW)
+
+
+@pytest.mark.parametrize(
+    "roles",
+    [
+        None,
+        "user",
+        [],
+        ["admin"],
+        ["user", "user"],
+        ["user", "root"],
+        ["user", None],
+        ["user", ["admin"]],
+        {"user": 1},
+    ],
+)
+def test_roles_are_a_list_of_known_ones_with_user_in_it(roles):
+    """Each once."""
+    with pytest.raises(TokenInvalid):
+        reader().read(claiming(roles=roles), now=NOW)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"scope": "all"}, id="a claim too many"),
+        pytest.param({"exp": ISSUED_AT + 3601}, id="lives longer than configured"),
+        pytest.param({"iat": ISSUED_AT + 6, "exp": ISSUED_AT + 60}, id="issued in the future"),
+        pytest.param({"nbf": ISSUED_AT + 6}, id="not yet valid"),
+        pytest.param({"iat": ISSUED_AT - 3700, "nbf": ISSUED_AT - 3700, "exp": ISSUED_AT - 5}, id="expired"),
+    ],
+)
+def test_claims_that_do_not_fit_are_refused(changes):
+    """However good the signature is."""
+    with pytest.raises(TokenInvalid):
+        reader().read(claiming(**changes), now=NOW)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"", b"null", b"[]", b'"text"', b"1", b"{}", b"\xff", b"[" * 5000,
+        json.dumps(CLAIMS).encode()[:-1] + b', "exp": 1}',
+        json.dumps(CLAIMS).encode("utf-16"),
+    ],
+)  # fmt: skip
+def test_a_payload_that_is_no_strict_json_object_is_refused(payload):
+    """Also one that says ``exp`` twice, which two readers would take differently."""
+    with pytest.raises(TokenInvalid):
+        reader().read(signed(payload), now=NOW)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        pytest.param({"typ": "JWT"}, id="another type"),
+        pytest.param({"typ": "AT+JWT"}, id="the type in capitals"),
+        pytest.param({"typ": None}, id="type null"),
+        pytest.param({"kid": "unknown"}, id="an unknown key"),
+        pytest.param({"kid": WITHOUT}, id="no key named"),
+        pytest.param({"crit": ["exp"], "exp": 1}, id="critical extensions"),
+        pytest.param({"jwk": {"kty": "EC"}}, id="a key of its own"),
+        pytest.param({"jku": "http://evil.test"}, id="a key from elsewhere"),
+        pytest.param({"x5c": []}, id="a certificate"),
+        pytest.param({"cty": "JWT"}, id="nested"),
+        pytest.param({"zip": "DEF"}, id="compressed"),
+    ],
+)
+def test_a_header_field_more_less_or_other_is_refused(header):
+    """No header field selects key material but the name of one of ours."""
+    with pytest.raises(TokenInvalid):
+        reader().read(signed(json.dumps(CLAIMS).encode(), **header), now=NOW)
+
+
+@pytest.mark.parametrize(
+    "algorithm", ["none", "HS256", "ES256", "ES384", "PS256", "es256", "", None, ["ES256"]]
+)
+def test_the_key_alone_chooses_the_algorithm(algorithm):
+    """A public RSA key is no HMAC secret, and nobody goes without a signature."""
+    key = signing_key("RS256")
+    header = part(json.dumps({"typ": "at+jwt", "kid": key.kid, "alg": algorithm}).encode())
+    signing_input = f"{header}.{part(json.dumps(CLAIMS).encode())}"
+    mac = hmac.HMAC(
+        key.public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo),
+        hashes.SHA256(),
+    )
+    mac.update(signing_input.encode())
+
+    for signature in (part(mac.finalize()), "", "AA"):
+        with pytest.raises(TokenInvalid):
+            reader(ring("RS256")).read(f"{signing_input}.{signature}", now=NOW)
+
+
+def test_a_key_verifies_its_own_tokens_alone():
+    """Another key's name over a signature is a forgery, also within one ring."""
+    keys = ring("ES256", "EdDSA")
+    es, ed = signing_key("ES256"), signing_key("EdDSA")
+
+    forged = signed(json.dumps(CLAIMS).encode(), es, kid=ed.kid)
+
+    with pytest.raises(TokenInvalid):
+        reader(keys).read(forged, now=NOW)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", ".", "..", "...", "a.b", "a.b.c.d", " a.b.c", "a.b.c\n", "a.b.c=", "ä.b.c", "\ud800.b.c",
+        "\x00.b.c", "a" * 5000 + ".b.c", part(b"[" * 3000) + ".e30.AAAA", part(b"\xff") + ".e30.AAAA",
+        part(b"null") + ".e30.AAAA", part(b"1") + ".e30.AAAA", part(b'{"alg": 1}') + ".e30.AAAA",
+    ],
+)  # fmt: skip
+def test_what_is_no_compact_token_is_refused(text):
+    """Always by the one refusal, whatever the text."""
+    with pytest.raises(TokenInvalid):
+        reader().read(text, now=NOW)
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_a_changed_token_is_the_same_token_or_none(data):
+    """A changed character is refused, or lies in the unused bits of the signature's last one."""
+    text, token = issue(ring())
+    position = data.draw(st.integers(0, len(text) - 1))
+    other = data.draw(st.sampled_from("ABCwxyz0189-_.=+/ \n\x00é"))
+    changed = text[:position] + other + text[position + 1 :]
+
+    try:
+        read = reader().read(changed, now=NOW)
+    except TokenInvalid:
+        return
+
+    assert read == token
+    assert changed == text or position == len(text) - 1
+
+
+class CountedRing(KeyRing):
+    """A ring that counts how often a key is looked up, which is how often a signature is verified."""
+
+    looked_up = 0
+
+    @property
+    def by_id(self) -> dict[str, SigningKey]:  # counted, so not cached
+        """The keys; counted."""
+        object.__setattr__(self, "looked_up", self.looked_up + 1)
+        return {key.kid: key for key in self.keys}
+
+
+def test_a_signature_is_verified_once_and_the_memory_is_bounded(monkeypatch):
+    """The oldest is forgotten first; nothing a caller sends makes the process grow."""
+    monkeypatch.setattr(tokens, "REMEMBERED", 2)
+    keys = CountedRing(ring().keys)
+    first, second, third = (issue(ring())[0] for _ in range(3))
+    remembering = reader(keys)
+
+    def verifications(text: str) -> int:
+        before = keys.looked_up
+        remembering.read(text, now=NOW)
+        return keys.looked_up - before
+
+    assert [verifications(text) for text in (first, first, second, second, first)] == [1, 0, 1, 0, 0]
+    assert [verifications(text) for text in (third, third, second)] == [1, 0, 0]
+    assert verifications(first) == 1
+
+
+def test_a_forged_token_is_not_remembered():
+    """Neither as good nor in place of a good one."""
+    keys = CountedRing(ring().keys)
+    remembering = reader(keys)
+    forged = claiming(aud="others")
+
+    for _ in range(2):
+        with pytest.raises(TokenInvalid):
+            remembering.read(forged, now=NOW)
+
+    assert keys.looked_up == 2
+
+
+def test_a_removed_key_takes_its_tokens_along_at_once():
+    """The memory of signatures goes with the ring, also for tokens that were just read."""
+    folder = [ring("ES256", "EdDSA")]
+    remembering = TokenReader(PROFILE, lambda: folder[0])
+    text, _ = issue(ring("ES256"))
+    remembering.read(text, now=NOW)
+
+    folder[0] = ring("EdDSA")
+
+    with pytest.raises(TokenInvalid):
+        remembering.read(text, now=NOW)
+    folder[0] = ring("ES256")
+    remembering.read(text, now=NOW)
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_his"),
+    [
+        ({}, True),
+        ({"name": "Alice", "version": 9}, True),
+        ({"epoch": 4}, False),
+        ({"epoch": 2}, False),
+        ({"roles": ("user", "admin")}, False),
+        ({"id": "00000000-0000-4000-8000-0000000000ff"}, False),
+    ],
+)
+def test_a_token_is_about_its_user_as_he_was_when_it_was_issued(changes, is_his):
+    """Another cut-off, other roles or another user: it is not about him any more."""
+    assert is_about(access_token(), user(**changes)) is is_his
