@@ -115,7 +115,7 @@ class Problem:
         }
         if self.errors:
             members["errors"] = self.errors
-        return json.dumps(members).encode()
+        return json.dumps(members).encode() + b"\n"
 
 
 def problem_of(error: errors.AuthError) -> Problem:

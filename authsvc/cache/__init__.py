@@ -13,13 +13,23 @@ from authsvc.cache.aside import Aside, Written
 from authsvc.cache.breaker import CircuitBreaker, Permit, State
 from authsvc.cache.client import CacheClient, CacheEvents, Command, Script, Stamped, each_server
 from authsvc.cache.connections import Connections, Deadlines, RedisAddress, Reply, bounded_pool, stamped
-from authsvc.cache.entry import MISSING, Entry, Flaw, Missing
+from authsvc.cache.entry import MISSING, Entry, Flaw, Json, Missing
 from authsvc.cache.errors import CacheError, CacheMisuse, CacheUnavailable, Reason
 from authsvc.cache.filling.flight import SingleFlight
 from authsvc.cache.filling.refresh import Refresher
 from authsvc.cache.filling.shapes import Display, Proof, Shape, Tagging, Tags
 from authsvc.cache.filling.sweep import pattern_drop
 from authsvc.cache.keys import ANY, KeySpace, Space
+from authsvc.cache.local import Invalidations, Near
+from authsvc.cache.lock import Held, Locks
+from authsvc.cache.monitor import Health, Keyspace, Memory, Meter, Monitor, Snapshot, Stats, joined
+from authsvc.cache.operations.collections import Counters, Hashes, Lists, Sets
+from authsvc.cache.operations.keyed import Keys
+from authsvc.cache.operations.values import Values
+from authsvc.cache.servers.cluster import ClusterServers
+from authsvc.cache.servers.sentinel import SentinelAddress, sentinel_pool
+from authsvc.cache.servers.topology import ClusterAddress, Topology
+from authsvc.cache.warmer import Ending, Warmed, Warmer, Warming
 
 __all__ = [
     "ANY",
@@ -31,14 +41,31 @@ __all__ = [
     "CacheMisuse",
     "CacheUnavailable",
     "CircuitBreaker",
+    "ClusterAddress",
+    "ClusterServers",
     "Command",
     "Connections",
+    "Counters",
     "Deadlines",
     "Display",
+    "Ending",
     "Entry",
     "Flaw",
+    "Hashes",
+    "Health",
+    "Held",
+    "Invalidations",
+    "Json",
     "KeySpace",
+    "Keys",
+    "Keyspace",
+    "Lists",
+    "Locks",
+    "Memory",
+    "Meter",
     "Missing",
+    "Monitor",
+    "Near",
     "Permit",
     "Proof",
     "Reason",
@@ -46,16 +73,27 @@ __all__ = [
     "Refresher",
     "Reply",
     "Script",
+    "SentinelAddress",
+    "Sets",
     "Shape",
     "SingleFlight",
+    "Snapshot",
     "Space",
     "Stamped",
     "State",
+    "Stats",
     "Tagging",
     "Tags",
+    "Topology",
+    "Values",
+    "Warmed",
+    "Warmer",
+    "Warming",
     "Written",
     "bounded_pool",
     "each_server",
+    "joined",
     "pattern_drop",
+    "sentinel_pool",
     "stamped",
 ]

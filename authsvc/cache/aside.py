@@ -9,10 +9,10 @@ and does not store.
 
 Outcomes for ``CacheEvents.on_lookup``: ``hit``, ``stale``, ``negative`` (these answer the reader),
 ``miss``, ``expired``, ``outdated`` (a tag was dropped), ``untrusted``, ``unavailable``, a
-:class:`~authsvc.cache.entry.Flaw`, and besides ``rescued`` (shown because the loader failed); for
-``on_fill``: ``filled``, ``released`` (there was nothing to store), ``refused`` (the lease was lost, or a
-newer row is there), ``leased`` (by another), ``shared`` (of another's load), ``written``, ``dropped``,
-``failed``.
+:class:`~authsvc.cache.entry.Flaw`; for ``on_fill``: ``filled``, ``released`` (there was nothing to
+store), ``refused`` (the lease was lost, or a newer row is there), ``leased`` (by another), ``shared`` (of
+another's load), ``rescued`` (an expired record shown because the loader failed), ``written``,
+``dropped``, ``failed``.
 """
 
 from __future__ import annotations

@@ -56,7 +56,12 @@ class Pool(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RedisAddress:
-    """Where a Redis is and who we are to it; TLS verifies the certificate against the system's roots."""
+    """
+    Where a Redis is and who we are to it.
+
+    TLS verifies the certificate and its name against the roots in the file *tls_ca*, else the system's;
+    *tls_certificate* and *tls_key* name the files of our own, where the server asks for one.
+    """
 
     host: str
     port: int = 6379
@@ -64,6 +69,9 @@ class RedisAddress:
     username: str | None = None
     password: str | None = field(default=None, repr=False)
     tls: bool = False
+    tls_ca: str | None = None
+    tls_certificate: str | None = None
+    tls_key: str | None = None
 
     @classmethod
     def from_url(cls, url: str) -> RedisAddress:
@@ -167,18 +175,35 @@ def bounded_pool(
         ),
         host=address.host,
         port=address.port,
-        db=address.db,
-        username=address.username,
-        password=address.password,
-        socket_connect_timeout=limits.connect_s,
-        socket_timeout=limits.read_s,
-        retry=Retry(NoBackoff(), 0),
-        health_check_interval=15,
-        protocol=protocol,
-        driver_info=None,  # saves two round trips for each connection
-        maint_notifications_config=MaintNotificationsConfig(enabled=False),
+        **login_options(address),
+        **socket_options(limits, protocol),
     )
     return cast("Pool", pool)
+
+
+def login_options(address: RedisAddress) -> dict[str, Any]:
+    """Return who we are to *address*, in the driver's words."""
+    options: dict[str, Any] = {"username": address.username, "password": address.password, "db": address.db}
+    if address.tls:
+        options |= {
+            "ssl_ca_certs": address.tls_ca,
+            "ssl_certfile": address.tls_certificate,
+            "ssl_keyfile": address.tls_key,
+        }
+    return options
+
+
+def socket_options(limits: Deadlines, protocol: Literal[2, 3]) -> dict[str, Any]:
+    """Return deadlines, and that nothing is retried or asked behind our back, in the driver's words."""
+    return {
+        "socket_connect_timeout": limits.connect_s,
+        "socket_timeout": limits.read_s,
+        "retry": Retry(NoBackoff(), 0),
+        "health_check_interval": 15,
+        "protocol": protocol,
+        "driver_info": None,  # saves two round trips for each connection
+        "maint_notifications_config": MaintNotificationsConfig(enabled=False),
+    }
 
 
 class Connections:

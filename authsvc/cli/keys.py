@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from authsvc.domain.signing_keys import Algorithm, SigningKey, generate
+from authsvc.settings.development import KEYS_DIR
 from authsvc.store.key_folder import read_key, read_keys
 from authsvc.wiring import now
 
@@ -26,7 +27,7 @@ def add_commands(commands: Any) -> None:
     making.add_argument("--alg", choices=("ES256", "EdDSA", "RS256"), default="ES256", help="default: ES256")
     making.set_defaults(run=run_generate)
     listing = actions.add_parser("list", help="list the keys and which of them signs")
-    listing.add_argument("--dir", type=Path, help="default: JWT_KEYS_DIR")
+    listing.add_argument("--dir", type=Path, help="default: JWT_KEYS_DIR, else that of `authsvc dev`")
     listing.set_defaults(run=run_list)
 
 
@@ -40,9 +41,9 @@ def run_generate(options: argparse.Namespace, _env: Mapping[str, str]) -> int:
 
 def run_list(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     """List the keys, newest first."""
-    folder = options.dir or Path(env.get("JWT_KEYS_DIR", ""))
-    if not folder.is_dir() or folder == Path():
-        raise ValueError("name the folder: --dir DIR, or JWT_KEYS_DIR")
+    folder = options.dir or Path(env.get("JWT_KEYS_DIR", KEYS_DIR))
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}: name it with --dir DIR, or JWT_KEYS_DIR")
     ring = read_keys(folder)
     signer = ring.signer(now()).kid if ring.keys else None
     print(json.dumps({"keys": [_described(key, signs=key.kid == signer) for key in ring.keys]}))
@@ -51,6 +52,7 @@ def run_list(options: argparse.Namespace, env: Mapping[str, str]) -> int:
 
 def generate_key(folder: Path, algorithm: Algorithm) -> SigningKey:
     """Write a new key into *folder*, for its owner alone; a key of the same second is not replaced."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     name, pem = generate(algorithm, now())
     path = folder / name
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,13 +59,17 @@ def run_serve(_options: argparse.Namespace, env: Mapping[str, str]) -> int:
 def run_dev(_options: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Serve with what is missing embedded: SQLite, Redis in memory, keys and secrets made on first start."""
     settings = _development(env)
+    if settings.redis.is_in_memory and find_spec("fakeredis") is None:
+        raise ValueError(
+            "Redis in memory needs the extra `dev`: pip install 'authsvc[dev]', or set REDIS_URL"
+        )
     _upgrade(settings)
     return _serve(settings)
 
 
 def run_upgrade(_options: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Upgrade the schema; safe when several start at once."""
-    logs.configure("info", "console", fd=STDERR)
+    logs.configure("warning", "console", fd=STDERR)
     revision = _upgrade(Settings.from_env(env))
     print(f"the database is at revision {revision}", file=sys.stderr)
     return 0
@@ -114,6 +119,9 @@ def _serve(settings: Settings) -> int:
     pipe = logs.configure(settings.log.level.value, settings.log.format.value)
     for warning in settings.warnings:
         logs.get_logger().warning("settings.warned", message=warning)
+
+    url = f"http://{settings.http.host}:{settings.http.port}"
+    logs.get_logger().info("service.starting", public=url, metrics_port=settings.http.metrics_port)
 
     def load() -> WSGIApplication:
         from authsvc.app import create_app

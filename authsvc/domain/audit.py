@@ -25,7 +25,6 @@ class Action(StrEnum):
     LIMIT_REACHED = "limit.reached"
     LIMIT_UNCOUNTED = "limit.uncounted"
     TOKEN_UNRECORDED = "token.unrecorded"  # noqa: S105 - the name of an event
-    CLIENT_CREATED = "client.created"
 
 
 @dataclass(frozen=True, slots=True)

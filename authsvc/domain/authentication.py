@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -200,6 +201,8 @@ class Authentication:
         if committed is None:
             raise self._refused(attempt, verified)
         user = self.revocations.publish(committed).value
+        if rehash is not None:
+            self.audit.record(Event(Action.PASSWORD_REHASHED, user_id=user.id))
         self.audit.record(
             Event(Action.LOGIN_SUCCEEDED, user_id=user.id, session_id=session.id, client_ip=attempt.ip)
         )
@@ -304,5 +307,5 @@ def _typed_email(text: str) -> Email | None:
 
 
 def _seconds_until(end: datetime, now: datetime) -> int:
-    """Whole seconds from *now* to *end*, never negative."""
-    return max(0, int((end - now).total_seconds()))
+    """Seconds from *now* to *end*, rounded up, never negative."""
+    return max(0, math.ceil((end - now).total_seconds()))

@@ -43,6 +43,10 @@ ON_OUTAGE: Mapping[Rule, OnOutage] = {
 }
 
 
+#: The rules whose subject is the client's address.
+BY_ADDRESS = frozenset({Rule.LOGIN_IP, Rule.REGISTER_IP})
+
+
 class RateLimiter(Protocol):
     """Counts attempts atomically, before the work that they ask for."""
 
@@ -75,7 +79,8 @@ class Limits:
         verdict = self._attempt(rule, limit, subject)
         _note(verdict)
         if verdict is not None and not verdict.allowed:
-            self.audit.record(Event(Action.LIMIT_REACHED, detail=rule))
+            client_ip = subject if rule in BY_ADDRESS else None
+            self.audit.record(Event(Action.LIMIT_REACHED, client_ip=client_ip, detail=rule))
             raise RateLimited(verdict)
         return verdict
 

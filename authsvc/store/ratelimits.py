@@ -52,7 +52,7 @@ class RedisRateLimiter:
             self._client.call("ZREM", self._key(verdict.limit, verdict.subject), verdict.receipt)
         except CacheUnavailable as error:
             # The caller has succeeded: he loses one attempt for a window, not his answer.
-            _log.warning("limit.refund_lost rule=%s reason=%s", verdict.limit.name, error.reason)
+            _log.warning("limit.refund_lost", extra={"rule": verdict.limit.name, "reason": error.reason})
 
     def _key(self, limit: Limit, subject: str) -> str:
         return self._keys.space("auth:rate-limit", ttl_s=limit.window_s).key(limit.name, subject)

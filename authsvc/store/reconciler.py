@@ -23,6 +23,8 @@ INTERVAL_S: Final = 1.0
 SHORTEST_INTERVAL_S: Final = 0.1
 #: How many comparisons lie between two looks at the eviction policy.
 POLICY_EVERY: Final = 5
+#: Failures in a row that are worth a line.
+NOTABLE_FAILURES: Final = 2
 
 log = logging.getLogger(__name__)
 
@@ -175,13 +177,14 @@ class Heartbeat:
     """
     Runs the comparison every second on a thread of its own, sooner when it is woken.
 
-    *alongside* is called after each.  A change between proven and unproven is logged, not its lasting.
+    *alongside* is called after each.  That Redis is believed, or is not, is logged when it changes.
     """
 
     def __init__(self, reconciler: Reconciler, alongside: Callable[[], object]) -> None:
         self._reconciler = reconciler
         self._alongside = alongside
-        self._is_proven: bool | None = None
+        self._failures = 0
+        self._is_believed = False
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
@@ -224,11 +227,12 @@ class Heartbeat:
             return self._note(is_proven=False, cause="crashed")
 
     def _note(self, *, is_proven: bool, cause: str) -> bool:
-        """Log a change; the cause where Redis is no longer believed."""
-        if is_proven != self._is_proven:
-            self._is_proven = is_proven
-            if is_proven:
-                log.info("redis.proven")
-            else:
-                log.warning("redis.unproven", extra={"cause": cause})
+        """Log when Redis comes to be believed, and when it has failed twice: once is in the ordinary."""
+        self._failures = 0 if is_proven else self._failures + 1
+        if is_proven and not self._is_believed:
+            self._is_believed = True
+            log.info("redis.proven")
+        elif self._failures == NOTABLE_FAILURES:
+            self._is_believed = False
+            log.warning("redis.unproven", extra={"cause": cause})
         return is_proven

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from authsvc.cache.errors import CacheError, CacheUnavailable
@@ -105,6 +106,16 @@ def build(settings: Settings, *, clock: Clock = now) -> Services:
     )
 
 
+def available_cores() -> int:
+    """The cores that this process may keep busy: its affinity, within a container's CPU quota."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else max(1, min(cores, math.ceil(int(quota) / int(period))))
+
+
 def lane_size(workers: int, cores: int) -> LaneSize:
     """
     As many hashes at once as there are cores, over all workers together, but at least two in each.
@@ -159,7 +170,7 @@ def _lane(settings: Settings, metrics: Metrics) -> HashingLane:
         metrics.password_hash(seconds)
         metrics.password_hash_queue(lane.queue_depth)
 
-    size = lane_size(settings.http.workers, len(os.sched_getaffinity(0)))
+    size = lane_size(settings.http.workers, available_cores())
     lane = HashingLane(size, clock=time.monotonic, on_done=done)
     return lane
 

@@ -6,18 +6,33 @@ import shutil
 from contextlib import closing
 from typing import TYPE_CHECKING
 
+import fakeredis
 import psycopg
 import pytest
 from psycopg import sql
 
+from authsvc.domain.revocations import Proof
 from authsvc.store.migrations import upgrade
 from authsvc.store.tables import metadata
-from tests.contract.stores import Stores, open_database
-from tests.servers import PostgresServer, Remote, drop_database
+from tests.contract.index_side import Side
+from tests.contract.reconciling import World, open_world
+from tests.contract.redis_side import (
+    MAX_STALENESS_S,
+    Hooks,
+    client_over,
+    embedded_pool,
+    index_over,
+    real_pool,
+)
+from tests.contract.stores import Stores, WallClock, open_database
+from tests.servers import PostgresServer, RedisServer, Remote, drop_database
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+#: As many threads as a test lets loose on one index.
+CALLERS = 16
 
 
 @pytest.fixture(scope="session")
@@ -74,3 +89,47 @@ def postgres_stores(postgres_url: str) -> Iterator[Stores]:
     """Open every store over PostgreSQL, for what SQLite has no counterpart of."""
     with closing(open_database(postgres_url)) as database:
         yield Stores.over(database)
+
+
+@pytest.fixture(scope="module")
+def own_redis() -> Iterator[RedisServer]:
+    """Share one server among these tests, which configure and empty it as they like."""
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+def world(stores, own_redis) -> Iterator[World]:
+    """Make a world over each kind of database."""
+    yield from open_world(stores, own_redis)
+
+
+@pytest.fixture
+def postgres_world(postgres_stores, own_redis) -> Iterator[World]:
+    """Make a world over PostgreSQL, for what SQLite has no counterpart of."""
+    yield from open_world(postgres_stores, own_redis)
+
+
+@pytest.fixture
+def quick_world(sqlite_url, own_redis) -> Iterator[World]:
+    """Make a world over SQLite, for what happens between a process and Redis alone."""
+    with closing(open_database(sqlite_url)) as database:
+        yield from open_world(Stores.over(database), own_redis)
+
+
+@pytest.fixture(params=["embedded", "real"])
+def side(request) -> Iterator[Side]:
+    """Make an empty index over the in-memory server, then over a real one."""
+    is_real = request.param == "real"
+    pool = (
+        real_pool(request.getfixturevalue("redis_url"), size=CALLERS)
+        if is_real
+        else embedded_pool(fakeredis.FakeServer(), size=CALLERS)
+    )
+    operations: list[str] = []
+    with closing(client_over(pool, on_operation=lambda name, _s, _o: operations.append(name))) as client:
+        proof, hooks, clock = Proof(MAX_STALENESS_S), Hooks(), WallClock()
+        index = index_over(client, clock, proof=proof, hooks=hooks)
+        client.ping()
+        operations.clear()
+        yield Side(index, client, proof, hooks, clock, operations)

@@ -147,6 +147,11 @@ class Process:
         nothing = access_token(self.index.clock)
         return self.index.look_up(nothing.keys).is_proven
 
+    def connection_id(self) -> int:
+        """The server's number for the reconciler's connection."""
+        number: int = self.reconciling.call("CLIENT", "ID")  # type: ignore[assignment]  # what it replies
+        return number
+
     def close(self) -> None:
         """Let all connections go."""
         self.checks.close()

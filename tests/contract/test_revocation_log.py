@@ -139,7 +139,7 @@ def append_slowly(stores: Stores, rng: random.Random) -> list[int]:
 
 
 def follow(stores: Stores, is_over: threading.Event) -> tuple[list[int], int]:
-    """Read on from head to head until the writers are done and once more; what was seen, and how many heads."""
+    """Read on from head to head until the writers are done, and once more; what was seen, number of heads."""
     seen: list[int] = []
     cursor = heads = 0
     while True:

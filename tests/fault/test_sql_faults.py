@@ -26,7 +26,7 @@ from tests.processes import wait_until
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.fault.world import Cast, World
+    from tests.fault.world import Answer, Cast, World
 
 pytestmark = [pytest.mark.fault, pytest.mark.slow]
 
@@ -35,7 +35,7 @@ ANSWER_S = 3.0
 #: "At once", with room for a busy machine.
 AT_ONCE_S = 0.5
 #: More requests than open the breakers of both workers, however they are dealt.
-BURST = 16
+CROWD = 16
 
 
 @contextmanager
@@ -67,8 +67,8 @@ def test_without_sql_redis_answers_checks_and_nothing_is_written(world, fault):
 
     with watching(world.service, good=alive, bad=[cast.gone.access]):
         with fault(world):
-            answers = world.ask_everything(cast)
-            refused_s = refusals_behind_the_breaker(world, cast)
+            answers = ask_in_a_crowd(world, cast)
+            refused_s = world.service.from_each_worker(lambda: refusal_s(world, cast))
             ready = world.ask("GET", "/v1/health/ready")
             health = world.ask("GET", "/v1/health")
             live = world.ask("GET", "/v1/health/live")
@@ -92,13 +92,18 @@ def test_without_sql_redis_answers_checks_and_nothing_is_written(world, fault):
     assert world.preferences(cast.writes) == preferences
 
 
-def refusals_behind_the_breaker(world: World, cast: Cast) -> list[float]:
-    """Open the breaker of each worker; the seconds that a refusal then takes: a probe now and again waits."""
-    with ThreadPoolExecutor(BURST) as pool:
-        assert {answer.status for answer in pool.map(world.refresh, [cast.refreshes] * BURST)} == {503}
-    return world.service.from_each_worker(
-        lambda: median(world.refresh(cast.refreshes).seconds for _ in range(5))
-    )
+def ask_in_a_crowd(world: World, cast: Cast) -> dict[str, Answer]:
+    """One request of each kind among so many others that the breaker of each worker is open afterwards."""
+    with ThreadPoolExecutor(CROWD) as pool:
+        crowd = [pool.submit(world.refresh, cast.refreshes) for _ in range(CROWD)]
+        answers = world.ask_everything(cast)
+        assert {other.result().status for other in crowd} == {503}
+    return answers
+
+
+def refusal_s(world: World, cast: Cast) -> float:
+    """How long a refusal takes; a probe of the breaker may be among them."""
+    return median(world.refresh(cast.refreshes).seconds for _ in range(5))
 
 
 def test_trust_in_redis_alone_ends_at_its_limit(world):

@@ -196,7 +196,7 @@ class Loading(Generic[T]):
         if len(values) < len(looks):
             raise error
         for _ in values:
-            self.events.on_lookup(self.records.space.name, "rescued")
+            self.events.on_fill(self.records.space.name, "rescued")
         return values
 
     def _tell(self, outcome: str, times: int) -> None:

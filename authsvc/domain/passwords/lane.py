@@ -183,10 +183,10 @@ class BoundedPasswords:
 def _lower_own_priority(niceness: int) -> None:
     """Add *niceness* to the calling thread's nice value; where that cannot be done, say so and go on."""
     if sys.platform != "linux":  # elsewhere a thread's id is no process id: it could name somebody else
-        _log.warning("hashing.priority_unchanged: this system has no priority of a single thread")
+        _log.warning("hashing.priority_unchanged", extra={"cause": "threads have no priority here"})
         return
     thread = threading.get_native_id()
     try:
         os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + niceness)
     except OSError as error:
-        _log.warning("hashing.priority_unchanged: %s", error)
+        _log.warning("hashing.priority_unchanged", extra={"cause": error.strerror})

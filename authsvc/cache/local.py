@@ -1,0 +1,190 @@
+"""
+A first level in the process above the cache in Redis, for seconds, and for display alone.
+
+Invalidations are told to the other processes over a channel under the key prefix.  A lost message heals
+twice over: whenever the subscription is made anew everything here is forgotten, and no record stays longer
+than its few seconds anyway.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Final, Generic, TypeVar, cast
+
+from redis.client import PubSub
+from redis.exceptions import RedisError
+
+from authsvc.cache.aside import Aside
+from authsvc.cache.client import Command
+from authsvc.cache.connections import Pool
+from authsvc.cache.entry import MISSING, Missing
+from authsvc.cache.keys import KeySpace
+
+T = TypeVar("T")
+#: The longest a subscriber waits for a message before it looks whether it should stop, in seconds.
+_WAIT_S: Final = 0.2
+#: And how long it rests before it subscribes anew.
+_REST_S: Final = 0.5
+_STRIPES: Final = 256
+
+
+class Invalidations:
+    """
+    Tells this process what others dropped; one per process, after the fork.
+
+    *pool* is one of its own, with a single connection: a subscription keeps it.
+    """
+
+    def __init__(self, pool: Pool, keys: KeySpace) -> None:
+        self.channel = keys.channel
+        self._pool = pool
+        self._hearing: list[Callable[[str | None], None]] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="cache-invalidations", daemon=True)
+        #: Set while messages are being received.
+        self.is_listening = threading.Event()
+
+    def hear(self, on_dropped: Callable[[str | None], None]) -> None:
+        """Call *on_dropped* with each key that was dropped, and with None when any may have been."""
+        self._hearing.append(on_dropped)
+
+    def commands(self, keys: Iterable[str]) -> list[Command]:
+        """Return the commands that tell everybody, to be sent behind those that drop."""
+        return [("PUBLISH", self.channel, key) for key in keys]
+
+    def start(self) -> None:
+        """Begin to listen, on a thread of its own."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=5)
+        self._pool.disconnect()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            with suppress(RedisError):  # the next round subscribes anew, and forgets what it missed
+                self._listen()
+            self.is_listening.clear()
+            self._stop.wait(_REST_S)
+
+    def _listen(self) -> None:
+        subscription = PubSub(self._pool)  # type: ignore[no-untyped-call]
+        try:
+            subscription.subscribe(self.channel)
+            while not self._stop.is_set():
+                message = subscription.get_message(timeout=_WAIT_S)
+                if message is not None:
+                    self._take(cast("dict[str, object]", message))
+        finally:
+            subscription.close()
+
+    def _take(self, message: dict[str, object]) -> None:
+        if message["type"] == "subscribe":  # also after a connection that was remade behind our back
+            self._tell(None)
+            self.is_listening.set()
+        elif message["type"] == "message":
+            self._tell(cast("bytes", message["data"]).decode(errors="replace"))
+
+    def _tell(self, key: str | None) -> None:
+        for on_dropped in self._hearing:
+            on_dropped(key)
+
+
+class Near(Generic[T]):
+    """
+    At most *max_entries* records of *aside* in this process, each for *ttl_s* seconds by *clock*.
+
+    Raises ValueError for an *aside* that is not marked as displayable.
+    """
+
+    def __init__(
+        self,
+        aside: Aside[T],
+        invalidations: Invalidations,
+        *,
+        ttl_s: float,
+        max_entries: int,
+        clock: Callable[[], float],
+    ) -> None:
+        if aside.display is None:
+            raise ValueError("only what may be displayed stale is kept in the process")
+        self._aside = aside
+        self._invalidations = invalidations
+        self._ttl_s = ttl_s
+        self._max_entries = max_entries
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._entries: OrderedDict[str, tuple[T, float]] = OrderedDict()
+        # What was dropped while a record was on its way here: one number for many keys is enough.
+        self._drops = [0] * _STRIPES
+        invalidations.hear(self.forget)
+
+    def get_or_load(self, ident: str, loader: Callable[[str], T | Missing]) -> T | Missing:
+        """Return *ident* from here, else from Redis, else from *loader*; see Aside.get_or_load."""
+        key = self._aside.space.key(ident)
+        stripe = hash(key) % _STRIPES
+        with self._lock:
+            kept, drops = self._kept(key), self._drops[stripe]
+        if not isinstance(kept, Missing):
+            self._aside.events.on_lookup(self._aside.space.name, "hit")
+            return kept
+        value = self._aside.get_or_load(ident, loader)
+        if not isinstance(value, Missing):
+            self._keep(key, value, stripe, drops)
+        return value
+
+    def drop(self, idents: Iterable[str]) -> None:
+        """Invalidate *idents* here, in Redis and in the other processes; raises CacheUnavailable."""
+        wanted = list(idents)
+        commands = self.drop_commands(wanted)
+        try:
+            self._aside.client.pipeline(commands)
+        finally:
+            for ident in wanted:
+                self.forget(self._aside.space.key(ident))
+
+    def drop_commands(self, idents: Iterable[str]) -> list[Command]:
+        """Return the commands of :meth:`drop`; this process hears of them like the others."""
+        wanted = list(idents)
+        told = self._invalidations.commands(self._aside.space.key(ident) for ident in wanted)
+        return [*self._aside.drop_commands(wanted), *told]
+
+    def forget(self, key: str | None) -> None:
+        """Forget the record under *key*; None: all."""
+        with self._lock:
+            if key is None:
+                self._entries.clear()
+                self._drops = [number + 1 for number in self._drops]
+            else:
+                self._entries.pop(key, None)
+                self._drops[hash(key) % _STRIPES] += 1
+
+    def __len__(self) -> int:
+        """Return how many records are kept."""
+        return len(self._entries)
+
+    def _kept(self, key: str) -> T | Missing:
+        kept = self._entries.get(key)
+        if kept is None:
+            return MISSING
+        value, until_s = kept
+        if self._clock() >= until_s:
+            del self._entries[key]
+            return MISSING
+        self._entries.move_to_end(key)
+        return value
+
+    def _keep(self, key: str, value: T, stripe: int, drops: int) -> None:
+        with self._lock:
+            if self._drops[stripe] != drops:
+                return
+            self._entries[key] = (value, self._clock() + self._ttl_s)
+            self._entries.move_to_end(key)
+            while len(self._entries) > self._max_entries:
+                self._entries.popitem(last=False)

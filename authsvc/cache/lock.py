@@ -1,0 +1,150 @@
+"""
+Locks across processes: they save work, and nothing may be wrong when one of them is lost.
+
+The lock itself is redis-py's: its owner-checked scripts for release and extend, its unconditional time
+to live.  It is handed a narrow stand-in for a ``Redis`` object that sends what it asks through this
+library's client, so that breaker, deadlines and error words hold for locks as for everything else; the
+scripts go as text, since a loaded one is lost with a failover.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from threading import Lock as ThreadLock
+from typing import Any
+
+from redis.exceptions import LockError
+from redis.lock import Lock as RedisLock
+
+from authsvc.cache.client import CacheClient, Script
+from authsvc.cache.connections import Argument, Reply
+from authsvc.cache.errors import CacheUnavailable
+from authsvc.cache.keys import KeySpace
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A lock that was got; it ends by itself after its time to live."""
+
+    name: str
+    _lock: RedisLock
+
+    def extend(self, ttl_s: float) -> bool:
+        """Let it live *ttl_s* seconds from now; False if it was lost.  Raises CacheUnavailable."""
+        try:
+            return self._lock.extend(ttl_s, replace_ttl=True)
+        except LockError:
+            return False
+
+    def is_owned(self) -> bool:
+        """Return whether it is still ours.  Raises CacheUnavailable."""
+        return bool(self._lock.owned())
+
+    def release(self) -> bool:
+        """Give it back; False if it was lost before.  Raises CacheUnavailable."""
+        try:
+            self._lock.release()
+        except LockError:
+            return False
+        return True
+
+
+class Locks:
+    """
+    Locks ``lock:<name>`` of *keys*.
+
+    A lock lives *ttl_s* seconds; who does not get it asks again at most *max_retries* times, *retry_delay_s*
+    seconds apart.  ``active`` is the number that this process holds.
+    """
+
+    def __init__(
+        self,
+        client: CacheClient,
+        keys: KeySpace,
+        *,
+        ttl_s: float = 30,
+        retry_delay_s: float = 0.1,
+        max_retries: int = 3,
+        on_active: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        self.active = 0
+        self._commands = _Commands(client)
+        self._keys = keys
+        self._ttl_s = ttl_s
+        self._retry_delay_s = retry_delay_s
+        self._max_retries = max_retries
+        self._on_active = on_active
+        self._counting = ThreadLock()
+
+    def acquire(self, name: str, *, ttl_s: float | None = None, waits: bool = True) -> Held | None:
+        """Return the lock, or None if others kept it; raises CacheUnavailable."""
+        lock = _Lock(
+            self._commands,
+            self._keys.key("lock", name),
+            timeout=self._ttl_s if ttl_s is None else ttl_s,
+            sleep=self._retry_delay_s,
+            # Half a delay more: the last try must not fall to a clock that ran a little late.
+            blocking_timeout=self._retry_delay_s * (self._max_retries + 0.5),
+            thread_local=False,
+        )
+        return Held(name, lock) if lock.acquire(blocking=waits and self._max_retries > 0) else None
+
+    @contextmanager
+    def holding(self, name: str, *, ttl_s: float | None = None, waits: bool = True) -> Iterator[Held | None]:
+        """Hold the lock for a while, or None; what cannot be given back ends by itself."""
+        held = self.acquire(name, ttl_s=ttl_s, waits=waits)
+        if held is None:
+            yield None
+            return
+        self._count(1)
+        try:
+            yield held
+        finally:
+            self._count(-1)
+            with suppress(CacheUnavailable):  # counted by the client; the lock's own life bounds the harm
+                held.release()
+
+    def _count(self, by: int) -> None:
+        with self._counting:
+            self.active += by
+            active = self.active
+        self._on_active(active)
+
+
+class _Lock(RedisLock):
+    """Keeps its scripts apart from those of redis-py's own clients in the same process."""
+
+    lua_release = None
+    lua_extend = None
+    lua_reacquire = None
+
+
+class _Commands:
+    """What redis-py's Lock uses of a ``Redis`` object."""
+
+    def __init__(self, client: CacheClient) -> None:
+        self._client = client
+
+    def set(self, name: str, value: Argument, *, nx: bool, px: int) -> bool:
+        """Set *name* for *px* milliseconds."""
+        only_free = ("NX",) if nx else ()
+        return self._client.call("SET", name, value, *only_free, "PX", px) is not None
+
+    def get(self, name: str) -> Reply:
+        """Return the value of *name*."""
+        return self._client.call("GET", name)
+
+    def register_script(self, text: str) -> Callable[..., Reply]:
+        """Return a script as the Lock calls it: it keeps them on its class, so *client* says whose it is."""
+        script = Script(text)
+
+        def run(*, keys: Sequence[str], args: Sequence[Argument], client: Any) -> Reply:  # noqa: ANN401 redis-py's
+            return client.run_script(script, keys, args)  # type: ignore[no-any-return]
+
+        return run
+
+    def run_script(self, script: Script, keys: Sequence[str], args: Sequence[Argument]) -> Reply:
+        """Run *script* here."""
+        return self._client.call(*script.command(keys, args))

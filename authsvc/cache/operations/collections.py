@@ -1,0 +1,147 @@
+"""Hashes, lists and sets of JSON values; a key that comes into being has a life from the same step on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import cast
+
+from authsvc.cache.client import CacheClient, CacheEvents
+from authsvc.cache.connections import Argument
+from authsvc.cache.entry import MISSING, Json, Missing, to_json
+from authsvc.cache.keys import Space
+from authsvc.cache.operations.keyed import Grown, Keys, Reading
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Collection:
+    """See the subclasses.  All raise CacheUnavailable, or CacheMisuse where a key holds another type."""
+
+    client: CacheClient
+    space: Space
+    events: CacheEvents = field(default_factory=CacheEvents)
+
+    @property
+    def keys(self) -> Keys:
+        """Delete, exists, ttl_s, expire."""
+        return Keys(client=self.client, space=self.space)
+
+    @property
+    def _grown(self) -> Grown:
+        return Grown(client=self.client, space=self.space)
+
+    @property
+    def _reading(self) -> Reading:
+        return Reading(space=self.space, events=self.events)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hashes(_Collection):
+    """Fields with JSON values."""
+
+    def get(self, ident: str, name: str) -> Json | Missing:
+        """Return one field, or MISSING."""
+        raw = self.client.call("HGET", self.space.key(ident), name)
+        return self._reading.value(cast("bytes | None", raw))
+
+    def get_all(self, ident: str) -> dict[str, Json]:
+        """Return all fields that decode; none of a hash that is not there."""
+        flat = self.client.call("HGETALL", self.space.key(ident))
+        # RESP3 has a type for it, RESP2 a list of names and values.
+        pairs = flat.items() if isinstance(flat, dict) else _pairs(cast("list[bytes]", flat))
+        reading = self._reading
+        values = {cast("bytes", name).decode(): reading.value(cast("bytes", raw)) for name, raw in pairs}
+        return {name: value for name, value in values.items() if not isinstance(value, Missing)}
+
+    def set(self, ident: str, fields: Mapping[str, Json]) -> None:
+        """Set *fields*, at least one; the others stay."""
+        words: list[Argument] = []
+        for name, value in fields.items():
+            words += (name, to_json(value))
+        self._grown.run(ident, "HSET", *words)
+
+    def remove(self, ident: str, *names: str) -> int:
+        """Remove fields and return how many there were."""
+        return cast("int", self.client.call("HDEL", self.space.key(ident), *names))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lists(_Collection):
+    """JSON values in an order."""
+
+    def append(self, ident: str, *values: Json) -> int:
+        """Add *values* at the end and return the length."""
+        return cast("int", self._grown.run(ident, "RPUSH", *map(to_json, values)))
+
+    def pop(self, ident: str) -> Json | Missing:
+        """Take the first, or MISSING; never sent twice, so that none is lost twice."""
+        return self._reading.value(cast("bytes | None", self.client.call("LPOP", self.space.key(ident))))
+
+    def range(self, ident: str, first: int = 0, last: int = -1) -> list[Json]:
+        """Return those from *first* to *last*, both included; negative ones count from the end."""
+        raws = self.client.call("LRANGE", self.space.key(ident), first, last)
+        return self._reading.values(cast("list[bytes]", raws))
+
+    def length(self, ident: str) -> int:
+        """Return how many there are."""
+        return cast("int", self.client.call("LLEN", self.space.key(ident)))
+
+    def keep(self, ident: str, newest: int) -> None:
+        """Keep the last *newest* alone."""
+        self.client.call("LTRIM", self.space.key(ident), -newest, -1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sets(_Collection):
+    """JSON values without order or repetition; equal if they are written alike, keys sorted."""
+
+    def add(self, ident: str, *values: Json) -> int:
+        """Add *values* and return how many were new."""
+        return cast("int", self._grown.run(ident, "SADD", *map(_canonical, values)))
+
+    def remove(self, ident: str, *values: Json) -> int:
+        """Remove *values* and return how many there were."""
+        return cast("int", self.client.call("SREM", self.space.key(ident), *map(_canonical, values)))
+
+    def members(self, ident: str) -> list[Json]:
+        """Return all that decode, in no order."""
+        # RESP3's sets arrive as lists; SMEMBERS of what is not there is empty.
+        raws = self.client.call("SMEMBERS", self.space.key(ident))
+        return self._reading.values(cast("list[bytes]", raws))
+
+    def contains(self, ident: str, value: Json) -> bool:
+        """Return whether *value* is one of them."""
+        return bool(self.client.call("SISMEMBER", self.space.key(ident), _canonical(value)))
+
+    def size(self, ident: str) -> int:
+        """Return how many there are."""
+        return cast("int", self.client.call("SCARD", self.space.key(ident)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counters(_Collection):
+    """Whole numbers; the first change gives the key its life, in the same step."""
+
+    def increment(self, ident: str, by: int = 1) -> int:
+        """Add *by* and return the sum; never sent twice, so that nothing counts twice."""
+        return cast("int", self._grown.run(ident, "INCRBY", by))
+
+    def decrement(self, ident: str, by: int = 1) -> int:
+        """Subtract *by* and return the difference."""
+        return cast("int", self._grown.run(ident, "DECRBY", by))
+
+    def read(self, ident: str) -> int | Missing:
+        """Return the number, or MISSING."""
+        value = self._reading.value(cast("bytes | None", self.client.call("GET", self.space.key(ident))))
+        return value if isinstance(value, int) else MISSING
+
+
+def _pairs(flat: list[bytes]) -> list[tuple[bytes, bytes]]:
+    return list(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _canonical(value: Json) -> bytes:
+    return json.dumps(
+        value, ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=True
+    ).encode()

@@ -1,0 +1,99 @@
+"""The primary of a service, as its Sentinels name it whenever a connection is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, cast
+
+from redis.backoff import NoBackoff
+from redis.connection import BlockingConnectionPool
+from redis.retry import Retry
+from redis.sentinel import Sentinel, SentinelManagedConnection, SentinelManagedSSLConnection
+
+from authsvc.cache.connections import (
+    Deadlines,
+    Generations,
+    Pool,
+    RedisAddress,
+    login_options,
+    socket_options,
+    stamped,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SentinelAddress:
+    """
+    Where the Sentinels are, as (host, port), and what their service is called.
+
+    *redis* says how to log in to the servers of the service; its host and port do not matter.  The
+    Sentinels have a password of their own, and TLS where the servers have it.
+    """
+
+    sentinels: tuple[tuple[str, int], ...]
+    service: str
+    redis: RedisAddress = field(default_factory=lambda: RedisAddress(host="sentinel"))
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+
+
+def sentinel_pool(
+    address: SentinelAddress,
+    *,
+    size: int,
+    protocol: Literal[2, 3] = 3,
+    client_name: str | None = None,
+    deadlines: Deadlines | None = None,
+    generations: Generations | None = None,
+) -> Pool:
+    """
+    Return a pool like :func:`~authsvc.cache.connections.bounded_pool`, to the primary of the moment.
+
+    A failover breaks the connections; those made afterwards lead to the new primary and have a stamp of
+    their own, so that whoever compared the old one with the truth can tell.
+    """
+    limits = deadlines or Deadlines()
+    connection_class = SentinelManagedSSLConnection if address.redis.tls else SentinelManagedConnection
+    pool = BlockingConnectionPool(  # type: ignore[no-untyped-call]
+        max_connections=size,
+        timeout=limits.wait_s,
+        connection_class=stamped(connection_class, client_name=client_name, generations=generations),
+        connection_pool=_Primary(address, limits),
+        **login_options(address.redis),
+        **socket_options(limits, protocol),
+    )
+    return cast("Pool", pool)
+
+
+class _Primary:
+    """
+    What redis-py's Sentinel-managed connections ask of their pool.
+
+    Its own SentinelConnectionPool does not wait for a free connection, and bounds nothing by default.
+    """
+
+    is_master = True
+    check_connection = False
+
+    def __init__(self, address: SentinelAddress, limits: Deadlines) -> None:
+        self.service_name = address.service
+        login = login_options(
+            replace(address.redis, username=address.username, password=address.password, db=0)
+        )
+        tls: dict[str, Any] = {"ssl": True} if address.redis.tls else {}
+        self._sentinel = Sentinel(  # type: ignore[no-untyped-call]
+            list(address.sentinels),
+            sentinel_kwargs={
+                **login,
+                **tls,
+                "socket_connect_timeout": limits.connect_s,
+                "socket_timeout": limits.read_s,
+                "retry": Retry(NoBackoff(), 0),
+                "max_connections": 4,
+            },
+        )
+
+    def get_master_address(self) -> tuple[str, int]:
+        """Ask the Sentinels in turn; raises the driver's MasterNotFoundError."""
+        found = self._sentinel.discover_master(self.service_name)  # type: ignore[no-untyped-call]
+        return cast("tuple[str, int]", found)

@@ -1,0 +1,201 @@
+"""Who owns which slot of a cluster, and the connections to each server."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any, Final, Literal, cast
+
+from redis.cluster import ClusterNode, NodesManager
+from redis.connection import BlockingConnectionPool, Connection, SSLConnection
+from redis.crc import key_slot
+from redis.exceptions import AskError, ClusterDownError, MovedError, RedisClusterException, RedisError
+from redis.exceptions import ConnectionError as DriverConnectionError
+
+from authsvc.cache.connections import (
+    Connections,
+    Deadlines,
+    Generations,
+    Pool,
+    RedisAddress,
+    Wire,
+    login_options,
+    socket_options,
+    stamped,
+)
+
+#: The slot map is read at most this often, in seconds.
+REFRESH_S: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterAddress:
+    """Some servers of the cluster, as (host, port), and in *redis* how to log in to all of them."""
+
+    nodes: tuple[tuple[str, int], ...]
+    redis: RedisAddress = field(default_factory=lambda: RedisAddress(host="cluster"))
+
+
+class Topology:
+    """
+    The slot map, read when it is first needed and again after :meth:`doubt`; all raise the driver's errors.
+
+    At most *size* connections to each server.  The map is read at most every :data:`REFRESH_S` seconds by
+    *clock*, so that an outage is not made worse by asking about it.
+    """
+
+    def __init__(
+        self,
+        address: ClusterAddress,
+        *,
+        size: int,
+        protocol: Literal[2, 3] = 3,
+        client_name: str | None = None,
+        deadlines: Deadlines | None = None,
+        generations: Generations | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        limits = deadlines or Deadlines()
+        self.generations = generations or Generations()
+        connection_class = SSLConnection if address.redis.tls else Connection
+        self._address = address
+        self._options: dict[str, Any] = {
+            **{key: value for key, value in login_options(address.redis).items() if key != "db"},
+            **socket_options(limits, protocol),
+            "max_connections": size,
+            "timeout": limits.wait_s,
+            "connection_class": stamped(
+                connection_class, client_name=client_name, generations=self.generations
+            ),
+        }
+        self._clock = clock
+        self._reading = Lock()
+        self._making = Lock()
+        self._nodes: NodesManager | None = None
+        self._is_doubted = False
+        self._read_at_s = 0.0
+        self._pools: dict[str, Connections] = {}
+
+    def owner(self, key: bytes) -> ClusterNode:
+        """Return the primary of *key*'s slot."""
+        try:
+            return self._map().get_node_from_slot(key_slot(key))
+        except RedisClusterException as error:
+            self.doubt()
+            raise ClusterDownError("slot without a server") from error
+
+    def primaries(self) -> list[ClusterNode]:
+        """Return all primaries."""
+        return cast("list[ClusterNode]", self._map().get_nodes_by_server_type("primary"))
+
+    def any_primary(self) -> ClusterNode:
+        """Return one."""
+        primaries = self.primaries()
+        if not primaries:
+            raise ClusterDownError("no primary")
+        return primaries[0]
+
+    def redirected(self, refusal: AskError) -> ClusterNode:
+        """Return where *refusal* sends us; a slot that has moved stays there."""
+        nodes = self._map()
+        if isinstance(refusal, MovedError):
+            self.doubt()
+            nodes.move_slot(refusal)
+        known = nodes.get_node(host=refusal.host, port=refusal.port)
+        return known or ClusterNode(refusal.host, refusal.port)  # type: ignore[no-untyped-call]
+
+    def connections(self, node: ClusterNode) -> Connections:
+        """Return those to *node*."""
+        with self._making:
+            if node.name not in self._pools:
+                options = {"host": node.host, "port": node.port, **self._options}
+                pool = BlockingConnectionPool(**options)  # type: ignore[no-untyped-call]
+                self._pools[node.name] = Connections(cast("Pool", pool))
+            return self._pools[node.name]
+
+    def known(self) -> list[Connections]:
+        """Return the connections to all servers that were ever used."""
+        with self._making:
+            return list(self._pools.values())
+
+    def doubt(self) -> None:
+        """Have the map read again before it is next used."""
+        self._is_doubted = True
+
+    def _map(self) -> NodesManager:
+        nodes = self._nodes
+        if nodes is None:
+            return self._first_map()
+        if self._is_doubted and self._clock() - self._read_at_s >= REFRESH_S:
+            self._is_doubted, self._read_at_s = False, self._clock()
+            try:
+                nodes.initialize()
+            except RedisClusterException as error:
+                self.doubt()
+                raise DriverConnectionError("no server of the cluster can be reached") from error
+        return nodes
+
+    def _first_map(self) -> NodesManager:
+        with self._reading:
+            if self._nodes is None:
+                self._nodes = self._read()
+                self._read_at_s = self._clock()
+            return self._nodes
+
+    def _read(self) -> NodesManager:
+        # Its own connections are for reading the map alone, one to a server, and unstamped.
+        options = {**self._options, "max_connections": 1}
+        del options["timeout"], options["connection_class"], options["retry"]
+        is_tls = self._address.redis.tls
+        try:
+            return NodesManager(
+                [ClusterNode(*where) for where in self._address.nodes],  # type: ignore[no-untyped-call]
+                from_url=True,
+                connection_class=SSLConnection if is_tls else Connection,
+                **options,
+            )
+        except RedisClusterException as error:
+            raise DriverConnectionError("no server of the cluster can be reached") from error
+
+
+class ClusterFleet:
+    """The connections to all servers of a cluster, as one."""
+
+    def __init__(self, topology: Topology) -> None:
+        self._topology = topology
+        self._lent: dict[int, Connections] = {}
+
+    @property
+    def generation(self) -> int:
+        """The latest stamp handed out, by any server's connections."""
+        return self._topology.generations.latest
+
+    def suspect(self) -> None:
+        """Have every connection made so far closed and remade before its next use."""
+        for pool in self._topology.known():
+            pool.suspect()
+
+    def fill(self) -> int:
+        """Open (or remake) connections to every primary; returns how many are open, 0 without a cluster."""
+        with suppress(RedisError):  # the number returned says it
+            return sum(self._topology.connections(node).fill() for node in self._topology.primaries())
+        return 0
+
+    def close(self) -> None:
+        """Close idle connections now and those in use when they come back."""
+        for pool in self._topology.known():
+            pool.close()
+
+    def acquire(self) -> Wire:
+        """Take a connection to some primary."""
+        pool = self._topology.connections(self._topology.any_primary())
+        wire = pool.acquire()
+        self._lent[id(wire)] = pool
+        return wire
+
+    def release(self, wire: Wire) -> None:
+        """Give it back."""
+        self._lent.pop(id(wire)).release(wire)

@@ -1,0 +1,189 @@
+"""
+Warmers: they load what will be asked for before anybody asks, a bounded number at a bounded rate.
+
+A run that was stopped, or that another process is doing, is no error: whoever runs it again passes over
+what is cached already, since the loaders of ``get_or_load_many`` see only what is missing.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import islice
+from typing import Final
+
+from authsvc.cache.errors import CacheUnavailable
+from authsvc.cache.lock import Held, Locks
+
+log = logging.getLogger(__name__)
+
+#: The lock of a run lives so long past each batch, in seconds: longer than a batch takes.
+LOCK_S: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Warmer:
+    """
+    What is to be warmed: the ids that *idents* yields, by batches.
+
+    *warm* gets a batch and returns how many of it are cached now; an error of *errors* costs its batch
+    and no more.  At most *limit* ids, at most *rate_per_s* of them a second, *batch_size* at a time.
+    """
+
+    name: str
+    idents: Callable[[], Iterable[str]]
+    warm: Callable[[Sequence[str]], int]
+    errors: tuple[type[Exception], ...] = ()
+    limit: int = 10_000
+    batch_size: int = 100
+    rate_per_s: float = 1000
+
+
+class Ending(StrEnum):
+    """How a run ended."""
+
+    DONE = "done"
+    BUSY = "busy"  # another process, or thread, is at it
+    STOPPED = "stopped"  # the process shuts down, or the lock was lost
+
+
+@dataclass(frozen=True, slots=True)
+class Warmed:
+    """Counts of one run, or of a run so far."""
+
+    name: str
+    seen: int
+    warmed: int
+    failed: int
+    ending: Ending
+
+
+def _ignore(_progress: Warmed) -> None:
+    """Let nobody know."""
+
+
+class Warming:
+    """
+    Runs the registered warmers: on demand, or all of them behind the start of the process.
+
+    With *locks* a warmer runs in one process at a time.  *on_progress* hears of every batch.  *pause*
+    waits that many seconds, or less, and returns True if the run should stop.
+    """
+
+    def __init__(
+        self,
+        *,
+        locks: Locks | None = None,
+        on_progress: Callable[[Warmed], None] = _ignore,
+        pause: Callable[[float], bool] | None = None,
+    ) -> None:
+        self._locks = locks
+        self._on_progress = on_progress
+        self._stop = threading.Event()
+        self._pause = pause or self._stop.wait
+        self._warmers: dict[str, Warmer] = {}
+        self._running: set[str] = set()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The registered warmers, in order."""
+        return tuple(self._warmers)
+
+    def register(self, warmer: Warmer) -> None:
+        """Add *warmer*; raises ValueError if its name is taken."""
+        if warmer.name in self._warmers:
+            raise ValueError(f"there is a warmer called {warmer.name}")
+        self._warmers[warmer.name] = warmer
+
+    def run(self, name: str) -> Warmed:
+        """Run one; raises KeyError for an unknown name, and what its sources raise beyond its *errors*."""
+        warmer = self._warmers[name]
+        with self._lock:
+            if name in self._running:
+                return Warmed(name, 0, 0, 0, Ending.BUSY)
+            self._running.add(name)
+        try:
+            return self._run_locked(warmer)
+        finally:
+            with self._lock:
+                self._running.discard(name)
+
+    def run_all(self) -> dict[str, Warmed]:
+        """Run all, one after the other."""
+        return {name: self.run(name) for name in self.names}
+
+    def start(self) -> None:
+        """Run all on a thread of their own; what one raises is logged, and the next one runs."""
+        self._thread = threading.Thread(target=self._run_at_start, name="cache-warming", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop after the batches that run now, and wait for them."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(timeout=LOCK_S)
+
+    def _run_at_start(self) -> None:
+        for name in self.names:
+            try:
+                result = self.run(name)
+            except Exception:
+                # The edge of the thread: one broken warmer must not keep the others from running.
+                log.exception("cache.warming_failed", extra={"warmer": name})
+            else:
+                log.info("cache.warmed", extra={"warmer": name, "count": result.warmed, "end": result.ending})
+
+    def _run_locked(self, warmer: Warmer) -> Warmed:
+        if self._locks is None:
+            return self._run(warmer, None)
+        with self._locks.holding(f"warm:{warmer.name}", ttl_s=LOCK_S, waits=False) as held:
+            if held is None:
+                return Warmed(warmer.name, 0, 0, 0, Ending.BUSY)
+            return self._run(warmer, held)
+
+    def _run(self, warmer: Warmer, held: Held | None) -> Warmed:
+        sofar = Warmed(warmer.name, 0, 0, 0, Ending.DONE)
+        for batch in _batches(warmer):
+            if self._stop.is_set() or (sofar.seen and self._pause(len(batch) / warmer.rate_per_s)):
+                return _ended(sofar, Ending.STOPPED)
+            if not _still_ours(held):
+                return _ended(sofar, Ending.STOPPED)
+            sofar = _with_batch(sofar, warmer, batch)
+            self._on_progress(sofar)
+        return sofar
+
+
+def _batches(warmer: Warmer) -> Iterator[list[str]]:
+    idents = islice(warmer.idents(), warmer.limit)
+    while batch := list(islice(idents, warmer.batch_size)):
+        yield batch
+
+
+def _with_batch(sofar: Warmed, warmer: Warmer, batch: Sequence[str]) -> Warmed:
+    try:
+        warmed = warmer.warm(batch)
+    except warmer.errors as error:
+        log.warning(
+            "cache.warming_batch_failed", extra={"warmer": warmer.name, "cause": type(error).__name__}
+        )
+        return Warmed(
+            sofar.name, sofar.seen + len(batch), sofar.warmed, sofar.failed + len(batch), sofar.ending
+        )
+    return Warmed(sofar.name, sofar.seen + len(batch), sofar.warmed + warmed, sofar.failed, sofar.ending)
+
+
+def _ended(sofar: Warmed, ending: Ending) -> Warmed:
+    return Warmed(sofar.name, sofar.seen, sofar.warmed, sofar.failed, ending)
+
+
+def _still_ours(held: Held | None) -> bool:
+    """Renew the lock; where Redis cannot be asked the work goes on, and its fills fail by themselves."""
+    try:
+        return held is None or held.extend(LOCK_S)
+    except CacheUnavailable:
+        return True

@@ -1,0 +1,190 @@
+"""A cluster of three primaries, and a primary with a replica under three Sentinels, as processes of the run."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from redis import Redis
+
+from tests.processes import free_port, wait_until
+from tests.servers import RedisServer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SLOTS = 16384
+SERVICE = "library"
+
+
+class ClusterServer(RedisServer):
+    """One node; the port of the cluster's bus lies where the tests' other ports cannot be."""
+
+    name = "cluster"
+
+    def __init__(self) -> None:
+        bus = free_port()
+        super().__init__(
+            "--cluster-enabled", "yes", "--cluster-port", str(bus), "--cluster-node-timeout", "1000"
+        )
+        self.bus = bus
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """Three primaries that share the slots, and their clients."""
+
+    nodes: tuple[ClusterServer, ...]
+
+    @property
+    def addresses(self) -> tuple[tuple[str, int], ...]:
+        """Host and port of each."""
+        return tuple((node.host, node.port) for node in self.nodes)
+
+    def ask(self, index: int, *command: Any) -> Any:
+        """Send one command to one node."""
+        with Redis.from_url(self.nodes[index].url) as client:
+            return client.execute_command(*command)
+
+    def move_slot(self, slot: int, origin: int, target: int) -> None:
+        """Move *slot* with its keys to another node; nodes by index."""
+        ids = [self.ask(index, "CLUSTER", "MYID").decode() for index in (origin, target)]
+        self.ask(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", ids[0])
+        self.ask(origin, "CLUSTER", "SETSLOT", slot, "MIGRATING", ids[1])
+        self.migrate_keys(slot, origin, target)
+        for index in (target, origin):
+            self.ask(index, "CLUSTER", "SETSLOT", slot, "NODE", ids[1])
+
+    def migrate_keys(self, slot: int, origin: int, target: int) -> None:
+        """Carry the keys of a slot that is being moved."""
+        node = self.nodes[target]
+        for key in self.ask(origin, "CLUSTER", "GETKEYSINSLOT", slot, 100):
+            self.ask(origin, "MIGRATE", node.host, node.port, key, 0, 1000)
+
+
+@contextmanager
+def cluster() -> Iterator[Cluster]:
+    """Start a cluster of three and wait until all of it answers."""
+    with ExitStack() as stack:
+        nodes = tuple(stack.enter_context(ClusterServer()) for _ in range(3))
+        running = Cluster(nodes)
+        bounds = [SLOTS * index // 3 for index in range(4)]
+        for index, node in enumerate(nodes):
+            running.ask(index, "CLUSTER", "SET-CONFIG-EPOCH", index + 1)
+            running.ask(index, "CLUSTER", "ADDSLOTSRANGE", bounds[index], bounds[index + 1] - 1)
+            running.ask(0, "CLUSTER", "MEET", node.host, node.port, node.bus)
+        for index in range(3):
+            wait_until(lambda index=index: _is_whole(running, index), what="cluster state ok", timeout_s=20)
+        yield running
+
+
+def _is_whole(running: Cluster, index: int) -> bool:
+    info = running.ask(index, "CLUSTER", "INFO")
+    return b"cluster_state:ok" in info and b"cluster_known_nodes:3" in info
+
+
+class SentinelServer(RedisServer):
+    """One Sentinel of *primary*; it is patient for half a second."""
+
+    name = "sentinel"
+
+    def __init__(self, primary: RedisServer) -> None:
+        super().__init__()
+        self.config = self.folder / "sentinel.conf"
+        watched = [
+            f"sentinel monitor {SERVICE} {primary.host} {primary.port} 2",
+            f"sentinel down-after-milliseconds {SERVICE} 500",
+            f"sentinel failover-timeout {SERVICE} 3000",
+        ]
+        self.config.write_text("\n".join([f"port {self.port}", f"bind {self.host}", *watched, ""]))
+
+    def _command(self) -> list[str]:
+        return [super()._command()[0], str(self.config), "--sentinel"]
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """A primary, its replica, and those who watch them."""
+
+    primary: RedisServer
+    replica: RedisServer
+    sentinels: tuple[SentinelServer, ...]
+
+    @property
+    def addresses(self) -> tuple[tuple[str, int], ...]:
+        """Host and port of each Sentinel."""
+        return tuple((sentinel.host, sentinel.port) for sentinel in self.sentinels)
+
+
+@contextmanager
+def watched() -> Iterator[Watched]:
+    """Start a primary, a replica and three Sentinels, and wait until they know each other."""
+    with ExitStack() as stack:
+        primary = stack.enter_context(RedisServer("--repl-diskless-sync-delay", "0"))
+        replica = stack.enter_context(RedisServer("--replicaof", f"{primary.host} {primary.port}"))
+        sentinels = tuple(stack.enter_context(SentinelServer(primary)) for _ in range(3))
+        for sentinel in sentinels:
+            wait_until(lambda sentinel=sentinel: _knows_all(sentinel), what="Sentinels", timeout_s=30)
+        yield Watched(primary, replica, sentinels)
+
+
+def _knows_all(sentinel: SentinelServer) -> bool:
+    with Redis.from_url(sentinel.url) as client:
+        state = client.sentinel_master(SERVICE)
+    return state["num-slaves"] == 1 and state["num-other-sentinels"] == 2
+
+
+class TlsFront:
+    """Ends TLS in front of a server that cannot: the binary that the tests bring along is built without."""
+
+    def __init__(self, target: RedisServer, certificate: Path, key: Path) -> None:
+        self.target = target
+        self.port = free_port()
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._context.load_cert_chain(certificate, key)
+        self._listener = socket.create_server((target.host, self.port))
+        self._sockets: list[socket.socket] = []
+
+    def __enter__(self) -> TlsFront:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        # A blocked accept() keeps a closed listener alive; shutting it down first wakes it.
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for one in self._sockets:
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                plain, _ = self._listener.accept()
+                threading.Thread(target=self._serve, args=(plain,), daemon=True).start()
+
+    def _serve(self, plain: socket.socket) -> None:
+        try:
+            client = self._context.wrap_socket(plain, server_side=True)
+        except OSError:  # a client that does not trust us hangs up
+            plain.close()
+            return
+        server = socket.create_connection((self.target.host, self.target.port))
+        self._sockets += [client, server]
+        threading.Thread(target=_pump, args=(server, client), daemon=True).start()
+        _pump(client, server)
+
+
+def _pump(source: socket.socket, sink: socket.socket) -> None:
+    with suppress(OSError):
+        while chunk := source.recv(65536):
+            sink.sendall(chunk)
+    with suppress(OSError):
+        sink.shutdown(socket.SHUT_WR)
