@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from flask import Flask
 
-from authsvc.api import auth, docs, errors, health, hooks, me, oauth2, preferences, sessions, users
-from authsvc.api.bodies import READ_BYTES
-from authsvc.api.context import EXTENSION
-from authsvc.api.metrics import MetricsPort
+from authsvc.api import auth, health, me, oauth2, preferences, sessions, users
+from authsvc.api.frame import docs, errors, hooks
+from authsvc.api.frame.bodies import READ_BYTES
+from authsvc.api.frame.context import EXTENSION
+from authsvc.api.frame.metrics import MetricsPort
 from authsvc.api.verify import ForwardAuth
 from authsvc.services import Services
 

@@ -1,4 +1,4 @@
-"""A cluster of three primaries, and a primary with a replica under three Sentinels, as processes of the run."""
+"""A cluster of three primaries, a primary with a replica under three Sentinels, and TLS in front."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import ssl
 import threading
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from redis import Redis
 
@@ -79,7 +80,7 @@ def cluster() -> Iterator[Cluster]:
             running.ask(index, "CLUSTER", "ADDSLOTSRANGE", bounds[index], bounds[index + 1] - 1)
             running.ask(0, "CLUSTER", "MEET", node.host, node.port, node.bus)
         for index in range(3):
-            wait_until(lambda index=index: _is_whole(running, index), what="cluster state ok", timeout_s=20)
+            wait_until(partial(_is_whole, running, index), what="cluster state ok", timeout_s=20)
         yield running
 
 
@@ -129,14 +130,14 @@ def watched() -> Iterator[Watched]:
         replica = stack.enter_context(RedisServer("--replicaof", f"{primary.host} {primary.port}"))
         sentinels = tuple(stack.enter_context(SentinelServer(primary)) for _ in range(3))
         for sentinel in sentinels:
-            wait_until(lambda sentinel=sentinel: _knows_all(sentinel), what="Sentinels", timeout_s=30)
+            wait_until(partial(_knows_all, sentinel), what="Sentinels", timeout_s=30)
         yield Watched(primary, replica, sentinels)
 
 
 def _knows_all(sentinel: SentinelServer) -> bool:
     with Redis.from_url(sentinel.url) as client:
         state = client.sentinel_master(SERVICE)
-    return state["num-slaves"] == 1 and state["num-other-sentinels"] == 2
+    return bool(state["num-slaves"] == 1 and state["num-other-sentinels"] == 2)
 
 
 class TlsFront:
@@ -150,7 +151,7 @@ class TlsFront:
         self._listener = socket.create_server((target.host, self.port))
         self._sockets: list[socket.socket] = []
 
-    def __enter__(self) -> TlsFront:
+    def __enter__(self) -> Self:
         threading.Thread(target=self._accept, daemon=True).start()
         return self
 

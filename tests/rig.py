@@ -148,8 +148,18 @@ class Service:
 
     def from_each_worker(self, question: Callable[[], T]) -> list[T]:
         """What *question* returns for each worker in turn; meanwhile the others are frozen."""
-        pids = self.workers()
-        return [self._with_frozen([other for other in pids if other != pid], question) for pid in pids]
+        return [self.from_worker(position, question) for position in range(len(self.workers()))]
+
+    def from_worker(self, position: int, question: Callable[[], T]) -> T:
+        """What *question* returns while all workers but the one at *position* are frozen."""
+        processes = [psutil.Process(pid) for index, pid in enumerate(self.workers()) if index != position]
+        try:
+            for process in processes:
+                suspend_tree(process)
+            return question()
+        finally:
+            for process in processes:
+                resume_tree(process)
 
     def stop(self, *, within_s: float = 25) -> int:
         """SIGTERM; the exit status."""
@@ -200,16 +210,6 @@ class Service:
         """The statuses of *times* checks of *token* by each worker."""
         answers = self.from_each_worker(lambda: Counter(self.verify(token) for _ in range(times)))
         return sum(answers, Counter())
-
-    def _with_frozen(self, pids: list[int], question: Callable[[], T]) -> T:
-        processes = [psutil.Process(pid) for pid in pids]
-        try:
-            for process in processes:
-                suspend_tree(process)
-            return question()
-        finally:
-            for process in processes:
-                resume_tree(process)
 
     def _is_ready(self) -> bool:
         try:

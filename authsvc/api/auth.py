@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from flask import Response, request
 
-from authsvc.api.bodies import Blueprint, load, read_json
-from authsvc.api.context import client_ip, services, user_agent
-from authsvc.api.guards import counted, limited, optional_bearer, public
-from authsvc.api.outcomes import revoked
+from authsvc.api.frame.bodies import Blueprint, load, read_json
+from authsvc.api.frame.context import client_ip, services, user_agent
+from authsvc.api.frame.guards import counted, limited, optional_bearer, public
+from authsvc.api.frame.outcomes import revoked
 from authsvc.api.schemas import (
     LoginBody,
     LoginForm,

@@ -7,9 +7,9 @@ from typing import Any
 from flask import Blueprint as PlainBlueprint
 from flask import Response, jsonify, request
 
-from authsvc.api.bodies import Blueprint
-from authsvc.api.context import services
-from authsvc.api.guards import public, requires
+from authsvc.api.frame.bodies import Blueprint
+from authsvc.api.frame.context import services
+from authsvc.api.frame.guards import public, requires
 
 blp = Blueprint("health", __name__, url_prefix="/v1/health", description="Probes and summaries.")
 alias = PlainBlueprint("health_alias", __name__)

@@ -6,9 +6,9 @@ from typing import Any
 
 from flask import Response, jsonify
 
-from authsvc.api.bodies import Blueprint
-from authsvc.api.context import services
-from authsvc.api.guards import public
+from authsvc.api.frame.bodies import Blueprint
+from authsvc.api.frame.context import services
+from authsvc.api.frame.guards import public
 
 blp = Blueprint("oauth2", __name__, description="Standard endpoints for standard clients.")
 

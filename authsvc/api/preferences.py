@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from flask import Response, jsonify, request
 
-from authsvc.api.bodies import MERGE_PATCH, Blueprint
-from authsvc.api.context import identity, services
-from authsvc.api.guards import requires
+from authsvc.api.frame.bodies import MERGE_PATCH, Blueprint
+from authsvc.api.frame.context import identity, services
+from authsvc.api.frame.guards import requires
 from authsvc.api.schemas import PreferencesBody, PreferencesPatch
 from authsvc.domain.preferences import Condition, Preferences, entity_tag
 

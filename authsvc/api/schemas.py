@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from marshmallow import RAISE, Schema, ValidationError, fields, post_load, validate, validates_schema
 
-from authsvc.api.bodies import JSON, MERGE_PATCH, Body
+from authsvc.api.frame.bodies import JSON, MERGE_PATCH, Body
 from authsvc.domain.authentication import Registration
 from authsvc.domain.users import ROLES, Profile, Role, Status, UserFilter
 from authsvc.domain.values.identifiers import UserId, is_id

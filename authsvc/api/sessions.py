@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from flask import Response, request
 
-from authsvc.api.bodies import Blueprint
-from authsvc.api.context import identity, services
-from authsvc.api.guards import requires
-from authsvc.api.outcomes import revoked
+from authsvc.api.frame.bodies import Blueprint
+from authsvc.api.frame.context import identity, services
+from authsvc.api.frame.guards import requires
+from authsvc.api.frame.outcomes import revoked
 from authsvc.api.schemas import SessionList
 from authsvc.domain.errors import Invalid, NotFound
 from authsvc.domain.sessions import Session

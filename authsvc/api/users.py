@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from flask import Response
 
-from authsvc.api.bodies import Blueprint
-from authsvc.api.context import identity, services
-from authsvc.api.guards import requires
-from authsvc.api.outcomes import changed, revoked
+from authsvc.api.frame.bodies import Blueprint
+from authsvc.api.frame.context import identity, services
+from authsvc.api.frame.guards import requires
+from authsvc.api.frame.outcomes import changed, revoked
 from authsvc.api.schemas import StandingBody, StandingForm, UserPage, UserQuery, UserView
 from authsvc.domain.errors import NotFound
 from authsvc.domain.users import User, UserFilter

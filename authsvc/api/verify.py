@@ -13,19 +13,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
 
-from authsvc.api.context import request_id_of
-from authsvc.api.errors import MEDIA_TYPE, Problem, problem_of
-from authsvc.api.guards import bearer_token
+from authsvc.api.frame.context import request_id_of
+from authsvc.api.frame.docs import VERIFY_PATH
+from authsvc.api.frame.errors import MEDIA_TYPE, Problem, problem_of
+from authsvc.api.frame.guards import bearer_token
 from authsvc.domain.checks import TokenChecks, require_roles
 from authsvc.domain.errors import AuthError
 from authsvc.domain.tokens import AccessToken
+from authsvc.observability.logs import bind_request
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 log = logging.getLogger(__name__)
-
-PATH = "/v1/auth/verify"
 
 _REASONS = {
     401: "401 Unauthorized",
@@ -46,9 +46,10 @@ class ForwardAuth:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """A WSGI application (PEP 3333)."""
         path: str = environ.get("PATH_INFO", "")
-        if not path.startswith(PATH) or path[len(PATH) : len(PATH) + 1] not in {"", "/"}:
+        if not path.startswith(VERIFY_PATH) or path[len(VERIFY_PATH) : len(VERIFY_PATH) + 1] not in {"", "/"}:
             return self.application(environ, start_response)
         request_id = request_id_of(environ)
+        bind_request(request_id)
         try:
             token = self._check(environ)
         except AuthError as error:

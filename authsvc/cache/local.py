@@ -74,7 +74,7 @@ class Invalidations:
             self._stop.wait(_REST_S)
 
     def _listen(self) -> None:
-        subscription = PubSub(self._pool)  # type: ignore[no-untyped-call]
+        subscription = PubSub(self._pool)
         try:
             subscription.subscribe(self.channel)
             while not self._stop.is_set():

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from threading import Lock as ThreadLock
-from typing import Any
 
 from redis.exceptions import LockError
 from redis.lock import Lock as RedisLock
@@ -136,15 +135,20 @@ class _Commands:
         """Return the value of *name*."""
         return self._client.call("GET", name)
 
-    def register_script(self, text: str) -> Callable[..., Reply]:
-        """Return a script as the Lock calls it: it keeps them on its class, so *client* says whose it is."""
-        script = Script(text)
-
-        def run(*, keys: Sequence[str], args: Sequence[Argument], client: Any) -> Reply:  # noqa: ANN401 redis-py's
-            return client.run_script(script, keys, args)  # type: ignore[no-any-return]
-
-        return run
+    def register_script(self, text: str) -> _Registered:
+        """Return the script as the Lock calls it."""
+        return _Registered(Script(text))
 
     def run_script(self, script: Script, keys: Sequence[str], args: Sequence[Argument]) -> Reply:
         """Run *script* here."""
         return self._client.call(*script.command(keys, args))
+
+
+@dataclass(frozen=True, slots=True)
+class _Registered:
+    """A script that redis-py's Lock keeps on its class; each call brings the client it is meant for."""
+
+    script: Script
+
+    def __call__(self, *, keys: Sequence[str], args: Sequence[Argument], client: _Commands) -> Reply:
+        return client.run_script(self.script, keys, args)

@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _explained(error: AuthError) -> str:
     """What a caller over HTTP would be told."""
-    from authsvc.api.errors import DETAILS
+    from authsvc.api.frame.errors import DETAILS
 
     return DETAILS[error.code]
 

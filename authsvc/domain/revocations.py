@@ -8,6 +8,7 @@ the marker is proven (:class:`Proof`); whatever is missing, unproven or failing 
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -155,6 +156,11 @@ class Proof:
             and reached >= self._known
             and now_s - compared_at_s <= self._max_staleness_s
         )
+
+    def compared_s_ago(self, now_s: float) -> float:
+        """Seconds since Redis was last compared with SQL; without end where nothing is trusted."""
+        oldest, newest, compared_at_s = self._trusted
+        return now_s - compared_at_s if oldest <= newest else math.inf
 
     def still_connected(self, generation: int) -> bool:
         """True if the last comparison went over connection *generation*."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from authsvc import __version__
 from authsvc.domain.errors import StoreUnavailable
@@ -13,6 +13,10 @@ from authsvc.domain.values.clocks import Clock, Monotonic
 
 #: How long one look at the stores is good for: probes are public and must not become a load.
 LOOK_S = 0.5
+#: SQL answers a comparison every second; without one for so long (seconds) it is said to be impaired.
+COMPARED_S = 4.0
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -38,6 +42,14 @@ class Report:
     body: dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Freshness:
+    """What a Redis that answered is worth: proven or not, and how long ago it was compared with SQL."""
+
+    is_proven: bool
+    compared_s_ago: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vitals:
     """One look at the stores."""
@@ -53,9 +65,8 @@ class Vitals:
 class Probes:
     """How to look; each raises StoreUnavailable where the store is away."""
 
-    #: True if Redis, which answered, is proven fresh.
-    redis: Callable[[], bool]
-    sql: Callable[[], None]
+    redis: Callable[[], Freshness]
+    sql: Callable[[], bool]
     is_in_memory: bool
     is_cache_enabled: bool
     tally: Tally
@@ -79,12 +90,21 @@ class Health:
         return self.started.is_set()
 
     def readiness(self, *, is_draining: bool) -> Report:
-        """Good while this process can answer token checks, from either store."""
+        """
+        Good while this process can answer token checks, from either store.
+
+        A proven Redis answers at once, also while SQL hangs; SQL is asked only without it.
+        """
         if is_draining or not self.has_started():
             return Report(is_good=False, body={"status": "draining" if is_draining else "starting"})
+        freshness, _ = self._timed(self.probes.redis)
+        if freshness is not None and freshness.is_proven:
+            impaired = ["database"] if freshness.compared_s_ago > COMPARED_S else []
+            return Report(
+                is_good=True, body={"status": "degraded" if impaired else "ok", "impaired": impaired}
+            )
         vitals = self._look()
-        is_good = vitals.is_sql_up or vitals.is_redis_proven
-        return Report(is_good=is_good, body={"status": _word(vitals), "impaired": _impaired(vitals)})
+        return Report(is_good=vitals.is_sql_up, body={"status": _word(vitals), "impaired": _impaired(vitals)})
 
     def summary(self) -> Report:
         """Both stores and the cache."""
@@ -138,28 +158,29 @@ class Health:
             self._lock.release()
 
     def _vitals(self) -> Vitals:
-        is_redis_up, is_proven, redis_ms = self._timed(self.probes.redis)
-        is_sql_up, _, sql_ms = self._timed(self.probes.sql)
+        freshness, redis_ms = self._timed(self.probes.redis)
+        answered, sql_ms = self._timed(self.probes.sql)
         return Vitals(
-            is_redis_up=is_redis_up,
-            is_redis_proven=bool(is_proven),
-            is_sql_up=is_sql_up,
+            is_redis_up=freshness is not None,
+            is_redis_proven=freshness is not None and freshness.is_proven,
+            is_sql_up=answered is not None,
             redis_ms=redis_ms,
             sql_ms=sql_ms,
         )
 
-    def _timed(self, probe: Callable[[], bool | None]) -> tuple[bool, bool | None, float]:
+    def _timed(self, probe: Callable[[], T]) -> tuple[T | None, float]:
+        """What *probe* found, None where the store is away, and the milliseconds it took."""
         began = self.monotonic()
         try:
             answer = probe()
         except StoreUnavailable:
-            return False, None, round((self.monotonic() - began) * 1000, 2)
-        return True, answer, round((self.monotonic() - began) * 1000, 2)
+            answer = None
+        return answer, round((self.monotonic() - began) * 1000, 2)
 
 
 def _word(vitals: Vitals) -> str:
-    """``ok``, ``degraded`` with one store down, ``down`` with both."""
-    if vitals.is_redis_up and vitals.is_sql_up:
+    """``ok``; ``degraded`` with one store down, or a Redis that is not to be believed; ``down`` with both."""
+    if vitals.is_redis_proven and vitals.is_sql_up:
         return "ok"
     return "degraded" if vitals.is_redis_up or vitals.is_sql_up else "down"
 

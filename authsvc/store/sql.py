@@ -116,10 +116,11 @@ class Database:
             return {}
         return {"in_use": pool.checkedout(), "size": pool.size()}
 
-    def ping(self) -> None:
-        """Raises StoreUnavailable unless the server answers a query."""
+    def ping(self) -> bool:
+        """True; raises StoreUnavailable unless the server answers a query."""
         with self.read() as connection:
             connection.execute(text("SELECT 1"))
+        return True
 
     def close(self) -> None:
         """Close every idle connection."""

@@ -30,7 +30,7 @@ from authsvc.domain.users import UserDirectory, UserStore
 from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.limits import Limit
 from authsvc.observability.audit import LoggedAudit
-from authsvc.observability.health import Health, Probes
+from authsvc.observability.health import Freshness, Health, Probes
 from authsvc.observability.metrics import Metrics, make_metrics
 from authsvc.services import Services
 from authsvc.settings import Secret, Settings
@@ -234,12 +234,13 @@ def _health(parts: _Parts) -> Health:
     stores = parts.stores
     marker = IndexKeys(stores.keys).marker
 
-    def look_at_redis() -> bool:
+    def look_at_redis() -> Freshness:
         try:
             (value,), generation = stores.redis.mget((marker,))
         except CacheUnavailable as error:
             raise StoreUnavailable(f"redis: {error.reason}") from error
-        return stores.proof.holds(value, generation, time.monotonic())
+        now_s = time.monotonic()
+        return Freshness(stores.proof.holds(value, generation, now_s), stores.proof.compared_s_ago(now_s))
 
     probes = Probes(
         redis=look_at_redis,

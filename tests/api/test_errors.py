@@ -8,7 +8,7 @@ from http import HTTPStatus
 
 import pytest
 
-from authsvc.api.errors import DETAILS, STATUSES, problem_of
+from authsvc.api.frame.errors import DETAILS, STATUSES, problem_of
 from authsvc.domain import errors
 from authsvc.domain.errors import AuthError
 from authsvc.domain.values.limits import Limit, Verdict

@@ -160,8 +160,9 @@ class Process:
 
 def process(url: str, log: SqlRevocationLog, clock: Clock, *, reconciling_url: str | None = None) -> Process:
     """A process with its own connections to the Redis at *url*; nothing is compared yet."""
-    generations, proof, hooks, lags = Generations(), Proof(MAX_STALENESS_S), Hooks(), []
+    generations, proof, hooks = Generations(), Proof(MAX_STALENESS_S), Hooks()
     monotonic = Stopwatch()
+    lags: list[int] = []
     checks = client_over(real_pool(url, generations=generations))
     reconciling = client_over(real_pool(reconciling_url or url, size=1, generations=generations))
     marker = FreshnessMarker(reconciling, KEYS.marker)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import closing, suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -102,7 +103,8 @@ class TestConnections:
     @pytest.mark.parametrize("start", ["behind a marker", "empty"])
     def test_a_failover_between_a_page_and_its_marker_loses_nothing(self, quick_world, private_redis, start):
         """The replica lacks the page: the marker must not come to stand on it, whoever reads it."""
-        world, happened = quick_world, []
+        world = quick_world
+        happened: list[bytes | None] = []
         with TcpProxy(world.server.url) as proxy, Redis.from_url(private_redis.url) as replica:
             process, _ = world.start(url=proxy.url_for(world.server.url))
             if start == "behind a marker":

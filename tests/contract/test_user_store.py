@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -257,7 +258,7 @@ def test_pages_are_filtered_by_role_and_status(stores):
     admin = stores.register("admin", roles=ADMIN)
     off = stores.register("off", roles=ADMIN, status="disabled")
 
-    def found(**wanted: str) -> set[str]:
+    def found(**wanted: Any) -> set[str]:
         return {user.id for user in stores.users.page(UserFilter(**wanted))}
 
     assert found() == found(role="user") == {plain.id, admin.id, off.id}

@@ -9,7 +9,8 @@ from uuid import uuid4
 import jwt
 import pytest
 
-from tests.fault.world import ALL_ACCEPTED, ALL_REFUSED, Member, everywhere, watching
+from tests.fault.watch import watching
+from tests.fault.world import ALL_ACCEPTED, ALL_REFUSED, Member, everywhere
 from tests.processes import wait_until
 from tests.rig import PASSWORD, run_command
 

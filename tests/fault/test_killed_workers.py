@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from tests.fault.world import ALL_ACCEPTED, ALL_REFUSED, everywhere, watching
+from tests.fault.watch import watching
+from tests.fault.world import ALL_ACCEPTED, ALL_REFUSED, everywhere
 from tests.processes import wait_until
 
 if TYPE_CHECKING:

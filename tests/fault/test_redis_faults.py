@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from redis import Redis
 
+from tests.fault.watch import watching
 from tests.fault.world import (
     ALL_ACCEPTED,
     ALL_REFUSED,
@@ -18,7 +19,6 @@ from tests.fault.world import (
     later_than,
     refused_within,
     statuses,
-    watching,
     without_retry_after,
 )
 from tests.processes import wait_until
@@ -172,18 +172,24 @@ def test_a_redis_that_forgot_is_right_at_once(world, lose):
     assert later_than(answers, ANSWER_S) == {}
 
 
-def test_a_202_is_finished_after_redis_returned(world):
-    """Refused in each worker all the while; the reconciler carries the tombstone over, nobody asks for it."""
-    member = world.log_in("leaves")
-    with killed(world):
-        accepted = world.log_out(member)
-        meanwhile = everywhere(world.service, member.access)
+@pytest.mark.parametrize("fault", [killed, read_only, full])
+def test_a_202_of_one_worker_holds_in_the_other_and_is_finished_later(world, fault):
+    """Also where the other one can still read an old Redis; the tombstone follows, nobody asks for it."""
+    older = world.log_in("leaves")
+    member = world.refreshed(older)
+    tokens = (older.access, member.access)
+    assert everywhere(world.service, *tokens) == [ALL_ACCEPTED] * 2
 
-    with watching(world.service, bad=[member.access]):
+    with fault(world):
+        accepted = world.service.from_worker(0, lambda: world.log_out(member))
+        for token in tokens:
+            refused_within(world.service, token, ACCEPTED_FOR_S)
+        meanwhile = everywhere(world.service, *tokens)
+
+    with watching(world.service, bad=tokens):
         wait_until(lambda: world.redis_session(member) == "ended", timeout_s=10)
-
     assert accepted.status == 202
-    assert meanwhile == everywhere(world.service, member.access) == [ALL_REFUSED]
+    assert meanwhile == everywhere(world.service, *tokens) == [ALL_REFUSED] * 2
 
 
 def test_with_limits_off_redis_is_not_needed_to_come_in(world):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.fault.watch import watching
 from tests.fault.world import (
     ALL_ACCEPTED,
     ALL_REFUSED,
@@ -18,7 +19,6 @@ from tests.fault.world import (
     everywhere,
     later_than,
     statuses,
-    watching,
     without_retry_after,
 )
 from tests.processes import wait_until

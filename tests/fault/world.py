@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from http.client import HTTPException
 from typing import TYPE_CHECKING, Any, Self
 from uuid import uuid4
 
@@ -21,7 +19,7 @@ from tests.rig import PASSWORD, Service, environment, migrate
 from tests.servers import PostgresServer, RedisServer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
 #: Counted, and never reached: an outage of the counters must show.
@@ -34,7 +32,6 @@ LIMITS = {
 PEOPLE = ("stays", "gone", "leaves", "ends", "refreshes", "reads", "writes")
 #: CONTRACT: full function again so long after a fault ended.
 RECOVERY_S = 10.0
-WATCH_INTERVAL_S = 0.02
 
 #: What 20 checks by each of the two workers come to.
 ALL_REFUSED = Counter({401: 40})
@@ -245,63 +242,6 @@ def open_world(folder: Path, **overrides: str) -> Iterator[World]:
             for name in (*PEOPLE, "visitor"):
                 assert service.register(f"{name}@example.com").status_code == 201
             yield World(redis=redis, postgres=postgres, service=service)
-
-
-@dataclass(slots=True)
-class Watch:
-    """
-    Checks tokens without a pause on a thread of its own: what happened between two looks happened.
-
-    *good* tokens must never be refused, *bad* ones never accepted; ``wrong`` counts what was, by status.
-    """
-
-    service: Service
-    good: list[str]
-    bad: list[str]
-    #: What a good token may be answered with.
-    allowed: frozenset[int] = frozenset({200})
-    wrong: Counter[str] = field(default_factory=Counter)
-    rounds: int = 0
-    _stop: threading.Event = field(default_factory=threading.Event)
-
-    def run(self) -> None:
-        """Go round until stopped."""
-        while not self._stop.is_set():
-            for token in tuple(self.good):
-                self._look("good", token, self.allowed)
-            for token in tuple(self.bad):
-                self._look("bad", token, frozenset({401, 503}))
-            self.rounds += 1
-
-    def stop(self) -> None:
-        """The end of the watch."""
-        self._stop.set()
-
-    def _look(self, kind: str, token: str, allowed: frozenset[int]) -> None:
-        try:
-            status = self.service.verify(token)
-        except (OSError, HTTPException):
-            return  # a worker was killed under it, which a gateway takes for an outage
-        if status not in allowed:
-            self.wrong[f"{kind} token answered {status}"] += 1
-        self._stop.wait(WATCH_INTERVAL_S)
-
-
-@contextmanager
-def watching(
-    service: Service, *, good: Iterable[str] = (), bad: Iterable[str] = (), allowed: Iterable[int] = (200,)
-) -> Iterator[Watch]:
-    """Watch these tokens while the block runs; afterwards nothing may have gone wrong."""
-    watch = Watch(service, list(good), list(bad), frozenset(allowed))
-    thread = threading.Thread(target=watch.run, name="watch")
-    thread.start()
-    try:
-        yield watch
-    finally:
-        watch.stop()
-        thread.join()
-    assert watch.rounds > 0
-    assert watch.wrong == {}
 
 
 def statuses(answers: dict[str, Answer]) -> dict[str, int]:

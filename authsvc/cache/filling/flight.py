@@ -22,7 +22,8 @@ class Flight(Generic[V]):
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._aboard = 0
+        #: How many came aboard.
+        self.aboard = 0
         self._covered = 0
         self._cargo: tuple[V] | None = None
         self.landed = Event()
@@ -32,13 +33,13 @@ class Flight(Generic[V]):
     def board(self) -> int:
         """Come aboard; the leader is number 0."""
         with self._lock:
-            number, self._aboard = self._aboard, self._aboard + 1
+            number, self.aboard = self.aboard, self.aboard + 1
             return number
 
     def seal(self) -> None:
         """Say, in the leader, that a proof is about to be made: it will be good for those aboard by now."""
         with self._lock:
-            self._covered = self._aboard
+            self._covered = self.aboard
 
     def carry(self, value: V) -> None:
         """Bring *value*, proven after the last :meth:`seal`."""

@@ -5,11 +5,10 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from authsvc.cache.client import CacheClient, Command
 from authsvc.cache.entry import Entry
-from authsvc.cache.filling.refresh import Refresher
 from authsvc.cache.keys import Space
 
 T = TypeVar("T")
@@ -43,6 +42,13 @@ class Shape(Generic[T]):
     id_field: str = "id"
 
 
+class Background(Protocol):
+    """Runs work behind the readers' backs; see :class:`~authsvc.cache.filling.refresh.Refresher`."""
+
+    def submit(self, key: str, work: Callable[[], None]) -> bool:
+        """Run *work* soon, unless *key* is being worked on; False if not."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Display:
     """
@@ -52,7 +58,7 @@ class Display:
     *on_error_s* seconds it is shown if the loader raises one of *errors*.  An invalidation ends both.
     """
 
-    refresher: Refresher | None = None
+    refresher: Background | None = None
     stale_s: float = 0
     on_error_s: float = 0
     errors: tuple[type[Exception], ...] = ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-import uuid
+import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -47,7 +47,7 @@ def user_agent() -> str | None:
 def request_id_of(environ: Mapping[str, Any]) -> str:
     """The client's request id if it is sane, else a new one."""
     given = environ.get("HTTP_X_REQUEST_ID", "")
-    return given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
+    return given if _SANE_ID.fullmatch(given) else secrets.token_hex(16)
 
 
 def resolve_client(environ: Mapping[str, Any], trusted: Sequence[Network]) -> str:

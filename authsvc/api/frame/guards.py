@@ -11,7 +11,7 @@ from typing import ParamSpec, TypeVar
 from flask import g, request
 from werkzeug.exceptions import HTTPException
 
-from authsvc.api.context import client_ip, services
+from authsvc.api.frame.context import client_ip, services
 from authsvc.domain.checks import require_roles
 from authsvc.domain.errors import (
     AuthError,

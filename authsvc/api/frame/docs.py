@@ -7,13 +7,15 @@ from typing import Any
 from flask import Blueprint, Flask, Response
 from flask_smorest import Api
 
-from authsvc.api.errors import MEDIA_TYPE, ProblemView
-from authsvc.api.guards import public
-from authsvc.api.verify import PATH
+from authsvc.api.frame.errors import MEDIA_TYPE, ProblemView
+from authsvc.api.frame.guards import public
 from authsvc.domain.users import ROLES
 
 #: Files of the page; the folder says which release they are of.
-blp = Blueprint("docs", __name__, static_folder="static/swagger", static_url_path="/docs/assets")
+blp = Blueprint("docs", __name__, static_folder="../static/swagger", static_url_path="/docs/assets")
+
+#: Where gateways ask; answered before Flask.
+VERIFY_PATH = "/v1/auth/verify"
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
@@ -49,8 +51,10 @@ def _verify_paths() -> dict[str, Any]:
     }
     below = {"in": "path", "name": "path", "required": True, "schema": {"type": "string"}}
     return {
-        PATH: {method: _operation(method, [role]) for method in _METHODS},
-        f"{PATH}/{{path}}": {method: _operation(f"{method}_below", [below, role]) for method in _METHODS},
+        VERIFY_PATH: {method: _operation(method, [role]) for method in _METHODS},
+        f"{VERIFY_PATH}/{{path}}": {
+            method: _operation(f"{method}_below", [below, role]) for method in _METHODS
+        },
     }
 
 

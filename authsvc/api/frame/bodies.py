@@ -16,7 +16,7 @@ from werkzeug.exceptions import (
     UnsupportedMediaType,
 )
 
-from authsvc.api.errors import MEDIA_TYPE, ProblemView
+from authsvc.api.frame.errors import MEDIA_TYPE, ProblemView
 from authsvc.domain.values.jsontext import InvalidJson, Json, parse
 
 P = ParamSpec("P")

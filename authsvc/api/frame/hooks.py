@@ -7,7 +7,7 @@ import time
 
 from flask import Flask, Response, g, request
 
-from authsvc.api.context import request_id_of
+from authsvc.api.frame.context import request_id_of
 from authsvc.domain.ratelimits import policy_header, record_verdicts, state_header, tightest
 from authsvc.observability.logs import bind_request
 

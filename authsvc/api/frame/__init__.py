@@ -1,0 +1,1 @@
+"""What every view stands in: guards, bodies, errors, headers, the description."""
