@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, StrEnum
 from hashlib import sha256
 from ipaddress import IPv6Address, IPv6Network, ip_address
@@ -88,6 +88,7 @@ class Limits:
         """Give back what :meth:`take` counted, if it did; never raises."""
         if verdict is not None:
             self.limiter.refund(verdict)
+            _note_refund(verdict)
 
     def _attempt(self, rule: Rule, limit: Limit, subject: str) -> Verdict | None:
         try:
@@ -147,3 +148,9 @@ def _note(verdict: Verdict | None) -> None:
     verdicts = _verdicts.get()
     if verdict is not None and verdicts is not None:
         verdicts.append(verdict)
+
+
+def _note_refund(verdict: Verdict) -> None:
+    verdicts = _verdicts.get()
+    if verdicts is not None and verdict in verdicts:
+        verdicts[verdicts.index(verdict)] = replace(verdict, remaining=verdict.remaining + 1)

@@ -139,7 +139,7 @@ def recognise(counter: int, session: Session, *, now: datetime, grace_s: int) ->
     if counter == session.counter:
         return Presented.CURRENT
     is_parent = counter == session.counter - 1
-    if is_parent and now - session.rotated_at <= timedelta(seconds=grace_s):
+    if grace_s and is_parent and now - session.rotated_at <= timedelta(seconds=grace_s):
         return Presented.REPEATED
     return Presented.REUSED
 

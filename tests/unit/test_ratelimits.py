@@ -96,7 +96,7 @@ def test_attempts_within_the_quota_are_counted(audit) -> None:
 
 
 def test_an_exhausted_limit_refuses_with_its_verdict(audit) -> None:
-    """Whoever answers knows which limit and for how long; the event names the rule, not the subject."""
+    """Whoever answers knows which limit and for how long; the event names rule and address."""
     limits = Limits(every_rule(quota=1), QuotaForEver(), audit)
     limits.take(Rule.LOGIN_IP, "192.0.2.1")
 
@@ -104,7 +104,7 @@ def test_an_exhausted_limit_refuses_with_its_verdict(audit) -> None:
         limits.take(Rule.LOGIN_IP, "192.0.2.1")
 
     assert refusal.value.verdict.limit.name == "login-ip"
-    assert audit.events == [Event(Action.LIMIT_REACHED, detail="login-ip")]
+    assert audit.events == [Event(Action.LIMIT_REACHED, client_ip="192.0.2.1", detail="login-ip")]
 
 
 @pytest.mark.parametrize("rule", Rule)
