@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from flask import Flask
 
-from authsvc.api import auth, health, me, oauth2, preferences, sessions, users
+from authsvc.api import auth, batch, cache_admin, health, me, oauth2, preferences, sessions, users
 from authsvc.api.frame import docs, errors, hooks
 from authsvc.api.frame.bodies import READ_BYTES
 from authsvc.api.frame.context import EXTENSION
@@ -19,7 +19,17 @@ from authsvc.services import Services
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-BLUEPRINTS = (auth.blp, me.blp, preferences.blp, sessions.blp, users.blp, oauth2.blp, health.blp)
+BLUEPRINTS = (
+    auth.blp,
+    me.blp,
+    preferences.blp,
+    sessions.blp,
+    users.blp,
+    batch.blp,
+    cache_admin.blp,
+    oauth2.blp,
+    health.blp,
+)
 #: Timed by nobody: probes would drown the rest.
 UNTIMED = ("/v1/health/.*", "/health")
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 
 from authsvc.domain.authentication import Authentication
+from authsvc.domain.batches import Batches
 from authsvc.domain.checks import TokenChecks
 from authsvc.domain.credentials import OwnAccount
 from authsvc.domain.preferences import PreferenceBook
@@ -16,6 +17,7 @@ from authsvc.domain.signing_keys import KeyRing
 from authsvc.domain.users import UserDirectory
 from authsvc.observability.health import Health
 from authsvc.observability.metrics import Metrics
+from authsvc.store.cache_admin import CacheAdmin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +27,8 @@ class Services:
     authentication: Authentication
     checks: TokenChecks
     account: OwnAccount
+    batches: Batches
+    cache: CacheAdmin
     users: UserDirectory
     preferences: PreferenceBook
     sessions: SessionDirectory

@@ -94,7 +94,7 @@ class Aside(Generic[T]):
 
     def get(self, ident: str) -> T | Missing:
         """Return what is cached of *ident*, or MISSING; one round trip, raises CacheUnavailable."""
-        look = self._look((ident,))[ident]
+        look = self._look_at(ident)
         return look.value if look.outcome in SERVED else MISSING
 
     def get_or_load(self, ident: str, loader: Callable[[str], T | Missing]) -> T | Missing:
@@ -105,7 +105,11 @@ class Aside(Generic[T]):
         trip for a hit, three and a load for a miss; without Redis the load alone.  Raises what the
         loader raises.
         """
-        look = self._look_or_nothing((ident,))[ident]
+        try:
+            look = self._look_at(ident)
+        except CacheUnavailable:
+            look = Look(MISSING, "unavailable")
+            self._tell_looks((look.outcome,))
         if look.outcome == "stale":
             self._loading.refresh(ident, loader)
         return look.value if look.outcome in SERVED else self._loading.one(ident, loader, look)
@@ -153,6 +157,11 @@ class Aside(Generic[T]):
         """Return the commands that invalidate *idents*, to be sent in this order, among others or alone."""
         return self._records.drop_commands(idents)
 
+    def _look_at(self, ident: str) -> Look[T]:
+        look = self._records.look_at(ident)
+        self.events.on_lookup(self.space.name, look.outcome)
+        return look
+
     def _look_or_nothing(self, idents: Sequence[str]) -> dict[str, Look[T]]:
         try:
             return self._look(idents)
@@ -189,4 +198,4 @@ class Aside(Generic[T]):
 
     def _may_store(self, ident: str) -> bool:
         """Where a proof is asked for, it must hold for what is written too."""
-        return self.proof is None or self._records.look((ident,))[ident].outcome != "untrusted"
+        return self.proof is None or self._records.look_at(ident).outcome != "untrusted"

@@ -107,7 +107,7 @@ def from_json(raw: bytes) -> Json | Missing:
     if text is None:
         return MISSING
     try:
-        value: Json = json.loads(text, parse_constant=_no_constant)
+        value: Json = _DECODER.decode(text.decode())
     except (ValueError, RecursionError):
         return MISSING
     return value
@@ -140,3 +140,7 @@ def unpack(raw: bytes) -> bytes | None:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(name)
+
+
+#: Made once: `json.loads` makes another for each text where constants are refused.
+_DECODER: Final = json.JSONDecoder(parse_constant=_no_constant)

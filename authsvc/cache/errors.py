@@ -90,7 +90,7 @@ def translate(error: driver.RedisError) -> CacheError:
     """Return *error* in this library's words; raise the result ``from`` *error*."""
     if isinstance(error, HandshakeRefused):
         return CacheUnavailable(_reason(error.__cause__) or Reason.OTHER)
-    if isinstance(error.__context__, Empty):  # how the blocking pool says that it is exhausted
+    if is_exhaustion(error):
         return CacheUnavailable(Reason.EXHAUSTED)
     reason = _reason(error)
     if reason is not None:
@@ -98,6 +98,11 @@ def translate(error: driver.RedisError) -> CacheError:
     if isinstance(error, driver.ResponseError | driver.DataError):
         return CacheMisuse(type(error).__name__)
     return CacheUnavailable(Reason.OTHER)
+
+
+def is_exhaustion(error: driver.RedisError) -> bool:
+    """Return whether *error* is how the driver's blocking pool says that all connections are in use."""
+    return isinstance(error.__context__, Empty)
 
 
 def _reason(error: BaseException | None) -> Reason | None:

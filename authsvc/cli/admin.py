@@ -57,7 +57,7 @@ def add_commands(commands: Any) -> None:
 def run_create_user(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Create a user with the roles given."""
     password = sys.stdin.read().removesuffix("\n").removesuffix("\r")
-    with closing(_services(env)) as services:
+    with closing(open_services(env)) as services:
         form = Registration(email=options.email, password=password, profile=Profile())
         user = services.authentication.register(form)
         if options.role:
@@ -72,7 +72,7 @@ def run_set_role(options: argparse.Namespace, env: Mapping[str, str]) -> int:
         email = canonical_email(options.email)
     except InvalidEmail as error:
         raise ValueError(f"EMAIL {error}") from error
-    with closing(_services(env)) as services:
+    with closing(open_services(env)) as services:
         user = services.users.set_roles(email, tuple(options.role)).value
     print(json.dumps(_described(user)))
     return 0
@@ -83,7 +83,7 @@ def run_import(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     # Schemas bring Flask along, a third of what the other commands take to start.
     from authsvc.cli.imports import import_users
 
-    with closing(_services(env)) as services, options.file.open("rb") as lines:
+    with closing(open_services(env)) as services, options.file.open("rb") as lines:
         counts = import_users(
             lines, services.users.store, now=now, report=lambda line: print(json.dumps(line))
         )
@@ -100,7 +100,8 @@ def run_create_client(options: argparse.Namespace, env: Mapping[str, str]) -> in
     return 0
 
 
-def _services(env: Mapping[str, str]) -> Services:
+def open_services(env: Mapping[str, str]) -> Services:
+    """The services for one command; to be closed."""
     logs.configure("warning", "console", fd=STDERR)
     return build(_migrated(env))
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Protocol
 
 from authsvc.domain.audit import Action, AuditLog, Event
@@ -64,6 +65,9 @@ class CredentialStore(Protocol):
         One transaction: a disable or a password change either comes before and wins (None), or after and
         finds the session.  The sessions unused for longest give way beyond *max_sessions*.
         """
+
+    def note_logins(self, user_ids: Sequence[UserId], at: datetime) -> Committed[list[UserId]]:
+        """Set the last login of those of *user_ids* that exist to *at*; returns them.  One transaction."""
 
     def replace_password(
         self, verified: Credentials, new_hash: str, *, keep: SessionId

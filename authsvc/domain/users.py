@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Literal, Protocol
@@ -96,6 +96,9 @@ class UserStore(Protocol):
     def find(self, email: Email) -> User | None:
         """The user with the canonical address *email*."""
 
+    def get_many(self, user_ids: Sequence[UserId]) -> dict[UserId, User]:
+        """Those of *user_ids* that exist, by id; at most one query."""
+
     def change(self, user_id: UserId, rule: Callable[[User], User]) -> Committed[User]:
         """
         Apply *rule* to the user under his row lock and store the result as the next version.
@@ -122,6 +125,12 @@ class UserDirectory:
     def get(self, user_id: UserId) -> User:
         """Raises NotFound."""
         return self.store.get(user_id)
+
+    def look_up(self, user_ids: Sequence[UserId]) -> tuple[list[User], list[UserId]]:
+        """The users of *user_ids* in their order, each once, and the ids that nobody has."""
+        found = self.store.get_many(user_ids)
+        wanted = dict.fromkeys(user_ids)
+        return [found[one] for one in wanted if one in found], [one for one in wanted if one not in found]
 
     def page(self, wanted: UserFilter) -> tuple[list[User], UserId | None]:
         """The users of one page, and the cursor of the next."""

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from authsvc import __version__
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.values.clocks import Clock, Monotonic
+from authsvc.observability.totals import CacheTotals
 
 #: How long one look at the stores is good for: probes are public and must not become a load.
 LOOK_S = 0.5
@@ -17,21 +18,6 @@ LOOK_S = 0.5
 COMPARED_S = 4.0
 
 T = TypeVar("T")
-
-
-@dataclass(slots=True)
-class Tally:
-    """Hits and misses of the user cache in this process."""
-
-    hits: int = 0
-    misses: int = 0
-
-    def count(self, *, is_hit: bool) -> None:
-        """Count one look-up; a lost race costs one count."""
-        if is_hit:
-            self.hits += 1
-        else:
-            self.misses += 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +45,7 @@ class Vitals:
     is_sql_up: bool
     redis_ms: float
     sql_ms: float
+    totals: CacheTotals
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +56,8 @@ class Probes:
     sql: Callable[[], bool]
     is_in_memory: bool
     is_cache_enabled: bool
-    tally: Tally
+    #: The cache's counts over all workers.
+    totals: Callable[[], CacheTotals]
     #: What only an admin sees: breakers, pool.
     details: Callable[[], dict[str, Any]]
 
@@ -123,8 +111,7 @@ class Health:
         return Report(is_good=_word(vitals) != "down", body=body)
 
     def _summary(self, vitals: Vitals) -> dict[str, Any]:
-        hits, misses = self.probes.tally.hits, self.probes.tally.misses
-        asked = hits + misses
+        totals = vitals.totals
         cache = "up" if vitals.is_redis_up else "down"
         redis = "connected" if vitals.is_redis_up else "disconnected"
         return {
@@ -136,9 +123,9 @@ class Health:
             "cache": {
                 "status": cache if self.probes.is_cache_enabled else "disabled",
                 "stats": {
-                    "hits": hits,
-                    "misses": misses,
-                    "hit_ratio": round(hits / asked, 4) if asked else 0.0,
+                    "hits": totals.hits,
+                    "misses": totals.misses,
+                    "hit_ratio": round(totals.hit_ratio, 4),
                 },
             },
         }
@@ -166,6 +153,7 @@ class Health:
             is_sql_up=answered is not None,
             redis_ms=redis_ms,
             sql_ms=sql_ms,
+            totals=self.probes.totals(),
         )
 
     def _timed(self, probe: Callable[[], T]) -> tuple[T | None, float]:

@@ -20,6 +20,7 @@ from prometheus_flask_exporter import PrometheusMetrics
 from prometheus_flask_exporter.multiprocess import GunicornInternalPrometheusMetrics
 
 from authsvc.observability.figures import FOLDER_VARIABLE, SharedFigures, shared_figures
+from authsvc.observability.totals import CacheTotals, Ratios, Source, cache_totals
 
 CACHE_BUCKETS_S = (0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 HASH_BUCKETS_S = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 1.5, 2, 3, 5)
@@ -58,21 +59,29 @@ class Metrics:
     #: How many were found, how many were not, in one call of the user cache.
     user_cache_hits: Callable[[int], None]
     user_cache_misses: Callable[[int], None]
+    #: ``get``, ``get_many`` or ``page``, and seconds.
+    user_cache_operation: Callable[[str, float], None]
+    #: ``create``, ``lookup`` or ``last_login``, and seconds; each is counted, too.
+    user_batch: Callable[[str, float], None]
     #: Seconds.
     cache_operation: Callable[[float], None]
     cache_error: Callable[[str], None]
     #: 0 closed, 1 open, 2 half-open.
     breaker_state: Callable[[int], None]
+    active_locks: Callable[[int], None]
     log_dropped: Callable[[], None]
 
     def exposition(self) -> tuple[bytes, str]:
         """Return the figures of all processes and their media type; an answer whatever the folder is like."""
-        if self.shared is None:
-            return generate_latest(self.registry), CONTENT_TYPE_PLAIN_0_0_4
-        self.shared.heal()
-        together = CollectorRegistry()
-        together.register(self.shared)
-        return generate_latest(together), CONTENT_TYPE_PLAIN_0_0_4
+        source: Source = self.registry if self.shared is None else self.shared
+        self.heal()
+        ratios = CollectorRegistry()
+        ratios.register(Ratios(source))
+        return _text(source) + generate_latest(ratios), CONTENT_TYPE_PLAIN_0_0_4
+
+    def cache_totals(self) -> CacheTotals:
+        """The cache's counts over all processes."""
+        return cache_totals(self.registry if self.shared is None else self.shared)
 
     def heal(self) -> bool:
         """Bring back files that were deleted; to be called now and then.  True if all is well now."""
@@ -118,6 +127,10 @@ def make_metrics(registry: CollectorRegistry | None = None) -> Metrics:
         ),
         user_cache_hits=make.adder("user_cache_hits", "Users found in the cache."),
         user_cache_misses=make.adder("user_cache_misses", "Users not found in the cache."),
+        user_cache_operation=make.durations(
+            "user_cache_operation_duration_seconds", "Time of one read of users.", CACHE_BUCKETS_S
+        ),
+        user_batch=make.batches(),
         cache_operation=make.histogram(
             "cache_operation_latency_seconds", "Time of one call to Redis.", CACHE_BUCKETS_S
         ),
@@ -127,8 +140,18 @@ def make_metrics(registry: CollectorRegistry | None = None) -> Metrics:
             "0 closed, 1 open, 2 half-open; the worst of the workers.",
             "livemax",
         ),
+        active_locks=make.gauge("cache_active_locks", "Locks that the workers hold.", "livesum"),
         log_dropped=make.counter("authsvc_log_records_dropped", "Log records that nobody read in time."),
     )
+
+
+def _text(source: Source) -> bytes:
+    """What *source* collects, as Prometheus reads it."""
+    if isinstance(source, CollectorRegistry):
+        return generate_latest(source)
+    together = CollectorRegistry()
+    together.register(source)
+    return generate_latest(together)
 
 
 class _Children(dict[tuple[str, ...], Counter]):
@@ -165,6 +188,21 @@ class _Maker:
 
     def histogram(self, name: str, about: str, buckets_s: Sequence[float]) -> Callable[[float], None]:
         return Histogram(name, about, registry=self.registry, buckets=buckets_s).observe
+
+    def durations(self, name: str, about: str, buckets_s: Sequence[float]) -> Callable[[str, float], None]:
+        histogram = Histogram(name, about, ["operation"], registry=self.registry, buckets=buckets_s)
+        return lambda operation, seconds: histogram.labels(operation).observe(seconds)
+
+    def batches(self) -> Callable[[str, float], None]:
+        count = self.counts("user_batch_operations", "Batches by operation.", "operation")
+        name, about = "user_batch_operation_duration_seconds", "Time of one batch."
+        observe = self.durations(name, about, HASH_BUCKETS_S)
+
+        def note(operation: str, seconds: float) -> None:
+            count(operation)
+            observe(operation, seconds)
+
+        return note
 
     def gauge(self, name: str, about: str, mode: _Mode) -> Callable[[float], None]:
         return Gauge(name, about, registry=self.registry, multiprocess_mode=mode).set

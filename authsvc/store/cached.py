@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import cast
 
-from authsvc.cache.aside import Aside, Shape
+from authsvc.cache.aside import Aside, Shape, Tags
 from authsvc.cache.client import Command
 from authsvc.cache.entry import Entry, Missing
 from authsvc.cache.entry import Json as CacheJson
 from authsvc.cache.errors import CacheError
+from authsvc.cache.filling.sweep import pattern_drop
 from authsvc.cache.keys import Space
 from authsvc.domain.errors import NotFound
 from authsvc.domain.revocations import Committed
 from authsvc.domain.users import Role, Status, User, UserFilter, UserStore
+from authsvc.domain.values.clocks import Monotonic
 from authsvc.domain.values.emails import Email
 from authsvc.domain.values.identifiers import UserId
 from authsvc.domain.values.jsontext import Json
@@ -25,30 +27,80 @@ from authsvc.domain.values.jsontext import Json
 USER_SCHEMA = 1
 
 
+#: The tag that every page of the list depends on.
+ALL_USERS = "all"
+
+
 @dataclass(frozen=True, slots=True)
+class Page:
+    """A page of the admin list; ``id`` is what was asked for, in words."""
+
+    id: str
+    users: tuple[User, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserCaches:
+    """Everything cached of users: themselves, the ids of their addresses, the pages of the list."""
+
+    users: Aside[User]
+    emails: Space
+    pages: Aside[Page]
+    page_tags: Tags
+
+    def drop_commands(self, user_id: str, email: Email) -> list[Command]:
+        """The commands that drop what is cached of one user, and every page."""
+        return [
+            *self.users.drop_commands([user_id]),
+            ("DEL", self.emails.key(email)),
+            *self.page_tags.drop_commands([ALL_USERS]),
+        ]
+
+    def drop(self, user_id: str, email: Email) -> int:
+        """Drop what is cached of one user, and every page; how many records of his there were."""
+        commands = self.drop_commands(user_id, email)
+        replies = self.users.client.pipeline(commands).values
+        return sum(_records(command, reply) for command, reply in zip(commands, replies, strict=True))
+
+    def clear(self) -> int:
+        """Drop everything; how many records there were.  In bounded steps."""
+        spaces = (self.users.space, self.emails, self.pages.space)
+        return sum(pattern_drop(self.users.client, space) for space in spaces)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CachedUserStore:
     """
-    The users of *behind*, read through *aside*.
+    The users of *behind*, read through *caches*.
 
     Copies are dropped by the log entries that every change commits, not here: also a process that cannot
     reach Redis gets them dropped.
     """
 
     behind: UserStore
-    aside: Aside[User]
-    emails: Space
+    caches: UserCaches
+    #: Hears what was asked and the seconds it took.
+    on_operation: Callable[[str, float], None]
+    monotonic: Monotonic
 
     def get(self, user_id: UserId) -> User:
         """Raises NotFound."""
-        found = self.aside.get_or_load(user_id, lambda _: self._load(user_id))
+        with self._timed("get"):
+            found = self.caches.users.get_or_load(user_id, lambda _: self._load(user_id))
         if isinstance(found, Missing):
             raise NotFound
         return found
 
+    def get_many(self, user_ids: Sequence[UserId]) -> dict[UserId, User]:
+        """One MGET, and one query for what is not cached."""
+        with self._timed("get_many"):
+            found = self.caches.users.get_or_load_many(user_ids, self._load_many)
+        return {UserId(ident): user for ident, user in found.items()}
+
     def find(self, email: Email) -> User | None:
         """By the cached id of the address, if its user still has it; else from the store behind."""
         try:
-            (user_id,) = self.aside.client.mget((self.emails.key(email),)).values
+            (user_id,) = self.caches.users.client.mget((self.caches.emails.key(email),)).values
             user = self.get(UserId(user_id.decode())) if user_id else None
         except (CacheError, NotFound):
             user = None
@@ -66,26 +118,41 @@ class CachedUserStore:
         """In the store behind."""
         return self.behind.remove(user_id)
 
+    def page(self, wanted: UserFilter) -> list[User]:
+        """By the filter's own words; every change of any user makes all pages out of date."""
+        ident = _words(wanted)
+        with self._timed("page"):
+            found = self.caches.pages.get_or_load(
+                ident, lambda _: Page(ident, tuple(self.behind.page(wanted)))
+            )
+        return [] if isinstance(found, Missing) else list(found.users)
+
     def _load(self, user_id: UserId) -> User:
         """From the store behind; the address is noted, and checked by whoever reads the note."""
         user = self.behind.get(user_id)
-        note = ("SET", self.emails.key(user.email), user.id, "EX", self.emails.ttl_s)
-        with suppress(CacheError):  # counted by the client's hooks; the note only saves a query
-            self.aside.client.call(*note)
+        self._note_addresses((user,))
         return user
 
-    def page(self, wanted: UserFilter) -> list[User]:
-        """From the store behind."""
-        return self.behind.page(wanted)
+    def _load_many(self, idents: Sequence[str]) -> dict[str, User]:
+        found = self.behind.get_many([UserId(ident) for ident in idents])
+        self._note_addresses(found.values())
+        return {str(user_id): user for user_id, user in found.items()}
 
+    def _note_addresses(self, users: Iterable[User]) -> None:
+        emails = self.caches.emails
+        notes: list[Command] = [
+            ("SET", emails.key(user.email), user.id, "EX", emails.ttl_s) for user in users
+        ]
+        with suppress(CacheError):  # counted by the client's hooks; a note only saves a query
+            self.caches.users.client.pipeline(notes)
 
-def drop_copies(aside: Aside[User], emails: Space) -> Callable[[str, Email], Sequence[Command]]:
-    """The commands that drop everything cached of a user."""
-
-    def commands(user_id: str, email: Email) -> Sequence[Command]:
-        return [*aside.drop_commands([user_id]), ("DEL", emails.key(email))]
-
-    return commands
+    @contextmanager
+    def _timed(self, operation: str) -> Iterator[None]:
+        began_s = self.monotonic()
+        try:
+            yield
+        finally:
+            self.on_operation(operation, self.monotonic() - began_s)
 
 
 def dump_user(user: User) -> Entry:
@@ -128,7 +195,32 @@ def load_user(entry: Entry) -> User:
     )
 
 
+def dump_page(page: Page) -> Entry:
+    """*page* as it is cached; it has no version of its own, a tag tells when it is out of date."""
+    users: list[CacheJson] = [{**dump_user(user).fields, "version": user.version} for user in page.users]
+    return Entry({"id": page.id, "users": users}, row_version=0)
+
+
+def load_page(entry: Entry) -> Page:
+    """The page in *entry*; raises KeyError, TypeError or ValueError where it holds none."""
+    users = cast("list[dict[str, CacheJson]]", entry.fields["users"])
+    entries = [Entry(fields, row_version=int(cast("int", fields["version"]))) for fields in users]
+    return Page(_text(entry.fields["id"]), tuple(load_user(one) for one in entries))
+
+
 USER_SHAPE: Shape[User] = Shape(schema=USER_SCHEMA, dump=dump_user, load=load_user)
+PAGE_SHAPE: Shape[Page] = Shape(schema=USER_SCHEMA, dump=dump_page, load=load_page)
+
+
+def _words(wanted: UserFilter) -> str:
+    """*wanted* in words: equal filters, equal words."""
+    return f"role={wanted.role}&status={wanted.status}&limit={wanted.limit}&after={wanted.after}"
+
+
+def _records(command: Command, reply: object) -> int:
+    """How many records a command dropped: leases and the versions of tags are none."""
+    is_deletion = command[0] == "DEL" and ":lease:" not in str(command[1])
+    return reply if is_deletion and isinstance(reply, int) else 0
 
 
 def _text(value: object) -> str:

@@ -51,6 +51,7 @@ class Reconciler:
     _over: int = field(default=-1, init=False)
     _newest: int = field(default=-1, init=False)
     _ticks: int = field(default=0, init=False)
+    _is_evicting: bool = field(default=False, init=False)
 
     def tick(self) -> bool:
         """Compare once; True if Redis is proven now.  Raises CacheError and StoreUnavailable."""
@@ -97,16 +98,18 @@ class Reconciler:
         return self._newest
 
     def _evicts(self) -> bool:
-        """True if Redis drops keys on its own account; a policy that it does not tell is left alone."""
+        """True if Redis drops, or just dropped, keys of its own accord; an untold policy is left alone."""
         self._ticks += 1
         if self._ticks % POLICY_EVERY != 1:
             return False
         policy = (self.client.info("memory") or {}).get("maxmemory_policy", "noeviction")
-        if policy == "noeviction":
+        did_evict, self._is_evicting = self._is_evicting, policy != "noeviction"
+        if not did_evict and not self._is_evicting:
             return False
         log.error("redis.evicting", extra={"policy": policy})
         self.proof.distrust()
-        # What was dropped stays away when the policy is mended: all must be replayed then.
+        # Once more when the policy is mended: others, which had not looked, may have kept the marker going,
+        # and what was dropped stays away until all is replayed.
         self.marker.discard()
         self._ticks -= 1
         return True
@@ -183,6 +186,7 @@ class Heartbeat:
     def __init__(self, reconciler: Reconciler, alongside: Callable[[], object]) -> None:
         self._reconciler = reconciler
         self._alongside = alongside
+        self._afterwards: list[Callable[[], None]] = []
         self._failures = 0
         self._is_believed = False
         self._wake = threading.Event()
@@ -194,6 +198,10 @@ class Heartbeat:
     def start(self) -> None:
         """Begin; once per process, after the fork."""
         self._thread.start()
+
+    def when_begun(self, begin: Callable[[], None]) -> None:
+        """Have *begin* called behind the first comparison; to be said before :meth:`start`."""
+        self._afterwards.append(begin)
 
     def wake(self) -> None:
         """A connection was made that no comparison has seen yet: do not wait for the second to pass."""
@@ -210,6 +218,8 @@ class Heartbeat:
         while not self._stop.is_set():
             self.beat()
             self.has_begun.set()
+            while self._afterwards:
+                self._afterwards.pop()()
             self._alongside()
             self._wake.wait(INTERVAL_S - SHORTEST_INTERVAL_S)
             self._wake.clear()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import datetime
 
 from sqlalchemy import Connection, RowMapping, Select, Update, case, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
@@ -50,6 +51,15 @@ class SqlUserStore:
         if user is None:
             raise NotFound
         return user
+
+    def get_many(self, user_ids: Sequence[UserId]) -> dict[UserId, User]:
+        """Those that exist, in one query."""
+        if not user_ids:
+            return {}
+        statement = select(*USER_COLUMNS).where(users.c.id.in_(user_ids))
+        with self._database.read() as connection:
+            found = [to_user(row) for row in connection.execute(statement).mappings()]
+        return {user.id: user for user in found}
 
     def find(self, email: Email) -> User | None:
         """The user with the canonical address *email*."""
@@ -120,6 +130,18 @@ class SqlUserStore:
             raise LastAdmin
 
 
+def recent_user_ids(database: Database, *, most: int) -> list[str]:
+    """The ids of the users who logged in last."""
+    statement = (
+        select(users.c.id)
+        .where(users.c.last_login.is_not(None))
+        .order_by(users.c.last_login.desc())
+        .limit(most)
+    )
+    with database.read() as connection:
+        return list(connection.execute(statement).scalars())
+
+
 class SqlCredentialStore:
     """Password hashes: here alone."""
 
@@ -162,6 +184,18 @@ class SqlCredentialStore:
             entries = end_oldest_beyond(connection, self._log, session, now, max_sessions)
             entries.append(self._log.draft(user, "logged_in"))
             return Committed(user, self._log.append(connection, entries))
+
+    def note_logins(self, user_ids: Sequence[UserId], at: datetime) -> Committed[list[UserId]]:
+        """One update; locked in the order of ids, so that two batches never wait for each other in a ring."""
+        with self._database.transaction() as connection:
+            locked = select(users.c.id).where(users.c.id.in_(user_ids)).order_by(users.c.id).with_for_update()
+            found = list(connection.execute(locked).scalars())
+            noted = (
+                update(users).where(users.c.id.in_(found)).values(last_login=at, version=users.c.version + 1)
+            )
+            rows = connection.execute(noted.returning(*USER_COLUMNS)).mappings()
+            entries = [self._log.draft(to_user(row), "login_noted") for row in rows]
+            return Committed(found, self._log.append(connection, entries))
 
     def replace_password(
         self, verified: Credentials, new_hash: str, *, keep: SessionId

@@ -14,6 +14,7 @@ from typing import Any
 
 from authsvc.cache.errors import CacheError, CacheUnavailable
 from authsvc.domain.authentication import Authentication
+from authsvc.domain.batches import Batches
 from authsvc.domain.checks import TokenChecks
 from authsvc.domain.credentials import OwnAccount, PasswordProof
 from authsvc.domain.errors import StoreUnavailable
@@ -34,12 +35,14 @@ from authsvc.observability.health import Freshness, Health, Probes
 from authsvc.observability.metrics import Metrics, make_metrics
 from authsvc.services import Services
 from authsvc.settings import Secret, Settings
+from authsvc.store.cache_admin import CacheAdmin
 from authsvc.store.cached import CachedUserStore
 from authsvc.store.index import IndexKeys
 from authsvc.store.key_folder import KeyFolder
 from authsvc.store.ratelimits import RedisRateLimiter
 from authsvc.store.sessions import SqlSessionStore
 from authsvc.store.users import SqlCredentialStore, SqlUserStore
+from authsvc.wiring.cache_admin import cache_admin, starter
 from authsvc.wiring.stores import Stores, open_stores
 
 #: A job that has not begun by then is refused: longer, nobody waits for a login.
@@ -77,9 +80,17 @@ def build(settings: Settings, *, clock: Clock = now) -> Services:
     """Everything for one process; connects to nothing until it is used or started.  Call after the fork."""
     parts = _parts(settings, clock)
     directory = UserDirectory(store=parts.users, revocations=parts.revocations, audit=parts.audit)
-    health = _health(parts)
+    authentication = _authentication(parts)
+    cache = cache_admin(settings, parts.stores, parts.users, parts.metrics)
     return Services(
-        authentication=_authentication(parts),
+        authentication=authentication,
+        batches=Batches(
+            authentication=authentication,
+            credentials=parts.credentials,
+            revocations=parts.revocations,
+            clock=clock,
+        ),
+        cache=cache,
         checks=TokenChecks(
             reader=parts.reader,
             index=parts.stores.index,
@@ -95,14 +106,14 @@ def build(settings: Settings, *, clock: Clock = now) -> Services:
         ),
         limits=parts.limits,
         ring=parts.ring,
-        health=health,
+        health=_health(parts),
         metrics=parts.metrics,
         trusted_proxies=settings.http.trusted_proxies,
         metrics_port=settings.http.metrics_port,
         has_docs=settings.http.api_docs,
         compare=parts.stores.heartbeat.beat,
-        start=parts.stores.heartbeat.start,
-        close=partial(_close, parts),
+        start=starter(settings, parts.stores, cache),
+        close=partial(_close, parts, cache),
     )
 
 
@@ -148,7 +159,7 @@ def _parts(settings: Settings, clock: Clock) -> _Parts:
         reader=TokenReader(stores.profile, ring),
         sessions=SqlSessionStore(stores.database, stores.log, clock),
         credentials=SqlCredentialStore(stores.database, stores.log, clock),
-        users=_users(settings, stores, sql_users),
+        users=_users(settings, stores, sql_users, metrics),
         revocations=Revocations(stores.index, stores.proof),
         audit=audit,
         limits=limits,
@@ -159,10 +170,15 @@ def _parts(settings: Settings, clock: Clock) -> _Parts:
     )
 
 
-def _users(settings: Settings, stores: Stores, behind: UserStore) -> UserStore:
+def _users(settings: Settings, stores: Stores, behind: UserStore, metrics: Metrics) -> UserStore:
     if not settings.cache.is_enabled:
         return behind
-    return CachedUserStore(behind, stores.users_cache, stores.emails_cache)
+    return CachedUserStore(
+        behind=behind,
+        caches=stores.user_caches,
+        on_operation=metrics.user_cache_operation,
+        monotonic=time.monotonic,
+    )
 
 
 def _lane(settings: Settings, metrics: Metrics) -> HashingLane:
@@ -247,7 +263,7 @@ def _health(parts: _Parts) -> Health:
         sql=stores.database.ping,
         is_in_memory=parts.settings.redis.is_in_memory,
         is_cache_enabled=parts.settings.cache.is_enabled,
-        tally=stores.tally,
+        totals=parts.metrics.cache_totals,
         details=partial(_details, parts),
     )
     return Health(
@@ -276,7 +292,8 @@ def _key_count(stores: Stores) -> int | None:
     return count if isinstance(count, int) else None
 
 
-def _close(parts: _Parts) -> None:
+def _close(parts: _Parts, cache: CacheAdmin) -> None:
+    cache.warming.close()
     parts.lane.close()
     parts.stores.close()
 

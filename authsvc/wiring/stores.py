@@ -2,37 +2,33 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Literal, cast
 
-from authsvc.cache.aside import Aside
 from authsvc.cache.aside import Proof as CacheProof
 from authsvc.cache.breaker import CircuitBreaker, State
-from authsvc.cache.client import CacheClient, CacheEvents
+from authsvc.cache.client import CacheClient
 from authsvc.cache.connections import Generations, Pool, RedisAddress, bounded_pool, stamped
-from authsvc.cache.keys import KeySpace, Space
+from authsvc.cache.keys import KeySpace
+from authsvc.cache.monitor import Meter, joined
 from authsvc.domain.revocations import COPY_MARGIN_S, Proof
 from authsvc.domain.tokens import TokenProfile
-from authsvc.domain.users import User
 from authsvc.domain.values.clocks import Clock
-from authsvc.observability.health import Tally
 from authsvc.observability.metrics import Metrics
 from authsvc.settings import RedisSettings, Secret, Settings
-from authsvc.store.cached import USER_SHAPE, drop_copies
+from authsvc.store.cached import UserCaches
 from authsvc.store.index import IndexKeys, RedisIndex
 from authsvc.store.marker import FreshnessMarker
 from authsvc.store.reconciler import Heartbeat, Reconciler
 from authsvc.store.revocations import SqlRevocationLog
 from authsvc.store.sql import Database
+from authsvc.wiring.caching import counting, user_caches
 
 #: Connections of the requests to Redis: one for each thread, opened at the start and not on the hot path.
 REDIS_POOL = 32
-#: Longer than SQL may take to load what is then cached.
-LEASE_MS = 5_000
 
 _BREAKER_NUMBERS = {State.CLOSED: 0, State.OPEN: 1, State.HALF_OPEN: 2}
 
@@ -46,13 +42,12 @@ class Stores:
     redis: CacheClient
     reconciling: CacheClient
     keys: KeySpace
-    users_cache: Aside[User]
-    emails_cache: Space
+    user_caches: UserCaches
+    meter: Meter
     proof: Proof
     index: RedisIndex
     heartbeat: Heartbeat
     profile: TokenProfile
-    tally: Tally
 
     def close(self) -> None:
         """Stop comparing and let all connections go."""
@@ -70,8 +65,8 @@ class _Fast:
     reconciling: CacheClient
     keys: KeySpace
     proof: Proof
-    users_cache: Aside[User]
-    emails: Space
+    user_caches: UserCaches
+    meter: Meter
 
 
 def open_stores(settings: Settings, metrics: Metrics, clock: Clock) -> Stores:
@@ -85,15 +80,14 @@ def open_stores(settings: Settings, metrics: Metrics, clock: Clock) -> Stores:
     database = open_database(settings)
     copies_live = timedelta(seconds=profile.lifetime_s + profile.leeway_s + COPY_MARGIN_S)
     log = SqlRevocationLog(database, copies_live=copies_live, clock=clock)
-    tally = Tally()
-    fast = _open_redis(settings, metrics, tally)
+    fast = _open_redis(settings, metrics)
     waker = _Waker()
     index = RedisIndex(
         client=fast.redis,
         key_names=IndexKeys(fast.keys),
         profile=profile,
         proof=fast.proof,
-        drop_copies=drop_copies(fast.users_cache, fast.emails),
+        drop_copies=fast.user_caches.drop_commands,
         on_new_connection=waker.wake,
         on_written=metrics.revocation_propagation,
         clock=clock,
@@ -107,13 +101,12 @@ def open_stores(settings: Settings, metrics: Metrics, clock: Clock) -> Stores:
         redis=fast.redis,
         reconciling=fast.reconciling,
         keys=fast.keys,
-        users_cache=fast.users_cache,
-        emails_cache=fast.emails,
+        user_caches=fast.user_caches,
+        meter=fast.meter,
         proof=fast.proof,
         index=index,
         heartbeat=heartbeat,
         profile=profile,
-        tally=tally,
     )
 
 
@@ -139,7 +132,7 @@ def open_pools(redis: RedisSettings, *, size: int) -> tuple[Pool, Pool]:
     return pool(size), pool(1)
 
 
-def _open_redis(settings: Settings, metrics: Metrics, tally: Tally) -> _Fast:
+def _open_redis(settings: Settings, metrics: Metrics) -> _Fast:
     cache = settings.cache
     breaker = CircuitBreaker(
         cache.breaker_failure_threshold,
@@ -149,49 +142,27 @@ def _open_redis(settings: Settings, metrics: Metrics, tally: Tally) -> _Fast:
         clock=time.monotonic,
         on_change=lambda _, state: metrics.breaker_state(_BREAKER_NUMBERS[state]),
     )
-    events = _cache_events(metrics, tally)
+    metrics.breaker_state(_BREAKER_NUMBERS[State.CLOSED])
+    meter = Meter(time.monotonic)
+    events = joined(counting(metrics), meter.events())
     pool, single = open_pools(settings.redis, size=REDIS_POOL)
     redis = CacheClient(pool, breaker=breaker, clock=time.monotonic, events=events)
     # The reconciler asks at its own pace, also while the breaker of the requests is open.
     reconciling = CacheClient(single, breaker=CircuitBreaker(clock=time.monotonic), clock=time.monotonic)
     keys = KeySpace(cache.key_prefix, cache.key_version, cache.max_key_length)
     proof = Proof(settings.revocation_max_staleness_s)
-    users_cache = Aside(
-        client=redis,
-        space=keys.space("user", ttl_s=cache.ttl_s),
-        shape=USER_SHAPE,
-        lease_ms=LEASE_MS,
-        rng=random.random,
-        events=events,
-        proof=CacheProof(
-            marker_key=IndexKeys(keys).marker,
-            trusted=lambda marker, generation: proof.holds(marker, generation, time.monotonic()),
-        ),
+    trusted = CacheProof(
+        marker_key=IndexKeys(keys).marker,
+        trusted=lambda marker, generation: proof.holds(marker, generation, time.monotonic()),
     )
     return _Fast(
         redis=redis,
         reconciling=reconciling,
         keys=keys,
         proof=proof,
-        users_cache=users_cache,
-        emails=keys.space("user:email", ttl_s=cache.ttl_s),
+        user_caches=user_caches(settings, redis, keys, trusted, events),
+        meter=meter,
     )
-
-
-def _cache_events(metrics: Metrics, tally: Tally) -> CacheEvents:
-    """The cache's hooks, counted."""
-
-    def operation(_name: str, seconds: float, outcome: str) -> None:
-        metrics.cache_operation(seconds)
-        if outcome != "ok":
-            metrics.cache_error(outcome)
-
-    def lookup(_space: str, outcome: str) -> None:
-        is_hit = outcome == "hit"
-        (metrics.user_cache_hits if is_hit else metrics.user_cache_misses)(1)
-        tally.count(is_hit=is_hit)
-
-    return CacheEvents(on_operation=operation, on_lookup=lookup)
 
 
 def _reconciler(fast: _Fast, index: RedisIndex, log: SqlRevocationLog, metrics: Metrics) -> Reconciler:

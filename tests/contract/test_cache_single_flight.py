@@ -254,3 +254,55 @@ def test_patience_for_a_slow_leader_ends_too(rows, table):
     leader.join(10)
 
     assert answer == Row("7", 1)
+
+
+class Ledger:
+    """Two rows that change, the versions below which nothing may be seen, and slow loads."""
+
+    def __init__(self, rows):
+        self.rows = rows
+        self.versions = {"a": 1, "b": 1}
+        self.floors = {"a": 0, "b": 0}
+        self._lock = threading.Lock()
+
+    def load(self, ident):
+        """Read a row, in a millisecond."""
+        row = Row(ident, self.versions[ident])
+        time.sleep(0.001)
+        return row
+
+    def commit(self, ident):
+        """Change a row."""
+        with self._lock:
+            self.versions[ident] += 1
+            return Row(ident, self.versions[ident])
+
+    def drop(self):
+        """Change and drop row a, 100 times."""
+        for _ in range(100):
+            row = self.commit("a")
+            self.rows.drop(["a"])
+            self.floors["a"] = row.version
+
+    def write(self):
+        """Write row b through, 100 times."""
+        for _ in range(100):
+            self.floors["b"] = self.rows.write_through("b", lambda: self.commit("b")).value.version
+
+    def read(self):
+        """Read 200 times, and return how often the answer was stale."""
+        stale = 0
+        for turn in range(200):
+            ident = "ab"[turn % 2]
+            floor = self.floors[ident]
+            stale += self.rows.get_or_load(ident, self.load).version < floor
+        return stale
+
+
+def test_sharing_never_shows_a_row_older_than_its_last_invalidation(rows):
+    """Six readers that share loads, two writers of two kinds: 1,200 reads, 200 changes, no stale answer."""
+    ledger = Ledger(rows)
+
+    results = in_threads(ledger.drop, ledger.write, *[ledger.read] * 6)
+
+    assert results == [None, None, *[0] * 6]

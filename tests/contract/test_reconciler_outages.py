@@ -76,6 +76,8 @@ class TestLosingRedisData:
         process, log = world.start()
         other, _ = world.start()
         world.fill_log(2)
+        process.reconciler.tick()
+        world.redis.flushall()
         revoked: list[bytes] = []
 
         def revoke_and_lose() -> None:
@@ -87,6 +89,7 @@ class TestLosingRedisData:
         assert process.reconciler.tick()
 
         assert process.is_proven()
+        assert len(revoked) == 1
         assert world.tombstones() >= set(revoked)
         assert world.marker() == b"3"
 
@@ -216,16 +219,20 @@ class TestWithoutSql:
         """One lost connection must not cost the process all of Redis while SQL is away."""
         process, log = quick_world.start()
         process.reconciler.tick()
-        assert process.checks.connections.fill() == 3
-        log.is_down = True
         connections: Any = quick_world.redis.client_list()
-        mine = process.checks.call("CLIENT", "ID")
-        (other, *_) = [c["id"] for c in connections if int(c["id"]) not in {mine, process.connection_id()}]
-        quick_world.redis.client_kill_filter(_id=other)
+        mine = {process.connection_id(), quick_world.redis.client_id()}
+        (one, *_) = (client["id"] for client in connections if int(client["id"]) not in mine)
+        quick_world.redis.client_kill_filter(_id=one)
+        log.is_down = True
 
+        before = process.checks.connections.generation
+        assert process.checks.connections.fill() == 3
+        assert process.checks.connections.generation == before + 1
         assert process.reconciler.tick()
 
-        assert process.is_proven()
+        marker, now_s = quick_world.marker(), process.monotonic()
+        generations = range(before - 2, before + 2)
+        assert [process.proof.holds(marker, one, now_s) for one in generations] == [True] * 3 + [False]
 
     def test_trust_ends_a_fixed_time_after_the_last_comparison(self, quick_world):
         """A process cut off from SQL alone cannot go on for ever, though its marker does."""
@@ -268,10 +275,12 @@ class TestEviction:
 
         outcomes = [process.reconciler.tick() for _ in range(POLICY_EVERY + 3)]
         assert outcomes[-4:] == [False] * 4
-        assert not process.is_proven()
+        quick_world.redis.set(KEYS.marker, "2")
+        assert not process.is_proven(), "another process, which has not looked yet, keeps the marker going"
         quick_world.redis.delete(*keys)
 
         quick_world.redis.config_set("maxmemory-policy", "noeviction")
+        assert not process.reconciler.tick()
         assert process.reconciler.tick()
         assert process.is_proven()
         assert quick_world.tombstones() == keys

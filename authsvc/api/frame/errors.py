@@ -172,7 +172,7 @@ def _refuse_http(error: HTTPException) -> Response:
         status=status,
         code=_HTTP_CODES.get(status, "internal_error"),
         headers=headers,
-        errors=_flat(messages) if messages else None,
+        errors=flat(messages) if messages else None,
     )
     return _respond(problem)
 
@@ -191,13 +191,13 @@ def _fail(error: Exception) -> Response:
     return _respond(Problem(status=500, code="internal_error"))
 
 
-def _flat(messages: Messages, path: str = "") -> dict[str, list[str]]:
+def flat(messages: Messages, path: str = "") -> dict[str, list[str]]:
     """marshmallow's tree of messages as field path -> messages; the location is not part of the path."""
     if isinstance(messages, list):
         return {path or "body": [str(message) for message in messages]}
-    flat: dict[str, list[str]] = {}
+    found: dict[str, list[str]] = {}
     for name, inner in messages.items():
         is_location = not path and name in {"json", "query"}
         is_part = not is_location and _FIELD.fullmatch(str(name))
-        flat.update(_flat(inner, f"{path}.{name}".lstrip(".") if is_part else path))
-    return flat
+        found.update(flat(inner, f"{path}.{name}".lstrip(".") if is_part else path))
+    return found

@@ -150,7 +150,7 @@ class Loading(Generic[T]):
     def _look_again(self, ident: str) -> Look[T]:
         """Look without counting: the reader's one question was counted when he asked it."""
         try:
-            return self.records.look((ident,))[ident]
+            return self.records.look_at(ident)
         except CacheUnavailable:
             return Look(MISSING, "unavailable")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Generic, TypeVar, cast
+from typing import Final, Generic, NamedTuple, TypeVar, cast
 
 from authsvc.cache.client import CacheClient, Command, Script
 from authsvc.cache.entry import MISSING, NEGATIVE_VERSION, Entry, Flaw, Missing, decode, encode, pack
@@ -23,8 +23,7 @@ UNSURE: Final = frozenset({"untrusted", "unavailable"})
 _KEPT: Final = frozenset({"miss", "stale", "expired"})
 
 
-@dataclass(frozen=True, slots=True)
-class Look(Generic[T]):
+class Look(NamedTuple, Generic[T]):
     """What was found, and in a word why it is believed or not."""
 
     value: T | Missing
@@ -67,6 +66,18 @@ class Records(Generic[T]):
     write: Script = field(default_factory=lambda: Script.load("authsvc.cache", "write"), repr=False)
     release: Script = field(default_factory=lambda: Script.load("authsvc.cache", "release"), repr=False)
 
+    def look_at(self, ident: str) -> Look[T]:
+        """Look at one: one round trip, and the way that every hit goes, so without what it does not need."""
+        if self.display is not None or self.tagging is not None:
+            return self.look((ident,))[ident]
+        key = self.space.key(ident)
+        if self.proof is None:
+            return self._judge(ident, key, self.client.mget((key,)).values[0])
+        (raw, marker), generation = self.client.mget((key, self.proof.marker_key))
+        if not self._proves(marker, generation, (key,)):
+            return Look(MISSING, "untrusted")
+        return self._judge(ident, key, raw)
+
     def look(self, idents: Sequence[str]) -> dict[str, Look[T]]:
         """Look at *idents*: one round trip."""
         keys = [self.space.key(ident) for ident in idents]
@@ -74,7 +85,10 @@ class Records(Generic[T]):
         reading = self._read(keys, tag_keys.values())
         if not reading.is_proven:
             return {ident: Look(MISSING, "untrusted") for ident in idents}
-        return {ident: self._judge(ident, key, reading) for ident, key in zip(idents, keys, strict=True)}
+        return {
+            ident: self._judge(ident, key, reading.values[key], reading)
+            for ident, key in zip(idents, keys, strict=True)
+        }
 
     def lease(self, outcomes: Mapping[str, str], *, take_over: bool = False) -> dict[str, Lease]:
         """
@@ -131,11 +145,15 @@ class Records(Generic[T]):
         markers = (self.proof.marker_key,) if self.proof else ()
         asked = (*keys, *tag_keys, *markers)
         values, lives, generation = self._fetch(asked, keys)
-        is_proven = self.proof is None or (
-            self.proof.trusted(values[-1], generation)
-            and self.client.link.vouches(self.proof.marker_key, keys)
-        )
+        is_proven = self._proves(values[-1], generation, keys)
         return _Reading(dict(zip(asked, values, strict=True)), lives, is_proven)
+
+    def _proves(self, marker: bytes | None, generation: int, keys: Sequence[str]) -> bool:
+        """True where no proof is asked for, or *marker*, read with *keys*, gives it."""
+        proof = self.proof
+        return proof is None or (
+            proof.trusted(marker, generation) and self.client.link.vouches(proof.marker_key, keys)
+        )
 
     def _fetch(
         self, asked: Sequence[str], keys: Sequence[str]
@@ -148,19 +166,18 @@ class Records(Generic[T]):
         values = cast("list[bytes | None]", replies[0])
         return values, dict(zip(keys, cast("list[int]", replies[1:]), strict=True)), generation
 
-    def _judge(self, ident: str, key: str, reading: _Reading) -> Look[T]:
-        raw = reading.values[key]
+    def _judge(self, ident: str, key: str, raw: bytes | None, reading: _Reading | None = None) -> Look[T]:
         if raw is None:
             return Look(MISSING, "miss")
         entry = decode(raw, schema=self.shape.schema, id_field=self.shape.id_field, id_value=ident)
         if isinstance(entry, Flaw):
             return Look(MISSING, entry)
-        if not self._has_its_tags(ident, entry, reading):
+        if reading is not None and not self._has_its_tags(ident, entry, reading):
             return Look(MISSING, "outdated")
         if entry.is_negative:
             return Look(MISSING, "negative")
         try:
-            return Look(self.shape.load(entry), self._age(key, reading))
+            return Look(self.shape.load(entry), "hit" if reading is None else self._age(key, reading))
         except (KeyError, TypeError, ValueError):
             return Look(MISSING, Flaw.UNDECODABLE)
 

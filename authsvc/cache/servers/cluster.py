@@ -19,6 +19,7 @@ from redis.exceptions import AskError, MovedError, ReadOnlyError, RedisError, Re
 from redis.exceptions import ConnectionError as DriverConnectionError
 
 from authsvc.cache.connections import Connections, Reply, Wire
+from authsvc.cache.errors import is_exhaustion
 from authsvc.cache.servers.link import Command, Link, Stamped
 from authsvc.cache.servers.topology import ClusterFleet, Topology
 
@@ -81,11 +82,10 @@ class ClusterServers:
             self._topology.doubt()
             raise
         except DriverConnectionError as error:
-            self._topology.doubt()
-            if type(error) is not DriverConnectionError:
+            if is_exhaustion(error):
                 raise
-            self.connections.suspect()
-            if not repeatable:
+            self._topology.doubt()
+            if not repeatable or type(error) is not DriverConnectionError:
                 raise
         return self._exchange(commands)
 
@@ -185,11 +185,12 @@ def _round(connections: Callable[[ClusterNode], Connections], flat: Sequence[_Pe
         by_node.setdefault(one.node.name, []).append(one)
     with ExitStack() as borrowed:
         talks: list[_Talk] = []
-        for pending in by_node.values():
+        # Always in the same order: two that want the last connections of each other's server would wait.
+        for _, pending in sorted(by_node.items()):
             pool = connections(pending[0].node)
             wire = pool.acquire()
             borrowed.callback(pool.release, wire)
-            talks.append(_Talk(wire, pending))
+            talks.append(_Talk(pool, wire, pending))
         return _converse(talks)
 
 
@@ -212,6 +213,7 @@ def _converse(talks: Sequence[_Talk]) -> int:
 class _Talk:
     """With one server: its error waits until the replies of the others are read to their end."""
 
+    pool: Connections
     wire: Wire
     pending: Sequence[_Pending]
     error: RedisError | None = None
@@ -224,6 +226,8 @@ class _Talk:
             step(self.wire, self.pending)
         except RedisError as error:
             self.wire.disconnect()
+            if type(error) is DriverConnectionError:  # as with one server: what closed this closed its others
+                self.pool.suspect()
             self.error = error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -606,7 +607,7 @@ def test_a_refresher_runs_one_work_for_a_key_and_tells_errors():
 
     again: list[bool] = []
     first = refresher.submit("a", broken)
-    refresher.close()
+    refresher.close()  # waits for what runs, whatever it submits
 
     assert (first, again) == (True, [False])
     assert errors == [("a", "gone")]
@@ -617,11 +618,14 @@ def test_a_full_refresher_refuses():
     """Places are bounded; who is refused shows what is stale a little longer."""
     refresher = Refresher(threads=1, pending=2)
     gate: list[bool] = []
+    filled = threading.Event()
 
     def fill():
         gate.extend(refresher.submit(key, lambda: None) for key in ("b", "c"))
+        filled.set()
 
     refresher.submit("a", fill)
+    assert filled.wait(10)
     refresher.close()
 
     assert gate == [True, False]

@@ -1,0 +1,127 @@
+"""The shapes of batches and of the cache's administration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from marshmallow import RAISE, Schema, ValidationError, fields, post_load, validate
+
+from authsvc.api.frame.bodies import Body
+from authsvc.api.frame.errors import flat
+from authsvc.api.schemas import RegisterBody, UserView
+from authsvc.domain.authentication import Registration
+from authsvc.domain.errors import AuthError, Invalid
+from authsvc.domain.values.identifiers import UserId, is_id
+
+MAX_CREATED = 20
+MAX_IDS = 100
+
+
+def identifier(value: str) -> None:
+    """Refuse what is no identifier as this service writes it."""
+    if not is_id(value):
+        raise ValidationError("Not an id.")
+
+
+class CreateBatchBody(Body):
+    """Users to create; each is judged by itself."""
+
+    users = fields.List(fields.Raw(), required=True, validate=validate.Length(min=1, max=MAX_CREATED))
+
+    @post_load
+    def build(self, data: dict[str, Any], **_: Any) -> list[Registration | AuthError]:
+        """Each as the domain takes it, or its refusal."""
+        return [_registration(item) for item in data["users"]]
+
+
+class IdsBody(Body):
+    """Some users."""
+
+    ids = fields.List(
+        fields.String(validate=identifier), required=True, validate=validate.Length(min=1, max=MAX_IDS)
+    )
+
+    @post_load
+    def build(self, data: dict[str, Any], **_: Any) -> list[UserId]:
+        """Their ids, each once."""
+        return [UserId(one) for one in dict.fromkeys(data["ids"])]
+
+
+class IdsQuery(Schema):
+    """Some users, in a query: ``ids=a,b``."""
+
+    class Meta:
+        """A typing error is not a filter."""
+
+        unknown = RAISE
+
+    ids = fields.String(required=True, metadata={"description": "Ids with commas between them, 100 at most."})
+
+    @post_load
+    def build(self, data: dict[str, Any], **_: Any) -> list[UserId]:
+        """Their ids, each once."""
+        ids = list(dict.fromkeys(data["ids"].split(",")))
+        if len(ids) > MAX_IDS:
+            raise ValidationError(f"At most {MAX_IDS} ids.", "ids")
+        if not all(is_id(one) for one in ids):
+            raise ValidationError("Not an id.", "ids")
+        return [UserId(one) for one in ids]
+
+
+class ClearBody(Body):
+    """Whose copies to drop; everybody's without a name."""
+
+    user_id = fields.String(validate=identifier)
+
+    @post_load
+    def build(self, data: dict[str, Any], **_: Any) -> UserId | None:
+        """The user's id, if one is named."""
+        return UserId(data["user_id"]) if "user_id" in data else None
+
+
+class ItemError(Schema):
+    """Why one item failed."""
+
+    code = fields.String()
+    detail = fields.String()
+    errors = fields.Dict(keys=fields.String(), values=fields.List(fields.String()))
+
+
+class ItemResult(Schema):
+    """What became of one item."""
+
+    index = fields.Integer()
+    status = fields.String(validate=validate.OneOf(("created", "failed")))
+    user = fields.Nested(UserView)
+    error = fields.Nested(ItemError)
+
+
+class CreateBatchView(Schema):
+    """What became of every item, in order."""
+
+    results = fields.List(fields.Nested(ItemResult))
+    created = fields.Integer()
+    failed = fields.Integer()
+
+
+class LookupView(Schema):
+    """Who was found, and the ids that nobody has."""
+
+    items = fields.List(fields.Nested(UserView))
+    missing = fields.List(fields.String())
+
+
+class LastLoginView(Schema):
+    """Whose last login is now, and the ids that nobody has."""
+
+    updated = fields.List(fields.String())
+    missing = fields.List(fields.String())
+
+
+def _registration(item: Any) -> Registration | AuthError:
+    """*item* as the domain takes it, or what is wrong with it."""
+    try:
+        form: Registration = RegisterBody().load(item)
+    except ValidationError as error:
+        return Invalid(flat(error.messages))
+    return form

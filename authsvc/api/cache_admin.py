@@ -1,0 +1,71 @@
+"""The user cache, for admins: counts, health, warming, clearing."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from flask import Response, jsonify, request
+
+from authsvc.api.batch_schemas import ClearBody
+from authsvc.api.frame.bodies import Blueprint, load, read_json
+from authsvc.api.frame.context import services
+from authsvc.api.frame.guards import requires
+from authsvc.cache.monitor import Snapshot
+
+blp = Blueprint("cache", __name__, url_prefix="/v1/cache", description="The cache of users, for admins.")
+
+_OBJECT: dict[str, Any] = {"content": {"application/json": {"schema": {"type": "object"}}}}
+_DONE = {"200": {"description": "Done", **_OBJECT}}
+
+
+@blp.get("/stats")
+@requires("admin")
+@blp.doc(responses=_DONE)
+@blp.refuses(503, "`unavailable`: Redis is away")
+def stats() -> Response:
+    """Count hits, misses and operations of all workers since the start."""
+    return jsonify(asdict(services().cache.stats()))
+
+
+@blp.get("/metrics")
+@requires("admin")
+@blp.doc(responses=_DONE)
+@blp.refuses(503, "`unavailable`: Redis is away")
+def metrics() -> Response:
+    """Show the health, memory and key space of Redis; what it denies is null."""
+    return jsonify({**_described(services().cache.snapshot()), "cache": asdict(services().cache.stats())})
+
+
+@blp.post("/warm")
+@requires("admin")
+@blp.doc(responses=_DONE)
+@blp.refuses(503, "`unavailable`: Redis is away")
+def warm() -> Response:
+    """Run the warmers."""
+    return jsonify(warmed=services().cache.warm())
+
+
+@blp.post("/clear")
+@requires("admin")
+@blp.doc(
+    responses=_DONE,
+    requestBody={"required": False, "content": {"application/json": {"schema": ClearBody}}},
+)
+@blp.refuses(503, "`unavailable`: Redis is away")
+def clear() -> Response:
+    """Drop what is cached of one user, or of all; nobody is logged in or out by it."""
+    user_id = load(ClearBody(), read_json(request)) if request.get_data(cache=True) else None
+    return jsonify(cleared=services().cache.clear(user_id))
+
+
+def _described(snapshot: Snapshot) -> dict[str, Any]:
+    """*snapshot* as it is shown."""
+    health = snapshot.health
+    return {
+        "health": {"status": "up", "connected": health.is_connected, "latency_ms": health.latency_ms},
+        "memory": asdict(snapshot.memory[0]) if snapshot.memory else {},
+        "stats": asdict(snapshot.stats),
+        "keyspace": asdict(snapshot.keyspace),
+        "key_count": snapshot.keyspace.key_count,
+    }

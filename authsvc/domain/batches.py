@@ -1,0 +1,65 @@
+"""Many users in one request: every item has an answer of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from dataclasses import dataclass
+
+from authsvc.domain.authentication import Authentication, Registration
+from authsvc.domain.credentials import CredentialStore
+from authsvc.domain.errors import AuthError, StoreUnavailable
+from authsvc.domain.revocations import Revocations
+from authsvc.domain.users import User
+from authsvc.domain.values.clocks import Clock
+from authsvc.domain.values.identifiers import UserId
+
+#: So many items are worked on at once: enough to keep the hashing lane busy, too few to fill its queue.
+AT_ONCE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """What became of one item: a user, or why there is none."""
+
+    user: User | None = None
+    refusal: AuthError | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batches:
+    """Operations on many users; for admins."""
+
+    authentication: Authentication
+    credentials: CredentialStore
+    revocations: Revocations
+    clock: Clock
+
+    def create(self, items: Sequence[Registration | AuthError]) -> list[Created]:
+        """
+        Register each item, or pass its refusal on, in order.
+
+        A failure costs its own item alone.  Raises StoreUnavailable if no item could be decided for it.
+        """
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            jobs = [pool.submit(copy_context().run, self._create, item) for item in items]
+            results = [job.result() for job in jobs]
+        outages = [result.refusal for result in results if isinstance(result.refusal, StoreUnavailable)]
+        if len(outages) == len(items):
+            raise outages[0]
+        return results
+
+    def note_logins(self, user_ids: Sequence[UserId]) -> tuple[list[UserId], list[UserId]]:
+        """Set the last login of each to now; returns the ids that were set and those that nobody has."""
+        wanted = list(dict.fromkeys(user_ids))
+        noted = set(self.revocations.publish(self.credentials.note_logins(wanted, self.clock())).value)
+        return [one for one in wanted if one in noted], [one for one in wanted if one not in noted]
+
+    def _create(self, item: Registration | AuthError) -> Created:
+        if isinstance(item, AuthError):
+            return Created(refusal=item)
+        try:
+            return Created(user=self.authentication.register(item))
+        except AuthError as refusal:
+            return Created(refusal=refusal)
