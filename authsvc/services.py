@@ -8,16 +8,16 @@ from ipaddress import IPv4Network, IPv6Network
 
 from authsvc.domain.authentication import Authentication
 from authsvc.domain.batches import Batches
-from authsvc.domain.checks import TokenChecks
 from authsvc.domain.credentials import OwnAccount
 from authsvc.domain.preferences import PreferenceBook
 from authsvc.domain.ratelimits import Limits
 from authsvc.domain.sessions import SessionDirectory
-from authsvc.domain.signing_keys import KeyRing
+from authsvc.domain.tokens.checks import TokenChecks
+from authsvc.domain.tokens.keys import KeyRing
 from authsvc.domain.users import UserDirectory
 from authsvc.observability.health import Health
 from authsvc.observability.metrics import Metrics
-from authsvc.store.cache_admin import CacheAdmin
+from authsvc.store.copies.admin import CacheAdmin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -121,8 +121,7 @@ def _compare_storm(
     pairs = []
     for _ in range(rounds):
         calm = _open(service, checks, seconds)
-        storm: list[Result] = []
-        flood = threading.Thread(target=lambda: storm.append(_flood(service, logins, seconds + 2)))
+        flood = threading.Thread(target=_flood, args=(service, logins, seconds + 2))
         flood.start()
         time.sleep(1)
         loaded = _open(service, checks, seconds)
@@ -137,17 +136,16 @@ def _open(service: Service, checks: list[bytes], seconds: float) -> Result:
     return result
 
 
-def _flood(service: Service, logins: list[bytes], seconds: float) -> Result:
+def _flood(service: Service, logins: list[bytes], seconds: float) -> None:
     """The storm comes from a process of its own: its work must not delay the generator of the checks."""
     code = (
         "import sys, json; from benchmarks.load import closed_loop;"
         "data = json.load(sys.stdin);"
-        "r = closed_loop(data['port'], [x.encode() for x in data['requests']], connections=16, seconds=data['s']);"
-        "print(len(r.latencies_s))"
+        "requests = [text.encode() for text in data['requests']];"
+        "closed_loop(data['port'], requests, connections=16, seconds=data['s'])"
     )
     payload = {"port": service.port, "requests": [login.decode() for login in logins], "s": seconds}
     subprocess.run([sys.executable, "-c", code], input=json.dumps(payload).encode(), cwd=ROOT, check=True)
-    return Result()
 
 
 def _raw_bcrypt_per_s(seconds: float) -> float:

@@ -17,9 +17,9 @@ from authsvc.api.frame.context import request_id_of
 from authsvc.api.frame.docs import VERIFY_PATH
 from authsvc.api.frame.errors import MEDIA_TYPE, Problem, problem_of
 from authsvc.api.frame.guards import bearer_token
-from authsvc.domain.checks import TokenChecks, require_roles
 from authsvc.domain.errors import AuthError
-from authsvc.domain.tokens import AccessToken
+from authsvc.domain.tokens.access import AccessToken
+from authsvc.domain.tokens.checks import TokenChecks, require_roles
 from authsvc.observability.logs import bind_request
 
 if TYPE_CHECKING:

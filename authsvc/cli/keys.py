@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from authsvc.domain.signing_keys import Algorithm, SigningKey, generate
+from authsvc.domain.tokens.keys import Algorithm, SigningKey, generate
 from authsvc.settings.development import KEYS_DIR
 from authsvc.store.key_folder import read_key, read_keys
 from authsvc.wiring import now

@@ -34,7 +34,7 @@ from authsvc.domain.sessions import (
     parse_refresh_token,
     recognise,
 )
-from authsvc.domain.tokens import AccessToken, TokenReader, TokenSigner
+from authsvc.domain.tokens.access import AccessToken, TokenReader, TokenSigner
 from authsvc.domain.users import Profile, User, UserStore
 from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.emails import Email, InvalidEmail, canonical_email

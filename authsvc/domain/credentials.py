@@ -15,7 +15,7 @@ from authsvc.domain.passwords.policy import PasswordPolicy
 from authsvc.domain.ratelimits import Limits, Rule, account_subject
 from authsvc.domain.revocations import Committed, Outcome, Revocations
 from authsvc.domain.sessions import Session
-from authsvc.domain.tokens import AccessToken
+from authsvc.domain.tokens.access import AccessToken
 from authsvc.domain.users import User, UserDirectory
 from authsvc.domain.values.emails import Email
 from authsvc.domain.values.identifiers import SessionId, UserId

@@ -137,14 +137,10 @@ class Proof:
     def __init__(self, max_staleness_s: float) -> None:
         self._max_staleness_s = max_staleness_s
         self._lock = threading.Lock()
-        self._known = 0
+        #: The highest entry that this process knows to be needed in Redis.
+        self.known = 0
         #: Oldest and newest trusted generation, and when the comparison was; one value, read at once.
         self._trusted = _NOTHING
-
-    @property
-    def known(self) -> int:
-        """The highest entry that this process knows to be needed in Redis."""
-        return self._known
 
     def holds(self, marker: bytes | None, generation: int, now_s: float) -> bool:
         """True if *marker*, read over connection *generation* at *now_s* (monotonic seconds), proves."""
@@ -153,7 +149,7 @@ class Proof:
         return (
             reached is not None
             and oldest <= generation <= newest
-            and reached >= self._known
+            and reached >= self.known
             and now_s - compared_at_s <= self._max_staleness_s
         )
 
@@ -174,13 +170,13 @@ class Proof:
     def compared(self, *, seq: int, over: int, newest: int, now_s: float) -> None:
         """Redis held every entry up to *seq*, seen over connection *over*; *newest* existed before."""
         with self._lock:
-            self._known = max(self._known, seq)
+            self.known = max(self.known, seq)
             self._trusted = (over, newest, now_s)
 
     def learned(self, seq: int) -> None:
         """Entry *seq* is in SQL and perhaps not in Redis: a marker behind it proves nothing."""
         with self._lock:
-            self._known = max(self._known, seq)
+            self.known = max(self.known, seq)
 
     def distrust(self) -> None:
         """Believe nothing until the next comparison."""

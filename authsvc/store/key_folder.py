@@ -7,7 +7,7 @@ import threading
 from datetime import UTC, datetime
 from pathlib import Path
 
-from authsvc.domain.signing_keys import KeyRefused, KeyRing, SigningKey
+from authsvc.domain.tokens.keys import KeyRefused, KeyRing, SigningKey
 from authsvc.domain.values.clocks import Monotonic
 
 #: How long a look at the folder is good for.

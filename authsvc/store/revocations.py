@@ -15,14 +15,14 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Select, func, insert, select, text
+from sqlalchemy import Connection, Select, func, insert, select, text, update
 
 from authsvc.domain.revocations import Revocation
 from authsvc.domain.users import User
 from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.identifiers import SessionId, TokenId, UserId
 from authsvc.store.sql import Database
-from authsvc.store.tables import from_revocation, revocations, to_revocation
+from authsvc.store.tables import from_revocation, revocations, to_revocation, users
 
 #: Any number that no other user of the database takes: the letters "auth", then a purpose.
 LOG_LOCK = 0x61757468_0001
@@ -85,6 +85,23 @@ class SqlRevocationLog:
                 return
             yield [to_revocation(row) for row in rows]
             after = rows[-1][revocations.c.seq]
+
+    def cut_everybody_off(self, *, by: int) -> None:
+        """
+        Raise every epoch by *by*, in steps: a restore lost so many entries that may each have raised one.
+
+        Redis still has the higher epochs and keeps them; without this, who has one could not sign in.
+        """
+        after = NOBODY
+        while after:
+            batch = select(users.c.id).where(users.c.id > after).order_by(users.c.id).limit(PAGE)
+            raised = (
+                update(users)
+                .where(users.c.id.in_(batch))
+                .values(epoch=users.c.epoch + by, version=users.c.version + 1)
+            )
+            with self._database.transaction() as connection:
+                after = max(connection.execute(raised.returning(users.c.id)).scalars(), default="")
 
     def skip_to(self, seq: int) -> None:
         """

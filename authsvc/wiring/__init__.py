@@ -15,7 +15,6 @@ from typing import Any
 from authsvc.cache.errors import CacheError, CacheUnavailable
 from authsvc.domain.authentication import Authentication
 from authsvc.domain.batches import Batches
-from authsvc.domain.checks import TokenChecks
 from authsvc.domain.credentials import OwnAccount, PasswordProof
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.passwords.hasher import PasswordHasher
@@ -25,8 +24,9 @@ from authsvc.domain.preferences import PreferenceBook
 from authsvc.domain.ratelimits import Limits, Rule
 from authsvc.domain.revocations import Revocations
 from authsvc.domain.sessions import RefreshTokens, SessionDirectory, SessionPolicy
-from authsvc.domain.signing_keys import KeyRing
-from authsvc.domain.tokens import TokenReader, TokenSigner
+from authsvc.domain.tokens.access import TokenReader, TokenSigner
+from authsvc.domain.tokens.checks import TokenChecks
+from authsvc.domain.tokens.keys import KeyRing
 from authsvc.domain.users import UserDirectory, UserStore
 from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.limits import Limit
@@ -35,9 +35,9 @@ from authsvc.observability.health import Freshness, Health, Probes
 from authsvc.observability.metrics import Metrics, make_metrics
 from authsvc.services import Services
 from authsvc.settings import Secret, Settings
-from authsvc.store.cache_admin import CacheAdmin
-from authsvc.store.cached import CachedUserStore
-from authsvc.store.index import IndexKeys
+from authsvc.store.copies.admin import CacheAdmin
+from authsvc.store.copies.index import IndexKeys
+from authsvc.store.copies.users import CachedUserStore
 from authsvc.store.key_folder import KeyFolder
 from authsvc.store.ratelimits import RedisRateLimiter
 from authsvc.store.sessions import SqlSessionStore

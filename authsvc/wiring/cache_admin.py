@@ -12,7 +12,7 @@ from authsvc.domain.users import UserStore
 from authsvc.observability.logs import get_logger
 from authsvc.observability.metrics import Metrics
 from authsvc.settings import Settings
-from authsvc.store.cache_admin import CacheAdmin, user_warmers
+from authsvc.store.copies.admin import CacheAdmin, user_warmers
 from authsvc.wiring.stores import Stores
 
 

@@ -12,7 +12,7 @@ from authsvc.cache.filling.records import SERVED
 from authsvc.cache.keys import KeySpace, Space
 from authsvc.observability.metrics import Metrics
 from authsvc.settings import Settings
-from authsvc.store.cached import ALL_USERS, PAGE_SHAPE, USER_SHAPE, UserCaches
+from authsvc.store.copies.users import ALL_USERS, PAGE_SHAPE, USER_SHAPE, UserCaches
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from authsvc.cache.breaker import CircuitBreaker
 from authsvc.cache.client import CacheClient
 from authsvc.cache.errors import CacheError
 from authsvc.domain.errors import StoreUnavailable
-from authsvc.domain.signing_keys import KeyRefused
+from authsvc.domain.tokens.keys import KeyRefused
 from authsvc.settings import Problem, Settings
 from authsvc.store.key_folder import read_key
 from authsvc.store.migrations import NEEDED_REVISION, current_revision

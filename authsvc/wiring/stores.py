@@ -15,14 +15,14 @@ from authsvc.cache.connections import Generations, Pool, RedisAddress, bounded_p
 from authsvc.cache.keys import KeySpace
 from authsvc.cache.monitor import Meter, joined
 from authsvc.domain.revocations import COPY_MARGIN_S, Proof
-from authsvc.domain.tokens import TokenProfile
+from authsvc.domain.tokens.access import TokenProfile
 from authsvc.domain.values.clocks import Clock
 from authsvc.observability.metrics import Metrics
 from authsvc.settings import RedisSettings, Secret, Settings
-from authsvc.store.cached import UserCaches
-from authsvc.store.index import IndexKeys, RedisIndex
-from authsvc.store.marker import FreshnessMarker
-from authsvc.store.reconciler import Heartbeat, Reconciler
+from authsvc.store.copies.index import IndexKeys, RedisIndex
+from authsvc.store.copies.marker import FreshnessMarker
+from authsvc.store.copies.reconciler import Heartbeat, Reconciler
+from authsvc.store.copies.users import UserCaches
 from authsvc.store.revocations import SqlRevocationLog
 from authsvc.store.sql import Database
 from authsvc.wiring.caching import counting, user_caches

@@ -146,13 +146,19 @@ def test_of_many_registrations_at_once_the_quota_is_made(make_api):
     assert Counter(statuses(answers)) == {201: 5, 429: 27}
 
 
+def forged(token: str, position: int) -> str:
+    """*token* with another character at *position*."""
+    other = "A" if token[position] != "A" else "B"
+    return token[:position] + other + token[position + 1 :]
+
+
 def test_refreshes_count_by_session(make_api):
     """Each session has its own quota; a forged token spends nobody's."""
     api = make_api(RATE_LIMIT_REFRESH="2/minute")
     person = api.someone()
     other = person.log_in()
     for position in range(30, 50):
-        api.refresh(person.refresh_token[:position] + "A" + person.refresh_token[position + 1 :])
+        api.refresh(forged(person.refresh_token, position))
     latest = person.refresh().refresh()
 
     answer = api.refresh(latest.refresh_token)

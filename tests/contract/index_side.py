@@ -9,10 +9,10 @@ from typing import Any
 from authsvc.cache import CacheClient
 from authsvc.domain.revocations import Proof, Revocation, Verdict, judge
 from authsvc.domain.sessions import Session, Standing
-from authsvc.domain.tokens import AccessToken
+from authsvc.domain.tokens.access import AccessToken
 from authsvc.domain.users import User
 from authsvc.domain.values.emails import Email
-from authsvc.store.index import RedisIndex
+from authsvc.store.copies.index import RedisIndex
 from tests.contract.redis_side import KEYS, Hooks
 from tests.contract.stores import WallClock
 

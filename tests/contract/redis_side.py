@@ -21,12 +21,12 @@ from authsvc.cache import (
 )
 from authsvc.cache.connections import Generations, Pool
 from authsvc.domain.revocations import Proof
-from authsvc.domain.tokens import AccessToken, TokenProfile
+from authsvc.domain.tokens.access import AccessToken, TokenProfile
 from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.identifiers import SessionId, TokenId, UserId, new_id
-from authsvc.store.index import IndexKeys, RedisIndex
-from authsvc.store.marker import FreshnessMarker
-from authsvc.store.reconciler import Reconciler
+from authsvc.store.copies.index import IndexKeys, RedisIndex
+from authsvc.store.copies.marker import FreshnessMarker
+from authsvc.store.copies.reconciler import Reconciler
 from authsvc.store.revocations import SqlRevocationLog
 
 PROFILE = TokenProfile(issuer="http://issuer.test", audience="tests", lifetime_s=3600, leeway_s=5)

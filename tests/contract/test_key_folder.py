@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from authsvc.domain.signing_keys import generate
+from authsvc.domain.tokens.keys import generate
 from authsvc.store.key_folder import REREAD_S, KeyFolder
 from tests.contract.cache_clients import in_threads
 from tests.contract.redis_side import Stopwatch

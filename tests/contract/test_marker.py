@@ -12,7 +12,7 @@ import fakeredis
 import pytest
 
 from authsvc.cache import CacheClient
-from authsvc.store.marker import FreshnessMarker
+from authsvc.store.copies.marker import FreshnessMarker, is_claim
 from tests.contract.cache_clients import in_threads
 from tests.contract.redis_side import KEYS, client_over, embedded_pool, real_pool
 
@@ -89,7 +89,7 @@ def test_a_claim_is_taken_once_and_is_no_number(side):
 
     assert side.marker.claim() is None
     assert side.value() == claim
-    assert side.marker.is_claim(claim)
+    assert is_claim(claim)
     assert not claim.isdigit()
     assert 0 < side.ttl_ms() <= 3_000
 

@@ -262,6 +262,19 @@ class TestRestoredSql:
         assert world.stores.log.head() == 5
         assert process.is_proven()
 
+    def test_an_epoch_that_only_redis_remembers_locks_nobody_out(self, world):
+        """Each lost entry may have raised an epoch by one: what SQL gives out from now on is higher."""
+        user = world.stores.register()
+        world.fill_log(5)
+        process, _ = world.start()
+        process.reconciler.tick()
+        head = world.stores.log.head()
+        world.forget_after(head - 3)
+
+        process.reconciler.tick()
+
+        assert world.stores.users.get(user.id).epoch == user.epoch + 4
+
     def test_a_process_that_died_in_the_middle_leaves_no_marker(self, world):
         """The marker went first: whoever comes next replays everything, also the new entries below it."""
         world.fill_log(5)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from contextlib import closing, suppress
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from redis import Redis
@@ -14,7 +15,8 @@ from redis import Redis
 from authsvc.cache.errors import CacheError
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.values.emails import Email
-from authsvc.store.reconciler import Heartbeat
+from authsvc.store.copies.index import RedisIndex
+from authsvc.store.copies.reconciler import Heartbeat
 from tests.contract.cache_clients import in_threads
 from tests.contract.reconciling import World, nothing
 from tests.contract.redis_side import KEYS, Process, access_token
@@ -22,6 +24,19 @@ from tests.processes import wait_until
 from tests.proxy import TcpProxy
 
 ALICE = Email("alice@example.com")
+
+
+class Interrupted:
+    """An index that lets something happen behind every write."""
+
+    def __init__(self, index: RedisIndex, happen: Callable[[], None]) -> None:
+        self._index = index
+        self._happen = happen
+
+    def write(self, *args: Any, **options: Any) -> None:
+        """Write, then let it happen."""
+        self._index.write(*args, **options)
+        self._happen()
 
 
 class TestConnections:
@@ -111,14 +126,14 @@ class TestConnections:
                 process.reconciler.tick()
             keys = world.fill_log(3)
 
-            def fail_over(_written_s: float) -> None:
+            def fail_over() -> None:
                 if not happened:
                     happened.append(world.marker())
                     replica.set(KEYS.marker, world.marker(), px=10_000)
                     proxy.target = (private_redis.host, private_redis.port)
                     process.reconciling.connections.suspect()
 
-            object.__setattr__(process.reconciler.index, "on_written", fail_over)
+            process.reconciler.index = cast("RedisIndex", Interrupted(process.reconciler.index, fail_over))
             with suppress(CacheError, StoreUnavailable):
                 assert not process.reconciler.tick()
 

@@ -9,7 +9,7 @@ import pytest
 
 from authsvc.cache.errors import CacheError
 from authsvc.domain.errors import StoreUnavailable
-from authsvc.store.reconciler import POLICY_EVERY
+from authsvc.store.copies.reconciler import POLICY_EVERY
 from tests.contract.reconciling import World
 from tests.contract.redis_side import KEYS, MAX_STALENESS_S
 

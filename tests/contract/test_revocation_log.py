@@ -198,6 +198,21 @@ def test_writers_do_not_wait_for_each_other(postgres_stores):
     assert stores.log.head() == second
 
 
+class TestCuttingEverybodyOff:
+    """After a restore the epochs of SQL must not stay behind those that Redis keeps."""
+
+    def test_every_epoch_rises_whatever_the_number_of_users(self, stores, monkeypatch):
+        """Steps of two users at a time miss nobody and raise nobody twice."""
+        monkeypatch.setattr("authsvc.store.revocations.PAGE", 2)
+        users = [stores.register(f"user{number}") for number in range(5)]
+
+        stores.log.cut_everybody_off(by=3)
+
+        after = [stores.users.get(user.id) for user in users]
+        assert [user.epoch for user in after] == [user.epoch + 3 for user in users]
+        assert all(new.version > old.version for new, old in zip(after, users, strict=True))
+
+
 class TestSkipping:
     """The log goes on behind what others have seen of it, after the database was restored."""
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from flask import current_app, g, request
 
-from authsvc.domain.tokens import AccessToken
+from authsvc.domain.tokens.access import AccessToken
 from authsvc.services import Services
 
 EXTENSION = "authsvc"

@@ -12,7 +12,6 @@ from flask import g, request
 from werkzeug.exceptions import HTTPException
 
 from authsvc.api.frame.context import client_ip, services
-from authsvc.domain.checks import require_roles
 from authsvc.domain.errors import (
     AuthError,
     HashingBusy,
@@ -22,6 +21,7 @@ from authsvc.domain.errors import (
     TokenMissing,
 )
 from authsvc.domain.ratelimits import Rule, ip_subject
+from authsvc.domain.tokens.checks import require_roles
 from authsvc.domain.users import Role
 from authsvc.observability.metrics import Metrics
 

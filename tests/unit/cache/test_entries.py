@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
+import zlib
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from authsvc.cache import Entry, Flaw
-from authsvc.cache.entry import decode, encode
+from authsvc.cache.entry import decode, encode, pack, unpack
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=10,
 )
-FIELDS = st.dictionaries(st.text().filter(lambda name: name not in {"_v", "_s", "id"}), JSON, max_size=5)
+FIELDS = st.dictionaries(
+    st.text().filter(lambda name: name not in {"_v", "_s", "_t", "_n", "id"}), JSON, max_size=5
+)
 
 
 def stored(**fields):
@@ -82,3 +86,43 @@ def test_what_is_not_the_record_asked_for_is_not_believed(raw, flaw):
 def test_no_bytes_raise(raw):
     """Whatever lies in Redis, reading it gives an entry or a flaw."""
     assert isinstance(read(raw), Entry | Flaw)
+
+
+@pytest.mark.parametrize("text", [b"{}", b"x" * 2000, "é\u0000".encode() * 1000])
+def test_what_is_packed_comes_back(text):
+    """Whatever its bytes; what would not become shorter stays as it is."""
+    packed = pack(text, row_version=7, over_bytes=100)
+
+    assert (packed if packed[:1] != b"z" else unpack(packed)) == text
+    assert len(packed) <= len(text)
+
+
+def test_a_packed_text_may_not_be_longer_than_it_says():
+    """100 MB behind a header of ten bytes: refused, and never unfolded."""
+    bomb = b"z1:10:" + zlib.compress(bytes(100 << 20))
+    tracemalloc.start()
+    unpacked = unpack(bomb)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert unpacked is None
+    assert peak_bytes < 1 << 20
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        b"z",
+        b"z1:3:",
+        b"z1:3:abc",
+        b"z1:4:" + zlib.compress(b"abc"),
+        b"z1:3:" + zlib.compress(b"abc")[:-2],
+        b"z1:99999999:" + zlib.compress(b"abc"),
+        b"z:3:" + zlib.compress(b"abc"),
+        b"zx:3:" + zlib.compress(b"abc"),
+    ],
+)
+def test_a_broken_packing_is_undecodable(broken):
+    """Cut off, lying about its length, or no packing at all."""
+    assert unpack(broken) is None
+    assert decode(broken, schema=1, id_field="id", id_value="7") is Flaw.UNDECODABLE

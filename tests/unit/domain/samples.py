@@ -11,8 +11,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from authsvc.domain.sessions import Session
-from authsvc.domain.signing_keys import Algorithm, KeyRing, SigningKey, generate
-from authsvc.domain.tokens import AccessToken, TokenProfile
+from authsvc.domain.tokens.access import AccessToken, TokenProfile
+from authsvc.domain.tokens.keys import Algorithm, KeyRing, SigningKey, generate
 from authsvc.domain.users import User
 from authsvc.domain.values.emails import Email
 from authsvc.domain.values.identifiers import SessionId, TokenId, UserId

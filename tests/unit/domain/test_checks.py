@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from authsvc.domain.checks import Source, TokenChecks, require_roles
 from authsvc.domain.errors import Forbidden, StoreUnavailable, TokenInvalid
 from authsvc.domain.revocations import IndexAnswer
 from authsvc.domain.sessions import SessionStore, Standing
-from authsvc.domain.tokens import TokenReader, TokenSigner
+from authsvc.domain.tokens.access import TokenReader, TokenSigner
+from authsvc.domain.tokens.checks import Source, TokenChecks, require_roles
 from tests.unit.domain.samples import (
     ALICE_ID,
     NOW,
@@ -25,7 +25,7 @@ from tests.unit.domain.samples import (
 )
 
 if TYPE_CHECKING:
-    from authsvc.domain.tokens import AccessToken
+    from authsvc.domain.tokens.access import AccessToken
 
 YES = IndexAnswer(b"{}", b"alive", b"3", None, is_proven=True)
 NO = IndexAnswer(b"{}", b"ended", b"3", None, is_proven=True)

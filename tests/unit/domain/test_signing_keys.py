@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed448, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 from authsvc.domain.errors import StoreUnavailable
-from authsvc.domain.signing_keys import KeyRefused, KeyRing, SigningKey, generate
+from authsvc.domain.tokens.keys import KeyRefused, KeyRing, SigningKey, generate
 from tests.unit.domain.samples import NOW, later, pem, ring, signing_key
 
 

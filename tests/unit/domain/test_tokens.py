@@ -12,10 +12,10 @@ from cryptography.hazmat.primitives import hashes, hmac, serialization
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from authsvc.domain import tokens
 from authsvc.domain.errors import TokenInvalid
-from authsvc.domain.signing_keys import KeyRing, SigningKey
-from authsvc.domain.tokens import AccessToken, TokenReader, TokenSigner, is_about
+from authsvc.domain.tokens import access as tokens
+from authsvc.domain.tokens.access import AccessToken, TokenReader, TokenSigner, is_about
+from authsvc.domain.tokens.keys import KeyRing, SigningKey
 from tests.unit.domain.samples import (
     ALICE_ID,
     NOW,

@@ -14,7 +14,7 @@ from authsvc.cache.keys import KeySpace
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.revocations import COPY_MARGIN_S, IndexAnswer, Proof, Revocation, TokenKeys
 from authsvc.domain.sessions import Standing
-from authsvc.domain.tokens import AccessToken, TokenProfile, is_about
+from authsvc.domain.tokens.access import AccessToken, TokenProfile, is_about
 from authsvc.domain.users import User
 from authsvc.domain.values.clocks import Clock, Monotonic
 from authsvc.domain.values.emails import Email
@@ -107,16 +107,19 @@ class RedisIndex:
             commands = self._issued(token, user.email)
         self._send(commands)
 
-    def write(self, entries: Sequence[Revocation], *, then: Command | None = None) -> None:
+    def write(
+        self, entries: Sequence[Revocation], *, then: Command | None = None, are_news: bool = True
+    ) -> None:
         """
         Carry *entries* over in one round trip; repeating is harmless.
 
-        *then* follows over the same connection: a server that has seen it has seen the entries.
+        *then* follows over the same connection: a server that has seen it has seen the entries.  Entries
+        that Redis had before it was emptied are no news: how long they took then is forgotten.
         """
         now = self.clock()
         commands = [command for entry in entries for command in self._consequences(entry, now)]
         self._send([*commands, then] if then is not None else commands)
-        for entry in entries:
+        for entry in entries if are_news else ():
             self.on_written(max(0.0, (self.clock() - entry.at).total_seconds()))
 
     def _send(self, commands: Sequence[Command]) -> None:

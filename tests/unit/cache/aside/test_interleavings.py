@@ -34,7 +34,7 @@ from authsvc.cache import (
     pattern_drop,
     stamped,
 )
-from tests.unit.cache.turnstile import Actor, Crash, SteppedClient
+from tests.unit.cache.aside.turnstile import Actor, Crash, SteppedClient
 
 SCHEDULES = int(os.environ.get("CACHE_SCHEDULES", "100"))
 SPACE = KeySpace().space("row", ttl_s=1000)

@@ -13,7 +13,7 @@ from jwt.exceptions import PyJWTError
 
 from authsvc.domain.errors import TokenInvalid
 from authsvc.domain.revocations import TokenKeys
-from authsvc.domain.signing_keys import KeyRing, SigningKey
+from authsvc.domain.tokens.keys import KeyRing, SigningKey
 from authsvc.domain.users import ROLES, Role, User
 from authsvc.domain.values.identifiers import SessionId, TokenId, UserId, is_id, new_id
 from authsvc.domain.values.jsontext import InvalidJson, Json, canonical, parse

@@ -55,14 +55,10 @@ class FreshnessMarker:
         taken = self._client.call("SET", self._key, claim, "NX", "PX", CLAIM_MS)
         return claim if taken else None
 
-    @staticmethod
-    def is_claim(value: bytes) -> bool:
-        """True if *value* is what a refill that is under way leaves in the marker's place."""
-        return value.startswith(_CLAIM)
-
     def seal(self) -> Seal:
         """A new seal, for one page."""
-        return Seal(f"{self._key}:{secrets.token_hex(8)}")
+        # The hash tag is the marker itself: a cluster keeps both in one slot.
+        return Seal(f"{self._key}:{{{self._key}}}:{secrets.token_hex(8)}")
 
     def step(self, read: bytes, seq: int, seal: Seal) -> bytes | None:
         """
@@ -93,6 +89,11 @@ class FreshnessMarker:
     def discard(self) -> None:
         """Remove the marker: nothing in Redis is to be believed until it was replayed."""
         self._client.call("DEL", self._key)
+
+
+def is_claim(value: bytes) -> bool:
+    """True if *value* is what a refill that is under way leaves in the marker's place."""
+    return value.startswith(_CLAIM)
 
 
 def _new_claim() -> bytes:

@@ -12,7 +12,7 @@ from authsvc.cache.warmer import Warmer, Warming
 from authsvc.domain.errors import NotFound, StoreUnavailable
 from authsvc.domain.users import UserFilter, UserStore
 from authsvc.domain.values.identifiers import UserId
-from authsvc.store.cached import UserCaches
+from authsvc.store.copies.users import UserCaches
 from authsvc.store.sql import Database
 from authsvc.store.users import recent_user_ids
 

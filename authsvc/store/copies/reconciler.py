@@ -14,8 +14,8 @@ from authsvc.cache.errors import CacheError
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.revocations import Proof, whole_number
 from authsvc.domain.values.clocks import Monotonic
-from authsvc.store.index import RedisIndex
-from authsvc.store.marker import FreshnessMarker
+from authsvc.store.copies.index import RedisIndex
+from authsvc.store.copies.marker import FreshnessMarker, is_claim
 from authsvc.store.revocations import SqlRevocationLog
 
 INTERVAL_S: Final = 1.0
@@ -141,12 +141,13 @@ class Reconciler:
         # The marker goes first: new entries below it were perhaps never replayed, and once the log is moved
         # on nobody could tell any more.
         self.marker.discard()
+        self.revocations.cut_everybody_off(by=seen - head + 1)
         self.revocations.skip_to(seen)
         return True
 
     def _claim(self, value: bytes | None) -> bytes | None:
         """The right to refill a Redis without a marker; None while another process does it."""
-        if value is not None and whole_number(value) is None and not self.marker.is_claim(value):
+        if value is not None and whole_number(value) is None and not is_claim(value):
             self.marker.discard()
         return self.marker.claim()
 
@@ -156,7 +157,7 @@ class Reconciler:
         self.on_lag(head - reached)
         for page in self.revocations.pages(after=reached, upto=head):
             seal = self.marker.seal()
-            self.index.write(page, then=seal.command)
+            self.index.write(page, then=seal.command, are_news=start.isdigit())
             after_page = self.marker.step(start, page[-1].seq, seal)
             if after_page is None:
                 return False

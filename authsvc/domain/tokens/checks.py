@@ -10,7 +10,7 @@ from typing import Protocol
 from authsvc.domain.errors import Forbidden, StoreUnavailable, TokenInvalid
 from authsvc.domain.revocations import IndexAnswer, TokenKeys, Verdict, judge
 from authsvc.domain.sessions import SessionStore, Standing
-from authsvc.domain.tokens import AccessToken, TokenReader, is_about
+from authsvc.domain.tokens.access import AccessToken, TokenReader, is_about
 from authsvc.domain.users import Role
 from authsvc.domain.values.clocks import Clock
 

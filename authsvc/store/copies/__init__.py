@@ -1,0 +1,1 @@
+"""The fast copies in Redis, and what keeps them honest."""

@@ -1,0 +1,90 @@
+"""What an Aside may be told besides: nothing there, lives, packing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from authsvc.cache import MISSING
+from tests.unit.cache.aside.shelf import EMMA, KEY, SPACE, Book, Shelf, outcomes
+
+
+def test_what_is_not_there_is_remembered_for_its_own_time(books, client, log):
+    """The loader is asked once; the entry lives as long as negative entries do."""
+    shelf = Shelf()
+    remembering = replace(books, negative_ttl_s=5)
+
+    answers = [remembering.get_or_load("7", shelf) for _ in range(3)]
+
+    assert answers == [MISSING] * 3
+    assert shelf.asked == [("7",)]
+    assert client.call("PTTL", KEY) == pytest.approx(5000, abs=500)
+    assert remembering.get("7") is MISSING
+    assert outcomes(log)[:4] == ["lookup miss", "fill filled", "lookup negative", "lookup negative"]
+
+
+def test_a_created_row_replaces_its_negative_entry(books, shelf):
+    """The invalidation that a creation sends is enough."""
+    remembering = replace(books, negative_ttl_s=5)
+    remembering.get_or_load("7", Shelf())
+
+    remembering.drop(["7"])
+
+    assert remembering.get_or_load("7", shelf) == EMMA
+
+
+def test_a_creation_while_looking_wins_over_the_negative_entry(books, shelf):
+    """What was not there before the commit is not remembered after it."""
+    remembering = replace(books, negative_ttl_s=5)
+    empty = Shelf()
+    empty.meanwhile = lambda: remembering.drop(["7"])
+
+    remembering.get_or_load("7", empty)
+
+    assert remembering.get_or_load("7", shelf) == EMMA
+
+
+def test_a_negative_entry_never_replaces_a_row(books, client):
+    """Any row outranks it, also version 0."""
+    row = b'{"id":"7","title":"Emma","_v":0,"_s":1}'
+    empty = Shelf()
+    empty.meanwhile = lambda: client.call("SET", KEY, row)
+
+    replace(books, negative_ttl_s=5).get_or_load("7", empty)
+
+    assert client.call("GET", KEY) == row
+
+
+def test_a_life_may_depend_on_the_record(books, client, shelf):
+    """Here by the id; it could be by the status of a task."""
+    lives = {"7": 10, "8": 1000}
+    varied = replace(books, life_s=lambda ident, _book: lives[ident])
+
+    varied.get_or_load_many(["7", "8"], shelf.many)
+
+    left_ms = client.pipeline([("PTTL", SPACE.key(ident)) for ident in "78"]).values
+    assert left_ms == [pytest.approx(10_000, abs=500), pytest.approx(1_000_000, abs=500)]
+
+
+def test_a_long_record_is_packed_and_still_outranks_older_ones(books, client, shelf):
+    """The scripts in Redis read its version."""
+    long = Book("7", "Emma " * 500, 5)
+    packing = replace(books, pack_over_bytes=1000)
+    packing.get_or_load("7", Shelf(long))
+    stored = client.call("GET", KEY)
+
+    shelf.meanwhile = lambda: client.call("SET", KEY, stored)
+    client.call("DEL", KEY)
+    packing.get_or_load("7", shelf)
+
+    assert stored.startswith(b"z5:")
+    assert len(stored) < 200
+    assert packing.get("7") == books.get("7") == long
+
+
+def test_a_short_record_is_not_packed(books, client, shelf):
+    """It stays readable."""
+    replace(books, pack_over_bytes=1000).get_or_load("7", shelf)
+
+    assert client.call("GET", KEY).startswith(b"{")
