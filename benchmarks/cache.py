@@ -82,7 +82,7 @@ SHAPE: Shape[User] = Shape(
         str(entry.fields["email"]),
         str(entry.fields["name"]),
         list(entry.fields["roles"]),  # type: ignore[arg-type]
-        dict(entry.fields["preferences"]),  # type: ignore[arg-type, call-overload]
+        dict(entry.fields["preferences"]),  # type: ignore[arg-type]
         entry.row_version,
     ),
 )

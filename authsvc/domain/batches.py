@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
+from itertools import chain
+from typing import TypeAlias
 
 from authsvc.domain.authentication import Authentication, Registration
 from authsvc.domain.credentials import CredentialStore
@@ -13,10 +15,15 @@ from authsvc.domain.errors import AuthError, StoreUnavailable
 from authsvc.domain.revocations import Revocations
 from authsvc.domain.users import User
 from authsvc.domain.values.clocks import Clock
+from authsvc.domain.values.emails import InvalidEmail, canonical_email
 from authsvc.domain.values.identifiers import UserId
 
 #: So many items are worked on at once: enough to keep the hashing lane busy, too few to fill its queue.
 AT_ONCE = 4
+
+
+#: An item with its place in the batch.
+Placed: TypeAlias = "tuple[int, Registration | AuthError]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +45,14 @@ class Batches:
 
     def create(self, items: Sequence[Registration | AuthError]) -> list[Created]:
         """
-        Register each item, or pass its refusal on, in order.
+        Register each item, or pass its refusal on, in order; of two with one address the first is served.
 
         A failure costs its own item alone.  Raises StoreUnavailable if no item could be decided for it.
         """
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            jobs = [pool.submit(copy_context().run, self._create, item) for item in items]
-            results = [job.result() for job in jobs]
+            jobs = [pool.submit(copy_context().run, self._create_all, alike) for alike in _by_address(items)]
+            by_position = dict(chain.from_iterable(job.result() for job in jobs))
+        results = [by_position[position] for position in range(len(items))]
         outages = [result.refusal for result in results if isinstance(result.refusal, StoreUnavailable)]
         if len(outages) == len(items):
             raise outages[0]
@@ -56,6 +64,9 @@ class Batches:
         noted = set(self.revocations.publish(self.credentials.note_logins(wanted, self.clock())).value)
         return [one for one in wanted if one in noted], [one for one in wanted if one not in noted]
 
+    def _create_all(self, alike: Sequence[Placed]) -> list[tuple[int, Created]]:
+        return [(position, self._create(item)) for position, item in alike]
+
     def _create(self, item: Registration | AuthError) -> Created:
         if isinstance(item, AuthError):
             return Created(refusal=item)
@@ -63,3 +74,21 @@ class Batches:
             return Created(user=self.authentication.register(item))
         except AuthError as refusal:
             return Created(refusal=refusal)
+
+
+def _by_address(items: Sequence[Registration | AuthError]) -> list[list[Placed]]:
+    """*items* in groups that may run at once: those of one address race for it, so they go one by one."""
+    groups: dict[str, list[Placed]] = {}
+    for position, item in enumerate(items):
+        groups.setdefault(_address(item) or f"item {position}", []).append((position, item))
+    return list(groups.values())
+
+
+def _address(item: Registration | AuthError) -> str | None:
+    """The canonical address of *item*, if it has one."""
+    if isinstance(item, AuthError):
+        return None
+    try:
+        return canonical_email(item.email)
+    except InvalidEmail:
+        return None

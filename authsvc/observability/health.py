@@ -14,8 +14,6 @@ from authsvc.observability.totals import CacheTotals
 
 #: How long one look at the stores is good for: probes are public and must not become a load.
 LOOK_S = 0.5
-#: SQL answers a comparison every second; without one for so long (seconds) it is said to be impaired.
-COMPARED_S = 4.0
 
 T = TypeVar("T")
 
@@ -30,10 +28,10 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Freshness:
-    """What a Redis that answered is worth: proven or not, and how long ago it was compared with SQL."""
+    """What a Redis that answered is worth, and whether SQL was there when it was last needed."""
 
     is_proven: bool
-    compared_s_ago: float
+    is_sql_answering: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +85,7 @@ class Health:
             return Report(is_good=False, body={"status": "draining" if is_draining else "starting"})
         freshness, _ = self._timed(self.probes.redis)
         if freshness is not None and freshness.is_proven:
-            impaired = ["database"] if freshness.compared_s_ago > COMPARED_S else []
+            impaired = [] if freshness.is_sql_answering else ["database"]
             return Report(
                 is_good=True, body={"status": "degraded" if impaired else "ok", "impaired": impaired}
             )

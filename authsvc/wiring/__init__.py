@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from authsvc.cache.breaker import State
 from authsvc.cache.errors import CacheError, CacheUnavailable
 from authsvc.domain.authentication import Authentication
 from authsvc.domain.batches import Batches
@@ -49,6 +50,8 @@ from authsvc.wiring.stores import Stores, open_stores
 HASHING_DEADLINE_S = 5.0
 HASHING_QUEUE_PER_THREAD = 8
 HASHING_NICENESS = 10
+#: SQL answers a comparison every second; without one for so long (seconds) it is said to be impaired.
+COMPARED_S = 4.0
 
 
 def now() -> datetime:
@@ -256,7 +259,11 @@ def _health(parts: _Parts) -> Health:
         except CacheUnavailable as error:
             raise StoreUnavailable(f"redis: {error.reason}") from error
         now_s = time.monotonic()
-        return Freshness(stores.proof.holds(value, generation, now_s), stores.proof.compared_s_ago(now_s))
+        is_recent = stores.proof.compared_s_ago(now_s) < COMPARED_S
+        return Freshness(
+            is_proven=stores.proof.holds(value, generation, now_s),
+            is_sql_answering=is_recent and stores.database.state is not State.OPEN,
+        )
 
     probes = Probes(
         redis=look_at_redis,

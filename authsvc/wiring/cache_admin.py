@@ -13,6 +13,7 @@ from authsvc.observability.logs import get_logger
 from authsvc.observability.metrics import Metrics
 from authsvc.settings import Settings
 from authsvc.store.copies.admin import CacheAdmin, user_warmers
+from authsvc.store.copies.users import CachedUserStore
 from authsvc.wiring.stores import Stores
 
 
@@ -29,11 +30,12 @@ def cache_admin(settings: Settings, stores: Stores, users: UserStore, metrics: M
     )
     warming = Warming(locks=locks, on_progress=_tell)
     if cache.is_enabled:
-        for warmer in user_warmers(users, stores.database, batch_size=cache.batch_size):
+        warmers = user_warmers(users, stores.user_caches, stores.database, batch_size=cache.batch_size)
+        for warmer in warmers:
             warming.register(warmer)
     return CacheAdmin(
         caches=stores.user_caches,
-        users=users,
+        users=users.behind if isinstance(users, CachedUserStore) else users,
         monitor=Monitor(stores.redis, stores.meter, time.monotonic),
         warming=warming,
         totals=metrics.cache_totals,

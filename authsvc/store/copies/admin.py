@@ -12,7 +12,7 @@ from authsvc.cache.warmer import Warmer, Warming
 from authsvc.domain.errors import NotFound, StoreUnavailable
 from authsvc.domain.users import UserFilter, UserStore
 from authsvc.domain.values.identifiers import UserId
-from authsvc.store.copies.users import UserCaches
+from authsvc.store.copies.users import UserCaches, page_words
 from authsvc.store.sql import Database
 from authsvc.store.users import recent_user_ids
 
@@ -56,6 +56,7 @@ class CacheAdmin:
     """What is done to the user cache on demand; raises StoreUnavailable without Redis."""
 
     caches: UserCaches
+    #: The truth: what is to be cleared must not be cached by asking for it.
     users: UserStore
     monitor: Monitor
     warming: Warming
@@ -87,7 +88,10 @@ class CacheAdmin:
     def warm(self) -> dict[str, int]:
         """Run the warmers; how many records each has cached now."""
         self.snapshot()
-        return {name: result.warmed for name, result in self.warming.run_all().items()}
+        try:
+            return {name: result.warmed for name, result in self.warming.run_all().items()}
+        except CacheError as error:  # it answers, and takes no lock: full, or read-only
+            raise StoreUnavailable(f"redis: {error}") from error
 
     def clear(self, user_id: UserId | None) -> int:
         """Drop what is cached of one user, or of all; never what decides about tokens, limits or locks."""
@@ -100,35 +104,38 @@ class CacheAdmin:
 
     def _clear_one(self, user_id: UserId) -> int:
         try:
-            user = self.users.get(user_id)
-        except NotFound:
-            self.caches.users.drop([user_id])
-            return 0
-        return self.caches.drop(user.id, user.email)
+            email = self.users.get(user_id).email
+        except (NotFound, StoreUnavailable):
+            email = None  # the note of his address stays, until its end: whoever reads it checks it
+        return self.caches.drop(user_id, email)
 
 
-def user_warmers(cached: UserStore, database: Database, *, batch_size: int) -> Iterator[Warmer]:
+def user_warmers(
+    cached: UserStore, caches: UserCaches, database: Database, *, batch_size: int
+) -> Iterator[Warmer]:
     """The users who logged in last, and the first page of the list."""
+    first_page = UserFilter()
 
     def warm_users(idents: Sequence[str]) -> int:
-        return len(cached.get_many([UserId(ident) for ident in idents]))
+        cached.get_many([UserId(ident) for ident in idents])
+        return caches.held([caches.users.space.key(ident) for ident in idents])
 
     def warm_pages(idents: Sequence[str]) -> int:
-        cached.page(UserFilter())
-        return len(idents)
+        cached.page(first_page)
+        return caches.held([caches.pages.space.key(ident) for ident in idents])
 
     yield Warmer(
         name="users",
         idents=lambda: recent_user_ids(database, most=WARM_LIMIT),
         warm=warm_users,
-        errors=(StoreUnavailable,),
+        errors=(StoreUnavailable, CacheError),
         limit=WARM_LIMIT,
         batch_size=batch_size,
         rate_per_s=WARM_PER_S,
     )
     yield Warmer(
         name="user_lists",
-        idents=lambda: ["first page"],
+        idents=lambda: [page_words(first_page)],
         warm=warm_pages,
-        errors=(StoreUnavailable,),
+        errors=(StoreUnavailable, CacheError),
     )

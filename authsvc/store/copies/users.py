@@ -17,10 +17,10 @@ from authsvc.cache.filling.sweep import pattern_drop
 from authsvc.cache.keys import Space
 from authsvc.domain.errors import NotFound
 from authsvc.domain.revocations import Committed
-from authsvc.domain.users import Role, Status, User, UserFilter, UserStore
+from authsvc.domain.users import ROLES, Role, Status, User, UserFilter, UserStore
 from authsvc.domain.values.clocks import Monotonic
 from authsvc.domain.values.emails import Email
-from authsvc.domain.values.identifiers import UserId
+from authsvc.domain.values.identifiers import UserId, is_id
 from authsvc.domain.values.jsontext import Json
 
 #: Raise it with every change of the fields below.
@@ -50,15 +50,11 @@ class UserCaches:
 
     def drop_commands(self, user_id: str, email: Email) -> list[Command]:
         """The commands that drop what is cached of one user, and every page."""
-        return [
-            *self.users.drop_commands([user_id]),
-            ("DEL", self.emails.key(email)),
-            *self.page_tags.drop_commands([ALL_USERS]),
-        ]
+        return [*self._drop_commands_by_id(user_id), ("DEL", self.emails.key(email))]
 
-    def drop(self, user_id: str, email: Email) -> int:
+    def drop(self, user_id: str, email: Email | None) -> int:
         """Drop what is cached of one user, and every page; how many records of his there were."""
-        commands = self.drop_commands(user_id, email)
+        commands = self.drop_commands(user_id, email) if email else self._drop_commands_by_id(user_id)
         replies = self.users.client.pipeline(commands).values
         return sum(_records(command, reply) for command, reply in zip(commands, replies, strict=True))
 
@@ -66,6 +62,14 @@ class UserCaches:
         """Drop everything; how many records there were.  In bounded steps."""
         spaces = (self.users.space, self.emails, self.pages.space)
         return sum(pattern_drop(self.users.client, space) for space in spaces)
+
+    def held(self, keys: Sequence[str]) -> int:
+        """How many of *keys* there are; one round trip, raises CacheError."""
+        replies = self.users.client.pipeline([("EXISTS", key) for key in keys]).values
+        return sum(cast("list[int]", replies))
+
+    def _drop_commands_by_id(self, user_id: str) -> list[Command]:
+        return [*self.users.drop_commands([user_id]), *self.page_tags.drop_commands([ALL_USERS])]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,11 +103,7 @@ class CachedUserStore:
 
     def find(self, email: Email) -> User | None:
         """By the cached id of the address, if its user still has it; else from the store behind."""
-        try:
-            (user_id,) = self.caches.users.client.mget((self.caches.emails.key(email),)).values
-            user = self.get(UserId(user_id.decode())) if user_id else None
-        except (CacheError, NotFound):
-            user = None
+        user = self._noted(email)
         return user if user is not None and user.email == email else self.behind.find(email)
 
     def add(self, user: User, password_hash: str) -> Committed[User]:
@@ -120,12 +120,21 @@ class CachedUserStore:
 
     def page(self, wanted: UserFilter) -> list[User]:
         """By the filter's own words; every change of any user makes all pages out of date."""
-        ident = _words(wanted)
+        ident = page_words(wanted)
         with self._timed("page"):
             found = self.caches.pages.get_or_load(
                 ident, lambda _: Page(ident, tuple(self.behind.page(wanted)))
             )
         return [] if isinstance(found, Missing) else list(found.users)
+
+    def _noted(self, email: Email) -> User | None:
+        """The user whose id is noted under *email*; the note may be old, or anybody's."""
+        try:
+            (raw,) = self.caches.users.client.mget((self.caches.emails.key(email),)).values
+            noted = (raw or b"").decode(errors="replace")
+            return self.get(UserId(noted)) if is_id(noted) else None
+        except (CacheError, NotFound):
+            return None
 
     def _load(self, user_id: UserId) -> User:
         """From the store behind; the address is noted, and checked by whoever reads the note."""
@@ -184,9 +193,9 @@ def load_user(entry: Entry) -> User:
         name=_text_or_none(fields["name"]),
         phone=_text_or_none(fields["phone"]),
         device_id=_text_or_none(fields["device_id"]),
-        roles=cast("tuple[Role, ...]", tuple(cast("list[str]", fields["roles"]))),
-        status=cast("Status", _text(fields["status"])),
-        preferences=cast("dict[str, Json]", fields["preferences"]),
+        roles=_roles(fields["roles"]),
+        status=_status(fields["status"]),
+        preferences=_preferences(fields["preferences"]),
         created_at=datetime.fromisoformat(_text(fields["created_at"])),
         updated_at=datetime.fromisoformat(_text(fields["updated_at"])),
         last_login=datetime.fromisoformat(_text(last_login)) if last_login is not None else None,
@@ -212,7 +221,7 @@ USER_SHAPE: Shape[User] = Shape(schema=USER_SCHEMA, dump=dump_user, load=load_us
 PAGE_SHAPE: Shape[Page] = Shape(schema=USER_SCHEMA, dump=dump_page, load=load_page)
 
 
-def _words(wanted: UserFilter) -> str:
+def page_words(wanted: UserFilter) -> str:
     """*wanted* in words: equal filters, equal words."""
     return f"role={wanted.role}&status={wanted.status}&limit={wanted.limit}&after={wanted.after}"
 
@@ -221,6 +230,24 @@ def _records(command: Command, reply: object) -> int:
     """How many records a command dropped: leases and the versions of tags are none."""
     is_deletion = command[0] == "DEL" and ":lease:" not in str(command[1])
     return reply if is_deletion and isinstance(reply, int) else 0
+
+
+def _roles(value: object) -> tuple[Role, ...]:
+    if not isinstance(value, list) or not value or any(role not in ROLES for role in value):
+        raise ValueError("not roles")
+    return tuple(value)
+
+
+def _status(value: object) -> Status:
+    if value not in {"active", "disabled"}:
+        raise ValueError("not a status")
+    return value
+
+
+def _preferences(value: object) -> dict[str, Json]:
+    if not isinstance(value, dict):
+        raise TypeError("not an object")
+    return value
 
 
 def _text(value: object) -> str:
