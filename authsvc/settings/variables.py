@@ -132,7 +132,6 @@ REDIS_SENTINELS = Variable(
     "REDIS_SENTINELS",
     addresses(),
     "Sentinels to ask for the primary",
-    is_supported=False,
 )
 REDIS_SENTINEL_SERVICE = Variable("REDIS_SENTINEL_SERVICE", _PLAIN, "The primary's name")
 REDIS_SENTINEL_PASSWORD = Variable(

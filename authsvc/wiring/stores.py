@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Literal, cast
+from typing import Literal, TypedDict, cast
 
 from authsvc.cache.aside import Proof as CacheProof
 from authsvc.cache.breaker import CircuitBreaker, State
@@ -14,6 +14,7 @@ from authsvc.cache.client import CacheClient
 from authsvc.cache.connections import Generations, Pool, RedisAddress, bounded_pool, stamped
 from authsvc.cache.keys import KeySpace
 from authsvc.cache.monitor import Meter, joined
+from authsvc.cache.servers.sentinel import SentinelAddress, sentinel_pool
 from authsvc.domain.revocations import COPY_MARGIN_S, Proof
 from authsvc.domain.tokens.access import TokenProfile
 from authsvc.domain.values.clocks import Clock
@@ -121,13 +122,14 @@ def open_pools(redis: RedisSettings, *, size: int) -> tuple[Pool, Pool]:
     generations = Generations()
     if redis.is_in_memory:
         return _embedded_pools(generations, size)
-    address = RedisAddress.from_url(redis.url.reveal()) if redis.url else _address(redis)
     protocol = cast("Literal[2, 3]", redis.protocol)
 
     def pool(size: int) -> Pool:
-        return bounded_pool(
-            address, size=size, protocol=protocol, client_name="authsvc", generations=generations
-        )
+        common = _Common(size=size, protocol=protocol, client_name="authsvc", generations=generations)
+        if redis.sentinels:
+            return sentinel_pool(_sentinels(redis), **common)
+        address = RedisAddress.from_url(redis.url.reveal()) if redis.url else _address(redis)
+        return bounded_pool(address, **common)
 
     return pool(size), pool(1)
 
@@ -190,16 +192,35 @@ class _Waker:
             self.wakes()
 
 
-def _address(redis: RedisSettings) -> RedisAddress:
-    def reveal(secret: Secret | None) -> str | None:
-        return secret.reveal() if secret else None
+class _Common(TypedDict):
+    """What both kinds of pools are told."""
 
+    size: int
+    protocol: Literal[2, 3]
+    client_name: str
+    generations: Generations
+
+
+def _sentinels(redis: RedisSettings) -> SentinelAddress:
+    return SentinelAddress(
+        sentinels=tuple((address.host, address.port) for address in redis.sentinels),
+        service=redis.sentinel_service or "",
+        redis=_address(redis),
+        password=_revealed(redis.sentinel_password),
+    )
+
+
+def _revealed(secret: Secret | None) -> str | None:
+    return secret.reveal() if secret else None
+
+
+def _address(redis: RedisSettings) -> RedisAddress:
     return RedisAddress(
         host=redis.host or "",
         port=redis.port,
         db=redis.db,
         username=redis.username,
-        password=reveal(redis.password),
+        password=_revealed(redis.password),
         tls=redis.is_tls,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from authsvc.settings import Settings
 from tests.unit.settings_env import (
     CLUSTER,
     DEVELOPMENT,
@@ -111,20 +112,25 @@ def test_contradictions_name_both_sides(tmp_path, changes, name, other):
     ],
 )
 def test_contradictions_of_sentinel_and_cluster_name_both_sides(tmp_path, changes, name, other):
-    """They are checked although no server of these kinds is spoken to yet."""
+    """A host of its own, or a cluster, would leave open which of them is meant."""
     found = problems(production(tmp_path, **{"REDIS_HOST": None, **changes}))
 
     assert any(problem.name == name and other in problem.message for problem in found), found
 
 
-@pytest.mark.parametrize(
-    ("changes", "name"), [(SENTINEL, "REDIS_SENTINELS"), (CLUSTER, "REDIS_CLUSTER_NODES")]
-)
-def test_sentinel_and_cluster_are_refused_for_now(tmp_path, changes, name):
-    """Better no start than a connection to the wrong server; nothing else is wrong with them."""
-    problem = only_problem(production(tmp_path, **{"REDIS_HOST": None, **changes}))
+def test_sentinels_take_the_place_of_a_host(tmp_path):
+    """Nothing else is needed, and nothing is wrong with them."""
+    settings = Settings.from_env(production(tmp_path, **{"REDIS_HOST": None, **SENTINEL}))
 
-    assert problem.name == name
+    assert settings.redis.sentinels
+    assert not settings.redis.is_in_memory
+
+
+def test_a_cluster_is_refused_for_now(tmp_path):
+    """Better no start than a connection to the wrong server; nothing else is wrong with it."""
+    problem = only_problem(production(tmp_path, **{"REDIS_HOST": None, **CLUSTER}))
+
+    assert problem.name == "REDIS_CLUSTER_NODES"
     assert "not supported by this version yet" in problem.message
 
 

@@ -1,0 +1,321 @@
+"""Users read through Redis, as two processes of the service do it, over real PostgreSQL and Redis."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from redis import Redis
+
+from authsvc.domain.errors import NotFound
+from authsvc.domain.users import Profile, User, UserFilter
+from authsvc.domain.values.emails import Email
+from authsvc.domain.values.identifiers import UserId, new_id
+from authsvc.settings import Settings
+from authsvc.wiring import build, now
+from tests.contract.cache_clients import in_threads
+from tests.rig import development
+from tests.servers import RedisServer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from authsvc.services import Services
+
+HASH = "pbkdf2-test$first"
+CHANGES_EACH = 500
+
+
+class Processes:
+    """Two processes' services over the same stores."""
+
+    def __init__(self, one: Services, other: Services) -> None:
+        self.one = one
+        self.other = other
+
+    def prove(self) -> None:
+        """Let both compare Redis with SQL."""
+        assert self.one.compare()
+        assert self.other.compare()
+
+    def add(self, name: str) -> User:
+        """A new user."""
+        at = now()
+        fresh = User(id=UserId(new_id()), email=Email(f"{name}@example.com"), created_at=at, updated_at=at)
+        return self.one.users.revocations.publish(self.one.users.store.add(fresh, HASH)).value
+
+    def close(self) -> None:
+        """Let all go."""
+        self.one.close()
+        self.other.close()
+
+
+def open_processes(database_url: str, redis_url: str, folder: Any) -> Processes:
+    """Two of them, which have compared Redis with SQL."""
+    env = development(database_url, redis_url, folder, CACHE_WARMUP_ENABLED="false")
+    made = Processes(build(Settings.from_env(env)), build(Settings.from_env(env)))
+    made.prove()
+    return made
+
+
+@pytest.fixture
+def processes(postgres_url, redis_url, tmp_path) -> Iterator[Processes]:
+    """Two processes over an empty database and an empty Redis."""
+    with closing(open_processes(postgres_url, redis_url, tmp_path)) as made:
+        yield made
+
+
+@pytest.fixture
+def redis(redis_url) -> Iterator[Any]:
+    """The server behind both."""
+    with Redis.from_url(redis_url, decode_responses=True) as client:
+        yield client
+
+
+def key(user_id: str) -> str:
+    """Where a user is cached."""
+    return f"authsvc:v1:user:{user_id}"
+
+
+def lookups(services: Services) -> tuple[int, int]:
+    """Hits and misses so far."""
+    totals = services.metrics.cache_totals()
+    return totals.hits, totals.misses
+
+
+def test_no_reader_sees_a_user_older_than_his_last_published_change(processes):
+    """
+    A thousand changes by two processes, read all the while by both, one by one, together and in the list.
+
+    Once a change is published, no read that begins later returns an earlier version: not one.
+    """
+    users = [processes.add(f"person{number}") for number in range(8)]
+    floors = {user.id: user.version for user in users}
+    writing = [True, True]
+
+    def write(services: Services, position: int) -> int:
+        own = users[position::2]
+        try:
+            return sum(change(services, own[turn % len(own)].id, turn) for turn in range(CHANGES_EACH))
+        finally:
+            writing[position] = False
+
+    def change(services: Services, user_id: UserId, turn: int) -> bool:
+        profile = Profile(name=f"name {turn}", given=frozenset({"name"}))
+        outcome = services.users.change_profile(user_id, profile)
+        if outcome.is_complete:
+            floors[user_id] = outcome.value.version
+        return outcome.is_complete
+
+    def read(services: Services, seed: int) -> tuple[int, int]:
+        chance = random.Random(seed)
+        stale = reads = 0
+        while any(writing):
+            floor = dict(floors)
+            for user in one_read(services, chance):
+                stale += user.version < floor[user.id]
+                reads += 1
+        return stale, reads
+
+    def one_read(services: Services, chance: random.Random) -> list[User]:
+        wanted = [user.id for user in chance.sample(users, 3)]
+        way = chance.randrange(4)
+        if way == 0:
+            return services.users.look_up(wanted)[0]
+        return services.users.page(UserFilter())[0] if way == 1 else [services.users.get(wanted[0])]
+
+    results = in_threads(
+        partial(write, processes.one, 0),
+        partial(write, processes.other, 1),
+        partial(read, processes.one, 1),
+        partial(read, processes.other, 2),
+    )
+
+    changed, seen = results[:2], results[2:]
+    assert changed == [CHANGES_EACH, CHANGES_EACH]
+    assert [stale for stale, _ in seen] == [0, 0]
+    assert all(reads > CHANGES_EACH for _, reads in seen)
+    assert lookups(processes.one)[0] > CHANGES_EACH / 10
+    processes.prove()
+    for services in (processes.one, processes.other):
+        assert {user.id: user.version for user in services.users.page(UserFilter())[0]} == floors
+
+
+def test_a_load_that_a_change_overtakes_is_not_stored(processes, redis):
+    """A reader holds the old row in his hands while another process changes it: his copy goes nowhere."""
+    user = processes.add("alice")
+    store: Any = processes.one.users.store
+    rename = Profile(name="New", given=frozenset({"name"}))
+
+    def slow_get(user_id: UserId) -> User:
+        old = store.behind.get(user_id)
+        assert processes.other.users.change_profile(user_id, rename).is_complete
+        return old
+
+    class Slow:
+        get = staticmethod(slow_get)
+
+    overtaken = replace(store, behind=Slow())
+
+    assert overtaken.get(user.id).version == 1
+    assert redis.get(key(user.id)) is None
+    assert processes.other.users.get(user.id).name == "New"
+    assert processes.one.users.get(user.id).name == "New"
+
+
+def test_a_page_that_a_change_overtakes_is_not_believed(processes):
+    """The same for the list: it is read anew."""
+    user = processes.add("alice")
+    store: Any = processes.one.users.store
+    rename = Profile(name="New", given=frozenset({"name"}))
+
+    def slow_page(wanted: UserFilter) -> list[User]:
+        old = store.behind.page(wanted)
+        assert processes.other.users.change_profile(user.id, rename).is_complete
+        return old
+
+    class Slow:
+        page = staticmethod(slow_page)
+
+    assert [one.name for one in replace(store, behind=Slow()).page(UserFilter())] == [None]
+
+    assert [one.name for one in processes.other.users.page(UserFilter())[0]] == ["New"]
+    assert [one.name for one in processes.one.users.page(UserFilter())[0]] == ["New"]
+
+
+def with_fields(**changes: object) -> Callable[[str], str]:
+    """A forgery: the record with *changes* in it."""
+    return lambda text: json.dumps(json.loads(text) | changes)
+
+
+FORGERIES: dict[str, Callable[[str], str]] = {
+    "another id": with_fields(id=new_id()),
+    "no id": lambda text: text.replace('"id"', '"di"'),
+    "an id of another type": with_fields(id=7),
+    "another schema": with_fields(_s=2),
+    "no schema": lambda text: text.replace('"_s"', '"s"'),
+    "no version": lambda text: text.replace('"_v"', '"v"'),
+    "no JSON": lambda text: text[:-1],
+    "nothing": lambda _: "",
+    "a list": lambda text: f"[{text}]",
+    "NaN": with_fields(epoch=float("nan")),
+    "a role that is none": with_fields(roles=["user", "root"]),
+    "no role": with_fields(roles=[]),
+    "a word for roles": with_fields(roles="admin"),
+    "a status that is none": with_fields(status="asleep"),
+    "no time": with_fields(created_at="yesterday"),
+    "a number for a name": with_fields(name=7),
+    "preferences that are no object": with_fields(preferences=[1]),
+    "a field less": lambda text: text.replace('"phone"', '"enohp"'),
+}
+
+
+@pytest.mark.parametrize("forge", FORGERIES.values(), ids=FORGERIES)
+def test_a_record_that_is_not_his_is_never_shown(processes, redis, forge):
+    """Wrong id, wrong schema, damaged: a miss that is counted, and replaced by what SQL says (I13)."""
+    user = processes.add("alice")
+    processes.one.users.get(user.id)
+    good = redis.get(key(user.id))
+    redis.set(key(user.id), forge(good), ex=1000)
+    hits, misses = lookups(processes.one)
+
+    found = processes.one.users.get(user.id), processes.one.users.look_up([user.id])[0]
+
+    assert found == (user, [user])
+    assert lookups(processes.one) == (hits + 1, misses + 1)
+    assert json.loads(redis.get(key(user.id))) == json.loads(good)
+
+
+def test_somebody_elses_whole_record_is_never_shown(processes, redis):
+    """Copied as it is from his key to another's, for each way to read."""
+    alice, bob = processes.add("alice"), processes.add("bob")
+    processes.one.users.look_up([alice.id, bob.id])
+    stolen = redis.get(key(bob.id))
+
+    redis.set(key(alice.id), stolen)
+    one = processes.one.users.get(alice.id)
+    redis.set(key(alice.id), stolen)
+    many = processes.one.users.look_up([alice.id, bob.id])
+
+    assert one == alice
+    assert many == ([alice, bob], [])
+
+
+def test_a_page_of_another_query_is_never_shown(processes, redis):
+    """A page names its query, and is checked for it."""
+    processes.add("alice")
+    all_users, admins = UserFilter(), UserFilter(role="admin")
+    processes.one.users.page(all_users)
+    (page_key,) = redis.keys("authsvc:v1:users:list:*")
+    page = redis.get(page_key)
+    processes.one.users.page(admins)
+    (other_key,) = set(redis.keys("authsvc:v1:users:list:*")) - {page_key}
+
+    redis.set(other_key, page)
+
+    assert processes.one.users.page(admins) == ([], None)
+
+
+def test_a_deleted_user_is_gone_in_every_process(processes):
+    """Also where he was cached a moment ago."""
+    user = processes.add("alice")
+    for services in (processes.one, processes.other):
+        services.users.get(user.id)
+        services.users.page(UserFilter())
+
+    processes.one.users.remove(user.id, actor=None)
+
+    for services in (processes.one, processes.other):
+        with pytest.raises(NotFound):
+            services.users.get(user.id)
+        assert services.users.page(UserFilter()) == ([], None)
+        assert services.users.look_up([user.id]) == ([], [user.id])
+
+
+def test_a_change_that_redis_did_not_hear_of_is_not_hidden_by_it(postgres_url, tmp_path):
+    """Redis was away for the change and is back with the old copies: nobody who knows believes them."""
+    with RedisServer() as server, closing(open_processes(postgres_url, server.url, tmp_path)) as processes:
+        user = processes.add("alice")
+        processes.one.users.get(user.id)
+        server.pause()
+        rename = Profile(name="New", given=frozenset({"name"}))
+        outcome = processes.one.users.change_profile(user.id, rename)
+        server.resume()
+
+        assert not outcome.is_complete
+        assert processes.one.users.get(user.id).name == "New"
+        processes.prove()
+        assert processes.other.users.get(user.id).name == "New"
+
+
+def test_without_redis_users_come_from_sql(postgres_url, tmp_path):
+    """Each read is right and quick, the failures are counted, and Redis is used again when it is back."""
+    with RedisServer() as server, closing(open_processes(postgres_url, server.url, tmp_path)) as processes:
+        users = [processes.add(name) for name in ("alice", "bob")]
+        read = processes.one.users
+        server.kill()
+
+        began_s = time.monotonic()
+        for _ in range(10):
+            assert read.get(users[0].id) == users[0]
+            assert read.look_up([user.id for user in users]) == (users, [])
+            assert {user.id for user in read.page(UserFilter())[0]} == {user.id for user in users}
+        took_s = time.monotonic() - began_s
+        hits, misses = lookups(processes.one)
+
+        assert took_s < 2
+        assert (hits, misses) == (0, 10 * 4)
+        server.start()
+        back_at_s = time.monotonic() + 10
+        while not processes.one.compare() and time.monotonic() < back_at_s:
+            time.sleep(0.05)
+        while lookups(processes.one)[0] == 0 and time.monotonic() < back_at_s:
+            assert read.get(users[0].id) == users[0]
+            time.sleep(0.02)
+        assert lookups(processes.one)[0] > 0

@@ -1,0 +1,311 @@
+"""The user cache of two workers: one set of figures, one warm-up, one truth; and its commands."""
+
+from __future__ import annotations
+
+import json
+import re
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import pytest
+import requests
+from redis import Redis
+
+from authsvc.domain.authentication import Registration
+from authsvc.domain.users import Profile
+from authsvc.domain.values.emails import Email
+from authsvc.settings import Settings
+from authsvc.wiring import build
+from tests.processes import free_port, wait_until
+from tests.rig import PASSWORD, Service, environment, migrate, run_command
+from tests.servers import RedisServer, drop_database
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+ADMIN = "admin@example.com"
+PEOPLE = 5
+#: Everything of CONTRACT §6 that is about cache, batches, breaker and locks.
+PROMISED = {
+    "user_cache_hits_total",
+    "user_cache_misses_total",
+    "user_cache_operation_duration_seconds_count",
+    "user_batch_operations_total",
+    "user_batch_operation_duration_seconds_count",
+    "user_cache_hit_ratio",
+    "cache_operation_latency_seconds_count",
+    "cache_hit_rate",
+    "cache_errors_total",
+    "cache_circuit_breaker_state",
+    "cache_active_locks",
+}
+#: Those that are one number for the whole service.
+SINGLE = PROMISED - {
+    "user_cache_operation_duration_seconds_count",
+    "user_batch_operations_total",
+    "user_batch_operation_duration_seconds_count",
+    "cache_errors_total",
+}
+SAMPLE = re.compile(r"(?P<name>[a-z_]+)(?:\{(?P<labels>[^}]*)\})? (?P<value>\S+)")
+
+
+class Cast:
+    """A service of two workers on a Redis of its own, and the users that were there before it started."""
+
+    def __init__(self, service: Service, redis: RedisServer, ids: list[str]) -> None:
+        self.service = service
+        self.ids = ids
+        self._redis = redis
+        self._tokens: list[str] = []
+
+    def admin(self, method: str, path: str, **options: Any) -> requests.Response:
+        """One request of the admin."""
+        if not self._tokens:
+            self._tokens.append(self.service.log_in(ADMIN)["access_token"])
+        return self.service.call(method, path, token=self._tokens[0], **options)
+
+    def names(self, pattern: str) -> set[str]:
+        """The keys in Redis like *pattern*, without prefix and version."""
+        with Redis.from_url(self._redis.url, decode_responses=True) as client:
+            return {key.removeprefix("authsvc:v1:") for key in client.scan_iter(f"authsvc:v1:{pattern}")}
+
+    def command(self, *arguments: str, **overrides: str) -> Any:
+        """Run ``authsvc cache`` with the service's settings."""
+        env = self.service.env | overrides
+        return run_command("cache", *arguments, env=env, folder=self.service.log.parent)
+
+
+@pytest.fixture(scope="module")
+def cast(postgres_server, tmp_path_factory) -> Iterator[Cast]:
+    """One service for all tests here."""
+    folder = tmp_path_factory.mktemp("cache")
+    with RedisServer() as redis:
+        env = environment(postgres_server.create_database(), redis.url, folder)
+        migrate(env)
+        ids = populate(env)
+        with Redis.from_url(redis.url) as client:
+            client.flushall()
+        with Service(env, folder) as service:
+            yield Cast(service, redis, ids)
+    drop_database(postgres_server.url, env["DATABASE_URL"])
+
+
+def populate(env: dict[str, str]) -> list[str]:
+    """Users who have logged in, the first of them an admin; their ids."""
+    emails = [ADMIN, *(f"person{number}@example.com" for number in range(1, PEOPLE))]
+    with closing(build(Settings.from_env(env))) as services:
+        forms = [Registration(email=email, password=PASSWORD, profile=Profile()) for email in emails]
+        users = [services.authentication.register(form) for form in forms]
+        services.users.set_roles(Email(ADMIN), ("admin",))
+        services.batches.note_logins([user.id for user in users])
+    return [user.id for user in users]
+
+
+def samples(service: Service) -> dict[str, dict[str, float]]:
+    """The figures by name, then by labels."""
+    found: dict[str, dict[str, float]] = {}
+    for line in requests.get(service.metrics_url, timeout=5).text.splitlines():
+        sample = SAMPLE.fullmatch(line)
+        if sample is not None:
+            found.setdefault(sample["name"], {})[sample["labels"] or ""] = float(sample["value"])
+    return found
+
+
+def total(figures: dict[str, dict[str, float]], name: str, label: str = "") -> float:
+    """The sum of a figure over the labels that contain *label*."""
+    return sum(value for labels, value in figures.get(name, {}).items() if label in labels)
+
+
+def test_the_cache_is_warmed_at_the_start_by_one_worker(cast):
+    """Within seconds; each user and the first page are loaded once, though both workers begin."""
+    wanted = {f"user:{user_id}" for user_id in cast.ids}
+    wait_until(lambda: wanted <= cast.names("user:*"), timeout_s=5)
+    wait_until(lambda: cast.service.log.read_text().count("cache.warmed") == 4, timeout_s=5)
+
+    figures = samples(cast.service)
+
+    assert total(figures, "user_cache_misses_total") == PEOPLE + 1
+    assert len(cast.names("users:list:*")) == 1
+    assert cast.names("lock:*") == set()
+    ends = re.findall(r'"event": ?"cache.warmed".*|.*"cache.warmed".*', cast.service.log.read_text())
+    assert len(ends) == 4
+    assert any(f'"count": {PEOPLE}' in end or f'"count":{PEOPLE}' in end for end in ends)
+
+
+def test_a_service_that_must_not_warm_does_not(cast):
+    """CACHE_WARMUP_ENABLED=false: nothing is read that nobody asked for."""
+    folder = cast.service.log.parent
+    env = cast.service.env | {
+        "CACHE_WARMUP_ENABLED": "false",
+        "CACHE_KEY_PREFIX": "cold",
+        "WEB_CONCURRENCY": "1",
+    }
+    with Service(env, folder) as service:
+        figures = samples(service)
+
+    assert total(figures, "user_cache_misses_total") == total(figures, "user_cache_hits_total") == 0
+    assert "cache.warmed" not in service.log.read_text()
+
+
+def test_figures_are_exact_over_both_workers(cast):
+    """Counts are sums, ratios are computed from them, and either worker tells the same."""
+    one, *others = cast.ids
+    assert cast.admin("GET", f"/v1/users/{one}").status_code == 200
+    assert cast.admin("POST", "/v1/cache/clear").status_code == 200
+    before = samples(cast.service)
+
+    def ask() -> None:
+        for _ in range(3):
+            assert cast.admin("GET", f"/v1/users/{one}").status_code == 200
+        ids = ",".join([*others, str(uuid4())])
+        for _ in range(2):
+            assert cast.admin("GET", f"/v1/batch/users/lookup?ids={ids}").status_code == 200
+        body = {"users": [{"email": f"{uuid4().hex}@example.com", "password": PASSWORD}]}
+        assert cast.admin("POST", "/v1/batch/users/create", json=body).json()["created"] == 1
+        body = {"ids": [one]}
+        assert cast.admin("PATCH", "/v1/batch/users/last-login", json=body).status_code == 200
+
+    cast.service.from_each_worker(ask)
+    scrapes = cast.service.from_each_worker(lambda: samples(cast.service))
+
+    # The last login drops the one user; who nobody is, is a miss each time.
+    misses = 2 * 1 + (len(others) + 1) + 3
+    hits = 2 * (3 + 2 * (len(others) + 1)) - misses
+    for after in scrapes:
+        grown = {name: total(after, name) - total(before, name) for name in PROMISED | {"x"}}
+        assert (grown["user_cache_hits_total"], grown["user_cache_misses_total"]) == (hits, misses)
+        for operation, times in (("lookup", 4), ("create", 2), ("last_login", 2)):
+            label = f'operation="{operation}"'
+            for name in ("user_batch_operations_total", "user_batch_operation_duration_seconds_count"):
+                assert total(after, name, label) - total(before, name, label) == times
+        get, many = (f'operation="{name}"' for name in ("get", "get_many"))
+        name = "user_cache_operation_duration_seconds_count"
+        assert total(after, name, get) - total(before, name, get) == 2 * 3
+        assert total(after, name, many) - total(before, name, many) == 2 * 2
+        all_hits, all_misses = total(after, "user_cache_hits_total"), total(after, "user_cache_misses_total")
+        ratio = pytest.approx(all_hits / (all_hits + all_misses), abs=1e-9)
+        assert after["user_cache_hit_ratio"] == {"": ratio}
+        assert after["cache_hit_rate"] == {"": ratio}
+        stats = cast.admin("GET", "/v1/cache/stats").json()
+        assert (stats["hits"], stats["misses"]) == (all_hits, all_misses)
+        assert stats["hit_ratio"] == pytest.approx(all_hits / (all_hits + all_misses), abs=1e-4)
+
+
+def test_every_promised_figure_is_there_without_a_word_on_processes(cast):
+    """One series, and no label of a worker; a failed call to Redis is counted by its reason."""
+    assert cast.admin("GET", f"/v1/batch/users/lookup?ids={cast.ids[0]}").status_code == 200
+    with Redis.from_url(cast.service.env["REDIS_URL"]) as client:
+        client.set(f"authsvc:v1:auth:token:{uuid4()}", "x", ex=1)
+        client.delete(f"authsvc:v1:user:{cast.ids[1]}")
+        client.config_set("maxmemory", "1")
+        try:
+            assert cast.admin("GET", f"/v1/users/{cast.ids[1]}").status_code == 200
+        finally:
+            client.config_set("maxmemory", "0")
+
+    figures = samples(cast.service)
+
+    assert set(figures) >= PROMISED
+    assert {name for name in SINGLE if set(figures[name]) != {""}} == set()
+    assert set(figures["cache_errors_total"]) == {'reason="oom"'}
+    assert figures["cache_circuit_breaker_state"] == {"": 0}
+    assert figures["cache_active_locks"] == {"": 0}
+    assert not [labels for by_labels in figures.values() for labels in by_labels if "pid=" in labels]
+    assert cast.ids[0] not in str(figures)
+
+
+def test_a_change_in_one_worker_is_seen_in_the_other_at_once(cast):
+    """Also what the other has just read: name, role, list; the role on the very next request."""
+    service = cast.service
+    email = f"{uuid4().hex}@example.com"
+    user_id = service.register(email).json()["id"]
+    pair = service.log_in(email)
+
+    def profile() -> requests.Response:
+        return service.call("GET", "/v1/me", token=pair["access_token"])
+
+    def listed() -> dict[str, Any]:
+        page = cast.admin("GET", "/v1/users?limit=200").json()["items"]
+        (found,) = (user for user in page if user["id"] == user_id)
+        return dict(found)
+
+    def rename(name: str) -> None:
+        answer = service.call("PATCH", "/v1/me", token=pair["access_token"], json={"name": name})
+        assert answer.status_code == 200
+
+    for turn in range(3):
+        for here, there in ((0, 1), (1, 0)):
+            name = f"name {turn} {here}"
+            service.from_worker(there, lambda: (profile(), listed()))
+            service.from_worker(here, lambda: rename(name))  # noqa: B023 - called at once
+            shown = service.from_worker(there, lambda: (profile().json()["name"], listed()["name"]))
+            assert shown == (name, name)
+
+    service.from_worker(1, lambda: (profile(), listed()))
+    promoted = service.from_worker(
+        0, lambda: cast.admin("PATCH", f"/v1/users/{user_id}", json={"roles": ["admin"]}).status_code
+    )
+    refused, page = service.from_worker(1, lambda: (profile().status_code, listed()))
+    body = {"refresh_token": pair["refresh_token"]}
+    pair = service.call("POST", "/v1/auth/refresh", json=body).json()
+
+    assert (promoted, refused, page["roles"]) == (200, 401, ["user", "admin"])
+    assert service.from_worker(1, profile).json()["roles"] == ["user", "admin"]
+
+
+class TestCommands:
+    """``authsvc cache warm | clear | stats``."""
+
+    def test_clear_and_warm(self, cast):
+        """Each prints one object with its counts, and does what it says to the cache that the service reads."""
+        assert cast.admin("GET", f"/v1/users/{cast.ids[0]}").status_code == 200
+        assert cast.admin("GET", f"/v1/users/{cast.ids[1]}").status_code == 200
+
+        one = printed(cast.command("clear", "--user", cast.ids[0]))
+        left = cast.names("user:*")
+        everything = printed(cast.command("clear"))
+        nothing = cast.names("user:*") | cast.names("users:list:*")
+        warmed = printed(cast.command("warm"))
+
+        assert one == {"cleared": 2}
+        assert f"user:{cast.ids[0]}" not in left
+        assert f"user:{cast.ids[1]}" in left
+        assert everything["cleared"] >= len(left) > 0
+        assert nothing == set()
+        assert warmed["warmed"]["users"] >= PEOPLE
+        assert warmed["warmed"]["user_lists"] == 1
+        assert {f"user:{user_id}" for user_id in cast.ids} <= cast.names("user:*")
+        before = total(samples(cast.service), "user_cache_misses_total")
+        assert cast.admin("GET", f"/v1/users/{cast.ids[2]}").status_code == 200
+        assert total(samples(cast.service), "user_cache_misses_total") == before
+
+    def test_stats(self, cast):
+        """How Redis is."""
+        shown = printed(cast.command("stats"))
+
+        assert shown["health"]["connected"] is True
+        assert shown["memory"]["policy"] == "noeviction"
+        assert shown["keyspace"]["key_count"] > 0
+
+    def test_what_cannot_be_done_is_an_error(self, cast):
+        """A malformed id, and a Redis that is away: one line on stderr, nothing on stdout."""
+        away = {"REDIS_URL": f"redis://127.0.0.1:{free_port()}/0"}
+
+        refused = cast.command("clear", "--user", "*")
+        failed = [cast.command(name, **away) for name in ("stats", "warm", "clear")]
+
+        for done in (refused, *failed):
+            assert (done.returncode, done.stdout) == (1, "")
+            assert "Traceback" not in done.stderr
+        assert all("unavailable" in done.stderr for done in failed)
+
+
+def printed(done: Any) -> dict[str, Any]:
+    """The one object that a command printed."""
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
