@@ -36,6 +36,7 @@ def add_commands(commands: Any) -> None:
 def run_warm(_options: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Run the warmers."""
     with closing(open_services(env)) as services:
+        services.cache.snapshot()  # a Redis that is away need not be waited for
         _compare(services)
         print(json.dumps({"warmed": services.cache.warm()}))
     return 0

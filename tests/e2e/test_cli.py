@@ -238,7 +238,7 @@ def test_the_settings_are_checked_without_a_connection(command, service, tmp_pat
     assert (good.returncode, good.stdout) == (0, "")
     assert "RATE_LIMIT_LOGIN_IP is off" in good.stderr
     assert [name for name in ("BCRYPT_COST", "TOKEN_SECRET", "AUTHSVC_COLOUR") if name not in wrong] == []
-    assert [name for name in ("DATABASE_URL", "REDIS_HOST") if name not in connected] == []
+    assert [name for name in ("DATABASE_URL", "REDIS_URL") if name not in connected] == []
     assert "hunter2" not in connected
     assert command("config", "check", "--connect").returncode == 0
 

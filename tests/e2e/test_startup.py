@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
+from redis import Redis
 
 from tests.processes import HOST, free_port
 from tests.rig import environment, migrate, run_command
@@ -89,7 +90,7 @@ def test_both_stores_unreachable_are_named_together(env, tmp_path):
     message = refusal(env | stores, tmp_path)
 
     assert "DATABASE_URL cannot be reached" in message
-    assert "Redis cannot be used" in message
+    assert "REDIS_URL cannot be used" in message
     assert "hunter2" not in message
 
 
@@ -112,6 +113,19 @@ def test_an_evicting_redis_and_a_folder_without_keys_are_refused(env, tmp_path):
     assert "allkeys-lru" in message
     assert "noeviction" in message
     assert "authsvc keys generate" in message
+
+
+def test_an_acl_for_another_prefix_is_refused(env, tmp_path):
+    """Else the service would start, and serve everything from SQL without anybody noticing."""
+    with RedisServer() as server:
+        with Redis.from_url(server.url) as client:
+            rules = ["+@all", "-@dangerous", "-@admin", "+info"]
+            client.execute_command("ACL", "SETUSER", "narrow", "on", ">hunter2", "~other:*", *rules)
+        url = server.url.replace("redis://", "redis://narrow:hunter2@")
+        message = refusal(env | {"REDIS_URL": url}, tmp_path)
+
+    assert "REDIS_URL denies its user keys or scripts under authsvc:v1" in message
+    assert "hunter2" not in message
 
 
 def test_a_file_that_is_no_key_is_refused_by_name(env, tmp_path):
@@ -139,7 +153,7 @@ def test_a_wrong_redis_password_and_hung_stores_are_refused_in_time(env, tmp_pat
         refused, in_silence = pool.map(lambda each: refusal(each, tmp_path), settings)
         silent.resume()
 
-    assert "Redis cannot be used" in refused
+    assert "REDIS_URL cannot be used" in refused
     assert "wrong" not in refused
-    assert "Redis cannot be used" in in_silence
+    assert "REDIS_URL cannot be used" in in_silence
     assert "DATABASE_URL cannot be reached" in in_silence
