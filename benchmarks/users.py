@@ -42,9 +42,10 @@ if TYPE_CHECKING:
 ADMIN = "admin@example.com"
 BATCH = 100
 COLD_KEYS, RATE_PER_S, CONNECTIONS = 10, 500, 16
-HUNG_REQUESTS = 40
+STORMS = 5
+HUNG_REQUESTS, HUNG_PER_S = 200, 20
 #: More failures in the breaker's window than there will be.
-NEVER = "1000000"
+NEVER = "1000"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +117,8 @@ def compare_reads(services: Services, ids: list[UserId], rounds: int) -> None:
         "hundred, SQL": lambda: store.behind.get_many(many),
     }
     took_s = measure(works, rounds=rounds * 10, repeats=20)
-    assert services.metrics.cache_totals().hit_ratio > 0.99
+    if services.metrics.cache_totals().misses > 2 * BATCH:
+        raise SystemExit("the cached reads were no hits")
     for count in ("one", "hundred"):
         cached_s, sql_s = took_s[f"{count}, cached"], took_s[f"{count}, SQL"]
         print(
@@ -166,7 +168,7 @@ def storm(service: Service, world: World, token: str, seconds: float) -> None:
     cold = world.ids[:COLD_KEYS]
     requests_ = [request("GET", f"/v1/users/{user_id}", token=token) for user_id in cold]
     loads: list[int] = []
-    for _ in range(3):
+    for _ in range(STORMS):
         clear = f"{service.url}/v1/cache/clear"
         requests.post(clear, headers={"Authorization": f"Bearer {token}"}, timeout=5).raise_for_status()
         quiet(world.postgres, log_statement="all")
@@ -180,8 +182,8 @@ def storm(service: Service, world: World, token: str, seconds: float) -> None:
         if set(result.statuses) != {200}:
             raise SystemExit(f"unexpected answers: {result.statuses}")
     print(
-        f"{RATE_PER_S} requests/s on {COLD_KEYS} cold users, three times: SQL loads for each"
-        f" {min(loads)} to {max(loads)} (goal at most 1; p99 {result.percentile_ms(99):.0f} ms)"
+        f"{RATE_PER_S} requests/s on {COLD_KEYS} cold users, {STORMS} times: {sum(loads)} SQL loads"
+        f" of {len(loads)} cold keys, at most {max(loads)} for one (goal 1); p99 {result.percentile_ms(99):.0f} ms"
     )
 
 
@@ -201,7 +203,13 @@ def compare_breaker(world: World) -> None:
             closed_loop(service.port, me, connections=4, seconds=0.5)
             world.redis.pause()
             try:
-                result = open_loop(service.port, me, per_s=20, seconds=HUNG_REQUESTS / 20, connections=4)
+                result = open_loop(
+                    service.port,
+                    me,
+                    per_s=HUNG_PER_S,
+                    seconds=HUNG_REQUESTS / HUNG_PER_S,
+                    connections=CONNECTIONS,
+                )
             finally:
                 world.redis.resume()
         p99[name] = result.percentile_ms(99)

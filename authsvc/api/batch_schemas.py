@@ -11,6 +11,7 @@ from authsvc.api.frame.errors import flat
 from authsvc.api.schemas import RegisterBody, UserView
 from authsvc.domain.authentication import Registration
 from authsvc.domain.errors import AuthError, Invalid
+from authsvc.domain.users import User
 from authsvc.domain.values.identifiers import UserId, is_id
 
 MAX_CREATED = 20
@@ -106,10 +107,33 @@ class CreateBatchView(Schema):
     failed = fields.Integer()
 
 
+class PlainUser(fields.Nested):
+    """As UserView shows a user, without its walk over the fields, which was a third of a look-up's work."""
+
+    def __init__(self) -> None:
+        super().__init__(UserView)
+
+    def _serialize(self, value: Any, attr: str | None, obj: Any, **_: Any) -> dict[str, object]:  # noqa: ARG002
+        user: User = value
+        return {
+            "id": user.id,
+            "email": user.email,
+            "name": user.name,
+            "phone": user.phone,
+            "device_id": user.device_id,
+            "roles": user.roles,
+            "status": user.status,
+            "preferences": user.preferences,
+            "created_at": user.created_at.isoformat(),
+            "updated_at": user.updated_at.isoformat(),
+            "last_login": user.last_login.isoformat() if user.last_login else None,
+        }
+
+
 class LookupView(Schema):
     """Who was found, and the ids that nobody has."""
 
-    items = fields.List(fields.Nested(UserView))
+    items = fields.List(PlainUser())
     missing = fields.List(fields.String())
 
 

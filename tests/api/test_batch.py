@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 CREATE, LOOKUP, LAST_LOGIN = (f"/v1/batch/users/{name}" for name in ("create", "lookup", "last-login"))
 MAX_CREATED, MAX_IDS = 20, 100
+#: What is no user at all.
+NO_OBJECTS: list[object] = [None, 7, "x", [], [{"email": "a@example.com"}], {}, True]
 
 
 @pytest.fixture
@@ -71,7 +73,9 @@ def look_up(admin: Person, *ids: str) -> dict[str, Any]:
 
 def outcomes(answer: dict[str, Any]) -> list[str]:
     """``created``, or why not, for each item."""
-    return [result["error"]["code"] if "error" in result else result["status"] for result in answer["results"]]
+    return [
+        result["error"]["code"] if "error" in result else result["status"] for result in answer["results"]
+    ]
 
 
 def everybody(admin: Person) -> set[str]:
@@ -102,8 +106,8 @@ class TestCreate:
             (item() | {"password": "password1234567\ud800"}, "validation_failed"),
             (item(name="\x00"), "validation_failed"),
             ({"email": new_email()}, "validation_failed"),
-            *((nothing, "validation_failed") for nothing in (None, 7, "x", [], [item()], {}, True)),
         ]
+        bad += [(nothing, "validation_failed") for nothing in NO_OBJECTS]
 
         answer = create(admin, good[0], *(one for one, _ in bad), good[1])
 

@@ -239,7 +239,8 @@ class TestClear:
     def test_all_is_dropped_without_a_name(self, pg_api, admin, shelf):
         """Users, addresses and pages, each counted; an empty object is as good as no body."""
         people = [pg_api.someone() for _ in range(3)]
-        for body in ({}, {"json": {}}):
+        bodies: list[dict[str, object]] = [{}, {"json": {}}]
+        for body in bodies:
             asked(admin, "POST", CLEAR)
             fill(admin, *people)
 
@@ -283,7 +284,7 @@ class TestClear:
 
     @pytest.mark.parametrize("whose", ["one", "all"])
     def test_a_clear_logs_nobody_in_or_out(self, make_api, whose):
-        """Revoked tokens stay refused, by Redis itself; living sessions go on; counters and locks keep (I16)."""
+        """Revoked tokens stay refused, by Redis itself; sessions go on; counters and locks keep (I16)."""
         api = make_api(RATE_LIMIT_LOGIN_ACCOUNT="3/hour", RATE_LIMIT_LOGIN_IP="50/hour")
         admin, gone, stays = api.an_admin(), api.someone(), api.someone()
         demoted = api.an_admin()

@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Any
 import bcrypt
 import pytest
 
-from authsvc.cli import main
 from authsvc.domain.values.emails import Email
 from tests.api.driver import Api, Person, json_of, new_email
 from tests.api.watching import Shelf, sql_statements
-from tests.rig import PASSWORD
+from tests.rig import PASSWORD, run_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from werkzeug.test import TestResponse
 
@@ -27,9 +25,15 @@ OTHER_PASSWORD = "a staple that no horse has seen"
 
 
 @pytest.fixture
+def api(pg_api: Api) -> Api:
+    """One application for all, over PostgreSQL; it believes Redis for the next ten seconds."""
+    pg_api.prove_redis()
+    return pg_api
+
+
+@pytest.fixture
 def admin(api: Api) -> Person:
     """Log an admin in."""
-    api.prove_redis()
     return api.an_admin()
 
 
@@ -179,7 +183,7 @@ class TestFreshness:
 
     @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
     def test_every_change_shows_at_once(self, api, admin, shelf, change):
-        """In the list, in each filtered one, in the look-up and in the user himself; all of them were cached."""
+        """In the list, in each filtered one, in the look-up and in the user himself; all were cached."""
         person = api.someone(name="Ada")
         queries = [f"{PAGE}{more}" for more in ("", "&role=admin", "&role=user", "&status=disabled")]
         one, many = f"/v1/users/{person.id}", f"/v1/batch/users/lookup?ids={person.id},{admin.id}"
@@ -198,25 +202,19 @@ class TestFreshness:
         assert after == truth
         assert after[0] != before[0]
 
-    def test_an_imported_user_is_listed_at_once(self, api, admin, tmp_path, monkeypatch):
+    def test_an_imported_user_is_listed_at_once(self, api, admin, tmp_path):
         """``authsvc users import`` is a process of its own; the service's next answer has him."""
         email = new_email()
+        line = {"email": email, "password_hash": bcrypt.hashpw(b"whatever", bcrypt.gensalt(4)).decode()}
+        file = tmp_path / "users.jsonl"
+        file.write_text(json.dumps(line))
         known = items(admin)
 
-        assert import_user(api, email, tmp_path, monkeypatch) == 0
+        done = run_command("users", "import", str(file), env=api.env, folder=tmp_path)
 
+        assert done.returncode == 0, done.stderr
         added = [user["email"] for user_id, user in items(admin).items() if user_id not in known]
         assert added == [email]
-
-
-def import_user(api: Api, email: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Run the command on a file with one user."""
-    line = {"email": email, "password_hash": bcrypt.hashpw(b"whatever", bcrypt.gensalt(4)).decode()}
-    file = folder / "users.jsonl"
-    file.write_text(json.dumps(line))
-    for name, value in api.env.items():
-        monkeypatch.setenv(name, value)
-    return main(["users", "import", str(file)])
 
 
 class TestUsers:
