@@ -182,8 +182,9 @@ def storm(service: Service, world: World, token: str, seconds: float) -> None:
         if set(result.statuses) != {200}:
             raise SystemExit(f"unexpected answers: {result.statuses}")
     print(
-        f"{RATE_PER_S} requests/s on {COLD_KEYS} cold users, {STORMS} times: {sum(loads)} SQL loads"
-        f" of {len(loads)} cold keys, at most {max(loads)} for one (goal 1); p99 {result.percentile_ms(99):.0f} ms"
+        f"{RATE_PER_S} requests/s on {COLD_KEYS} cold users, {STORMS} times: {sum(loads)} SQL loads of"
+        f" {len(loads)} cold keys, at most {max(loads)} for one (goal 1),"
+        f" p99 {result.percentile_ms(99):.0f} ms"
     )
 
 

@@ -113,8 +113,8 @@ class PlainUser(fields.Nested):
     def __init__(self) -> None:
         super().__init__(UserView)
 
-    def _serialize(self, value: Any, attr: str | None, obj: Any, **_: Any) -> dict[str, object]:  # noqa: ARG002
-        user: User = value
+    def _serialize(self, *values: Any, **_: Any) -> dict[str, object]:
+        user: User = values[0]
         return {
             "id": user.id,
             "email": user.email,

@@ -29,6 +29,11 @@ class Held:
 
     name: str
     _lock: RedisLock
+    _ttl_s: float
+
+    def renew(self) -> bool:
+        """Let it live as long again as at first; False if it was lost.  Raises CacheUnavailable."""
+        return self.extend(self._ttl_s)
 
     def extend(self, ttl_s: float) -> bool:
         """Let it live *ttl_s* seconds from now; False if it was lost.  Raises CacheUnavailable."""
@@ -79,16 +84,19 @@ class Locks:
 
     def acquire(self, name: str, *, ttl_s: float | None = None, waits: bool = True) -> Held | None:
         """Return the lock, or None if others kept it; raises CacheUnavailable."""
+        life_s = self._ttl_s if ttl_s is None else ttl_s
         lock = _Lock(
             self._commands,
             self._keys.key("lock", name),
-            timeout=self._ttl_s if ttl_s is None else ttl_s,
+            timeout=life_s,
             sleep=self._retry_delay_s,
             # Half a delay more: the last try must not fall to a clock that ran a little late.
             blocking_timeout=self._retry_delay_s * (self._max_retries + 0.5),
             thread_local=False,
         )
-        return Held(name, lock) if lock.acquire(blocking=waits and self._max_retries > 0) else None
+        return (
+            Held(name, lock, lock.timeout) if lock.acquire(blocking=waits and self._max_retries > 0) else None
+        )
 
     @contextmanager
     def holding(self, name: str, *, ttl_s: float | None = None, waits: bool = True) -> Iterator[Held | None]:

@@ -20,8 +20,8 @@ from authsvc.cache.lock import Held, Locks
 
 log = logging.getLogger(__name__)
 
-#: The lock of a run lives so long past each batch, in seconds: longer than a batch takes.
-LOCK_S: Final = 30.0
+#: How long a run is waited for when the process shuts down, in seconds.
+JOIN_S: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +126,7 @@ class Warming:
         """Stop after the batches that run now, and wait for them."""
         self._stop.set()
         if self._thread is not None:
-            self._thread.join(timeout=LOCK_S)
+            self._thread.join(timeout=JOIN_S)
 
     def _run_at_start(self) -> None:
         for name in self.names:
@@ -141,7 +141,7 @@ class Warming:
     def _run_locked(self, warmer: Warmer) -> Warmed:
         if self._locks is None:
             return self._run(warmer, None)
-        with self._locks.holding(f"warm:{warmer.name}", ttl_s=LOCK_S, waits=False) as held:
+        with self._locks.holding(f"warm:{warmer.name}", waits=False) as held:
             if held is None:
                 return Warmed(warmer.name, 0, 0, 0, Ending.BUSY)
             return self._run(warmer, held)
@@ -184,6 +184,6 @@ def _ended(sofar: Warmed, ending: Ending) -> Warmed:
 def _still_ours(held: Held | None) -> bool:
     """Renew the lock; where Redis cannot be asked the work goes on, and its fills fail by themselves."""
     try:
-        return held is None or held.extend(LOCK_S)
+        return held is None or held.renew()
     except CacheUnavailable:
         return True

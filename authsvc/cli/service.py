@@ -15,6 +15,7 @@ from authsvc.server import ServerOptions, serve
 from authsvc.settings import Settings, SettingsError
 from authsvc.settings.development import KEYS_DIR, ensure_development_files
 from authsvc.settings.page import settings_page
+from authsvc.wiring.machine import available_cores
 from authsvc.wiring.preflight import keys_problems, problems
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def add_commands(commands: Any) -> None:
 
 def run_serve(_options: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Serve until SIGTERM; refuses to start with everything that is wrong in one message."""
-    settings = Settings.from_env(env)
+    settings = Settings.from_env(env, cpu_count=available_cores())
     found = problems(settings)
     if found:
         raise SettingsError(found)

@@ -172,7 +172,7 @@ CACHE_MAX_KEY_LENGTH = Variable(
 CACHE_STALE_TTL = Variable(
     "CACHE_STALE_TTL",
     whole(0, DAY_S),
-    "Seconds that display fields may be served stale while they are refreshed",
+    "Seconds that display fields may be served stale; nothing that the service caches may be, today",
     default="60",
 )
 CACHE_BATCH_SIZE = Variable(

@@ -22,7 +22,7 @@ from authsvc.domain.users import User
 from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.identifiers import SessionId, TokenId, UserId
 from authsvc.store.sql import Database
-from authsvc.store.tables import from_revocation, revocations, to_revocation, users
+from authsvc.store.tables import USER_COLUMNS, from_revocation, revocations, to_revocation, to_user, users
 
 #: Any number that no other user of the database takes: the letters "auth", then a purpose.
 LOG_LOCK = 0x61757468_0001
@@ -90,7 +90,8 @@ class SqlRevocationLog:
         """
         Raise every epoch by *by*, in steps: a restore lost so many entries that may each have raised one.
 
-        Redis still has the higher epochs and keeps them; without this, who has one could not sign in.
+        Redis may have the higher epochs still; without this, who has one could not sign in.  Every earlier
+        access token dies, also for Redis: each user has an entry in the log.
         """
         after = NOBODY
         while after:
@@ -101,7 +102,10 @@ class SqlRevocationLog:
                 .values(epoch=users.c.epoch + by, version=users.c.version + 1)
             )
             with self._database.transaction() as connection:
-                after = max(connection.execute(raised.returning(users.c.id)).scalars(), default="")
+                rows = connection.execute(raised.returning(*USER_COLUMNS)).mappings().all()
+                found = [to_user(row) for row in rows]
+                self.append(connection, [self.draft(user, "restored", epoch=user.epoch) for user in found])
+            after = max((user.id for user in found), default="")
 
     def skip_to(self, seq: int) -> None:
         """

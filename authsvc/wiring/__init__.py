@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from authsvc.cache.breaker import State
@@ -44,6 +42,7 @@ from authsvc.store.ratelimits import RedisRateLimiter
 from authsvc.store.sessions import SqlSessionStore
 from authsvc.store.users import SqlCredentialStore, SqlUserStore
 from authsvc.wiring.cache_admin import cache_admin, starter
+from authsvc.wiring.machine import available_cores
 from authsvc.wiring.stores import Stores, open_stores
 
 #: A job that has not begun by then is refused: longer, nobody waits for a login.
@@ -118,16 +117,6 @@ def build(settings: Settings, *, clock: Clock = now) -> Services:
         start=starter(settings, parts.stores, cache),
         close=partial(_close, parts, cache),
     )
-
-
-def available_cores() -> int:
-    """The cores that this process may keep busy: its affinity, within a container's CPU quota."""
-    cores = len(os.sched_getaffinity(0))
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-    except (OSError, ValueError):
-        return cores
-    return cores if quota == "max" else max(1, min(cores, math.ceil(int(quota) / int(period))))
 
 
 def lane_size(workers: int, cores: int) -> LaneSize:

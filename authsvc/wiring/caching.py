@@ -18,8 +18,6 @@ T = TypeVar("T")
 
 #: Longer than SQL may take to load what is then cached.
 LEASE_MS = 5_000
-#: Who waits for another one's load waits no longer than SQL itself may take.
-PATIENCE_S = 2.5
 #: A tag outlives the pages that hang on it.
 TAG_TTL_S = 86_400
 
@@ -27,7 +25,8 @@ TAG_TTL_S = 86_400
 def user_caches(
     settings: Settings, client: CacheClient, keys: KeySpace, proof: Proof, events: CacheEvents
 ) -> UserCaches:
-    """The three kinds of copies, each believed only under *proof*."""
+    """The three kinds of copies, each believed only under *proof*; who misses waits for who loads."""
+    retry_s = settings.cache.lock_retry_delay_ms / 1000
 
     def aside(space: Space, shape: Shape[T], tagging: Tagging | None = None) -> Aside[T]:
         return Aside(
@@ -39,7 +38,7 @@ def user_caches(
             events=events,
             proof=proof,
             tagging=tagging,
-            flights=SingleFlight(patience_s=PATIENCE_S),
+            flights=SingleFlight(retry_s=retry_s, patience_s=retry_s * settings.cache.lock_max_retries),
         )
 
     tags = Tags(client=client, space=keys.space("users:tag", ttl_s=TAG_TTL_S))

@@ -210,6 +210,10 @@ class TestCuttingEverybodyOff:
 
         after = [stores.users.get(user.id) for user in users]
         assert [user.epoch for user in after] == [user.epoch + 3 for user in users]
+        logged = read(stores, after=0, upto=stores.log.head())
+        assert {(entry.user_id, entry.epoch) for entry in logged if entry.reason == "restored"} == {
+            (user.id, user.epoch) for user in after
+        }
         assert all(new.version > old.version for new, old in zip(after, users, strict=True))
 
 

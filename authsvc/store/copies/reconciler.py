@@ -106,7 +106,8 @@ class Reconciler:
         did_evict, self._is_evicting = self._is_evicting, policy != "noeviction"
         if not did_evict and not self._is_evicting:
             return False
-        log.error("redis.evicting", extra={"policy": policy})
+        if not did_evict:
+            log.error("redis.evicting", extra={"policy": policy})
         self.proof.distrust()
         # Once more when the policy is mended: others, which had not looked, may have kept the marker going,
         # and what was dropped stays away until all is replayed.
