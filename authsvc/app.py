@@ -13,6 +13,7 @@ from authsvc.api.frame import docs, errors, hooks
 from authsvc.api.frame.bodies import READ_BYTES
 from authsvc.api.frame.context import EXTENSION
 from authsvc.api.frame.metrics import MetricsPort
+from authsvc.api.frame.plain import PlainRequests
 from authsvc.api.verify import ForwardAuth
 from authsvc.services import Services
 
@@ -68,6 +69,6 @@ def create_app(services: Services) -> Application:
         app.register_blueprint(docs.blp)
     hooks.install(app)
     errors.install(app)
-    checked = ForwardAuth(app.wsgi_app, services.checks)
+    checked = ForwardAuth(PlainRequests(app.wsgi_app), services.checks)
     app.wsgi_app = MetricsPort(checked, services.metrics, services.metrics_port)  # type: ignore[method-assign]
     return Application(app, services, app)

@@ -94,9 +94,8 @@ class Locks:
             blocking_timeout=self._retry_delay_s * (self._max_retries + 0.5),
             thread_local=False,
         )
-        return (
-            Held(name, lock, lock.timeout) if lock.acquire(blocking=waits and self._max_retries > 0) else None
-        )
+        is_ours = lock.acquire(blocking=waits and self._max_retries > 0)
+        return Held(name, lock, life_s) if is_ours else None
 
     @contextmanager
     def holding(self, name: str, *, ttl_s: float | None = None, waits: bool = True) -> Iterator[Held | None]:

@@ -11,7 +11,7 @@ class Action(StrEnum):
     """Every event by its name, ``noun.verb``."""
 
     USER_REGISTERED = "user.registered"
-    USER_STANDING_CHANGED = "user.standing_changed"
+    USER_STANDING_SET = "user.standing_set"
     USER_DELETED = "user.deleted"
     LOGIN_SUCCEEDED = "login.succeeded"
     LOGIN_FAILED = "login.failed"
@@ -36,6 +36,8 @@ class Event:
     session_id: str | None = None
     actor_id: str | None = None
     client_ip: str | None = None
+    #: The account that was tried, as its limit counts it; whoever keeps it keeps a keyed digest of it.
+    account: str | None = None
     detail: str | None = None
 
 

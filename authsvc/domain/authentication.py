@@ -20,7 +20,7 @@ from authsvc.domain.errors import (
     TokenInvalid,
 )
 from authsvc.domain.passwords.policy import PasswordPolicy
-from authsvc.domain.ratelimits import Limits, Rule
+from authsvc.domain.ratelimits import Limits, Rule, account_subject
 from authsvc.domain.revocations import Outcome, Revocations
 from authsvc.domain.sessions import (
     SALT_BYTES,
@@ -188,7 +188,8 @@ class Authentication:
     def _refused(self, attempt: LoginAttempt, credentials: Credentials | None) -> InvalidCredentials:
         """The one refusal of a login, written down."""
         user_id = credentials.user.id if credentials else None
-        self.audit.record(Event(Action.LOGIN_FAILED, user_id=user_id, client_ip=attempt.ip))
+        account = account_subject(_typed_email(attempt.email) or attempt.email)
+        self.audit.record(Event(Action.LOGIN_FAILED, user_id=user_id, client_ip=attempt.ip, account=account))
         return InvalidCredentials()
 
     def _open_session(self, verified: Credentials, attempt: LoginAttempt) -> TokenPair:

@@ -43,10 +43,6 @@ ON_OUTAGE: Mapping[Rule, OnOutage] = {
 }
 
 
-#: The rules whose subject is the client's address.
-BY_ADDRESS = frozenset({Rule.LOGIN_IP, Rule.REGISTER_IP})
-
-
 class RateLimiter(Protocol):
     """Counts attempts atomically, before the work that they ask for."""
 
@@ -79,8 +75,7 @@ class Limits:
         verdict = self._attempt(rule, limit, subject)
         _note(verdict)
         if verdict is not None and not verdict.allowed:
-            client_ip = subject if rule in BY_ADDRESS else None
-            self.audit.record(Event(Action.LIMIT_REACHED, client_ip=client_ip, detail=rule))
+            self.audit.record(_reached(rule, subject))
             raise RateLimited(verdict)
         return verdict
 
@@ -142,6 +137,15 @@ def policy_header(limit: Limit) -> str:
 def state_header(verdict: Verdict) -> str:
     """The value of ``RateLimit``: attempts left and seconds until that changes."""
     return f'"{verdict.limit.name}";r={verdict.remaining};t={verdict.reset_s}'
+
+
+def _reached(rule: Rule, subject: str) -> Event:
+    """The event of a refusal, with the subject in the field that it belongs to."""
+    if rule is Rule.LOGIN_ACCOUNT:
+        return Event(Action.LIMIT_REACHED, account=subject, detail=rule)
+    if rule is Rule.REFRESH:
+        return Event(Action.LIMIT_REACHED, session_id=subject, detail=rule)
+    return Event(Action.LIMIT_REACHED, client_ip=subject, detail=rule)
 
 
 def _note(verdict: Verdict | None) -> None:

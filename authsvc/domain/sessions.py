@@ -24,7 +24,6 @@ SALT_BYTES = 16
 
 _SID_BYTES, _COUNTER_BYTES, _TAG_BYTES = 16, 4, 32
 _TOKEN_BYTES = _SID_BYTES + _COUNTER_BYTES + _TAG_BYTES
-_TOKEN_LENGTH = -(-_TOKEN_BYTES * 8 // 6)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -161,7 +161,7 @@ class UserDirectory:
 
         outcome = self.revocations.publish(self.store.change(user_id, rule))
         detail = f"roles={'+'.join(outcome.value.roles)} status={outcome.value.status}"
-        self.audit.record(Event(Action.USER_STANDING_CHANGED, user_id=user_id, actor_id=actor, detail=detail))
+        self.audit.record(Event(Action.USER_STANDING_SET, user_id=user_id, actor_id=actor, detail=detail))
         return outcome
 
     def set_roles(self, email: Email, roles: tuple[Role, ...]) -> Outcome[User]:

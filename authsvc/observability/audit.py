@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from authsvc.domain.audit import Action, Event
+from authsvc.observability.metrics import Metrics
+from authsvc.observability.redaction import email_digest
 
 log = logging.getLogger("authsvc.audit")
 
@@ -17,15 +18,23 @@ _ALARMING = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class LoggedAudit:
-    """Writes one record per event, ids and words alone; *limit_reached* hears the rule of each refusal."""
+    """
+    Writes one record per event, ids and words alone, and counts it.
 
-    limit_reached: Callable[[str], None]
+    An account that was tried is written as a digest under *key*: two records about it can be told to be
+    about one, and nobody can look it up in a list of addresses.
+    """
+
+    metrics: Metrics
+    key: bytes = field(repr=False)
 
     def record(self, event: Event) -> None:
         """Hand *event* to the log, which neither blocks nor raises."""
+        self.metrics.security_event(event.action.value)
         if event.action is Action.LIMIT_REACHED:
-            self.limit_reached(event.detail or "")
+            self.metrics.rate_limited(event.detail or "")
         fields = {
+            "account": email_digest(self.key, event.account) if event.account else None,
             "user_id": event.user_id,
             "session_id": event.session_id,
             "actor_id": event.actor_id,

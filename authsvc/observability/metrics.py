@@ -49,6 +49,8 @@ class Metrics:
     #: Result and source: ``("active", "redis")``.
     token_check: Callable[[str, str], None]
     rate_limited: Callable[[str], None]
+    #: The name of the event, ``session.ended``.
+    security_event: Callable[[str], None]
     #: Seconds one password took, and how many wait for their turn now.
     password_hash: Callable[[float], None]
     password_hash_queue: Callable[[float], None]
@@ -111,6 +113,7 @@ def make_metrics(registry: CollectorRegistry | None = None) -> Metrics:
         logout=make.counter("authsvc_logouts", "Sessions ended by their users."),
         token_check=make.counts("authsvc_token_checks", "Token checks.", "result", "source"),
         rate_limited=make.counts("authsvc_rate_limited", "Requests refused by a limit.", "rule"),
+        security_event=make.counts("authsvc_security_events", "Security events by name.", "event"),
         password_hash=make.histogram(
             "authsvc_password_hash_seconds", "Time one password took to hash.", HASH_BUCKETS_S
         ),

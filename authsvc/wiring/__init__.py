@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -136,7 +137,7 @@ def lane_size(workers: int, cores: int) -> LaneSize:
 
 def _parts(settings: Settings, clock: Clock) -> _Parts:
     metrics = make_metrics()
-    audit = LoggedAudit(metrics.rate_limited)
+    audit = LoggedAudit(metrics, _log_key(settings))
     stores = open_stores(settings, metrics, clock)
     ring = KeyFolder(settings.tokens.keys_dir, time.monotonic)
     sql_users = SqlUserStore(stores.database, stores.log, clock)
@@ -292,6 +293,11 @@ def _close(parts: _Parts, cache: CacheAdmin) -> None:
     cache.warming.close()
     parts.lane.close()
     parts.stores.close()
+
+
+def _log_key(settings: Settings) -> bytes:
+    """The key of digests in the log: of no use for anything else, and the same in every process."""
+    return hmac.digest(_reveal(settings.tokens.secret), b"authsvc log digest 1", "sha256")
 
 
 def _reveal(secret: Secret | None) -> bytes:

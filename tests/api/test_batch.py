@@ -146,16 +146,16 @@ class TestCreate:
         ]
         assert secret not in str(answer)
 
-    def test_of_twins_in_one_batch_the_first_is_created(self, admin):
+    def test_of_twins_in_one_batch_the_first_is_created(self, pg_admin):
         """Whatever the spelling; one that fails before by itself is no first."""
         twin = new_email()
         weak = item(twin) | {"password": "short"}
 
         answers = [
-            create(admin, item(mail), item(mail.upper()), item(f" {mail}"), item(mail))
+            create(pg_admin, item(mail), item(mail.upper()), item(f" {mail}"), item(mail))
             for mail in (new_email() for _ in range(5))
         ]
-        late = create(admin, weak, item(), item(twin.title()), item(twin))
+        late = create(pg_admin, weak, item(), item(twin.title()), item(twin))
 
         assert [outcomes(answer) for answer in answers] == [["created", *["email_taken"] * 3]] * 5
         assert outcomes(late) == ["validation_failed", "created", "created", "email_taken"]

@@ -57,8 +57,8 @@ class Processes:
 
 
 def open_processes(database_url: str, redis_url: str, folder: Any) -> Processes:
-    """Two of them, which have compared Redis with SQL."""
-    env = development(database_url, redis_url, folder, CACHE_WARMUP_ENABLED="false")
+    """Two of them, which have compared Redis with SQL; their breakers try again soon."""
+    env = development(database_url, redis_url, folder, CACHE_CB_RECOVERY_TIMEOUT="200")
     made = Processes(build(Settings.from_env(env)), build(Settings.from_env(env)))
     made.prove()
     return made
@@ -227,20 +227,22 @@ FORGERIES: dict[str, Callable[[str], str]] = {
 }
 
 
-@pytest.mark.parametrize("forge", FORGERIES.values(), ids=FORGERIES)
-def test_a_record_that_is_not_his_is_never_shown(processes, redis, forge):
+def test_a_record_that_is_not_his_is_never_shown(processes, redis):
     """Wrong id, wrong schema, damaged: a miss that is counted, and replaced by what SQL says (I13)."""
     user = processes.add("alice")
     processes.one.users.get(user.id)
     good = redis.get(key(user.id))
-    redis.set(key(user.id), forge(good), ex=1000)
-    hits, misses = lookups(processes.one)
+    seen = {}
 
-    found = processes.one.users.get(user.id), processes.one.users.look_up([user.id])[0]
+    for name, forge in FORGERIES.items():
+        redis.set(key(user.id), forge(good), ex=1000)
+        hits, misses = lookups(processes.one)
+        found = processes.one.users.get(user.id), processes.one.users.look_up([user.id])[0]
+        now_hits, now_misses = lookups(processes.one)
+        is_mended = json.loads(redis.get(key(user.id))) == json.loads(good)
+        seen[name] = (found, now_hits - hits, now_misses - misses, is_mended)
 
-    assert found == (user, [user])
-    assert lookups(processes.one) == (hits + 1, misses + 1)
-    assert json.loads(redis.get(key(user.id))) == json.loads(good)
+    assert seen == dict.fromkeys(FORGERIES, ((user, [user]), 1, 1, True))
 
 
 def test_somebody_elses_whole_record_is_never_shown(processes, redis):

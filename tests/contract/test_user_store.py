@@ -214,10 +214,12 @@ class TestLastAdmin:
 
     def test_one_of_two_admins_may_go(self, stores, how):
         """The other one is left."""
-        stores.register("root", roles=ADMIN)
+        root = stores.register("root", roles=ADMIN)
         second = stores.register("second", roles=ADMIN)
 
         how(stores.users, second.id)
+
+        assert [user.id for user in stores.users.page(UserFilter(role="admin", status="active"))] == [root.id]
 
     def test_of_two_last_admins_who_go_at_once_one_stays(self, stores, how):
         """Neither may count on the other: exactly one is refused."""

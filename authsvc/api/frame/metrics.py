@@ -6,10 +6,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from authsvc.api.frame.context import request_id_of
+from authsvc.api.frame.errors import MEDIA_TYPE, Problem
 from authsvc.observability.metrics import Metrics
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+
+_HEADERS = [("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +30,13 @@ class MetricsPort:
         if environ.get("SERVER_PORT") != str(self.port):
             return self.application(environ, start_response)
         if environ.get("PATH_INFO") != "/metrics":
-            start_response("404 Not Found", [("Content-Length", "0")])
-            return (b"",)
+            body = Problem(status=404, code="not_found").body(request_id_of(environ))
+            start_response("404 Not Found", [*_HEADERS, ("Content-Type", MEDIA_TYPE), _length(body)])
+            return (body,)
         body, media_type = self.metrics.exposition()
-        start_response("200 OK", [("Content-Type", media_type), ("Content-Length", str(len(body)))])
+        start_response("200 OK", [*_HEADERS, ("Content-Type", media_type), _length(body)])
         return (body,)
+
+
+def _length(body: bytes) -> tuple[str, str]:
+    return ("Content-Length", str(len(body)))

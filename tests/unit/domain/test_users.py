@@ -134,7 +134,7 @@ def test_a_real_change_of_standing_raises_the_epoch_once(roles, status, expected
 
     assert store.stored == user(**expected)
     assert [(event.action, event.actor_id) for event in audit.events] == [
-        (Action.USER_STANDING_CHANGED, ADMIN_ID)
+        (Action.USER_STANDING_SET, ADMIN_ID)
     ]
 
 
