@@ -102,8 +102,8 @@ class Aside(Generic[T]):
         Return *ident* from the cache, else from *loader*; MISSING if the loader has none either.
 
         The loader must begin its read when it is called, not in a transaction opened before.  One round
-        trip for a hit, three and a load for a miss; without Redis the load alone.  Raises what the
-        loader raises.
+        trip for a hit, three (four with *flights*) and a load for a miss; without Redis the load alone.
+        Raises what the loader raises.
         """
         try:
             look = self._look_at(ident)

@@ -84,9 +84,7 @@ def run_import(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     from authsvc.cli.imports import import_users
 
     with closing(open_services(env)) as services, options.file.open("rb") as lines:
-        counts = import_users(
-            lines, services.users.store, now=now, report=lambda line: print(json.dumps(line))
-        )
+        counts = import_users(lines, services.users, now=now, report=lambda line: print(json.dumps(line)))
     print(", ".join(f"{count} {result}" for result, count in counts.items()), file=sys.stderr)
     return 1 if counts["refused"] else 0
 

@@ -12,7 +12,7 @@ from marshmallow import Schema, ValidationError, fields, validate
 from authsvc.api.schemas import text
 from authsvc.domain.errors import EmailTaken
 from authsvc.domain.passwords.hasher import parse_imported_hash
-from authsvc.domain.users import ROLES, User, UserStore, with_roles
+from authsvc.domain.users import ROLES, User, UserDirectory, with_roles
 from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.emails import InvalidEmail, canonical_email
 from authsvc.domain.values.identifiers import UserId, new_id
@@ -32,7 +32,7 @@ class Line(Schema):
     created_at = fields.AwareDateTime(format="iso")
 
 
-def import_users(lines: Iterable[bytes], store: UserStore, *, now: Clock, report: Report) -> Counter[str]:
+def import_users(lines: Iterable[bytes], users: UserDirectory, *, now: Clock, report: Report) -> Counter[str]:
     """
     Add each line's user; *report* hears of every line, imported, there already or refused with a reason.
 
@@ -41,13 +41,13 @@ def import_users(lines: Iterable[bytes], store: UserStore, *, now: Clock, report
     counts = Counter(imported=0, exists=0, refused=0)
     for number, line in enumerate(lines, start=1):
         if line.strip():
-            result = {"line": number, **_import(line, store, now())}
+            result = {"line": number, **_import(line, users, now())}
             counts[result["result"]] += 1
             report(result)
     return counts
 
 
-def _import(line: bytes, store: UserStore, now: datetime) -> dict[str, Any]:
+def _import(line: bytes, users: UserDirectory, now: datetime) -> dict[str, Any]:
     """What became of one line; nothing in it but the address comes from the line."""
     data: Json = None
     try:
@@ -60,7 +60,7 @@ def _import(line: bytes, store: UserStore, now: datetime) -> dict[str, Any]:
     except ValueError as error:
         return _refused(data, str(error))
     try:
-        store.add(user, password_hash)
+        users.revocations.publish(users.store.add(user, password_hash))
     except EmailTaken:
         return {"email": user.email, "result": "exists"}
     return {"email": user.email, "result": "imported"}

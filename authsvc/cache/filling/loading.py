@@ -129,9 +129,17 @@ class Loading(Generic[T]):
         loader: Loader[T],
         look: Look[T],
     ) -> T | Missing:
-        """Load under the lease, or wait for whoever has it; carry what is proven."""
+        """Load under the lease, if it is still needed, or wait for whoever has it; carry what is proven."""
         until_s = flights.clock() + flights.patience_s
         leases = self._lease({ident: look.outcome})
+        if leases:
+            # Somebody may have filled it and gone between the reader's look and this lease.
+            flight.seal()
+            again = self._look_again(ident)
+            if again.outcome in SERVED:
+                self.give_up(leases)
+                flight.carry(again.value)
+                return again.value
         while leases == {} and flights.clock() < until_s:
             flights.pause(flights.retry_s)
             flight.seal()

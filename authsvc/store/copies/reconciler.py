@@ -218,9 +218,9 @@ class Heartbeat:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            self.beat()
+            is_proven = self.beat()
             self.has_begun.set()
-            while self._afterwards:
+            while is_proven and self._afterwards:
                 self._afterwards.pop()()
             self._alongside()
             self._wake.wait(INTERVAL_S - SHORTEST_INTERVAL_S)
