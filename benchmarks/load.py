@@ -91,7 +91,7 @@ def closed_loop(port: int, requests: Sequence[bytes], *, connections: int, secon
 def open_loop(
     port: int, requests: Sequence[bytes], *, per_s: float, seconds: float, connections: int
 ) -> Result:
-    """Send *per_s* requests a second for *seconds*; one that finds no free connection waits, and that counts."""
+    """Send *per_s* requests a second for *seconds*; one that waits for a connection is late."""
     result, clients, selector = Result(), _connect(port, connections), selectors.DefaultSelector()
     for client in clients:
         selector.register(client.sock, selectors.EVENT_READ, client)

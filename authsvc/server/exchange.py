@@ -1,4 +1,4 @@
-"""One HTTP exchange on a socket: reading under a deadline, answering without a product's name."""
+"""One HTTP exchange on a socket: reading what has arrived, answering without a product's name."""
 
 from __future__ import annotations
 
@@ -6,23 +6,58 @@ import io
 import json
 import secrets
 import socket
+import struct
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from http import HTTPStatus
 
 from gunicorn import util
+from gunicorn.config import Config
 from gunicorn.http import errors
 from gunicorn.http.body import Body as GunicornBody
+from gunicorn.http.message import Request
 from gunicorn.http.wsgi import Response
 
 from authsvc.observability.logs import get_logger
 
-#: For one piece of an answer that the client does not take at once.
-SEND_TIMEOUT_S = 10.0
+#: For an answer as a whole, from the moment on at which the client does not take a piece at once.
+SEND_DEADLINE_S = 10.0
+#: SO_LINGER: on, for 0 s.  What is unsent when the socket closes is forgotten.
+_FORGET = struct.pack("ii", 1, 0)
+
+
+class Refusal(OSError):
+    """A request that is not taken; the text names the fault, and nothing that was sent."""
+
+
+class BodyBroken(Refusal):
+    """The client's framing of its body is wrong."""
+
+
+class HeadTooLong(Refusal):
+    """The head of a request is longer than the server takes, or than it has room for."""
+
+
+class BodyTooLong(Refusal):
+    """More of a body was asked for than the server takes."""
+
+
+class RequestUnfinished(Refusal):
+    """The rest of a request did not come in time."""
+
+
+class ClientLost(OSError):
+    """The client has gone, or does not take its answer; the text names the cause."""
+
 
 _STATUS_OF: dict[type[BaseException], HTTPStatus] = {
+    HeadTooLong: HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+    BodyTooLong: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    RequestUnfinished: HTTPStatus.REQUEST_TIMEOUT,
     errors.LimitRequestLine: HTTPStatus.REQUEST_URI_TOO_LONG,
     errors.LimitRequestHeaders: HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
     errors.ExpectationFailed: HTTPStatus.EXPECTATION_FAILED,
@@ -32,24 +67,81 @@ _STATUS_OF: dict[type[BaseException], HTTPStatus] = {
 }
 
 
-class BodyBroken(OSError):
-    """The client's framing of its body is wrong; the text names the fault, and nothing that was sent."""
+class Source:
+    """What has arrived, for a parser to read in the small pieces that it likes.  Nobody ever waits here."""
 
+    def __init__(self) -> None:
+        self._data: bytes | bytearray = b""
+        self._at = 0
+        self._is_cut = False
 
-class TimedSocket:
-    """The reading side of a connection; *deadline*, on the monotonic clock, is for a request as a whole."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
-        self.deadline = 0.0
+    def fill(self, data: bytes | bytearray, *, is_cut: bool) -> None:
+        """Let *data* be read; *is_cut* tells that the server, not the client, makes an end after it."""
+        self._data, self._at, self._is_cut = data, 0, is_cut
 
     def recv(self, size: int) -> bytes:
-        """Read up to *size* bytes; raises TimeoutError once the deadline has passed."""
-        left_s = self.deadline - time.monotonic()
-        if left_s <= 0:
-            raise TimeoutError
-        self.sock.settimeout(left_s)
-        return self.sock.recv(size)
+        """Read up to *size* bytes, b"" at the end of all; raises BodyTooLong where it is cut."""
+        piece = self._data[self._at : self._at + size]
+        if not piece and self._is_cut:
+            raise BodyTooLong
+        self._at += len(piece)
+        return bytes(piece)
+
+    def take_rest(self) -> bytes:
+        """Return what has not been read, and forget all."""
+        rest = bytes(self._data[self._at :])
+        self._data, self._at = b"", 0
+        return rest
+
+
+class Outlet:
+    """
+    Sends on sockets that never block; *waiters* threads at most wait for clients to take what they asked for.
+
+    Whoever reads slowly beyond that number is cut off: threads are for answering.
+    """
+
+    def __init__(self, waiters: int) -> None:
+        self._waiters = threading.BoundedSemaphore(waiters)
+
+    def send(self, sock: socket.socket, data: bytes, deadline: float) -> float:
+        """
+        Send *data*, an answer as a rule fits the socket's buffer.
+
+        *deadline* is for the answer as a whole, on the monotonic clock; 0 is none yet.  Returns it; raises
+        ClientLost.
+        """
+        try:
+            sent = sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            raise ClientLost(type(error).__name__) from error
+        if sent == len(data):
+            return deadline
+        deadline = deadline or time.monotonic() + SEND_DEADLINE_S
+        self._wait(sock, memoryview(data)[sent:], deadline)
+        return deadline
+
+    def _wait(self, sock: socket.socket, data: memoryview, deadline: float) -> None:
+        if not self._waiters.acquire(blocking=False):
+            _forget(sock)
+            raise ClientLost("too many are slow")
+        try:
+            sock.settimeout(max(deadline - time.monotonic(), 0.001))
+            sock.sendall(data)
+            sock.settimeout(0)
+        except OSError as error:
+            _forget(sock)
+            raise ClientLost(type(error).__name__) from error
+        finally:
+            self._waiters.release()
+
+
+def _forget(sock: socket.socket) -> None:
+    """Let the system not keep what the client has not taken, once the socket closes."""
+    with suppress(OSError):  # as good as closed
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _FORGET)
 
 
 class Body:
@@ -105,10 +197,12 @@ class ErrorLog(io.TextIOBase):
 class Answer(Response):  # type: ignore[misc]  # gunicorn has no annotations
     """A response that names no product, and sends head and body in one packet where they fit."""
 
-    def __init__(self, *args: object) -> None:
-        super().__init__(*args)
+    def __init__(self, request: Request, sock: socket.socket, cfg: Config, outlet: Outlet) -> None:
+        super().__init__(request, sock, cfg)
         self.headers_sent: bool
+        self._outlet = outlet
         self._unsent = b""
+        self._deadline = 0.0
 
     def default_headers(self) -> list[str]:
         """Return status line, date and framing."""
@@ -140,7 +234,7 @@ class Answer(Response):  # type: ignore[misc]  # gunicorn has no annotations
     def _send(self, data: bytes) -> None:
         unsent, self._unsent = self._unsent, b""
         if unsent or data:
-            send_all(self.sock, unsent + data)
+            self._deadline = self._outlet.send(self.sock, unsent + data, self._deadline)
 
 
 def length_of(environ: Mapping[str, object]) -> int | None:
@@ -148,17 +242,6 @@ def length_of(environ: Mapping[str, object]) -> int | None:
     if "HTTP_TRANSFER_ENCODING" in environ:
         return None
     return int(str(environ.get("CONTENT_LENGTH", 0)))
-
-
-def send_all(sock: socket.socket, data: bytes) -> None:
-    """Send *data* on a socket in any mode; raises TimeoutError if the client does not take it in 10 s."""
-    try:
-        sent = sock.send(data)  # an answer as a rule fits the socket's buffer
-    except BlockingIOError:
-        sent = 0
-    if sent < len(data):
-        sock.settimeout(SEND_TIMEOUT_S)
-        sock.sendall(memoryview(data)[sent:])
 
 
 def refuse(sock: socket.socket, client_ip: str, error: BaseException) -> None:
@@ -171,13 +254,13 @@ def refuse(sock: socket.socket, client_ip: str, error: BaseException) -> None:
     else:
         log.info("request.refused", reason=type(error).__name__)
     try:
-        send_all(sock, _problem(status, request_id))
+        sock.send(_problem(status, request_id))  # whoever has no room for it has not read what came before
     except OSError as lost:
         log.debug("connection.lost", reason=type(lost).__name__)
 
 
 def _status_of(error: BaseException) -> HTTPStatus:
-    if isinstance(error, errors.ParseException | BodyBroken):
+    if isinstance(error, errors.ParseException | Refusal):
         return _STATUS_OF.get(type(error), HTTPStatus.BAD_REQUEST)
     return HTTPStatus.INTERNAL_SERVER_ERROR
 

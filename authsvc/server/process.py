@@ -23,7 +23,8 @@ from gunicorn.glogging import Logger
 
 from authsvc.observability.figures import FOLDER_VARIABLE, forget_process
 from authsvc.observability.logs import get_logger
-from authsvc.server.worker import MAX_FIELD_BYTES, MAX_FIELDS, MAX_LINE_BYTES, Worker
+from authsvc.server.arrival import MAX_FIELD_BYTES, MAX_FIELDS, MAX_LINE_BYTES
+from authsvc.server.worker import Worker
 
 if TYPE_CHECKING:
     from wsgiref.types import WSGIApplication

@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Iterator
+from itertools import repeat
 from pathlib import Path
 
-from flask import Flask, request
+from flask import Flask, abort, request
 
 from authsvc.observability.logs import configure, get_logger
 from authsvc.observability.metrics import make_metrics
 from authsvc.server import ServerOptions, serve
+
+MAX_BYTES = 65_536
 
 
 class Application(Flask):
@@ -19,7 +23,7 @@ class Application(Flask):
 
     def __init__(self, folder: Path) -> None:
         super().__init__("tiny")
-        self.config["MAX_CONTENT_LENGTH"] = 65_536
+        self.config["MAX_CONTENT_LENGTH"] = MAX_BYTES + 1  # werkzeug cuts chunked bodies there without a word
         self.folder = folder
         self.metrics = make_metrics()
         self.services = self
@@ -27,6 +31,7 @@ class Application(Flask):
         self.add_url_rule("/echo", view_func=self.echo, methods=["POST"])
         self.add_url_rule("/port", "port", view_func=lambda: request.environ["SERVER_PORT"])
         self.add_url_rule("/slow", view_func=self.slow)
+        self.add_url_rule("/huge", view_func=self.huge)
         self.add_url_rule("/chatter", view_func=self.chatter)
         self.add_url_rule("/ready", view_func=self.ready)
         self.add_url_rule("/metrics", "metrics", view_func=lambda: self.metrics.exposition()[0])
@@ -43,12 +48,17 @@ class Application(Flask):
         return "hello"
 
     def echo(self) -> bytes:
-        return request.get_data()
+        data = request.get_data()
+        return data if len(data) <= MAX_BYTES else abort(413)
 
     def slow(self) -> str:
         (self.folder / "slow-begun").touch()
         time.sleep(1)
         return "slow"
+
+    def huge(self) -> Iterator[bytes]:
+        (self.folder / f"huge-{os.getpid()}").touch()
+        return repeat(b"x" * MAX_BYTES, 250)
 
     def chatter(self) -> str:
         for number in range(500):

@@ -1,0 +1,176 @@
+"""
+How much of a request has arrived: the main loop's guess whether waiting for more makes sense.
+
+What the request means is the parser's to say; a thread that parses never waits for bytes, so that a guess
+gone wrong costs the client an answer, and nobody a thread.  Each byte is looked at once.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import Enum, auto
+
+MAX_LINE_BYTES = 4_094
+MAX_FIELDS = 100
+MAX_FIELD_BYTES = 8_190
+#: Of a head as a whole: what proxies send fits eight times.
+MAX_HEAD_BYTES = 65_536
+#: Of a body: the 64 KiB that the application takes, a byte that tells it of more, and what gunicorn's reader
+#: of chunks asks for beyond that byte.
+MAX_BODY_BYTES = 65_536 + 1 + 1_024
+#: Of a chunked body with its framing, for clients with small chunks.
+MAX_RAW_BODY_BYTES = 4 * MAX_BODY_BYTES
+
+_FRAMING = re.compile(rb"\r\n(content-length|transfer-encoding|expect):[ \t]*([^\r\n]*)", re.IGNORECASE)
+_CHUNK_SIZE = re.compile(rb"([0-9a-f]+)[ \t]*(?:;[^\r\n]*)?", re.IGNORECASE)
+_FIRST_LINE_1_1 = re.compile(rb"(?:\r\n)?[^\r\n]* HTTP/1\.1\r\n")
+
+
+class Verdict(Enum):
+    """What to do with a request of which so much has arrived."""
+
+    #: Wait for more.
+    PARTIAL = auto()
+    #: Answer it.
+    WHOLE = auto()
+    #: Let the parser say what is wrong with it: no further byte makes it right.
+    HOPELESS = auto()
+    #: Refuse it: the head is too long.
+    HEAD_TOO_LONG = auto()
+    #: Answer it without the rest of its body, which is too long.
+    BODY_TOO_LONG = auto()
+
+
+class Arrival:
+    """The bytes of one request, and of what follows it in the same packet."""
+
+    __slots__ = ("_body_at", "_chunks", "_judged", "_length", "data", "expects_continue")
+
+    def __init__(self) -> None:
+        self.data: bytes | bytearray = b""
+        #: True from the end of a head that asks for "100 Continue" on; who has sent it sets it back.
+        self.expects_continue = False
+        self._judged = 0
+        self._body_at = 0
+        self._length = 0
+        self._chunks: Chunks | None = None
+
+    @property
+    def has_head(self) -> bool:
+        """True once the head is complete."""
+        return self._body_at > 0
+
+    def add(self, piece: bytes) -> Verdict:
+        """Take *piece* in and judge what is there now."""
+        if not self.data:
+            self.data = piece
+        else:
+            if isinstance(self.data, bytes):
+                self.data = bytearray(self.data)
+            self.data += piece
+        return self._judge_body() if self._body_at else self._judge_head()
+
+    def _judge_head(self) -> Verdict:
+        data = self.data
+        end = data.find(b"\r\n\r\n", max(2, self._judged - 3))  # an empty line may come first
+        if (len(data) if end < 0 else end) > MAX_HEAD_BYTES:
+            return Verdict.HEAD_TOO_LONG
+        if end < 0:
+            return self._judge_half_head()
+        self._body_at = end + 4
+        fields = _FRAMING.findall(data, 0, end + 2)
+        if not fields:
+            return Verdict.WHOLE
+        is_plain = all(self._heed(name.lower(), value.rstrip(b" \t")) for name, value in fields)
+        return self._judge_body() if is_plain else Verdict.HOPELESS
+
+    def _judge_half_head(self) -> Verdict:
+        """Hopeless are a bare LF and an endless first line."""
+        data = self.data
+        if data.count(b"\n", self._judged) != data.count(b"\r\n", max(self._judged - 1, 0)):
+            return Verdict.HOPELESS
+        if len(data) > MAX_LINE_BYTES and data.find(b"\r\n", 2, MAX_LINE_BYTES + 4) < 0:
+            return Verdict.HOPELESS
+        self._judged = len(data)
+        return Verdict.PARTIAL
+
+    def _heed(self, name: bytes, value: bytes) -> bool:
+        """Note what a field says of the body; False where the parser will refuse it."""
+        if name == b"content-length":
+            digits = value.lstrip(b"0")[:9]  # nine tell too many; int() refuses thousands
+            self._length = int(digits) if digits.isdigit() else 0
+            return value.isdigit()
+        if name == b"transfer-encoding":
+            self._chunks = Chunks(self._body_at)
+            return value.lower().endswith(b"chunked")
+        self.expects_continue = _FIRST_LINE_1_1.match(self.data) is not None
+        return value.lower() == b"100-continue"
+
+    def _judge_body(self) -> Verdict:
+        if self._chunks is not None:
+            return self._chunks.judge(self.data)
+        if self._length > MAX_BODY_BYTES:
+            return Verdict.BODY_TOO_LONG
+        return Verdict.WHOLE if len(self.data) >= self._body_at + self._length else Verdict.PARTIAL
+
+
+class Chunks:
+    """Finds the end of a chunked body."""
+
+    __slots__ = ("_begun_bytes", "_body_at", "_line_at", "_searched", "_trailer_at")
+
+    def __init__(self, body_at: int) -> None:
+        self._body_at = body_at
+        #: Where the next chunk's size is, or will be.
+        self._line_at = body_at
+        #: Sizes of all chunks up to there.
+        self._begun_bytes = 0
+        self._searched = body_at
+        self._trailer_at = 0
+
+    def judge(self, data: bytes | bytearray) -> Verdict:
+        """Judge the body that begins in *data*, which may only have grown since the last call."""
+        verdict = None
+        while verdict is None:
+            verdict = self._judge_trailer(data) if self._trailer_at else self._judge_chunk(data)
+        if verdict is Verdict.PARTIAL and self._is_too_long(len(data)):
+            return Verdict.BODY_TOO_LONG
+        return verdict
+
+    def _is_too_long(self, received_bytes: int) -> bool:
+        missing_bytes = max(0, self._line_at - 2 - received_bytes)
+        return (
+            self._begun_bytes - missing_bytes >= MAX_BODY_BYTES
+            or received_bytes - self._body_at > MAX_RAW_BODY_BYTES
+        )
+
+    def _judge_chunk(self, data: bytes | bytearray) -> Verdict | None:
+        """Step over one chunk; None if that went well."""
+        at = self._line_at
+        if len(data) < at:
+            return Verdict.PARTIAL
+        if at > self._body_at and data[at - 2 : at] != b"\r\n":
+            return Verdict.HOPELESS
+        end = data.find(b"\r\n", max(at, self._searched))
+        if end < 0:
+            self._searched = len(data) - 1
+            return Verdict.PARTIAL if len(data) - at <= MAX_FIELD_BYTES else Verdict.HOPELESS
+        size = _CHUNK_SIZE.fullmatch(data, at, end)
+        if size is None:
+            return Verdict.HOPELESS
+        self._step_over(int(size[1], 16), end + 2)
+        return None
+
+    def _step_over(self, size: int, begin: int) -> None:
+        if size == 0:
+            self._trailer_at = self._searched = begin
+        else:
+            self._begun_bytes += size
+            self._line_at = begin + size + 2
+
+    def _judge_trailer(self, data: bytes | bytearray) -> Verdict:
+        begin = self._trailer_at
+        if data[begin : begin + 2] == b"\r\n" or data.find(b"\r\n\r\n", self._searched) >= 0:
+            return Verdict.WHOLE
+        self._searched = max(begin, len(data) - 3)
+        return Verdict.PARTIAL

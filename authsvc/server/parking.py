@@ -1,0 +1,237 @@
+"""
+The waiting half of the worker: every connection is parked until a request is there.
+
+Stock ``gthread`` gives a new connection a thread before it has sent a byte, for up to 5 s, and reads
+requests without a deadline: as many silent or slow clients as threads, and nobody else is served.  Here
+the main loop waits and reads; a thread is for a request that has arrived, and never waits for more of it.
+"""
+
+from __future__ import annotations
+
+import errno
+import selectors
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from functools import partial
+
+from gunicorn import http
+from gunicorn.http.parser import RequestParser
+from gunicorn.sock import BaseSocket
+from gunicorn.workers.gthread import TConn, ThreadWorker
+
+from authsvc.server.arrival import Arrival, Verdict
+from authsvc.server.exchange import BodyTooLong, HeadTooLong, RequestUnfinished, Source, refuse
+
+#: A request must have arrived, its body included, so long after its first byte.
+READ_DEADLINE_S = 5.0
+#: A connection closes when the client has closed it too, or so long after; before, it could lose the answer.
+LINGER_S = 2.0
+PIECE_BYTES = 65_536
+#: Of all requests that a worker holds; beyond, who sends no whole one at once is refused.
+MAX_HELD_BYTES = 16 * 1024 * 1024
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class Connection(TConn):  # type: ignore[misc]  # gunicorn has no annotations
+    """A client's connection and what it has sent of its next request."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+        self.parser: RequestParser
+        self.arrival = Arrival()
+        #: On the request that a thread has.
+        self.verdict = Verdict.WHOLE
+        #: The queue of connections in which this one waits.
+        self.lot: deque[Connection] = deque()
+        #: When the request being received must be complete, on the monotonic clock.
+        self.deadline = 0.0
+        #: What it counts for in the worker's sum, until its request is answered.
+        self.held_bytes = 0
+        self.source = Source()
+
+    def init(self) -> None:
+        """Make what has arrived ready for the parser."""
+        if self.parser is None:
+            self.parser = http.get_parser(self.cfg, self.source, self.client)
+        self.source.fill(self.arrival.data, is_cut=self.verdict is Verdict.BODY_TOO_LONG)
+        self.arrival = Arrival()
+        self.deadline = 0.0
+
+    def take_ahead(self) -> bytes:
+        """Return what has come behind the request that the parser has read."""
+        buffered: bytes = self.parser.unreader.take_buffered()
+        return buffered + self.source.take_rest()
+
+    def forget(self) -> None:
+        """Let go of what was sent and will never be read."""
+        self.arrival = Arrival()
+        self.source.take_rest()
+        self.parser = None
+
+
+class ParkingWorker(ThreadWorker):  # type: ignore[misc]
+    """Waits for requests in the main loop: silent clients cost a descriptor each, never a thread."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+        #: Connections with a part of a request; those to be closed as soon as the client has seen our end.
+        self.reading_conns: deque[Connection] = deque()
+        self.lingering_conns: deque[Connection] = deque()
+        self.held_bytes = 0
+
+    def accept(self, listener: BaseSocket) -> None:
+        """Take a new connection and park it; where too many are open, a silent one gives way."""
+        try:
+            client_sock, address = listener.accept()
+        except OSError as error:  # gone again, or no descriptor is left; the next round tries again
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self._evict()
+            return
+        self.nr_conns += 1
+        conn = Connection(self.cfg, client_sock, address, listener.getsockname())
+        conn.set_timeout()
+        self._park(conn, self.pending_conns, self.on_pending_socket_readable)
+        if self.nr_conns >= self.worker_connections:
+            self._evict()
+
+    def on_pending_socket_readable(self, conn: Connection, _client: object) -> None:
+        """Read from a connection that waits for its first request, or for the rest of one."""
+        self._receive(conn)
+
+    def on_client_socket_readable(self, conn: Connection, _client: object) -> None:
+        """Read from a kept-alive connection."""
+        conn.lot = self.keepalived_conns
+        self._receive(conn)
+
+    def finish_request(self, conn: Connection, future: Future[bool]) -> None:
+        """Park the connection for its next request, or say good-bye."""
+        self._release(conn)
+        if future.cancelled() or future.exception() or not future.result():
+            self._linger(conn)
+            return
+        ahead = conn.take_ahead()
+        if ahead:
+            self._park_reading(conn)
+            self._take(conn, ahead)
+        else:
+            super().finish_request(conn, future)
+
+    def murder_pending(self) -> None:
+        """End what has waited too long; half a request is answered for what it is."""
+        super().murder_pending()
+        now = time.monotonic()
+        while self.reading_conns and self.reading_conns[0].deadline <= now:
+            self._refuse(self.reading_conns[0], RequestUnfinished())
+        while self.lingering_conns and self.lingering_conns[0].timeout <= now:
+            self._drop(self.lingering_conns[0])
+
+    def _receive(self, conn: Connection) -> None:
+        if conn.sock.fileno() < 0:  # evicted for a newcomer in the same round of the loop
+            return
+        try:
+            piece = conn.sock.recv(PIECE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._drop(conn)
+            return
+        if piece:
+            self._take(conn, piece)
+        elif conn.arrival.data:
+            self._hand_over(conn, Verdict.HOPELESS)
+        else:
+            self._drop(conn)
+
+    def _take(self, conn: Connection, piece: bytes) -> None:
+        conn.held_bytes += len(piece)
+        self.held_bytes += len(piece)
+        verdict = conn.arrival.add(piece)
+        if verdict is Verdict.PARTIAL:
+            self._wait_on(conn)
+        elif verdict is Verdict.HEAD_TOO_LONG:
+            self._refuse(conn, HeadTooLong())
+        else:
+            self._hand_over(conn, verdict)
+
+    def _wait_on(self, conn: Connection) -> None:
+        if self.held_bytes > MAX_HELD_BYTES:
+            self._refuse(conn, BodyTooLong() if conn.arrival.has_head else HeadTooLong())
+            return
+        if conn.arrival.expects_continue:
+            conn.arrival.expects_continue = False
+            with suppress(OSError):  # the client then sends its body unasked, or has gone
+                conn.sock.send(CONTINUE)
+        if not conn.deadline:
+            self._unpark(conn)
+            self._park_reading(conn)
+
+    def _park_reading(self, conn: Connection) -> None:
+        conn.deadline = time.monotonic() + READ_DEADLINE_S
+        self._park(conn, self.reading_conns, self.on_pending_socket_readable)
+
+    def _hand_over(self, conn: Connection, verdict: Verdict) -> None:
+        conn.verdict = verdict
+        self._unpark(conn)
+        self.enqueue_req(conn)
+
+    def _refuse(self, conn: Connection, error: Exception) -> None:
+        self._unpark(conn)
+        self._release(conn)
+        refuse(conn.sock, conn.client[0], error)
+        self._linger(conn)
+
+    def _release(self, conn: Connection) -> None:
+        self.held_bytes -= conn.held_bytes
+        conn.held_bytes = 0
+
+    def _linger(self, conn: Connection) -> None:
+        conn.forget()
+        try:
+            conn.sock.settimeout(0)
+            conn.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self.nr_conns -= 1
+            conn.close()
+            return
+        conn.timeout = time.monotonic() + LINGER_S
+        self._park(conn, self.lingering_conns, self._on_lingering_socket_readable)
+
+    def _on_lingering_socket_readable(self, conn: Connection, _client: object) -> None:
+        if conn.sock.fileno() < 0:
+            return
+        try:
+            if conn.sock.recv(PIECE_BYTES):
+                return
+        except BlockingIOError:
+            return
+        except OSError:
+            pass
+        self._drop(conn)
+
+    def _evict(self) -> None:
+        for lot in (self.lingering_conns, self.pending_conns, self.reading_conns, self.keepalived_conns):
+            if lot:
+                lot[0].lot = lot
+                self._drop(lot[0])
+                return
+
+    def _park(
+        self, conn: Connection, lot: deque[Connection], on_readable: Callable[[Connection, object], None]
+    ) -> None:
+        conn.lot = lot
+        lot.append(conn)
+        self.poller.register(conn.sock, selectors.EVENT_READ, partial(on_readable, conn))
+
+    def _unpark(self, conn: Connection) -> None:
+        self.poller.unregister(conn.sock)
+        conn.lot.remove(conn)
+
+    def _drop(self, conn: Connection) -> None:
+        self._unpark(conn)
+        self._release(conn)
+        self.nr_conns -= 1
+        conn.close()
