@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.fault, pytest.mark.slow]
 
-#: CONTRACT §10: the folder is read every 2 s, by each process for itself.
+#: The folder is read every 2 s, by each process for itself.
 KEYS_REREAD_WITHIN_S = 5
 OTHER_PASSWORD = "a staple that no horse has seen"
 

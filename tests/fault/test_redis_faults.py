@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.fault, pytest.mark.slow]
 
-#: CONTRACT §7: where Redis is the cause.
+#: docs/failure-modes.md: where Redis is the cause.
 ANSWER_S = 1.0
-#: CONTRACT §4: a 202 holds in every worker so long after it, unless one is cut off.
+#: docs/failure-modes.md: a 202 holds in every worker so long after it, unless one is cut off.
 ACCEPTED_FOR_S = 2.0
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.fault, pytest.mark.slow]
 
-#: CONTRACT §7: where SQL hangs.
+#: docs/failure-modes.md: where SQL hangs.
 ANSWER_S = 3.0
 #: "At once", with room for a busy machine.
 AT_ONCE_S = 0.5

@@ -30,7 +30,7 @@ LIMITS = {
     "RATE_LIMIT_REFRESH": "100000/hour",
 }
 PEOPLE = ("stays", "gone", "leaves", "ends", "refreshes", "reads", "writes")
-#: CONTRACT: full function again so long after a fault ended.
+#: docs/failure-modes.md: full function again so long after a fault ended.
 RECOVERY_S = 10.0
 
 #: What 20 checks by each of the two workers come to.

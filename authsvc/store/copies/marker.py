@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from authsvc.cache.client import CacheClient, Command, Script
 
-#: The marker's life; renewed every second (CONTRACT: 10 s).
+#: The marker's life; it is renewed every second.
 LIFE_MS = 10_000
 #: A replayer that died holds its claim for so long.
 CLAIM_MS = 3_000
