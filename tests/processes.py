@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import time
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -57,14 +58,16 @@ def wait_until(claim: Callable[[], bool], *, timeout_s: float = 10, what: str = 
 def suspend_tree(root: psutil.Process) -> None:
     """Freeze *root*, then its children: once the parent stands still, no new ones appear."""
     for process in _each_of_tree(root):
-        process.suspend()
-        wait_until(partial(_is_frozen, process), what=f"stop of process {process.pid}")
+        with suppress(psutil.NoSuchProcess):  # a child may end by itself before its turn
+            process.suspend()
+            wait_until(partial(_is_frozen, process), what=f"stop of process {process.pid}")
 
 
 def resume_tree(root: psutil.Process) -> None:
     """Thaw *root* and its children."""
     for process in _each_of_tree(root):
-        process.resume()
+        with suppress(psutil.NoSuchProcess):
+            process.resume()
 
 
 def kill_tree(root: psutil.Process) -> None:

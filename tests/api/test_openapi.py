@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 NOT_DESCRIBED = {"/openapi.json", "/docs", "/docs/assets/<path:filename>", "/health"}
 #: Any method is one and the same check: one of them will do.
 VERIFY, ALIKE = "^/v1/auth/verify", ["HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
-EXAMPLES = 10
+EXAMPLES = 6
 CHECKS = [
     checks.not_a_server_error,
     checks.status_code_conformance,
