@@ -105,8 +105,8 @@ def _compare_logins(service: Service, logins: list[bytes], rounds: int, seconds:
     """Logins against bcrypt alone on as many threads as there are cores."""
     pairs, refused = [], 0
     for _ in range(rounds):
-        raw = _raw_bcrypt_per_s(seconds)
-        login = closed_loop(service.port, logins, connections=CONNECTIONS, seconds=2 * seconds)
+        raw = _raw_bcrypt_per_s(2 * seconds)
+        login = closed_loop(service.port, logins, connections=CONNECTIONS, seconds=4 * seconds)
         _require(login, 200, 503)
         refused += login.statuses.get(503, 0)
         pairs.append((login.statuses[200] / login.took_s, raw))
