@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
+from hypothesis import settings
+
+# Enough to turn red on what was broken before; HYPOTHESIS_EXAMPLES=1000 looks longer.
+settings.register_profile("unit", max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "25")))
+settings.load_profile("unit")
 
 
 @pytest.fixture(autouse=True)
