@@ -8,7 +8,7 @@ from authsvc.api.frame.bodies import Blueprint, load, read_json
 from authsvc.api.frame.context import client_ip, services, user_agent
 from authsvc.api.frame.guards import counted, limited, optional_bearer, public
 from authsvc.api.frame.outcomes import revoked
-from authsvc.api.schemas import (
+from authsvc.api.schemas.accounts import (
     LoginBody,
     LoginForm,
     RefreshBody,

@@ -6,7 +6,11 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from authsvc.api.batch_schemas import (
+from authsvc.api.frame.bodies import Blueprint
+from authsvc.api.frame.context import services
+from authsvc.api.frame.errors import DETAILS
+from authsvc.api.frame.guards import requires
+from authsvc.api.schemas.batches import (
     CreateBatchBody,
     CreateBatchView,
     IdsBody,
@@ -14,10 +18,6 @@ from authsvc.api.batch_schemas import (
     LastLoginView,
     LookupView,
 )
-from authsvc.api.frame.bodies import Blueprint
-from authsvc.api.frame.context import services
-from authsvc.api.frame.errors import DETAILS
-from authsvc.api.frame.guards import requires
 from authsvc.domain.authentication import Registration
 from authsvc.domain.batches import Created
 from authsvc.domain.errors import AuthError, Invalid

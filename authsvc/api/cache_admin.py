@@ -7,10 +7,10 @@ from typing import Any
 
 from flask import Response, jsonify, request
 
-from authsvc.api.batch_schemas import ClearBody
 from authsvc.api.frame.bodies import Blueprint, load, read_json
 from authsvc.api.frame.context import services
 from authsvc.api.frame.guards import requires
+from authsvc.api.schemas.batches import ClearBody
 from authsvc.cache.monitor import Snapshot
 
 blp = Blueprint("cache", __name__, url_prefix="/v1/cache", description="The cache of users, for admins.")

@@ -8,7 +8,7 @@ from authsvc.api.frame.bodies import Blueprint
 from authsvc.api.frame.context import identity, services
 from authsvc.api.frame.guards import requires
 from authsvc.api.frame.outcomes import revoked
-from authsvc.api.schemas import (
+from authsvc.api.schemas.accounts import (
     ClosingBody,
     ClosingForm,
     PasswordBody,

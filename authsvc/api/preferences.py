@@ -7,7 +7,7 @@ from flask import Response, jsonify, request
 from authsvc.api.frame.bodies import MERGE_PATCH, Blueprint
 from authsvc.api.frame.context import identity, services
 from authsvc.api.frame.guards import requires
-from authsvc.api.schemas import PreferencesBody, PreferencesPatch
+from authsvc.api.schemas.accounts import PreferencesBody, PreferencesPatch
 from authsvc.domain.preferences import Condition, Preferences, entity_tag
 
 blp = Blueprint(

@@ -8,7 +8,7 @@ from authsvc.api.frame.bodies import Blueprint
 from authsvc.api.frame.context import identity, services
 from authsvc.api.frame.guards import requires
 from authsvc.api.frame.outcomes import changed, revoked
-from authsvc.api.schemas import StandingBody, StandingForm, UserPage, UserQuery, UserView
+from authsvc.api.schemas.accounts import StandingBody, StandingForm, UserPage, UserQuery, UserView
 from authsvc.domain.errors import NotFound
 from authsvc.domain.users import User, UserFilter
 from authsvc.domain.values.identifiers import UserId, is_id

@@ -9,7 +9,7 @@ from typing import Any
 
 from marshmallow import Schema, ValidationError, fields, validate
 
-from authsvc.api.schemas import text
+from authsvc.api.schemas.accounts import text
 from authsvc.domain.errors import EmailTaken
 from authsvc.domain.passwords.hasher import parse_imported_hash
 from authsvc.domain.users import ROLES, User, UserDirectory, with_roles

@@ -8,7 +8,7 @@ from marshmallow import RAISE, Schema, ValidationError, fields, post_load, valid
 
 from authsvc.api.frame.bodies import Body
 from authsvc.api.frame.errors import flat
-from authsvc.api.schemas import RegisterBody, UserView
+from authsvc.api.schemas.accounts import RegisterBody, UserView
 from authsvc.domain.authentication import Registration
 from authsvc.domain.errors import AuthError, Invalid
 from authsvc.domain.users import User
