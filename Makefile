@@ -5,6 +5,8 @@ PYTHON ?= python3
 UV ?= uv
 VENV := .venv
 BIN := $(VENV)/bin
+# Each has servers of its own; a file's tests stay together, and share what they start.
+TEST_PROCESSES ?= 2
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip -qq --no-input
 # Hashed mode refuses whatever the lock does not name; the project itself follows, with nothing to resolve.
 INSTALL_PROJECT := $(PIP) install --no-deps --no-build-isolation --editable .
@@ -22,7 +24,7 @@ run: $(VENV)/.ready-to-run ## set up and serve on port 8080, with embedded store
 	@exec $(BIN)/authsvc dev
 
 test: $(VENV)/.ready-to-test ## set up and run every test (ARGS="-k login" for some)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile $(ARGS)
 
 lint: $(VENV)/.ready-to-test ## check style, types and import arrows
 	@$(BIN)/ruff check --output-format concise .

@@ -22,12 +22,21 @@ def pytest_configure() -> None:
 
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[RedisServer | Remote]:
-    """Share one server of Redis' protocol; a test that stops or fills it takes ``private_redis``."""
+    """
+    Share one server of Redis' protocol; a test that stops or fills it takes ``private_redis``.
+
+    ``TEST_REDIS_URL`` names no database: ``redis://host:port``.
+    """
     if url := os.environ.get("TEST_REDIS_URL"):
-        yield Remote(url)
+        yield Remote(f"{url.rstrip('/')}/{_worker_number()}")
         return
     with RedisServer() as server:
         yield server
+
+
+def _worker_number() -> int:
+    """Which of the processes of a parallel run this is, 0 in a run of one; each empties a database of its own."""
+    return int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 
 
 @pytest.fixture

@@ -111,7 +111,7 @@ def test_what_is_not_believed_is_missing_and_counted(values, client, told, raw, 
     assert told == [outcome]
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), {"a": float("nan")}, object()], ids=repr)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), {"a": float("nan")}, {1, 2}], ids=repr)
 def test_what_json_cannot_say_is_refused(values, value):
     """The bug shows where it is made."""
     with pytest.raises((ValueError, TypeError)):
