@@ -42,6 +42,7 @@ lock: ## renew requirements/*.txt; needs uv (LOCK_ARGS=--upgrade takes newer ver
 	@$(LOCK) --extra test --extra speed --group build --output-file requirements/test.txt
 	@$(LOCK) --extra dev --extra speed --group build --constraint requirements/test.txt --output-file requirements/dev.txt
 	@$(LOCK) --extra speed --constraint requirements/test.txt --output-file requirements/prod.txt
+	@$(LOCK) --extra speed --extra otel --constraint requirements/test.txt --output-file requirements/otel.txt
 
 clean: ## remove what these commands made
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

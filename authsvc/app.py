@@ -8,13 +8,25 @@ from typing import TYPE_CHECKING
 
 from flask import Flask
 
-from authsvc.api import auth, batch, cache_admin, health, me, oauth2, preferences, sessions, users
+from authsvc.api import (
+    audit,
+    auth,
+    batch,
+    cache_admin,
+    feed,
+    health,
+    me,
+    oauth2,
+    preferences,
+    sessions,
+    users,
+)
 from authsvc.api.frame import docs, errors, hooks
 from authsvc.api.frame.bodies import READ_BYTES
 from authsvc.api.frame.context import EXTENSION
 from authsvc.api.frame.metrics import MetricsPort
 from authsvc.api.frame.plain import PlainRequests
-from authsvc.api.verify import ForwardAuth
+from authsvc.api.verify import CheckAnswers, ForwardAuth
 from authsvc.services import Services
 
 if TYPE_CHECKING:
@@ -29,6 +41,8 @@ BLUEPRINTS = (
     batch.blp,
     cache_admin.blp,
     oauth2.blp,
+    feed.blp,
+    audit.blp,
     health.blp,
 )
 #: Timed by nobody: probes would drown the rest.
@@ -61,14 +75,19 @@ def create_app(services: Services) -> Application:
     app.url_map.merge_slashes = False
     app.extensions[EXTENSION] = services
     services.metrics.instrument(app, excluded_paths=UNTIMED)
+    services.tracing.instrument(app)
     api = docs.DescribedApi(app)
     for blueprint in BLUEPRINTS:
         api.register_blueprint(blueprint)
     app.register_blueprint(health.alias)
+    app.register_blueprint(oauth2.of_path)
     if services.has_docs:
         app.register_blueprint(docs.blp)
     hooks.install(app)
     errors.install(app)
-    checked = ForwardAuth(PlainRequests(app.wsgi_app), services.checks)
+    answers = services.tracing.around(
+        CheckAnswers(services.checks, services.tracing.trace_id), docs.VERIFY_PATH
+    )
+    checked = ForwardAuth(answers, PlainRequests(app.wsgi_app))
     app.wsgi_app = MetricsPort(checked, services.metrics, services.metrics_port)  # type: ignore[method-assign]
     return Application(app, services, app)

@@ -6,36 +6,52 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 
+from authsvc.domain.audit import AuditBook, AuditLog
 from authsvc.domain.authentication import Authentication
 from authsvc.domain.batches import Batches
+from authsvc.domain.clients import ClientProof, ClientRegistry
 from authsvc.domain.credentials import OwnAccount
+from authsvc.domain.feed import RevocationFeed
 from authsvc.domain.preferences import PreferenceBook
 from authsvc.domain.ratelimits import Limits
 from authsvc.domain.sessions import SessionDirectory
 from authsvc.domain.tokens.checks import TokenChecks
+from authsvc.domain.tokens.introspection import Introspection
 from authsvc.domain.tokens.keys import KeyRing
 from authsvc.domain.users import UserDirectory
 from authsvc.observability.health import Health
 from authsvc.observability.metrics import Metrics
+from authsvc.observability.tracing import Tracing
 from authsvc.store.copies.admin import CacheAdmin
+from authsvc.store.transfers import SqlUserTransfers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
     """Made by wiring, one per process, after the fork."""
 
+    audit: AuditBook
+    events: AuditLog
     authentication: Authentication
     checks: TokenChecks
     account: OwnAccount
     batches: Batches
     cache: CacheAdmin
+    clients: ClientProof
+    client_registry: ClientRegistry
+    feed: RevocationFeed
+    introspection: Introspection
     users: UserDirectory
+    #: Many users at once; for the command line alone, as is the name of the pepper that hashes need.
+    transfers: SqlUserTransfers
+    pepper_id: str
     preferences: PreferenceBook
     sessions: SessionDirectory
     limits: Limits
     ring: Callable[[], KeyRing]
     health: Health
     metrics: Metrics
+    tracing: Tracing
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...]
     metrics_port: int
     has_docs: bool

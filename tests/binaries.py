@@ -45,6 +45,29 @@ def postgres_binaries() -> Path:
     return server.parent
 
 
+@functools.cache
+def nginx_binary() -> Path:
+    """Return nginx; raises BinaryMissing.  No wheel carries it: the gateway's tests alone need it."""
+    # Debian keeps it where only root's PATH leads.
+    found = [*_files_on_path("nginx"), Path("/usr/sbin/nginx")]
+    for path in found:
+        if os.access(path, os.X_OK):
+            return path
+    message = "no nginx here: the tests of docs/gateways.md need it (Debian, Ubuntu: apt install nginx-light)"
+    raise BinaryMissing(message)
+
+
+@functools.cache
+def prometheus_binary() -> Path:
+    """Return Prometheus; raises BinaryMissing.  The tests of the dashboard and the alerts alone need it."""
+    for path in _files_on_path("prometheus"):
+        return path
+    message = (
+        "no prometheus here: the tests of k8s/observability need it (Debian, Ubuntu: apt install prometheus)"
+    )
+    raise BinaryMissing(message)
+
+
 def _files_of_wheel(package: str, pattern: str) -> list[Path]:
     """Find files in an installed *package* without importing it: its own code starts servers its own way."""
     spec = find_spec(package)

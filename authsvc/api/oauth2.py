@@ -1,19 +1,34 @@
-"""What other software expects to find by RFC: the signing keys."""
+"""What other software expects to find by RFC: introspection, revocation, metadata, the signing keys."""
 
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import urlsplit
 
-from flask import Response, jsonify
+from flask import Blueprint as FlaskBlueprint
+from flask import Response, jsonify, request
+from werkzeug.exceptions import BadRequest
 
-from authsvc.api.frame.bodies import Blueprint
-from authsvc.api.frame.context import services
-from authsvc.api.frame.guards import public
+from authsvc.api.frame.bodies import FORM, Blueprint, read_form
+from authsvc.api.frame.context import caller, services
+from authsvc.api.frame.errors import OAUTH_PREFIX, OAuthErrorView
+from authsvc.api.frame.guards import public, requires_client
+from authsvc.api.schemas.tokens import IntrospectionView, TokenForm
+from authsvc.domain.errors import NotFound
+from authsvc.domain.tokens.introspection import ActiveToken, Introspection
 
 blp = Blueprint("oauth2", __name__, description="Standard endpoints for standard clients.")
+#: Where RFC 8414 §3 puts the metadata of an issuer that has a path.
+of_path = FlaskBlueprint("metadata_of_path", __name__)
 
 #: How long verifiers may keep the keys (seconds); a key signs only when it is older.
 JWKS_MAX_AGE_S = 300
+#: The same for the metadata, which change with a release or a setting.
+METADATA_MAX_AGE_S = 3600
+
+INTROSPECT, REVOKE, JWKS = OAUTH_PREFIX + "introspect", OAUTH_PREFIX + "revoke", "/.well-known/jwks.json"
+METADATA = "/.well-known/oauth-authorization-server"
+AUTH_METHODS = ["client_secret_basic"]
 
 _KEYS: dict[str, Any] = {
     "type": "object",
@@ -21,11 +36,111 @@ _KEYS: dict[str, Any] = {
 }
 
 
-@blp.get("/.well-known/jwks.json")
+def _json(description: str, schema: object) -> dict[str, Any]:
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+
+_FORM = {"required": True, "content": {FORM: {"schema": TokenForm}}}
+_REFUSALS = {
+    "401": _json("`invalid_client`", OAuthErrorView),
+    "503": _json("`temporarily_unavailable`", OAuthErrorView),
+    "default": _json("`invalid_request` (400, 413, 415); `temporarily_unavailable` (429)", OAuthErrorView),
+}
+
+
+@blp.post(INTROSPECT)
+@requires_client
+@blp.doc(requestBody=_FORM, responses={"200": _json("The token", IntrospectionView), **_REFUSALS})
+def introspect() -> Response:
+    """Say whether a token is good on this very request, and whose it is (RFC 7662)."""
+    found = _introspection().describe(_token())
+    return jsonify(_described(found) if found else {"active": False})
+
+
+@blp.post(REVOKE)
+@requires_client
+@blp.doc(requestBody=_FORM, responses={"200": {"description": "It is worth nothing now."}, **_REFUSALS})
+def revoke() -> Response:
+    """End the session of an access or a refresh token (RFC 7009)."""
+    _introspection().revoke(_token())
+    response = Response()
+    del response.headers["Content-Type"]
+    return response
+
+
+@blp.get(METADATA)
 @public
-@blp.doc(responses={"200": {"description": "The keys", "content": {"application/json": {"schema": _KEYS}}}})
+@blp.doc(responses={"200": _json("The metadata", {"type": "object"})})
+def metadata() -> Response:
+    """Say where the endpoints are, and what they take (RFC 8414)."""
+    issuer = services().introspection.profile.issuer
+    return _public(_metadata(issuer, issuer.rstrip("/")), METADATA_MAX_AGE_S)
+
+
+@of_path.get(f"{METADATA}/<path:issuer_path>")
+@public
+def metadata_of_path(issuer_path: str) -> Response:
+    """Answer the same below the path of the issuer, and below no other; a slash at its end may stay or go."""
+    if urlsplit(services().introspection.profile.issuer).path.strip("/") != issuer_path.rstrip("/"):
+        raise NotFound
+    answer: Response = metadata()
+    return answer
+
+
+@blp.get(JWKS)
+@public
+@blp.doc(responses={"200": _json("The keys", _KEYS)})
 def jwks() -> Response:
     """Every public key that tokens of this service verify with (RFC 7517)."""
-    response = jsonify(services().ring().jwks())
-    response.headers["Cache-Control"] = f"public, max-age={JWKS_MAX_AGE_S}"
+    return _public(services().ring().jwks(), JWKS_MAX_AGE_S)
+
+
+def _introspection() -> Introspection:
+    found = services().introspection
+    return found.without_sql() if caller().is_remembered else found
+
+
+def _public(value: object, max_age_s: int) -> Response:
+    """*value* as JSON that anybody may keep for *max_age_s* seconds."""
+    response = jsonify(value)
+    response.headers["Cache-Control"] = f"public, max-age={max_age_s}"
     return response
+
+
+def _token() -> str:
+    """The token in the form; raises 400 without one, and for a secret that was sent in the form as well."""
+    parameters = read_form(request)
+    if "token" not in parameters or "client_secret" in parameters:
+        raise BadRequest
+    return parameters["token"]
+
+
+def _described(token: ActiveToken) -> dict[str, object]:
+    """An active token as RFC 7662 §2.2 names its parts."""
+    members: dict[str, object] = {
+        "active": True,
+        "token_type": token.kind.value,
+        "sub": token.user_id,
+        "sid": token.session_id,
+        "roles": list(token.roles),
+        "iss": token.issuer,
+        "aud": token.audience,
+        "iat": token.issued_at,
+        "exp": token.expires_at,
+    }
+    return members | ({"jti": token.token_id} if token.token_id else {})
+
+
+def _metadata(issuer: str, base: str) -> dict[str, object]:
+    """What works, and nothing else: there is no authorization and no token endpoint."""
+    return {
+        "issuer": issuer,
+        "jwks_uri": base + JWKS,
+        "introspection_endpoint": base + INTROSPECT,
+        "introspection_endpoint_auth_methods_supported": AUTH_METHODS,
+        "revocation_endpoint": base + REVOKE,
+        "revocation_endpoint_auth_methods_supported": AUTH_METHODS,
+        # Required, and empty for want of any; left out, the grants would mean two that there are not.
+        "response_types_supported": [],
+        "grant_types_supported": [],
+    }

@@ -1,5 +1,5 @@
 """
-The command line: ``authsvc serve | dev | db | users | clients | keys | cache | config``.
+The command line: ``authsvc serve | dev | db | users | clients | keys | cache | audit | config``.
 
 A command that makes something prints one JSON object on stdout; errors go to stderr with a status that
 is not 0.
@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from authsvc.cli import admin, cache, keys, service
+from authsvc.cli import audit, cache, clients, keys, service, transfers
 from authsvc.domain.errors import AuthError, Invalid
 from authsvc.settings import SettingsError
 
@@ -50,6 +50,6 @@ def _parser() -> argparse.ArgumentParser:
         prog="authsvc", description="Auth and session service for microservices."
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for room in (service, admin, keys, cache):
+    for room in (service, transfers, clients, keys, cache, audit):
         room.add_commands(commands)
     return parser

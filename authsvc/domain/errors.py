@@ -10,6 +10,7 @@ AuthError
 ├── SessionOver             session_ended
 ├── Forbidden               forbidden
 ├── WrongPassword           wrong_password
+├── ClientRefused           invalid_client
 ├── NotFound                not_found
 ├── EmailTaken              email_taken
 ├── LastAdmin               last_admin
@@ -82,6 +83,12 @@ class WrongPassword(AuthError):
     """A signed-in caller gave a wrong current password."""
 
     code = "wrong_password"
+
+
+class ClientRefused(AuthError):
+    """No client, an unknown one or a wrong secret: one answer for all three."""
+
+    code = "invalid_client"
 
 
 class NotFound(AuthError):

@@ -1,49 +1,104 @@
-"""Security events as structured log lines."""
+"""Security events as structured log lines, counters, and rows of the audit trail."""
 
 from __future__ import annotations
 
+import hmac
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from authsvc.domain.audit import Action, Event
+from authsvc.domain.audit import OPERATIONAL, TALLIED, Action, Entry, Event, Origin, current_origin
+from authsvc.domain.values.clocks import Clock
+from authsvc.domain.values.identifiers import is_id, timed_id
 from authsvc.observability.metrics import Metrics
-from authsvc.observability.redaction import email_digest
+from authsvc.observability.redaction import email_digest, scrub_text
+from authsvc.observability.trail import Tally, TrailWriter
 
 log = logging.getLogger("authsvc.audit")
+
+#: What anybody can cause at will: a row for all of the same in this time, so many rows per process.
+TALLY_WINDOW_S = 900
+TALLY_ROWS = 1000
 
 _ALARMING = frozenset(
     {Action.REFRESH_REUSED, Action.HASH_MALFORMED, Action.LIMIT_REACHED, Action.LIMIT_UNCOUNTED}
 )
+_LOGGED = (
+    *("account", "user_id", "session_id", "actor_id", "client_ip", "user_agent", "device_id", "detail"),
+)
+_LENGTHS = {"client_ip": 45, "user_agent": 512, "device_id": 200, "detail": 200}
 
 
-@dataclass(frozen=True, slots=True)
-class LoggedAudit:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedAudit:
     """
-    Writes one record per event, ids and words alone, and counts it.
+    Writes one line per event, ids and words alone, counts it, and has it stored.
 
-    An account that was tried is written as a digest under *key*: two records about it can be told to be
+    An account that was tried is kept as a digest under *key*: two records about it can be told to be
     about one, and nobody can look it up in a list of addresses.
     """
 
     metrics: Metrics
     key: bytes = field(repr=False)
+    writer: TrailWriter
+    clock: Clock
+    tally: Tally = field(default_factory=lambda: Tally(window_s=TALLY_WINDOW_S, most=TALLY_ROWS))
 
     def record(self, event: Event) -> None:
-        """Hand *event* to the log, which neither blocks nor raises."""
+        """Log, count and store *event*; see :class:`TrailWriter` for what happens when SQL is away."""
         self.metrics.security_event(event.action.value)
         if event.action is Action.LIMIT_REACHED:
             self.metrics.rate_limited(event.detail or "")
-        fields = {
-            "account": email_digest(self.key, event.account) if event.account else None,
-            "user_id": event.user_id,
-            "session_id": event.session_id,
-            "actor_id": event.actor_id,
-            "client_ip": event.client_ip,
-            "detail": event.detail,
-        }
+        entry = self._entry(event, event.origin or current_origin())
         level = logging.WARNING if event.action in _ALARMING else logging.INFO
+        facts = {name: getattr(entry, name) for name in _LOGGED}
         log.log(
-            level,
-            event.action.value,
-            extra={name: value for name, value in fields.items() if value is not None},
+            level, entry.action, extra={name: value for name, value in facts.items() if value is not None}
         )
+        if event.action in TALLIED:
+            self._tally(entry, subject=event.client_ip)
+        elif event.action not in OPERATIONAL:
+            # What no request did must not hold up the one that happened to notice.
+            store = self.writer.put_and_wait if event.origin is None else self.writer.put
+            store(entry)
+
+    def _entry(self, event: Event, origin: Origin) -> Entry:
+        now = self.clock()
+        return Entry(
+            id=timed_id(now),
+            at=now,
+            action=event.action.value,
+            user_id=_id(event.user_id),
+            actor_id=_id(event.actor_id or origin.actor_id),
+            session_id=_id(event.session_id),
+            client_ip=_text("client_ip", event.client_ip or origin.client_ip),
+            user_agent=_text("user_agent", origin.user_agent),
+            device_id=_text("device_id", event.device_id),
+            account=email_digest(self.key, event.account) if event.account else None,
+            detail=_text("detail", event.detail),
+            request_id=origin.request_id,
+            once=self._shared(event.action, event.once) if event.once else None,
+        )
+
+    def _tally(self, entry: Entry, *, subject: str | None) -> None:
+        """Store the first of its kind, and then what its row's count has to rise by; nobody waits for it."""
+        kind = [entry.detail, entry.user_id, entry.session_id, entry.account, subject]
+        once = self._shared(entry.action, *kind, self.tally.window(entry.at))
+        rise = self.tally.see(once, entry.at)
+        if rise is None:
+            self.writer.lose(1)
+        elif rise:
+            self.writer.put(replace(entry, once=once, count=rise))
+
+    def _shared(self, *parts: object) -> str:
+        """What all entries of one row have in common, in a form that tells nothing else."""
+        return hmac.digest(self.key, repr(parts).encode("utf-8", "replace"), "sha256").hex()
+
+
+def _id(text: str | None) -> str | None:
+    """*text* if it is an identifier: the columns take nothing else."""
+    return text if text is not None and is_id(text) else None
+
+
+def _text(name: str, text: str | None) -> str | None:
+    """*text* as it may be kept: callers choose some of it, and could put a secret or an address there."""
+    return None if text is None else scrub_text(text)[: _LENGTHS[name]].replace("\x00", "")

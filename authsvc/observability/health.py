@@ -58,6 +58,8 @@ class Probes:
     totals: Callable[[], CacheTotals]
     #: What only an admin sees: breakers, pool.
     details: Callable[[], dict[str, Any]]
+    #: True while there is a key to sign with.
+    has_keys: Callable[[], bool]
 
 
 @dataclass(slots=True)
@@ -77,12 +79,14 @@ class Health:
 
     def readiness(self, *, is_draining: bool) -> Report:
         """
-        Good while this process can answer token checks, from either store.
+        Good while this process can answer token checks, from either store, and has a key to sign with.
 
         A proven Redis answers at once, also while SQL hangs; SQL is asked only without it.
         """
         if is_draining or not self.has_started():
             return Report(is_good=False, body={"status": "draining" if is_draining else "starting"})
+        if not self.probes.has_keys():
+            return Report(is_good=False, body={"status": "down", "impaired": ["signing_keys"]})
         freshness, _ = self._timed(self.probes.redis)
         if freshness is not None and freshness.is_proven:
             impaired = [] if freshness.is_sql_answering else ["database"]

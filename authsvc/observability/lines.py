@@ -26,7 +26,8 @@ class Record(NamedTuple):
     created_s: float
     level: str
     event: str
-    request_id: str
+    #: Request id and trace id; empty for none.
+    request: tuple[str, str]
     fields: Mapping[str, object]
 
 
@@ -57,7 +58,7 @@ def json_line(record: Record) -> bytes:
 
 def console_line(record: Record) -> bytes:
     """Render *record* for a terminal; a traceback follows, indented, so that it cannot pass for a record."""
-    fields = _scrubbed(record.request_id, record.fields)
+    fields = _scrubbed(record.request, record.fields)
     exception = str(fields.pop("exception", ""))
     words = [_timestamp(record), f"{record.level:<8}", _word(scrub_text(record.event))]
     words += [f"{_word(name)}={_word(value)}" for name, value in fields.items()]
@@ -78,7 +79,7 @@ def _json(record: Record, fields: Mapping[str, object]) -> bytes:
         "level": record.level,
         "event": scrub_text(record.event)[:MAX_TEXT_CHARS],
     }
-    line = {**fixed, **_scrubbed(record.request_id, fields), **fixed}
+    line = {**fixed, **_scrubbed(record.request, fields), **fixed}
     try:
         text = _encode(line)
     except ValueError:  # infinity, not a number, or an integer of more digits than Python will print
@@ -86,8 +87,9 @@ def _json(record: Record, fields: Mapping[str, object]) -> bytes:
     return text.encode("ascii") + b"\n"
 
 
-def _scrubbed(request_id: str, fields: Mapping[str, object]) -> dict[str, object]:
-    scrubbed: dict[str, object] = {"request_id": request_id} if request_id else {}
+def _scrubbed(request: tuple[str, str], fields: Mapping[str, object]) -> dict[str, object]:
+    names = zip(("request_id", "trace_id"), request, strict=True)
+    scrubbed: dict[str, object] = {name: ident for name, ident in names if ident}
     for name, value in fields.items():
         scrubbed[name] = _cut(name, scrub(name, value))
     return scrubbed

@@ -50,7 +50,7 @@ _PLAIN = frozenset((str, int, float, bool, type(None)))
 _EVENT = re.compile(r"[a-z_]+(?:\.[a-z_]+)+")
 _OWN_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"asctime", "message", "taskName"}
 
-_request_id: ContextVar[str] = ContextVar("request_id", default="")
+_request: ContextVar[tuple[str, str]] = ContextVar("request", default=("", ""))
 
 
 def get_logger() -> FilteringBoundLogger:
@@ -59,9 +59,9 @@ def get_logger() -> FilteringBoundLogger:
     return logger
 
 
-def bind_request(request_id: str) -> None:
-    """Name the request that this thread works for in all its records; the empty text for none."""
-    _request_id.set(request_id)
+def bind_request(request_id: str, trace_id: str = "") -> None:
+    """Name the request, and its trace, that this thread works for in all its records; empty for none."""
+    _request.set((request_id, trace_id))
 
 
 class LogPipe:
@@ -136,7 +136,7 @@ class LogPipe:
     def _report_drops(self, created_s: float) -> None:
         lost, self._reported = self._dropped - self._reported, self._dropped
         self._report_due_s = time.monotonic() + DROP_REPORT_PERIOD_S
-        self._write(Record(created_s, "warning", "log.dropped", "", {"count": lost}))
+        self._write(Record(created_s, "warning", "log.dropped", ("", ""), {"count": lost}))
 
     def _write(self, record: Record) -> None:
         rest = memoryview(self.render(record))
@@ -167,7 +167,7 @@ class ForeignRecords(logging.Handler):
         if record.exc_info and record.exc_info[1] is not None:
             fields["exception"] = _traceback_of(record.exc_info[1])
         level = record.levelname.lower()
-        self.pipe.put(Record(record.created, level, event, _request_id.get(), fields))
+        self.pipe.put(Record(record.created, level, event, _request.get(), fields))
 
 
 def configure(level: str, log_format: str, *, fd: int = 1, now: Callable[[], float] = time.time) -> LogPipe:
@@ -207,7 +207,7 @@ class _Capture:
                 fields[name] = plain(value)
         if error is not None:
             fields["exception"] = _traceback_of(error)
-        return (Record(self.now(), level, event, _request_id.get(), fields),), {}
+        return (Record(self.now(), level, event, _request.get(), fields),), {}
 
 
 class _Direct:

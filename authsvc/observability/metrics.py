@@ -71,7 +71,12 @@ class Metrics:
     #: 0 closed, 1 open, 2 half-open.
     breaker_state: Callable[[int], None]
     active_locks: Callable[[int], None]
+    #: Connections to SQL that this worker uses now, and the breaker in front of them as above.
+    sql_connections: Callable[[int], None]
+    sql_breaker_state: Callable[[int], None]
     log_dropped: Callable[[], None]
+    #: Security events that the log has and the audit trail has not.
+    audit_unwritten: Callable[[int], None]
 
     def exposition(self) -> tuple[bytes, str]:
         """Return the figures of all processes and their media type; an answer whatever the folder is like."""
@@ -143,7 +148,16 @@ def make_metrics(registry: CollectorRegistry | None = None) -> Metrics:
             "0 closed, 1 open, 2 half-open; the worst of the workers.",
             "livemax",
         ),
+        sql_connections=make.gauge(
+            "authsvc_sql_connections_in_use", "Connections to SQL in use, over all workers.", "livesum"
+        ),
+        sql_breaker_state=make.gauge(
+            "authsvc_sql_circuit_breaker_state",
+            "0 closed, 1 open, 2 half-open; the worst of the workers.",
+            "livemax",
+        ),
         active_locks=make.gauge("cache_active_locks", "Locks that the workers hold.", "livesum"),
+        audit_unwritten=make.adder("authsvc_audit_unwritten", "Security events that never became a row."),
         log_dropped=make.counter("authsvc_log_records_dropped", "Log records that nobody read in time."),
     )
 

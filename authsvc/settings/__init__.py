@@ -15,6 +15,8 @@ from authsvc.settings.groups import (
     RedisSettings,
     SessionSettings,
     TokenSettings,
+    TracingMode,
+    TracingSettings,
 )
 from authsvc.settings.kinds import LimitSetting, Secret
 from authsvc.settings.locations import Address
@@ -40,4 +42,6 @@ __all__ = [
     "Settings",
     "SettingsError",
     "TokenSettings",
+    "TracingMode",
+    "TracingSettings",
 ]

@@ -36,6 +36,13 @@ class LogFormat(StrEnum):
     CONSOLE = "console"
 
 
+class TracingMode(StrEnum):
+    """Where spans go."""
+
+    OFF = "off"
+    OTLP = "otlp"
+
+
 class RedisProtocol(Enum):
     """RESP 2 for servers and proxies that do not know ``HELLO``."""
 
@@ -152,6 +159,7 @@ class LimitSettings:
 
     login_ip: LimitSetting | None
     login_account: LimitSetting | None
+    login_device: LimitSetting | None
     register_ip: LimitSetting | None
     refresh: LimitSetting | None
 
@@ -162,3 +170,11 @@ class LogSettings:
 
     level: LogLevel
     format: LogFormat
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TracingSettings:
+    """Whether spans are made, and of how many of the requests that begin a trace here."""
+
+    mode: TracingMode
+    sample_percent: int

@@ -20,6 +20,7 @@ from authsvc.settings.groups import (
     RedisSettings,
     SessionSettings,
     TokenSettings,
+    TracingSettings,
 )
 from authsvc.settings.kinds import Secret
 from authsvc.settings.problems import SettingsError
@@ -49,6 +50,7 @@ class Settings:
     sessions: SessionSettings
     limits: LimitSettings
     log: LogSettings
+    tracing: TracingSettings
     warnings: tuple[str, ...] = ()
 
     @property
@@ -89,6 +91,9 @@ def _draft(reader: Reader, cpu_count: int) -> Settings:
         sessions=_sessions(reader),
         limits=_limits(reader),
         log=LogSettings(level=reader.value(v.LOG_LEVEL), format=reader.value(v.LOG_FORMAT)),
+        tracing=TracingSettings(
+            mode=reader.value(v.TRACING), sample_percent=reader.value(v.TRACING_SAMPLE_PERCENT)
+        ),
     )
 
 
@@ -202,6 +207,7 @@ def _limits(reader: Reader) -> LimitSettings:
     return LimitSettings(
         login_ip=reader.value(v.RATE_LIMIT_LOGIN_IP),
         login_account=reader.value(v.RATE_LIMIT_LOGIN_ACCOUNT),
+        login_device=reader.value(v.RATE_LIMIT_LOGIN_DEVICE),
         register_ip=reader.value(v.RATE_LIMIT_REGISTER_IP),
         refresh=reader.value(v.RATE_LIMIT_REFRESH),
     )

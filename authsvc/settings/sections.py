@@ -32,6 +32,8 @@ SECTIONS = (
             v.API_DOCS,
             v.LOG_LEVEL,
             v.LOG_FORMAT,
+            v.TRACING,
+            v.TRACING_SAMPLE_PERCENT,
         ),
     ),
     Section("Database", (v.DATABASE_URL,)),
@@ -86,6 +88,7 @@ SECTIONS = (
         (
             v.RATE_LIMIT_LOGIN_IP,
             v.RATE_LIMIT_LOGIN_ACCOUNT,
+            v.RATE_LIMIT_LOGIN_DEVICE,
             v.RATE_LIMIT_REGISTER_IP,
             v.RATE_LIMIT_REFRESH,
         ),

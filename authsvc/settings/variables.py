@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from authsvc.settings.groups import Environment, LogFormat, LogLevel, RedisProtocol
+from authsvc.settings.groups import Environment, LogFormat, LogLevel, RedisProtocol, TracingMode
 from authsvc.settings.kinds import choice, hidden, limit, matching, port, switch, whole
 from authsvc.settings.locations import (
     addresses,
@@ -281,10 +281,29 @@ RATE_LIMIT_LOGIN_IP = Variable(
 RATE_LIMIT_LOGIN_ACCOUNT = Variable(
     "RATE_LIMIT_LOGIN_ACCOUNT", limit(), "Failed logins of one account", default="10/15minutes"
 )
+RATE_LIMIT_LOGIN_DEVICE = Variable(
+    "RATE_LIMIT_LOGIN_DEVICE",
+    limit(),
+    "Failed logins of one device that logged in before (`off`: it counts as a stranger)",
+    default="5/15minutes",
+)
 RATE_LIMIT_REGISTER_IP = Variable(
     "RATE_LIMIT_REGISTER_IP", limit(), "Registrations of one address", default="20/hour"
 )
 RATE_LIMIT_REFRESH = Variable("RATE_LIMIT_REFRESH", limit(), "Refreshes of one session", default="60/minute")
+
+TRACING = Variable(
+    "TRACING",
+    choice(TracingMode),
+    "Spans for OpenTelemetry: `otlp` sends them where `OTEL_EXPORTER_OTLP_ENDPOINT` says (extra `otel`)",
+    default="off",
+)
+TRACING_SAMPLE_PERCENT = Variable(
+    "TRACING_SAMPLE_PERCENT",
+    whole(0, 100),
+    "Of the requests whose caller has not decided it, how many are traced",
+    default="100",
+)
 
 LOG_LEVEL = Variable("LOG_LEVEL", choice(LogLevel), "The least severe record that is written", default="info")
 LOG_FORMAT = Variable(

@@ -1,32 +1,51 @@
-"""OAuth clients: services that may introspect and revoke tokens."""
+"""Registered clients in SQL."""
 
 from __future__ import annotations
 
-import hashlib
-import secrets
+from collections.abc import Sequence
 
-from sqlalchemy import insert
+from sqlalchemy import RowMapping, delete, insert, select
 
-from authsvc.domain.values.clocks import Clock
-from authsvc.domain.values.identifiers import new_id
+from authsvc.domain.clients import Client, ClientId, SecretDigest, StoredClient
 from authsvc.store.sql import Database
 from authsvc.store.tables import clients
 
-SECRET_BYTES = 32
-
 
 class SqlClientStore:
-    """Clients as rows; a secret is kept as its SHA-256: with 256 random bits nothing slower is needed."""
+    """Clients as rows."""
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._clock = clock
 
-    def create(self, name: str) -> tuple[str, str]:
-        """A new client: its id and its secret, which is shown this once."""
-        client_id, secret = new_id(), secrets.token_urlsafe(SECRET_BYTES)
-        digest = hashlib.sha256(secret.encode()).hexdigest()
-        row = {"id": client_id, "name": name, "secret_hash": digest, "created_at": self._clock()}
+    def find(self, client_id: ClientId) -> StoredClient | None:
+        """The client by its id: one query."""
+        statement = select(clients).where(clients.c.id == client_id)
+        with self._database.read() as connection:
+            row = connection.execute(statement).mappings().one_or_none()
+        return StoredClient(client=_to_client(row), digest=SecretDigest(row["secret_hash"])) if row else None
+
+    def add(self, client: Client, digest: SecretDigest) -> None:
+        """Keep a new client."""
+        row = {
+            "id": client.id,
+            "name": client.name,
+            "secret_hash": digest,
+            "created_at": client.created_at,
+        }
         with self._database.transaction() as connection:
             connection.execute(insert(clients).values(row))
-        return client_id, secret
+
+    def every(self) -> Sequence[Client]:
+        """All of them, the oldest first."""
+        statement = select(clients).order_by(clients.c.created_at, clients.c.id)
+        with self._database.read() as connection:
+            return [_to_client(row) for row in connection.execute(statement).mappings()]
+
+    def remove(self, client_id: ClientId) -> bool:
+        """Forget it; False where there is none."""
+        with self._database.transaction() as connection:
+            return connection.execute(delete(clients).where(clients.c.id == client_id)).rowcount == 1
+
+
+def _to_client(row: RowMapping) -> Client:
+    return Client(id=row["id"], name=row["name"], created_at=row["created_at"])

@@ -6,6 +6,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import psycopg
@@ -71,6 +72,25 @@ class DeadlineConnection(psycopg.Connection[Any]):
             raise psycopg.OperationalError("no answer within the deadline") from error
 
 
+def _ignore(_: object) -> None:
+    """Let nobody know."""
+
+
+def _as_it_is(connection: DeadlineConnection) -> DeadlineConnection:
+    return connection
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatabaseEvents:
+    """Callbacks for whoever counts and traces; called inline, so quick."""
+
+    on_breaker: Callable[[State], None] = _ignore
+    #: Connections of the pool that are in use now.
+    on_pool: Callable[[int], None] = _ignore
+    #: A new connection, before anybody has it; returns what is used in its place.
+    on_connect: Callable[[DeadlineConnection], DeadlineConnection] = _as_it_is
+
+
 class Database:
     """
     Hands out connections for units of work; every failure of the server is a StoreUnavailable.
@@ -79,10 +99,17 @@ class Database:
     """
 
     def __init__(
-        self, url: str, *, breaker: CircuitBreaker, clock: Monotonic, pool_size: int = POOL_SIZE
+        self,
+        url: str,
+        *,
+        breaker: CircuitBreaker,
+        clock: Monotonic,
+        pool_size: int = POOL_SIZE,
+        events: DatabaseEvents | None = None,
     ) -> None:
         self._breaker = breaker
         self._clock = clock
+        self._events = events or DatabaseEvents()
         self._deadline = Deadline()
         self.is_postgresql = url.startswith("postgresql")
         self.engine = self._postgresql(url, pool_size) if self.is_postgresql else _sqlite(url)
@@ -156,7 +183,7 @@ class Database:
             self._deadline.ends_at_s = None
 
     def _postgresql(self, url: str, pool_size: int) -> Engine:
-        return create_engine(
+        engine = create_engine(
             "postgresql+psycopg://",
             creator=self._connector(url),
             pool_size=pool_size,
@@ -165,6 +192,17 @@ class Database:
             pool_pre_ping=True,
             pool_use_lifo=True,
         )
+        self._count(engine)
+        return engine
+
+    def _count(self, engine: Engine) -> None:
+        """Tell how many connections are in use, whenever that changes."""
+
+        def tell(*_: object) -> None:
+            self._events.on_pool(self.pool_figures()["in_use"])
+
+        for moment in ("checkout", "checkin"):
+            event.listen(engine, moment, tell)
 
     def _connector(self, url: str) -> Callable[[], DeadlineConnection]:
         """What makes a connection, if there is still time for it."""
@@ -179,7 +217,7 @@ class Database:
             ends_at_s = self._deadline.ends_at_s
             if ends_at_s is not None and ends_at_s - self._clock() < CONNECT_S:
                 raise psycopg.OperationalError("no time left to connect")
-            return BoundConnection.connect(
+            connection = BoundConnection.connect(
                 url,
                 connect_timeout=CONNECT_S,
                 options=_SERVER_SETTINGS,
@@ -189,6 +227,7 @@ class Database:
                 tcp_user_timeout=int(DEADLINE_S * 1000),
                 application_name="authsvc",
             )
+            return self._events.on_connect(connection)
 
         return connect
 

@@ -13,11 +13,13 @@ from typing import Any
 
 from authsvc.cache.breaker import State
 from authsvc.cache.errors import CacheError, CacheUnavailable
+from authsvc.domain.audit import AuditBook
 from authsvc.domain.authentication import Authentication
 from authsvc.domain.batches import Batches
+from authsvc.domain.clients import Acquaintances, ClientProof, ClientRegistry
 from authsvc.domain.credentials import OwnAccount, PasswordProof
 from authsvc.domain.errors import StoreUnavailable
-from authsvc.domain.passwords.hasher import PasswordHasher
+from authsvc.domain.passwords.hasher import PasswordHasher, pepper_id
 from authsvc.domain.passwords.lane import BoundedPasswords, HashingLane, LaneSize
 from authsvc.domain.passwords.policy import PasswordPolicy
 from authsvc.domain.preferences import PreferenceBook
@@ -26,30 +28,40 @@ from authsvc.domain.revocations import Revocations
 from authsvc.domain.sessions import RefreshTokens, SessionDirectory, SessionPolicy
 from authsvc.domain.tokens.access import TokenReader, TokenSigner
 from authsvc.domain.tokens.checks import TokenChecks
-from authsvc.domain.tokens.keys import KeyRing
+from authsvc.domain.tokens.devices import DeviceTokens
+from authsvc.domain.tokens.introspection import Introspection
 from authsvc.domain.users import UserDirectory, UserStore
 from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.limits import Limit
-from authsvc.observability.audit import LoggedAudit
+from authsvc.observability.audit import RecordedAudit
 from authsvc.observability.health import Freshness, Health, Probes
 from authsvc.observability.metrics import Metrics, make_metrics
+from authsvc.observability.tracing import Tracing
+from authsvc.observability.trail import TrailWriter
 from authsvc.services import Services
 from authsvc.settings import Secret, Settings
+from authsvc.store.audit import SqlAuditTrail
+from authsvc.store.clients import SqlClientStore
 from authsvc.store.copies.admin import CacheAdmin
 from authsvc.store.copies.index import IndexKeys
 from authsvc.store.copies.users import CachedUserStore
 from authsvc.store.key_folder import KeyFolder
 from authsvc.store.ratelimits import RedisRateLimiter
 from authsvc.store.sessions import SqlSessionStore
+from authsvc.store.transfers import SqlUserTransfers
 from authsvc.store.users import SqlCredentialStore, SqlUserStore
 from authsvc.wiring.cache_admin import cache_admin, starter
+from authsvc.wiring.feed import revocation_feed
 from authsvc.wiring.machine import available_cores
 from authsvc.wiring.stores import Stores, open_stores
+from authsvc.wiring.tracing import open_tracing
 
 #: A job that has not begun by then is refused: longer, nobody waits for a login.
 HASHING_DEADLINE_S = 5.0
 HASHING_QUEUE_PER_THREAD = 8
 HASHING_NICENESS = 10
+#: Wrong client secrets of one address.  Nobody with a right one meets it, so it is nothing to be set.
+CLIENT_IP_LIMIT = Limit(name=Rule.CLIENT_IP.value, quota=100, window_s=900)
 #: SQL answers a comparison every second; without one for so long (seconds) it is said to be impaired.
 COMPARED_S = 4.0
 
@@ -65,17 +77,18 @@ class _Parts:
 
     settings: Settings
     stores: Stores
-    ring: Callable[[], KeyRing]
+    ring: KeyFolder
     reader: TokenReader
     sessions: SqlSessionStore
     credentials: SqlCredentialStore
     users: UserStore
     revocations: Revocations
-    audit: LoggedAudit
+    audit: RecordedAudit
     limits: Limits
     lane: HashingLane
     proof: PasswordProof
     metrics: Metrics
+    tracing: Tracing
     clock: Clock
 
 
@@ -85,24 +98,31 @@ def build(settings: Settings, *, clock: Clock = now) -> Services:
     directory = UserDirectory(store=parts.users, revocations=parts.revocations, audit=parts.audit)
     authentication = _authentication(parts)
     cache = cache_admin(settings, parts.stores, parts.users, parts.metrics)
+    clients = SqlClientStore(parts.stores.database)
+    checks = TokenChecks(
+        reader=parts.reader,
+        index=parts.stores.index,
+        sessions=parts.sessions,
+        observe=parts.metrics.token_check,
+        clock=clock,
+    )
     return Services(
+        audit=AuditBook(SqlAuditTrail(parts.stores.database)),
+        events=parts.audit,
         authentication=authentication,
-        batches=Batches(
-            authentication=authentication,
-            credentials=parts.credentials,
-            revocations=parts.revocations,
-            clock=clock,
-        ),
+        batches=_batches(parts, authentication),
         cache=cache,
-        checks=TokenChecks(
-            reader=parts.reader,
-            index=parts.stores.index,
-            sessions=parts.sessions,
-            observe=parts.metrics.token_check,
-            clock=clock,
+        clients=ClientProof(
+            store=clients, known=Acquaintances(time.monotonic), limits=parts.limits, audit=parts.audit
         ),
+        client_registry=ClientRegistry(store=clients, audit=parts.audit, clock=clock),
+        feed=revocation_feed(parts.stores, clock),
+        introspection=_introspection(parts, authentication, checks),
+        checks=checks,
         account=_account(parts, directory),
         users=directory,
+        transfers=SqlUserTransfers(parts.stores.database, parts.stores.log, clock),
+        pepper_id=pepper_id(_reveal(settings.passwords.pepper)),
         preferences=PreferenceBook(parts.users, parts.revocations),
         sessions=SessionDirectory(
             store=parts.sessions, revocations=parts.revocations, audit=parts.audit, clock=clock
@@ -111,11 +131,12 @@ def build(settings: Settings, *, clock: Clock = now) -> Services:
         ring=parts.ring,
         health=_health(parts),
         metrics=parts.metrics,
+        tracing=parts.tracing,
         trusted_proxies=settings.http.trusted_proxies,
         metrics_port=settings.http.metrics_port,
         has_docs=settings.http.api_docs,
         compare=parts.stores.heartbeat.beat,
-        start=starter(settings, parts.stores, cache),
+        start=partial(_start, parts, starter(settings, parts.stores, cache)),
         close=partial(_close, parts, cache),
     )
 
@@ -137,9 +158,10 @@ def lane_size(workers: int, cores: int) -> LaneSize:
 
 def _parts(settings: Settings, clock: Clock) -> _Parts:
     metrics = make_metrics()
-    audit = LoggedAudit(metrics, _log_key(settings))
-    stores = open_stores(settings, metrics, clock)
-    ring = KeyFolder(settings.tokens.keys_dir, time.monotonic)
+    tracing = open_tracing(settings.tracing)
+    stores = open_stores(settings, metrics, tracing, clock)
+    audit = _audit(settings, stores, metrics, clock)
+    ring = KeyFolder(settings.tokens.keys_dir, time.monotonic, audit)
     sql_users = SqlUserStore(stores.database, stores.log, clock)
     limits = Limits(_limits(settings), RedisRateLimiter(stores.redis, stores.keys), audit)
     lane = _lane(settings, metrics)
@@ -159,8 +181,15 @@ def _parts(settings: Settings, clock: Clock) -> _Parts:
         lane=lane,
         proof=PasswordProof(passwords=passwords, limits=limits, audit=audit),
         metrics=metrics,
+        tracing=tracing,
         clock=clock,
     )
+
+
+def _audit(settings: Settings, stores: Stores, metrics: Metrics, clock: Clock) -> RecordedAudit:
+    trail = SqlAuditTrail(stores.database)
+    writer = TrailWriter(trail, on_unwritten=metrics.audit_unwritten)
+    return RecordedAudit(metrics=metrics, key=_log_key(settings), writer=writer, clock=clock)
 
 
 def _users(settings: Settings, stores: Stores, behind: UserStore, metrics: Metrics) -> UserStore:
@@ -185,25 +214,56 @@ def _lane(settings: Settings, metrics: Metrics) -> HashingLane:
 
 
 def _authentication(parts: _Parts) -> Authentication:
-    sessions = parts.settings.sessions
     return Authentication(
         users=parts.users,
         credentials=parts.credentials,
         sessions=parts.sessions,
-        session_policy=SessionPolicy(
-            idle_ttl_s=sessions.idle_ttl_s,
-            max_ttl_s=sessions.max_ttl_s,
-            max_per_user=sessions.max_per_user,
-            grace_s=sessions.refresh_grace_s,
-        ),
+        session_policy=_session_policy(parts),
         password_policy=_policy(parts),
         proof=parts.proof,
         signer=TokenSigner(parts.stores.profile, parts.ring),
         reader=parts.reader,
-        refresh_tokens=RefreshTokens(_reveal(parts.settings.tokens.secret)),
+        refresh_tokens=_refresh_tokens(parts),
+        devices=_devices(parts.settings),
         issued=parts.stores.index,
         revocations=parts.revocations,
         limits=parts.limits,
+        audit=parts.audit,
+        clock=parts.clock,
+    )
+
+
+def _session_policy(parts: _Parts) -> SessionPolicy:
+    sessions = parts.settings.sessions
+    return SessionPolicy(
+        idle_ttl_s=sessions.idle_ttl_s,
+        max_ttl_s=sessions.max_ttl_s,
+        max_per_user=sessions.max_per_user,
+        grace_s=sessions.refresh_grace_s,
+    )
+
+
+def _refresh_tokens(parts: _Parts) -> RefreshTokens:
+    return RefreshTokens(_reveal(parts.settings.tokens.secret))
+
+
+def _introspection(parts: _Parts, authentication: Authentication, checks: TokenChecks) -> Introspection:
+    return Introspection(
+        checks=checks,
+        sessions=parts.sessions,
+        refresh_tokens=_refresh_tokens(parts),
+        log_out=authentication.log_out,
+        profile=parts.stores.profile,
+        grace_s=parts.settings.sessions.refresh_grace_s,
+        clock=parts.clock,
+    )
+
+
+def _batches(parts: _Parts, authentication: Authentication) -> Batches:
+    return Batches(
+        authentication=authentication,
+        credentials=parts.credentials,
+        revocations=parts.revocations,
         audit=parts.audit,
         clock=parts.clock,
     )
@@ -216,7 +276,9 @@ def _account(parts: _Parts, directory: UserDirectory) -> OwnAccount:
         proof=parts.proof,
         policy=_policy(parts),
         revocations=parts.revocations,
+        devices=_devices(parts.settings),
         audit=parts.audit,
+        clock=parts.clock,
     )
 
 
@@ -229,14 +291,16 @@ def _limits(settings: Settings) -> Mapping[Rule, Limit]:
     by_rule = {
         Rule.LOGIN_IP: settings.limits.login_ip,
         Rule.LOGIN_ACCOUNT: settings.limits.login_account,
+        Rule.LOGIN_DEVICE: settings.limits.login_device,
         Rule.REGISTER_IP: settings.limits.register_ip,
         Rule.REFRESH: settings.limits.refresh,
     }
-    return {
+    in_force = {
         rule: Limit(name=rule.value, quota=limit.quota, window_s=limit.window_s)
         for rule, limit in by_rule.items()
         if limit is not None
     }
+    return {**in_force, Rule.CLIENT_IP: CLIENT_IP_LIMIT}
 
 
 def _health(parts: _Parts) -> Health:
@@ -262,6 +326,7 @@ def _health(parts: _Parts) -> Health:
         is_cache_enabled=parts.settings.cache.is_enabled,
         totals=parts.metrics.cache_totals,
         details=partial(_details, parts),
+        has_keys=lambda: bool(parts.ring().keys),
     )
     return Health(
         probes=probes, clock=parts.clock, monotonic=time.monotonic, started=stores.heartbeat.has_begun
@@ -289,10 +354,21 @@ def _key_count(stores: Stores) -> int | None:
     return count if isinstance(count, int) else None
 
 
+def _start(parts: _Parts, begin: Callable[[], None]) -> None:
+    parts.ring.announce()
+    begin()
+
+
 def _close(parts: _Parts, cache: CacheAdmin) -> None:
     cache.warming.close()
     parts.lane.close()
+    parts.audit.writer.close()
     parts.stores.close()
+    parts.tracing.close()
+
+
+def _devices(settings: Settings) -> DeviceTokens:
+    return DeviceTokens(hmac.digest(_reveal(settings.tokens.secret), b"authsvc device key 1", "sha256"))
 
 
 def _log_key(settings: Settings) -> bytes:

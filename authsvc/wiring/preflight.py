@@ -11,7 +11,8 @@ from authsvc.cache.errors import CacheError, CacheUnavailable, Reason
 from authsvc.cache.keys import KeySpace
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.tokens.keys import KeyRefused
-from authsvc.settings import Problem, Settings
+from authsvc.observability.tracing import is_installed
+from authsvc.settings import Problem, Settings, TracingMode
 from authsvc.store.key_folder import read_key
 from authsvc.store.migrations import NEEDED_REVISION, current_revision
 from authsvc.wiring.stores import open_database, open_pools
@@ -19,12 +20,12 @@ from authsvc.wiring.stores import open_database, open_pools
 
 def problems(settings: Settings) -> tuple[Problem, ...]:
     """Everything that stands in the way of serving; connects, within a few seconds, and tells no secret."""
-    return (*_keys(settings), *_database(settings), *_redis(settings))
+    return (*local_problems(settings), *_database(settings), *_redis(settings))
 
 
-def keys_problems(settings: Settings) -> tuple[Problem, ...]:
-    """What is wrong with the signing keys; connects to nothing."""
-    return tuple(_keys(settings))
+def local_problems(settings: Settings) -> tuple[Problem, ...]:
+    """What is wrong with the signing keys, and what is asked for and not installed; connects to nothing."""
+    return (*_keys(settings), *_tracing(settings))
 
 
 def database_problems(settings: Settings) -> tuple[Problem, ...]:
@@ -44,6 +45,11 @@ def _keys(settings: Settings) -> Iterator[Problem]:
         except (KeyRefused, OSError) as error:
             cause = error.strerror if isinstance(error, OSError) else str(error)
             yield Problem(name="JWT_KEYS_DIR", message=f"{file.name}: {cause}")
+
+
+def _tracing(settings: Settings) -> Iterator[Problem]:
+    if settings.tracing.mode is TracingMode.OTLP and not is_installed():
+        yield Problem(name="TRACING", message="otlp needs OpenTelemetry: install authsvc[otel]")
 
 
 def _database(settings: Settings) -> Iterator[Problem]:

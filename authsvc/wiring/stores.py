@@ -19,13 +19,14 @@ from authsvc.domain.revocations import COPY_MARGIN_S, Proof
 from authsvc.domain.tokens.access import TokenProfile
 from authsvc.domain.values.clocks import Clock
 from authsvc.observability.metrics import Metrics
+from authsvc.observability.tracing import Tracing
 from authsvc.settings import RedisSettings, Secret, Settings
 from authsvc.store.copies.index import IndexKeys, RedisIndex
 from authsvc.store.copies.marker import FreshnessMarker
 from authsvc.store.copies.reconciler import Heartbeat, Reconciler
 from authsvc.store.copies.users import UserCaches
 from authsvc.store.revocations import SqlRevocationLog
-from authsvc.store.sql import Database
+from authsvc.store.sql import Database, DatabaseEvents
 from authsvc.wiring.caching import counting, user_caches
 
 #: Connections of the requests to Redis: one for each thread, opened at the start and not on the hot path.
@@ -70,7 +71,7 @@ class _Fast:
     meter: Meter
 
 
-def open_stores(settings: Settings, metrics: Metrics, clock: Clock) -> Stores:
+def open_stores(settings: Settings, metrics: Metrics, tracing: Tracing, clock: Clock) -> Stores:
     """Connects to nothing yet: pools fill when they are used or started."""
     profile = TokenProfile(
         issuer=settings.tokens.issuer,
@@ -78,10 +79,10 @@ def open_stores(settings: Settings, metrics: Metrics, clock: Clock) -> Stores:
         lifetime_s=settings.tokens.access_ttl_s,
         leeway_s=settings.tokens.leeway_s,
     )
-    database = open_database(settings)
+    database = open_database(settings, observed_by(metrics, tracing))
     copies_live = timedelta(seconds=profile.lifetime_s + profile.leeway_s + COPY_MARGIN_S)
     log = SqlRevocationLog(database, copies_live=copies_live, clock=clock)
-    fast = _open_redis(settings, metrics)
+    fast = _open_redis(settings, metrics, tracing)
     waker = _Waker()
     index = RedisIndex(
         client=fast.redis,
@@ -111,10 +112,21 @@ def open_stores(settings: Settings, metrics: Metrics, clock: Clock) -> Stores:
     )
 
 
-def open_database(settings: Settings) -> Database:
+def open_database(settings: Settings, events: DatabaseEvents | None = None) -> Database:
     """The database of *settings*, with a breaker of its own."""
-    breaker = CircuitBreaker(clock=time.monotonic)
-    return Database(settings.database.url.reveal(), breaker=breaker, clock=time.monotonic)
+    events = events or DatabaseEvents()
+    breaker = CircuitBreaker(clock=time.monotonic, on_change=lambda _, state: events.on_breaker(state))
+    return Database(settings.database.url.reveal(), breaker=breaker, clock=time.monotonic, events=events)
+
+
+def observed_by(metrics: Metrics, tracing: Tracing) -> DatabaseEvents:
+    """The hooks of the database: connections and breaker are counted, statements traced."""
+    metrics.sql_breaker_state(_BREAKER_NUMBERS[State.CLOSED])
+    return DatabaseEvents(
+        on_breaker=lambda state: metrics.sql_breaker_state(_BREAKER_NUMBERS[state]),
+        on_pool=metrics.sql_connections,
+        on_connect=tracing.connection,
+    )
 
 
 def open_pools(redis: RedisSettings, *, size: int) -> tuple[Pool, Pool]:
@@ -134,7 +146,7 @@ def open_pools(redis: RedisSettings, *, size: int) -> tuple[Pool, Pool]:
     return pool(size), pool(1)
 
 
-def _open_redis(settings: Settings, metrics: Metrics) -> _Fast:
+def _open_redis(settings: Settings, metrics: Metrics, tracing: Tracing) -> _Fast:
     cache = settings.cache
     breaker = CircuitBreaker(
         cache.breaker_failure_threshold,
@@ -146,7 +158,7 @@ def _open_redis(settings: Settings, metrics: Metrics) -> _Fast:
     )
     metrics.breaker_state(_BREAKER_NUMBERS[State.CLOSED])
     meter = Meter(time.monotonic)
-    events = joined(counting(metrics), meter.events())
+    events = joined(counting(metrics), meter.events(), tracing.redis)
     pool, single = open_pools(settings.redis, size=REDIS_POOL)
     redis = CacheClient(pool, breaker=breaker, clock=time.monotonic, events=events)
     # The reconciler asks at its own pace, also while the breaker of the requests is open.

@@ -10,10 +10,13 @@ from typing import Any, cast
 
 from flask import current_app, g, request
 
+from authsvc.domain.clients import Caller
 from authsvc.domain.tokens.access import AccessToken
 from authsvc.services import Services
 
 EXTENSION = "authsvc"
+#: Shows, and renews, that somebody logged in on this device before.
+DEVICE_HEADER = "X-Device-Token"
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -30,6 +33,11 @@ def services() -> Services:
 def identity() -> AccessToken:
     """The caller, as the guard of this view found him."""
     return cast("AccessToken", g.identity)
+
+
+def caller() -> Caller:
+    """The client that calls, as the guard of this view found it."""
+    return cast("Caller", g.client)
 
 
 def client_ip() -> str:

@@ -83,7 +83,10 @@ OPENAPI: dict[str, Any] = {
     "API_SPEC_OPTIONS": {
         "info": {"description": "Auth and sessions for microservices; errors are RFC 9457 problems."},
         "components": {
-            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "at+jwt"}}
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "at+jwt"},
+                "client": {"type": "http", "scheme": "basic"},
+            }
         },
         "paths": _verify_paths(),
     },

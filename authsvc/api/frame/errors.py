@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
-from flask import Flask, Response, g
+from flask import Flask, Response, g, request
 from marshmallow import Schema, fields
 from werkzeug.exceptions import HTTPException
 
@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 CHALLENGE = 'Bearer realm="authsvc"'
+CLIENT_CHALLENGE = 'Basic realm="authsvc", charset="UTF-8"'
 
 #: Every AuthError with its status; a test asserts that none is left out.
 STATUSES: dict[type[errors.AuthError], int] = {
@@ -29,6 +30,7 @@ STATUSES: dict[type[errors.AuthError], int] = {
     errors.RefreshInvalid: 401,
     errors.RefreshReused: 401,
     errors.SessionOver: 401,
+    errors.ClientRefused: 401,
     errors.Forbidden: 403,
     errors.WrongPassword: 403,
     errors.NotFound: 404,
@@ -48,6 +50,7 @@ DETAILS = {
     "refresh_invalid": "The refresh token is not valid.",
     "refresh_reused": "The refresh token was used before; its session has been ended. Log in again.",
     "session_ended": "The session has ended. Log in again.",
+    "invalid_client": "Authenticate as a registered client, with HTTP Basic in the Authorization header.",
     "forbidden": "A role is missing.",
     "wrong_password": "The current password is wrong.",
     "not_found": "There is nothing here.",
@@ -63,6 +66,21 @@ DETAILS = {
     "too_large": "The body is larger than 64 KiB.",
     "unsupported_media_type": "Send JSON in UTF-8, with the Content-Type that the documentation names.",
     "internal_error": "Something went wrong. The request id helps to find out what.",
+}
+
+#: Below it errors are in the form that OAuth clients read.
+OAUTH_PREFIX = "/v1/oauth2/"
+#: What they are told; no character that RFC 6749 §5.2 forbids.
+_OAUTH_DETAILS = {
+    400: "Send one form with the parameter token, no parameter twice, and the secret in the header alone.",
+    401: DETAILS["invalid_client"],
+    404: DETAILS["not_found"],
+    405: DETAILS["method_not_allowed"],
+    413: DETAILS["too_large"],
+    415: "Send a form in UTF-8: application/x-www-form-urlencoded.",
+    429: "Too many wrong client secrets. Try again later.",
+    500: DETAILS["internal_error"],
+    503: DETAILS["unavailable"],
 }
 
 #: What may be a field's name or place in a list.  A caller makes up names, too: no text of his that does not
@@ -94,6 +112,13 @@ class ProblemView(Schema):
     errors = fields.Dict(keys=fields.String(), values=fields.List(fields.String()))
 
 
+class OAuthErrorView(Schema):
+    """An error of an OAuth endpoint (RFC 6749 §5.2)."""
+
+    error = fields.String(required=True)
+    error_description = fields.String()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
     """One error answer, for Flask and for what is answered without it."""
@@ -117,6 +142,12 @@ class Problem:
             members["errors"] = self.errors
         return json.dumps(members).encode() + b"\n"
 
+    def oauth_body(self) -> bytes:
+        """The same as RFC 6749 §5.2 has it."""
+        description = _OAUTH_DETAILS.get(self.status, DETAILS[self.code])
+        members = {"error": _oauth_code(self.status), "error_description": description}
+        return json.dumps(members).encode() + b"\n"
+
 
 def problem_of(error: errors.AuthError) -> Problem:
     """The answer to *error*."""
@@ -136,6 +167,8 @@ def _headers(error: errors.AuthError, status: int) -> dict[str, str]:
     """What the status asks for."""
     if isinstance(error, errors.TokenInvalid):
         return {"WWW-Authenticate": f'{CHALLENGE}, error="invalid_token"'}
+    if isinstance(error, errors.ClientRefused):
+        return {"WWW-Authenticate": CLIENT_CHALLENGE}
     if status == HTTPStatus.UNAUTHORIZED:
         return {"WWW-Authenticate": CHALLENGE}
     if isinstance(error, errors.RateLimited):
@@ -151,9 +184,19 @@ def _headers(error: errors.AuthError, status: int) -> dict[str, str]:
 
 
 def _respond(problem: Problem) -> Response:
-    response = Response(problem.body(g.request_id), problem.status, content_type=MEDIA_TYPE)
+    is_oauth = request.path.startswith(OAUTH_PREFIX)
+    body = problem.oauth_body() if is_oauth else problem.body(g.request_id)
+    response = Response(body, problem.status, content_type="application/json" if is_oauth else MEDIA_TYPE)
     response.headers.update(problem.headers)
     return response
+
+
+def _oauth_code(status: int) -> str:
+    if status == HTTPStatus.UNAUTHORIZED:
+        return "invalid_client"
+    if status in {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}:
+        return "temporarily_unavailable"
+    return "server_error" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request"
 
 
 def _refuse(error: errors.AuthError) -> Response:

@@ -1,4 +1,4 @@
-"""Who may call a view: ``public``, ``requires("user")``, ``requires("admin")``; how often: ``limited``."""
+"""Who may call a view: ``public``, ``requires(role)``, ``requires_client``; how often: ``limited``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from typing import ParamSpec, TypeVar
 from flask import g, request
 from werkzeug.exceptions import HTTPException
 
+from authsvc.api.frame.basic import basic_credentials
 from authsvc.api.frame.context import client_ip, services
+from authsvc.domain.audit import bind_actor
 from authsvc.domain.errors import (
     AuthError,
     HashingBusy,
@@ -59,19 +61,35 @@ def requires(role: Role) -> Callable[[Callable[P, R]], Callable[P, R]]:
             token = services().checks.check(bearer_token(request.headers.get("Authorization")))
             require_roles(token, frozenset((role,)))
             g.identity = token
+            bind_actor(token.user_id)
             return view(*args, **kwargs)
 
         guarded.__access__ = role  # type: ignore[attr-defined]
-        _document(guarded)
+        _document(guarded, "bearer")
         return guarded
 
     return decorate
 
 
-def _document(view: Callable[..., object]) -> None:
-    """Say in the OpenAPI description that *view* wants a token."""
+def requires_client(view: Callable[P, R]) -> Callable[P, R]:
+    """Declare that a registered client has to show its secret; the view finds it in ``caller()``."""
+
+    @wraps(view)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+        credentials = basic_credentials(request.headers.get("Authorization"))
+        g.client = services().clients.authenticate(credentials, client_ip=client_ip())
+        bind_actor(g.client.client.id)
+        return view(*args, **kwargs)
+
+    guarded.__access__ = "client"  # type: ignore[attr-defined]
+    _document(guarded, "client")
+    return guarded
+
+
+def _document(view: Callable[..., object], scheme: str) -> None:
+    """Say in the OpenAPI description that *view* wants what *scheme* names."""
     described = deepcopy(getattr(view, "_apidoc", {}))
-    described["manual_doc"] = {"security": [{"bearer": []}], **described.get("manual_doc", {})}
+    described["manual_doc"] = {"security": [{scheme: []}], **described.get("manual_doc", {})}
     view._apidoc = described  # type: ignore[attr-defined]  # noqa: SLF001 - where flask-smorest looks
 
 

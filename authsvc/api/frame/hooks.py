@@ -7,7 +7,8 @@ import time
 
 from flask import Flask, Response, g, request
 
-from authsvc.api.frame.context import request_id_of
+from authsvc.api.frame.context import client_ip, request_id_of, services, user_agent
+from authsvc.domain.audit import Origin, bind_origin
 from authsvc.domain.ratelimits import policy_header, record_verdicts, state_header, tightest
 from authsvc.observability.logs import bind_request
 
@@ -31,7 +32,8 @@ def _begin() -> None:
     g.began_s = time.perf_counter()
     g.request_id = request_id_of(request.environ)
     g.verdicts = record_verdicts()
-    bind_request(g.request_id)
+    bind_request(g.request_id, services().tracing.trace_id(request.environ))
+    bind_origin(Origin(request_id=g.request_id, client_ip=client_ip(), user_agent=user_agent()))
 
 
 def _finish(response: Response) -> Response:

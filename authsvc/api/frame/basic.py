@@ -1,0 +1,39 @@
+"""A client's id and secret in an ``Authorization`` header (RFC 7617, RFC 6749 §2.3.1)."""
+
+from __future__ import annotations
+
+import base64
+import re
+from urllib.parse import unquote_plus
+
+from authsvc.domain.clients import ClientCredentials
+from authsvc.domain.errors import ClientRefused
+
+_BASIC = re.compile(r"basic +(?P<pair>[A-Za-z0-9+/]+={0,2})", re.IGNORECASE)
+_COLON = ":"
+
+
+def basic_credentials(header: str | None) -> ClientCredentials:
+    """
+    What *header* says, each part decoded as it was encoded: percent signs, then Basic.
+
+    Raises:
+        ClientRefused: no header, another scheme, or nothing that can be read as an id and a secret.
+    """
+    found = _BASIC.fullmatch((header or "").strip(" "))
+    if found is None:
+        raise ClientRefused
+    try:
+        text = base64.b64decode(found["pair"], validate=True).decode()
+        client_id, colon, secret = text.partition(_COLON)
+        credentials = ClientCredentials(client_id=_plain(client_id), secret=_plain(secret))
+    except ValueError as error:  # base64 or UTF-8 is broken: both are ValueErrors
+        raise ClientRefused from error
+    if not colon:
+        raise ClientRefused
+    return credentials
+
+
+def _plain(encoded: str) -> str:
+    """*encoded* without ``application/x-www-form-urlencoded``; raises ValueError for what is no UTF-8."""
+    return unquote_plus(encoded, errors="strict")

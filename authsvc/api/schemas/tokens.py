@@ -1,0 +1,29 @@
+"""The shapes of introspection and revocation, for the description: forms are read by ``read_form``."""
+
+from __future__ import annotations
+
+from marshmallow import Schema, fields
+
+from authsvc.domain.users import ROLES
+
+
+class TokenForm(Schema):
+    """What a client sends; other parameters are ignored."""
+
+    token = fields.String(required=True)
+    token_type_hint = fields.String(metadata={"description": "Not needed, and never in the way."})
+
+
+class IntrospectionView(Schema):
+    """A token; one that is not active has ``active`` alone."""
+
+    active = fields.Boolean(required=True)
+    token_type = fields.String(metadata={"enum": ["access_token", "refresh_token"]})
+    sub = fields.UUID(metadata={"description": "The user"})
+    sid = fields.UUID(metadata={"description": "The session"})
+    roles = fields.List(fields.String(metadata={"enum": list(ROLES)}))
+    iss = fields.String()
+    aud = fields.String()
+    iat = fields.Integer()
+    exp = fields.Integer()
+    jti = fields.UUID(metadata={"description": "Of access tokens alone"})

@@ -1,0 +1,60 @@
+"""Commands for registered clients."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from contextlib import closing
+from typing import Any
+
+from authsvc.cli.admin import open_services
+from authsvc.domain.clients import Client
+from authsvc.domain.errors import NotFound
+
+
+def add_commands(commands: Any) -> None:
+    """Add this module's commands to the parser."""
+    actions = commands.add_parser(
+        "clients", help="create, list and delete clients: services that ask about tokens and revoke them"
+    ).add_subparsers(required=True, metavar="ACTION")
+    create = actions.add_parser("create", help="create a client; its secret is shown once")
+    create.add_argument("name", metavar="NAME", help="for people; need not be unique")
+    create.set_defaults(run=run_create)
+    listing = actions.add_parser("list", help="list the clients, without their secrets")
+    listing.set_defaults(run=run_list)
+    delete = actions.add_parser(
+        "delete", help="delete a client; it is refused from its next request on, tokens are not touched"
+    )
+    delete.add_argument("client_id", metavar="CLIENT_ID")
+    delete.set_defaults(run=run_delete)
+
+
+def run_create(options: argparse.Namespace, env: Mapping[str, str]) -> int:
+    """Create a client and show its secret."""
+    with closing(open_services(env)) as services:
+        made = services.client_registry.create(options.name)
+    print(json.dumps({"client_id": made.client.id, "client_secret": made.secret}))
+    return 0
+
+
+def run_list(_options: argparse.Namespace, env: Mapping[str, str]) -> int:
+    """List the clients, the oldest first."""
+    with closing(open_services(env)) as services:
+        found = services.client_registry.every()
+    print(json.dumps({"clients": [_described(client) for client in found]}))
+    return 0
+
+
+def run_delete(options: argparse.Namespace, env: Mapping[str, str]) -> int:
+    """Delete a client."""
+    with closing(open_services(env)) as services:
+        try:
+            services.client_registry.delete(options.client_id)
+        except NotFound as error:
+            raise ValueError("CLIENT_ID names no client: `authsvc clients list` shows them") from error
+    return 0
+
+
+def _described(client: Client) -> dict[str, object]:
+    return {"client_id": client.id, "name": client.name, "created_at": client.created_at.isoformat()}

@@ -1,0 +1,173 @@
+"""What clients may do with tokens that users show them: ask about them, and revoke them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from authsvc.domain.errors import RefreshInvalid, StoreUnavailable, TokenInvalid
+from authsvc.domain.revocations import Outcome
+from authsvc.domain.sessions import (
+    Presented,
+    RefreshToken,
+    RefreshTokens,
+    Session,
+    Standing,
+    parse_refresh_token,
+    recognise,
+)
+from authsvc.domain.tokens.access import AccessToken, TokenProfile
+from authsvc.domain.tokens.checks import Standings, TokenChecks
+from authsvc.domain.users import Role
+from authsvc.domain.values.clocks import Clock
+from authsvc.domain.values.identifiers import SessionId, TokenId, UserId
+
+#: Ends the session of an access token, of a refresh token, or of both; raises TokenInvalid.
+LogOut = Callable[[str | None, str | None], Outcome[Session | None]]
+
+
+class Kind(StrEnum):
+    """What a token is for."""
+
+    ACCESS = "access_token"
+    REFRESH = "refresh_token"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActiveToken:
+    """A token that is good now; times in seconds since the epoch."""
+
+    kind: Kind
+    user_id: UserId
+    session_id: SessionId
+    roles: tuple[Role, ...]
+    issued_at: int
+    expires_at: int
+    issuer: str
+    audience: str
+    #: Refresh tokens have none.
+    token_id: TokenId | None = None
+
+
+class _Away:
+    """SQL, found to be away."""
+
+    def standing(self, _session_id: SessionId, /) -> Standing | None:
+        raise StoreUnavailable("sql: found away")
+
+    def log_out(self, _access: str | None, _refresh: str | None) -> Outcome[Session | None]:
+        raise StoreUnavailable("sql: found away")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Introspection:
+    """
+    Answers for access and refresh tokens (RFC 7662) and revokes them (RFC 7009).
+
+    Which kind a token is shows in its form: a hint is not needed, and a wrong one does no harm.
+    """
+
+    checks: TokenChecks
+    sessions: Standings
+    refresh_tokens: RefreshTokens
+    log_out: LogOut
+    profile: TokenProfile
+    #: How long the parent of a refresh token still yields its successor (seconds).
+    grace_s: int
+    clock: Clock
+
+    def describe(self, text: str) -> ActiveToken | None:
+        """
+        What *text* stands for, if it is good on this very request; nothing is rotated, used or ended.
+
+        An access token is asked of Redis or SQL like any other, a refresh token of SQL alone.
+
+        Raises:
+            StoreUnavailable: nobody can prove an answer.
+        """
+        try:
+            refresh = parse_refresh_token(text)
+        except RefreshInvalid:
+            return self._access(text)
+        return self._refresh(refresh)
+
+    def revoke(self, text: str) -> None:
+        """
+        End the session of *text*, an access token (it may have expired) or a refresh token.
+
+        A token that is not one of ours has nothing to end.  Repeating is harmless.
+
+        Raises:
+            StoreUnavailable: SQL is away and nothing has ended; or it has, and Redis is yet to hear of it.
+        """
+        access, refresh = (None, text) if _is_refresh_token(text) else (text, None)
+        try:
+            outcome = self.log_out(access, refresh)
+        except TokenInvalid:
+            return
+        if not outcome.is_complete:
+            # RFC 7009 §2.2.1: the token is to be taken for alive, and revoked again.
+            raise StoreUnavailable("redis: revoked in SQL alone")
+
+    def without_sql(self) -> Introspection:
+        """The same for a request that has just waited for SQL in vain: it does not wait again."""
+        away = _Away()
+        checks = replace(self.checks, sessions=away)
+        return replace(self, checks=checks, sessions=away, log_out=away.log_out)
+
+    def _access(self, text: str) -> ActiveToken | None:
+        try:
+            token = self.checks.check(text)
+        except TokenInvalid:
+            return None
+        return _described(token)
+
+    def _refresh(self, token: RefreshToken) -> ActiveToken | None:
+        """Good is what a refresh would take: the current one, or its parent within the grace time."""
+        standing = self.sessions.standing(token.session_id)
+        now = self.clock()
+        if standing is None or not self.refresh_tokens.is_genuine(token, standing.session.salt):
+            return None
+        session = standing.session
+        presented = recognise(token.counter, session, now=now, grace_s=self.grace_s)
+        if not standing.is_good(now) or presented is Presented.REUSED:
+            return None
+        return ActiveToken(
+            kind=Kind.REFRESH,
+            user_id=standing.user.id,
+            session_id=session.id,
+            roles=standing.user.roles,
+            issued_at=int(session.rotated_at.timestamp()),
+            expires_at=int(self._end(session, presented).timestamp()),
+            issuer=self.profile.issuer,
+            audience=self.profile.audience,
+        )
+
+    def _end(self, session: Session, presented: Presented) -> datetime:
+        if presented is Presented.CURRENT:
+            return session.ends_at
+        return min(session.ends_at, session.rotated_at + timedelta(seconds=self.grace_s))
+
+
+def _described(token: AccessToken) -> ActiveToken:
+    return ActiveToken(
+        kind=Kind.ACCESS,
+        user_id=token.user_id,
+        session_id=token.session_id,
+        roles=token.roles,
+        issued_at=token.issued_at,
+        expires_at=token.expires_at,
+        issuer=token.issuer,
+        audience=token.audience,
+        token_id=token.token_id,
+    )
+
+
+def _is_refresh_token(text: str) -> bool:
+    try:
+        parse_refresh_token(text)
+    except RefreshInvalid:
+        return False
+    return True

@@ -1,0 +1,130 @@
+"""Spans by OpenTelemetry; imported only where it is installed and asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.instrumentation.flask import FlaskInstrumentor
+from opentelemetry.instrumentation.psycopg import PsycopgInstrumentor
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.sampling import (
+    Decision,
+    ParentBased,
+    Sampler,
+    SamplingResult,
+    TraceIdRatioBased,
+)
+from opentelemetry.trace import SpanKind, Status, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+    from flask import Flask
+
+#: Probes would drown the rest.
+UNTRACED = "/v1/health/.*,/health,/metrics"
+NS_PER_S = 1_000_000_000
+
+
+class RequestsAlone(Sampler):
+    """Begins a trace with a request and with nothing else: the comparisons of every second are no trace."""
+
+    def __init__(self, ratio: float) -> None:
+        self._ratio = TraceIdRatioBased(ratio)
+
+    def should_sample(self, *args: Any, **kwargs: Any) -> SamplingResult:
+        """Decide about a span without a parent."""
+        kind = kwargs.get("kind", args[3] if len(args) > 3 else None)  # noqa: PLR2004 - the fourth is the kind
+        if kind is not SpanKind.SERVER:
+            return SamplingResult(Decision.DROP)
+        return self._ratio.should_sample(*args, **kwargs)
+
+    def get_description(self) -> str:
+        """Its name."""
+        return f"RequestsAlone({self._ratio.get_description()})"
+
+
+class Spans:
+    """A tracer provider of this process alone, and what feeds it."""
+
+    def __init__(self, *, version: str, sample_percent: int) -> None:
+        self._provider = TracerProvider(
+            resource=Resource.create({"service.name": "authsvc", "service.version": version}),
+            sampler=ParentBased(root=RequestsAlone(sample_percent / 100)),
+            shutdown_on_exit=False,
+        )
+        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        self._tracer = self._provider.get_tracer("authsvc", version)
+
+    def trace_id(self, _environ: Mapping[str, Any]) -> str:
+        """The trace of the request that this thread answers, in hex; empty where there is none."""
+        context = trace.get_current_span().get_span_context()
+        return trace.format_trace_id(context.trace_id) if context.is_valid else ""
+
+    def instrument(self, app: Flask) -> None:
+        """Make each request a span, named by its route."""
+        FlaskInstrumentor().instrument_app(  # type: ignore[no-untyped-call]
+            app, tracer_provider=self._provider, excluded_urls=UNTRACED
+        )
+
+    def around(self, application: WSGIApplication, route: str) -> WSGIApplication:
+        """Make each request of *application* a span named *route*; what stands behind it stays out."""
+
+        def traced(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+            method = environ["REQUEST_METHOD"]
+            with self._tracer.start_as_current_span(
+                f"{method} {route}",
+                context=_context_of(environ),
+                kind=SpanKind.SERVER,
+                attributes={"http.request.method": method, "http.route": route},
+            ) as span:
+
+                def started(
+                    status: str, headers: list[tuple[str, str]], *rest: Any
+                ) -> Callable[[bytes], object]:
+                    span.set_attribute("http.response.status_code", int(status[:3]))
+                    return start_response(status, headers, *rest)
+
+                return application(environ, started)
+
+        return traced
+
+    def connection(self, connection: Any) -> Any:
+        """Make each statement on *connection* a span; parameters stay out of it."""
+        return PsycopgInstrumentor.instrument_connection(connection, tracer_provider=self._provider)
+
+    def redis_call(self, now_ns: Callable[[], int]) -> Callable[[str, float, str], None]:
+        """What is told of each call to Redis: its command, seconds and outcome become a span."""
+
+        def on_operation(name: str, seconds: float, outcome: str) -> None:
+            if not trace.get_current_span().get_span_context().is_valid:
+                return
+            ended_ns = now_ns()
+            span = self._tracer.start_span(
+                name,
+                kind=SpanKind.CLIENT,
+                attributes={"db.system": "redis", "db.operation": name},
+                start_time=ended_ns - int(seconds * NS_PER_S),
+            )
+            if outcome != "ok":
+                span.set_status(Status(StatusCode.ERROR, outcome))
+            span.end(ended_ns)
+
+        return on_operation
+
+    def close(self) -> None:
+        """Send what is left, within the exporter's own time-out, and stop the thread."""
+        self._provider.shutdown()
+
+
+def _context_of(environ: Mapping[str, Any]) -> Context:
+    """The trace that the caller says the request belongs to."""
+    names = {"traceparent": "HTTP_TRACEPARENT", "tracestate": "HTTP_TRACESTATE"}
+    given = {name: environ[key] for name, key in names.items() if key in environ}
+    return TraceContextTextMapPropagator().extract(given)

@@ -1,0 +1,91 @@
+"""
+Traces: which trace a request belongs to (W3C Trace Context), and spans for whoever collects them (OTLP).
+
+Without a collector only the trace id of the caller is read, for the log.  With one (``TRACING=otlp``, and
+the extra ``otel`` installed) requests, calls to Redis and SQL statements become spans: names of routes,
+commands and statements with placeholders, never a key, a value or a token.  Where to is said by
+OpenTelemetry's own variables, ``OTEL_EXPORTER_OTLP_*``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from authsvc.cache.client import CacheEvents
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
+    from flask import Flask
+
+C = TypeVar("C")
+
+_NEEDED = ("opentelemetry", "opentelemetry.sdk", "opentelemetry.exporter", "opentelemetry.instrumentation")
+
+_TRACEPARENT = re.compile(
+    r"(?!ff)[0-9a-f]{2}-(?!0{32})(?P<trace>[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.{0,200})?"
+)
+
+
+def is_installed() -> bool:
+    """True where OpenTelemetry is, with all that spans need."""
+    return all(find_spec(name) for name in _NEEDED)
+
+
+def caller_trace_id(environ: Mapping[str, Any]) -> str:
+    """The trace id in the request's ``traceparent``; the empty text where there is none, or a broken one."""
+    found = _TRACEPARENT.fullmatch(environ.get("HTTP_TRACEPARENT", ""))
+    return found["trace"] if found else ""
+
+
+def _same_application(application: WSGIApplication, _route: str) -> WSGIApplication:
+    return application
+
+
+def _same_connection(connection: C) -> C:
+    return connection
+
+
+def _nothing(*_: object) -> None:
+    """Trace nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tracing:
+    """What the service tells about its work; as it stands here, nothing."""
+
+    #: The trace that a request (by its WSGI environ) belongs to, in hex; empty for none.
+    trace_id: Callable[[Mapping[str, Any]], str] = caller_trace_id
+    #: Make each request of a Flask application a span.
+    instrument: Callable[[Flask], None] = _nothing
+    #: The same for an application before Flask, and the name of its route.
+    around: Callable[[WSGIApplication, str], WSGIApplication] = _same_application
+    #: Make each statement on a connection of psycopg a span.
+    connection: Callable[[Any], Any] = _same_connection
+    #: Make each call to Redis a span.
+    redis: CacheEvents = field(default_factory=CacheEvents)
+    #: Send what is left.
+    close: Callable[[], None] = _nothing
+
+
+def otlp_tracing(*, version: str, sample_percent: int, now_ns: Callable[[], int]) -> Tracing:
+    """
+    Spans to a collector, over HTTP, by a thread of its own; call after the fork.
+
+    *sample_percent* of the requests whose caller has not decided about it are traced; *now_ns* is the wall
+    clock in nanoseconds.
+    """
+    from authsvc.observability.spans import Spans
+
+    spans = Spans(version=version, sample_percent=sample_percent)
+    return Tracing(
+        trace_id=spans.trace_id,
+        instrument=spans.instrument,
+        around=spans.around,
+        connection=spans.connection,
+        redis=CacheEvents(on_operation=spans.redis_call(now_ns)),
+        close=spans.close,
+    )

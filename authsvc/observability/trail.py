@@ -1,0 +1,163 @@
+"""
+The audit trail's writer: rows reach SQL with the act where SQL answers, and later where it does not.
+
+One thread writes what waits, all of it in one transaction.  Whoever hands a row over waits until it is
+stored, but never for a SQL that does not answer: then rows wait in memory, and what memory does not hold
+is counted.  So an outage costs no request a deadline more, and a flood no connection more.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from itertools import islice
+
+from authsvc.domain.audit import AuditTrail, Entry
+from authsvc.domain.errors import StoreUnavailable
+
+#: Rows that wait for SQL, at most, and rows of one transaction.
+CAPACITY = 1000
+BATCH = 100
+#: Longer than any commit of a healthy server, shorter than what a hung one costs a request by itself.
+WAIT_S = 1.0
+RETRY_S = 1.0
+CLOSING_S = 3.0
+
+log = logging.getLogger(__name__)
+
+
+class TrailWriter:
+    """Stores entries in order on a thread of its own; *on_unwritten* hears how many never will be."""
+
+    def __init__(
+        self, trail: AuditTrail, *, on_unwritten: Callable[[int], None], capacity: int = CAPACITY
+    ) -> None:
+        self._trail = trail
+        self._on_unwritten = on_unwritten
+        self._capacity = capacity
+        self._changed = threading.Condition()
+        self._waiting: deque[Entry] = deque()
+        self._accepted = self._settled = self._lost = 0
+        self._is_stuck = self._is_closing = False
+        self._thread: threading.Thread | None = None
+
+    def put(self, entry: Entry) -> None:
+        """Store *entry* when there is time."""
+        self._accept(entry)
+
+    def put_and_wait(self, entry: Entry) -> None:
+        """Store *entry* before this returns, unless SQL keeps it waiting."""
+        number = self._accept(entry)
+        with self._changed:
+            self._changed.wait_for(lambda: self._settled >= number or self._is_stuck, WAIT_S)
+
+    def lose(self, count: int) -> None:
+        """Count *count* entries as unwritten."""
+        self._lost += count
+        self._on_unwritten(count)
+
+    def close(self) -> None:
+        """Store what waits, if SQL takes it, and stop."""
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join(CLOSING_S)
+
+    def _accept(self, entry: Entry) -> int:
+        """The number of *entry* in the order of settling; 0 where there is no room."""
+        with self._changed:
+            if self._is_closing or len(self._waiting) >= self._capacity:
+                self.lose(1)
+                return 0
+            self._waiting.append(entry)
+            self._accepted += 1
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="audit-writer", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+            return self._accepted
+
+    def _run(self) -> None:
+        while batch := self._next():
+            self._attempt(batch)
+
+    def _next(self) -> list[Entry]:
+        """The oldest that wait, which stay in line until they are settled; none when all is over."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._is_closing)
+            return list(islice(self._waiting, BATCH))
+
+    def _attempt(self, batch: Sequence[Entry]) -> None:
+        try:
+            self._trail.write(batch)
+        except StoreUnavailable as error:
+            self._delay(error)
+        except Exception:
+            # The edge of the thread: it must outlive a row that nobody thought of.
+            log.exception("audit.crashed")
+            self.lose(len(batch))
+            self._settle(len(batch))
+        else:
+            self._settle(len(batch))
+
+    def _settle(self, count: int) -> None:
+        with self._changed:
+            for _ in range(count):
+                self._waiting.popleft()
+            self._settled += count
+            self._is_stuck = False
+            lost, self._lost = self._lost, 0
+            self._changed.notify_all()
+        if lost:
+            log.error("audit.unwritten", extra={"count": lost})
+
+    def _delay(self, error: StoreUnavailable) -> None:
+        """Let nobody wait any longer, and try again a little later; never again once all is over."""
+        if not self._is_stuck:
+            log.warning("audit.delayed", extra={"cause": error.store})
+        with self._changed:
+            self._is_stuck = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._is_closing, RETRY_S)
+            left = len(self._waiting) if self._is_closing else 0
+        if left:
+            self.lose(left)
+            self._settle(left)
+
+
+class Tally:
+    """
+    How often the same was seen, and when that is worth a write: the 1st, 10th, 100th … time.
+
+    Counts begin anew with every *window_s* seconds; *most* things are told apart in each, no more.
+    """
+
+    def __init__(self, *, window_s: int, most: int) -> None:
+        self._window_s = window_s
+        self._most = most
+        self._lock = threading.Lock()
+        self._window = 0
+        self._seen: dict[str, int] = {}
+
+    def window(self, at: datetime) -> int:
+        """The number of the window that *at* lies in, the same in every process."""
+        return int(at.timestamp()) // self._window_s
+
+    def see(self, thing: str, at: datetime) -> int | None:
+        """How much the count of *thing* now rises by, mostly 0; None where there are too many things."""
+        with self._lock:
+            if self.window(at) > self._window:
+                self._window = self.window(at)
+                self._seen.clear()
+            if thing not in self._seen and len(self._seen) >= self._most:
+                return None
+            seen = self._seen[thing] = self._seen.get(thing, 0) + 1
+        return seen - seen // 10 if _is_power_of_ten(seen) else 0
+
+
+def _is_power_of_ten(number: int) -> bool:
+    return str(number).rstrip("0") == "1"

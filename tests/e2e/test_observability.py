@@ -1,0 +1,202 @@
+"""The dashboard and the alerts, as a real Prometheus sees the running service."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import pytest
+import requests
+import yaml
+from redis import Redis
+
+from tests.binaries import BinaryMissing, prometheus_binary
+from tests.processes import wait_until
+from tests.prometheus import OBSERVABILITY, PrometheusServer
+from tests.rig import PASSWORD, ROOT, Service, environment, migrate, run_command
+from tests.servers import RedisServer, drop_database
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+DASHBOARD = json.loads((OBSERVABILITY / "dashboard.json").read_text())
+RULES = [
+    rule
+    for group in yaml.safe_load((OBSERVABILITY / "alerts.yaml").read_text())["groups"]
+    for rule in group["rules"]
+]
+METRIC = re.compile(r"\b(?:authsvc|cache|user|flask)_[a-z_]+\b")
+ADMIN = "admin@example.com"
+ACCOUNT_QUOTA = 3
+#: In place of Grafana's word for "since the last scrapes".
+RATE_INTERVAL = "10s"
+
+
+def expressions() -> list[str]:
+    """Every query of the dashboard and of the alerts."""
+    shown = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
+    return [*shown, *(rule["expr"] for rule in RULES)]
+
+
+def shown_now(expression: str) -> str:
+    """*expression* as Grafana sends it."""
+    return expression.replace("$__rate_interval", RATE_INTERVAL)
+
+
+def metrics_in(expression: str) -> set[str]:
+    """The metrics that *expression* names."""
+    return set(METRIC.findall(expression))
+
+
+class Watched:
+    """A service on a Redis of its own, and the Prometheus that watches it."""
+
+    def __init__(
+        self, service: Service, redis: RedisServer, prometheus: PrometheusServer, admin_id: str
+    ) -> None:
+        self.service = service
+        self.redis = redis
+        self.prometheus = prometheus
+        self.admin_id = admin_id
+
+    def state(self, alert: str) -> str:
+        """``inactive``, ``pending`` or ``firing``."""
+        return str(self.prometheus.alerts()[alert]["state"])
+
+
+@pytest.fixture(scope="module")
+def watched(postgres_server, tmp_path_factory) -> Iterator[Watched]:
+    """One of each for all tests here."""
+    require_prometheus()
+    folder = tmp_path_factory.mktemp("watched")
+    with RedisServer() as redis:
+        limit = f"{ACCOUNT_QUOTA}/hour"
+        env = environment(
+            postgres_server.create_database(), redis.url, folder, RATE_LIMIT_LOGIN_ACCOUNT=limit
+        )
+        migrate(env)
+        made = run_command(
+            "users", "create", ADMIN, "--role", "admin", "--password-stdin",
+            env=env, folder=folder, stdin=PASSWORD,
+        )  # fmt: skip
+        with Service(env, folder) as service, PrometheusServer(service) as prometheus:
+            yield Watched(service, redis, prometheus, json.loads(made.stdout)["id"])
+    drop_database(postgres_server.url, env["DATABASE_URL"])
+
+
+def require_prometheus() -> None:
+    """Skip where there is none; the project's own CI has one, or fails."""
+    try:
+        prometheus_binary()
+    except BinaryMissing as missing:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(missing))
+
+
+def be_used(watched: Watched) -> None:
+    """Have something counted by each of the counters that begin with their first event."""
+    service = watched.service
+    pair = logged_in(service, "ada@example.com")
+    service.verify(pair["access_token"])
+    body = {"refresh_token": pair["refresh_token"]}
+    pair = service.call("POST", "/v1/auth/refresh", json=body).json()
+    service.call("POST", "/v1/auth/logout", token=pair["access_token"])
+    for _ in range(ACCOUNT_QUOTA + 1):
+        service.call("POST", "/v1/auth/login", json={"email": "nobody@example.com", "password": "wrong"})
+    admin = logged_in(service, ADMIN)["access_token"]
+    nobody = str(uuid4())
+    with Redis.from_url(watched.redis.url) as client:
+        client.delete(f"authsvc:v1:user:{watched.admin_id}")
+        client.config_set("maxmemory", "1")  # what is read cannot be cached now
+        service.call("GET", f"/v1/batch/users/lookup?ids={watched.admin_id},{nobody}", token=admin)
+        client.config_set("maxmemory", "0")
+
+
+def logged_in(service: Service, email: str) -> dict[str, Any]:
+    """The tokens of a user, who is registered if he must be; not before Redis is believed again."""
+    body = {"email": email, "password": PASSWORD}
+    wait_until(lambda: service.register(email).status_code in {201, 409}, timeout_s=20)
+    wait_until(lambda: service.call("POST", "/v1/auth/login", json=body).status_code == 200, timeout_s=20)
+    return service.log_in(email)
+
+
+def test_every_metric_that_is_shown_exists(watched):
+    """In a scrape of the running service: a renamed metric leaves no empty panel behind."""
+    be_used(watched)
+
+    scrape = requests.get(watched.service.metrics_url, timeout=5).text
+    known = set(re.findall(r"^# TYPE (\S+)", scrape, re.MULTILINE))
+    suffixes = ("", "_total", "_bucket", "_sum", "_count")
+    series = {name.removesuffix("_total") + suffix for name in known for suffix in suffixes}
+
+    named = set().union(*(metrics_in(expression) for expression in expressions()))
+    assert len(named) > 15
+    assert named - series == set()
+
+
+def test_every_query_is_understood(watched):
+    """By Prometheus, with its own grammar; those about what has just happened yield something."""
+    logins = next(expression for expression in expressions() if "authsvc_logins_total" in expression)
+    be_used(watched)
+    wait_until(lambda: watched.prometheus.ask(shown_now(logins)) != [], timeout_s=30, what="a rate of logins")
+
+    answers = {expression: watched.prometheus.ask(shown_now(expression)) for expression in expressions()}
+
+    assert len(answers) > 30
+    assert {metric for expression in answers if answers[expression] for metric in metrics_in(expression)} >= {
+        "authsvc_token_checks_total",
+        "authsvc_revocation_lag",
+        "authsvc_sql_connections_in_use",
+        "user_cache_hit_ratio",
+    }
+
+
+def test_every_rule_is_healthy_and_quiet(watched):
+    """All that are shipped are evaluated without an error, and a service in order raises none."""
+    wait_until(
+        lambda: all(rule["health"] == "ok" for rule in watched.prometheus.alerts().values()), timeout_s=30
+    )
+
+    alerts = watched.prometheus.alerts()
+
+    assert set(alerts) == {rule["alert"] for rule in RULES}
+    assert {name for name, rule in alerts.items() if rule["state"] == "firing"} == set()
+
+
+def test_an_outage_of_redis_raises_its_alerts(watched):
+    """The breaker's, and that SQL decides; they end with the outage."""
+    pair = logged_in(watched.service, "grace@example.com")
+    alerts = ("AuthsvcRedisBreakerOpen", "AuthsvcChecksFromSql")
+    watched.redis.kill()
+
+    def are_raised() -> bool:
+        assert watched.service.verify(pair["access_token"]) == 200
+        return all(watched.state(alert) != "inactive" for alert in alerts)
+
+    try:
+        wait_until(are_raised, timeout_s=60, what=f"{alerts} raised")
+    finally:
+        watched.redis.start()
+
+    def is_over() -> bool:
+        assert watched.service.verify(pair["access_token"]) == 200
+        return watched.state("AuthsvcRedisBreakerOpen") == "inactive"
+
+    wait_until(is_over, timeout_s=60, what="the breaker's alert over")
+
+
+def test_every_alert_says_where_to_read_on():
+    """Its section in the documentation is there."""
+    headings = re.findall(r"^## (\S+)$", Path(ROOT / "docs" / "alerts.md").read_text(), re.MULTILINE)
+
+    assert [rule["annotations"]["runbook"] for rule in RULES] == [
+        f"docs/alerts.md#{rule['alert'].lower()}" for rule in RULES
+    ]
+    assert sorted(headings) == sorted(rule["alert"] for rule in RULES)
