@@ -1,5 +1,6 @@
 # The service without development extras: no in-memory Redis, no compiler, no pip, no root.
 # Build: docker build --tag authsvc .
+# With a base that nobody can change: --build-arg PYTHON_IMAGE=python@sha256:...
 
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 

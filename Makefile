@@ -15,22 +15,34 @@ LOCK := $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test lint format lock clean
+.PHONY: help run test test-faults lint lint-k8s format lock clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 run: $(VENV)/.ready-to-run ## set up and serve on port 8080, with embedded stores
 	@exec $(BIN)/authsvc dev
 
 test: $(VENV)/.ready-to-test ## set up and run every test (ARGS="-k login" for some)
-	@$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-faults: $(VENV)/.ready-to-test ## break everything, for longer, under load, and print a table (a quarter of an hour)
+	@$(BIN)/python -m pytest --faults=all tests/fault $(ARGS)
 
 lint: $(VENV)/.ready-to-test ## check style, types and import arrows
 	@$(BIN)/ruff check --output-format concise .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@PYTHONPATH=. $(BIN)/lint-imports --no-logo
+
+lint-k8s: $(VENV)/.ready-to-lint-k8s ## check the Kubernetes overlays against the schemas, and the Dockerfile
+	@set -e; for overlay in k8s/overlays/*; do \
+	  $(BIN)/python -m tests.manifests $$overlay > $(VENV)/manifest.yaml; \
+	  echo "$$overlay: $$(grep -c '^kind:' $(VENV)/manifest.yaml) objects"; \
+	  $(BIN)/kubernetes-validate --strict --quiet $(VENV)/manifest.yaml; \
+	  $(BIN)/authsvc config check --manifest $(VENV)/manifest.yaml; \
+	done
+	@$(BIN)/hadolint Dockerfile
 
 format: $(VENV)/.ready-to-test ## sort imports and format the code
 	@$(BIN)/ruff check --quiet --select I --fix .
@@ -42,6 +54,7 @@ lock: ## renew requirements/*.txt; needs uv (LOCK_ARGS=--upgrade takes newer ver
 	@$(LOCK) --extra test --extra speed --group build --output-file requirements/test.txt
 	@$(LOCK) --extra dev --extra speed --group build --constraint requirements/test.txt --output-file requirements/dev.txt
 	@$(LOCK) --extra speed --constraint requirements/test.txt --output-file requirements/prod.txt
+	@$(LOCK) --extra k8s --constraint requirements/test.txt --output-file requirements/k8s.txt
 	@$(LOCK) --extra speed --extra otel --constraint requirements/test.txt --output-file requirements/otel.txt
 
 clean: ## remove what these commands made
@@ -58,6 +71,12 @@ $(VENV)/.ready-to-test: requirements/test.txt pyproject.toml | $(VENV)/.made
 	@echo "Installing what the service and its tests need into $(VENV) ..."
 	@$(PIP) install --require-hashes --requirement requirements/test.txt
 	@$(INSTALL_PROJECT)
+	@touch $@
+
+# Schemas of 108 MB: not for everybody who runs the tests.
+$(VENV)/.ready-to-lint-k8s: requirements/k8s.txt | $(VENV)/.ready-to-test
+	@echo "Installing what checks the Kubernetes manifests into $(VENV) ..."
+	@$(PIP) install --require-hashes --requirement requirements/k8s.txt
 	@touch $@
 
 # Asked before anything is made: without ensurepip, venv fails half-way and leaves a folder that looks complete.

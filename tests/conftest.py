@@ -35,7 +35,7 @@ def redis_server() -> Iterator[RedisServer | Remote]:
 
 
 def _worker_number() -> int:
-    """Which of the processes of a parallel run this is, 0 in a run of one; each empties a database of its own."""
+    """Which process of a parallel run this is, else 0; each empties a database of its own."""
     return int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 
 

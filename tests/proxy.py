@@ -6,8 +6,9 @@ import asyncio
 import socket
 import struct
 import threading
+from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 from urllib.parse import urlsplit
 
 from tests.processes import HOST, free_port
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
 CHUNK_BYTES = 65_536
+#: What is accepted has its relay by then.
+ACCEPTED_S = 0.02
 #: Close at once and tell the peer by a reset instead of an orderly end.
 LINGER_RESET = struct.pack("ii", 1, 0)
 
@@ -32,23 +35,53 @@ class Mode(Enum):
     MUTE = "mute"
     #: Connections are accepted and reset at once.
     RESET = "reset"
+    #: Each piece of an answer comes late.
+    DELAY = "delay"
+    #: Answers come byte by byte, each of them late.
+    DRIP = "drip"
+    #: The request is carried out; its answer is cut after some bytes (none at all: lost), and the connection.
+    CUT = "cut"
+    #: The request is lost, and the connection with it.
+    LOSE = "lose"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """
+    A mode with its figures: *late_s* of ``DELAY`` and ``DRIP``, *after_bytes* of ``CUT``.
+
+    ``CUT`` and ``LOSE`` spare all requests but those that contain *request*.
+    """
+
+    mode: Mode = Mode.PASS
+    late_s: float = 0.0
+    after_bytes: int = 0
+    request: bytes = b""
+
+
+@dataclass(slots=True)
+class _Exchange:
+    """What one connection is at."""
+
+    is_meant: bool = False
 
 
 class TcpProxy:
-    """A proxy for the server of *url*, on a port of its own; starts in ``Mode.PASS``; a context manager."""
+    """A proxy for the server of *url*, on its own or the given *port*; begins to pass; a context manager."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, port: int | None = None) -> None:
         parts = urlsplit(url)
         if parts.hostname is None or parts.port is None:
             message = "the URL needs a host and a port"
             raise ValueError(message)
         self.target = (parts.hostname, parts.port)
-        self.port = free_port()
-        self.mode = Mode.PASS
+        self.port = port or free_port()
+        self.rule = Rule()
         self._changed = asyncio.Condition()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="tcp-proxy", daemon=True)
         self._clients: set[asyncio.StreamWriter] = set()
+        self._relays: set[asyncio.Task[Any]] = set()
         self._listener: asyncio.Server | None = None
 
     def url_for(self, url: str) -> str:
@@ -57,14 +90,19 @@ class TcpProxy:
         user, at, _ = parts.netloc.rpartition("@")
         return parts._replace(netloc=f"{user}{at}{HOST}:{self.port}").geturl()
 
-    def switch(self, mode: Mode) -> None:
+    @property
+    def mode(self) -> Mode:
+        """The mode of the moment."""
+        return self.rule.mode
+
+    def switch(self, to: Mode | Rule) -> None:
         """Change the mode; it holds for every connection when this returns."""
-        self._do(self._switch(mode))
+        self._do(self._switch(to if isinstance(to, Rule) else Rule(mode=to)))
 
     def start(self) -> Self:
         """Begin to listen."""
         self._thread.start()
-        self._do(self._switch(Mode.PASS))
+        self._do(self._switch(Rule()))
         return self
 
     def close(self) -> None:
@@ -83,9 +121,10 @@ class TcpProxy:
     def _do(self, work: Coroutine[object, object, None]) -> None:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=5)
 
-    async def _switch(self, mode: Mode) -> None:
+    async def _switch(self, rule: Rule) -> None:
+        mode = rule.mode
         async with self._changed:
-            self.mode = mode
+            self.rule = rule
             self._changed.notify_all()
         if mode in {Mode.REFUSE, Mode.RESET}:
             self._cut_all()
@@ -96,11 +135,12 @@ class TcpProxy:
 
     async def _shut_down(self) -> None:
         self._stop_listening()
+        await asyncio.sleep(ACCEPTED_S)  # else the loop would end over connections that are half made
         self._cut_all()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        relays = list(self._relays)
+        for relay in relays:
+            relay.cancel()
+        await asyncio.gather(*relays, return_exceptions=True)
 
     def _stop_listening(self) -> None:
         if self._listener is not None:
@@ -118,6 +158,7 @@ class TcpProxy:
 
     async def _relay(self, requests: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
         self._clients.add(client)
+        self._relays.add(relay := cast("asyncio.Task[Any]", asyncio.current_task()))
         try:
             if self.mode is Mode.RESET:
                 return
@@ -125,8 +166,11 @@ class TcpProxy:
             # What was held when the connection was cut is lost, as on a real wire.
             if not client.is_closing():
                 await self._relay_to_target(requests, client)
+        except asyncio.CancelledError:
+            return  # the proxy closes: asyncio would log that of each connection
         finally:
             self._clients.discard(client)
+            self._relays.discard(relay)
             self._cut(client)
 
     async def _relay_to_target(self, requests: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
@@ -134,9 +178,10 @@ class TcpProxy:
             answers, server = await asyncio.open_connection(*self.target)
         except OSError:
             return
+        exchange = _Exchange()
         directions = [
-            asyncio.create_task(self._pump(requests, server, Mode.SILENT)),
-            asyncio.create_task(self._pump(answers, client, Mode.SILENT, Mode.MUTE)),
+            asyncio.create_task(self._pump_requests(requests, server, exchange)),
+            asyncio.create_task(self._pump_answers(answers, client, exchange)),
         ]
         try:
             await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
@@ -146,13 +191,39 @@ class TcpProxy:
                 direction.cancel()
             await asyncio.gather(*directions, return_exceptions=True)
 
-    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *held_by: Mode) -> None:
+    async def _pump_requests(
+        self, source: asyncio.StreamReader, server: asyncio.StreamWriter, exchange: _Exchange
+    ) -> None:
         while data := await source.read(CHUNK_BYTES):
-            await self._wait_unless(*held_by)
-            if sink.is_closing():
+            await self._wait_unless(Mode.SILENT)
+            exchange.is_meant = self.rule.request in data
+            if server.is_closing() or (self.mode is Mode.LOSE and exchange.is_meant):
                 return
-            sink.write(data)
-            await sink.drain()
+            server.write(data)
+            await server.drain()
+
+    async def _pump_answers(
+        self, source: asyncio.StreamReader, client: asyncio.StreamWriter, exchange: _Exchange
+    ) -> None:
+        while data := await source.read(CHUNK_BYTES):
+            await self._wait_unless(Mode.SILENT, Mode.MUTE)
+            if self.mode is Mode.CUT and exchange.is_meant:
+                await self._hand_over(client, data[: self.rule.after_bytes])
+                return
+            for piece in self._pieces(data):
+                if self.rule.late_s:
+                    await asyncio.sleep(self.rule.late_s)
+                if client.is_closing():
+                    return
+                await self._hand_over(client, piece)
+
+    def _pieces(self, data: bytes) -> list[bytes]:
+        return [data[at : at + 1] for at in range(len(data))] if self.mode is Mode.DRIP else [data]
+
+    @staticmethod
+    async def _hand_over(client: asyncio.StreamWriter, data: bytes) -> None:
+        client.write(data)
+        await client.drain()
 
     async def _wait_unless(self, *modes: Mode) -> None:
         async with self._changed:

@@ -96,13 +96,20 @@ def _process_environment(env: Mapping[str, str]) -> dict[str, str]:
 
 class Service:
     """
-    ``authsvc serve`` (or another *command*) as a process with workers, on free ports of 127.0.0.1.
+    ``authsvc serve`` (or another *command* or *entry*) as a process with workers, on free ports of 127.0.0.1.
 
     Its log is in ``log``, a file.  A context manager: it is stopped at the end, killed if it must be.
     """
 
-    def __init__(self, env: Mapping[str, str], folder: Path, *, command: str = "serve") -> None:
-        self.command = command
+    def __init__(
+        self,
+        env: Mapping[str, str],
+        folder: Path,
+        *,
+        command: str = "serve",
+        entry: tuple[str, ...] = COMMAND,
+    ) -> None:
+        self.command = (*entry, command)
         self.port, self.metrics_port = free_port(), free_port()
         self.env = {**env, "PORT": str(self.port), "METRICS_PORT": str(self.metrics_port)}
         self.log = folder / f"service-{self.port}.log"
@@ -122,7 +129,7 @@ class Service:
         """Start, and wait until it is ready."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*COMMAND, self.command],
+                self.command,
                 cwd=self.log.parent,
                 env=_process_environment(self.env),
                 stdout=log,

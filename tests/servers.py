@@ -28,6 +28,9 @@ from tests.processes import ServerProcess, wait_until
 if TYPE_CHECKING:
     from pathlib import Path
 
+#: What a server that is up says to PING; also to somebody it does not know.
+_READY = (b"+PONG", b"-NOAUTH", b"-NOPERM")
+
 
 @dataclass(frozen=True, slots=True)
 class Remote:
@@ -68,6 +71,7 @@ class RedisServer(ServerProcess):
         self.data = self.folder / "data"
         self.data.mkdir()
         self._dump_numbers = count(1)
+        self._answers: tuple[bytes, ...] = _READY
 
     @property
     def url(self) -> str:
@@ -92,6 +96,18 @@ class RedisServer(ServerProcess):
         shutil.copy2(dump, self._rdb)
         self._restore_into_aof() if "yes" in self._option("--appendonly") else self.start()
         self._forget_rdb()
+
+    def begin_loading(self, dump: Path, *, us_per_key: int) -> None:
+        """Kill the server, start it with *dump* to read, slowly, and return while it answers LOADING."""
+        self.kill()
+        shutil.copy2(dump, self._rdb)
+        slow = ("--key-load-delay", str(us_per_key), "--loading-process-events-interval-bytes", "1024")
+        usual, self.options, self._answers = self.options, (*self.options, *slow), (b"-LOADING",)
+        try:
+            self.start()
+        finally:
+            self.options, self._answers = usual, _READY
+            self._forget_rdb()
 
     @property
     def _rdb(self) -> Path:
@@ -124,7 +140,7 @@ class RedisServer(ServerProcess):
         try:
             with socket.create_connection((self.host, self.port), timeout=1) as connection:
                 connection.sendall(b"PING\r\n")
-                return connection.recv(64).startswith((b"+PONG", b"-NOAUTH", b"-NOPERM"))
+                return connection.recv(64).startswith(self._answers)
         except OSError:
             return False
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from flask import Response, request
 
 from authsvc.api.frame.bodies import Blueprint, load, read_json
-from authsvc.api.frame.context import client_ip, services, user_agent
+from authsvc.api.frame.context import DEVICE_HEADER, client_ip, services, user_agent
 from authsvc.api.frame.guards import counted, limited, optional_bearer, public
 from authsvc.api.frame.outcomes import revoked
 from authsvc.api.schemas.accounts import (
@@ -44,11 +44,12 @@ def register(form: Registration) -> tuple[User, int, dict[str, str]]:
 @counted(lambda metrics: metrics.login)
 @limited(Rule.LOGIN_IP)
 @blp.arguments(LoginBody)
-@blp.response(200, TokenPairView)
+@blp.doc(parameters=[{"in": "header", "name": DEVICE_HEADER, "schema": {"type": "string"}}])
+@blp.response(200, TokenPairView, headers={DEVICE_HEADER: {"schema": {"type": "string"}}})
 @blp.refuses(401, "`invalid_credentials`")
 @blp.refuses(429, "`rate_limited`")
 @blp.refuses(503, "`busy`, `unavailable`")
-def login(form: LoginForm) -> TokenPair:
+def login(form: LoginForm) -> tuple[TokenPair, int, dict[str, str]]:
     """Trade e-mail address and password for a session."""
     attempt = LoginAttempt(
         email=form.email,
@@ -56,8 +57,10 @@ def login(form: LoginForm) -> TokenPair:
         device_id=form.device_id,
         ip=client_ip(),
         user_agent=user_agent(),
+        device_token=request.headers.get(DEVICE_HEADER, ""),
     )
-    return services().authentication.log_in(attempt)
+    pair = services().authentication.log_in(attempt)
+    return pair, 200, {DEVICE_HEADER: pair.device_token or ""}
 
 
 @blp.post("/refresh")

@@ -12,6 +12,7 @@ from authsvc.api.frame.context import services
 from authsvc.api.frame.guards import requires
 from authsvc.api.schemas.batches import ClearBody
 from authsvc.cache.monitor import Snapshot
+from authsvc.domain.audit import Action, Event
 
 blp = Blueprint("cache", __name__, url_prefix="/v1/cache", description="The cache of users, for admins.")
 
@@ -56,7 +57,9 @@ def warm() -> Response:
 def clear() -> Response:
     """Drop what is cached of one user, or of all; nobody is logged in or out by it."""
     user_id = load(ClearBody(), read_json(request)) if request.get_data(cache=True) else None
-    return jsonify(cleared=services().cache.clear(user_id))
+    cleared = services().cache.clear(user_id)
+    services().events.record(Event(Action.CACHE_CLEARED, user_id=user_id))
+    return jsonify(cleared=cleared)
 
 
 def _described(snapshot: Snapshot) -> dict[str, Any]:

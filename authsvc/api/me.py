@@ -5,7 +5,7 @@ from __future__ import annotations
 from flask import Response
 
 from authsvc.api.frame.bodies import Blueprint
-from authsvc.api.frame.context import identity, services
+from authsvc.api.frame.context import DEVICE_HEADER, identity, services
 from authsvc.api.frame.guards import requires
 from authsvc.api.frame.outcomes import revoked
 from authsvc.api.schemas.accounts import (
@@ -59,4 +59,7 @@ def close(form: ClosingForm) -> Response:
 @blp.refuses(429, "`rate_limited`")
 def change_password(form: PasswordForm) -> Response:
     """Change the password; this session goes on, all others end."""
-    return revoked(services().account.change_password(identity(), form.current_password, form.new_password))
+    outcome = services().account.change_password(identity(), form.current_password, form.new_password)
+    answer = revoked(outcome)
+    answer.headers[DEVICE_HEADER] = outcome.value
+    return answer

@@ -8,9 +8,9 @@ below ours: any method and any sub-path is a check.  No routing, no schema, no b
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
 from authsvc.api.frame.context import request_id_of
@@ -38,18 +38,29 @@ _COMMON = [("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff")]
 
 @dataclass(frozen=True, slots=True)
 class ForwardAuth:
-    """Answers checks itself and hands everything else on."""
+    """Has checks answered by *answer*, and everything else by *application*; WSGI (PEP 3333), like both."""
 
+    answer: WSGIApplication
     application: WSGIApplication
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Look at the path alone."""
+        path: str = environ.get("PATH_INFO", "")
+        is_check = path.startswith(VERIFY_PATH) and path[len(VERIFY_PATH) : len(VERIFY_PATH) + 1] in {"", "/"}
+        return (self.answer if is_check else self.application)(environ, start_response)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckAnswers:
+    """Answers checks, whatever their method and the path behind ours."""
+
     checks: TokenChecks
+    trace_id: Callable[[Mapping[str, Any]], str]
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """A WSGI application (PEP 3333)."""
-        path: str = environ.get("PATH_INFO", "")
-        if not path.startswith(VERIFY_PATH) or path[len(VERIFY_PATH) : len(VERIFY_PATH) + 1] not in {"", "/"}:
-            return self.application(environ, start_response)
         request_id = request_id_of(environ)
-        bind_request(request_id)
+        bind_request(request_id, self.trace_id(environ))
         try:
             token = self._check(environ)
         except AuthError as error:

@@ -11,6 +11,8 @@ with the other's data.
 
 from __future__ import annotations
 
+import socket
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -97,11 +99,17 @@ class RedisAddress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deadlines:
-    """Seconds to connect, to wait for one reply, and to wait for a free connection."""
+    """
+    Seconds to connect, to wait for the next piece of a reply, and to wait for a free connection.
+
+    *total_s* is for all that follows one request, and for a handshake: a reply that drips is never late
+    by its pieces.
+    """
 
     connect_s: float = 0.25
     read_s: float = 0.25
     wait_s: float = 0.1
+    total_s: float = 0.4
 
 
 class Generations:
@@ -118,12 +126,68 @@ class Generations:
             return self.latest
 
 
+class _PatientSocket:
+    """
+    A socket whose time-out is for all that is read after something was sent, *total_s* seconds.
+
+    The socket's own begins anew with each piece.  Who sets a time-out of his own, as a subscriber does,
+    waits by that alone.
+    """
+
+    def __init__(self, sock: socket.socket, total_s: float) -> None:
+        self._sock = sock
+        self._total_s = total_s
+        self._piece_s = sock.gettimeout()
+        self._ends_at_s: float | None = time.monotonic() + total_s
+        #: Until then the deadline is not moved by what is sent.
+        self.is_shaking_hands = True
+
+    def sendall(self, data: bytes) -> None:
+        """Send *data*; what is read from now on has a new deadline."""
+        if not self.is_shaking_hands:
+            self._sock.settimeout(self._piece_s)
+            self._ends_at_s = time.monotonic() + self._total_s
+        self._sock.sendall(data)
+
+    def recv_into(self, buffer: bytearray) -> int:
+        """Read a piece; raises TimeoutError past the deadline."""
+        self._shorten()
+        return self._sock.recv_into(buffer)
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        """Read a piece; raises TimeoutError past the deadline."""
+        self._shorten()
+        return self._sock.recv(size, flags)
+
+    def settimeout(self, seconds: float | None) -> None:
+        """Wait for each piece so long, without a deadline for the whole."""
+        self._ends_at_s = None
+        self._sock.settimeout(seconds)
+
+    def _shorten(self) -> None:
+        if self._ends_at_s is None:
+            return
+        left_s = self._ends_at_s - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError("the reply is not complete in time")
+        if self._piece_s is None or left_s < self._piece_s:
+            self._sock.settimeout(left_s)
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 whatever a socket has
+        return getattr(self._sock, name)
+
+
 class _Stamping(AbstractConnection):
     """A redis-py connection that takes a new stamp whenever it is made."""
 
     generations: Generations
     announced_name: str | None
+    total_s: float
     generation = 0
+
+    def _connect(self) -> Any:  # noqa: ANN401 a socket, or what stands for one in memory
+        sock = super()._connect()  # type: ignore[no-untyped-call,safe-super]  # the driver's
+        return _PatientSocket(sock, self.total_s) if isinstance(sock, socket.socket) else sock
 
     def on_connect_check_health(self, check_health: bool = True) -> None:  # noqa: FBT001, FBT002 redis-py's
         """Stamp, shake hands, say our name."""
@@ -136,6 +200,8 @@ class _Stamping(AbstractConnection):
             raise HandshakeRefused from error
         if self.announced_name:
             self._announce(self.announced_name)
+        if isinstance(self._sock, _PatientSocket):
+            self._sock.is_shaking_hands = False
 
     def _announce(self, name: str) -> None:
         # For CLIENT LIST only; an ACL that denies it must not cost the connection.
@@ -145,10 +211,18 @@ class _Stamping(AbstractConnection):
 
 
 def stamped(
-    connection_class: type[Any], *, client_name: str | None = None, generations: Generations | None = None
+    connection_class: type[Any],
+    *,
+    client_name: str | None = None,
+    generations: Generations | None = None,
+    deadlines: Deadlines | None = None,
 ) -> type[Any]:
     """Return a subclass of redis-py's *connection_class* with a ``generation``, counted by *generations*."""
-    attributes = {"generations": generations or Generations(), "announced_name": client_name}
+    attributes = {
+        "generations": generations or Generations(),
+        "announced_name": client_name,
+        "total_s": (deadlines or Deadlines()).total_s,
+    }
     return type(f"Stamped{connection_class.__name__}", (_Stamping, connection_class), attributes)
 
 
@@ -171,7 +245,10 @@ def bounded_pool(
         max_connections=size,
         timeout=limits.wait_s,
         connection_class=stamped(
-            SSLConnection if address.tls else Connection, client_name=client_name, generations=generations
+            SSLConnection if address.tls else Connection,
+            client_name=client_name,
+            generations=generations,
+            deadlines=limits,
         ),
         host=address.host,
         port=address.port,

@@ -1,23 +1,39 @@
-"""Commands for signing keys: generate, list."""
+"""Commands for signing keys: generate, list, retire."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from authsvc.domain.tokens.keys import Algorithm, SigningKey, generate
+from authsvc.domain.tokens.keys import (
+    PUBLISHED_FIRST_S,
+    Algorithm,
+    KeyInUse,
+    KeyRing,
+    SigningKey,
+    generate,
+    stamp,
+)
+from authsvc.settings import SettingsError
+from authsvc.settings import variables as v
 from authsvc.settings.development import KEYS_DIR
-from authsvc.store.key_folder import read_key, read_keys
+from authsvc.settings.reader import Reader
+from authsvc.store.key_folder import read_folder
 from authsvc.wiring import now
+
+#: What the kubelet shows a Secret by; files beside it come and go with the Secret alone.
+SECRET_LINK = "..data"  # noqa: S105 - the name of a link
 
 
 def add_commands(commands: Any) -> None:
     """Add this module's commands to the parser."""
-    actions = commands.add_parser("keys", help="make and list signing keys").add_subparsers(
+    actions = commands.add_parser("keys", help="make, list and retire signing keys").add_subparsers(
         required=True, metavar="ACTION"
     )
     making = actions.add_parser(
@@ -27,38 +43,184 @@ def add_commands(commands: Any) -> None:
     making.add_argument("--alg", choices=("ES256", "EdDSA", "RS256"), default="ES256", help="default: ES256")
     making.set_defaults(run=run_generate)
     listing = actions.add_parser("list", help="list the keys and which of them signs")
-    listing.add_argument("--dir", type=Path, help="default: JWT_KEYS_DIR, else that of `authsvc dev`")
     listing.set_defaults(run=run_list)
+    retiring = actions.add_parser(
+        "retire", help="remove a key that no living token needs; what is left of its tokens dies"
+    )
+    retiring.add_argument("key", metavar="KID", help="the key's kid, or the name of its file")
+    retiring.add_argument("--force", action="store_true", help="also if that ends living tokens")
+    retiring.set_defaults(run=run_retire)
+    for parser in (listing, retiring):
+        parser.add_argument("--dir", type=Path, help="default: JWT_KEYS_DIR, else that of `authsvc dev`")
 
 
-def run_generate(options: argparse.Namespace, _env: Mapping[str, str]) -> int:
-    """Make a key; prints what ``keys list`` says of it."""
+def run_generate(options: argparse.Namespace, env: Mapping[str, str]) -> int:
+    """Make a key; prints what ``keys list`` says of it, and on stderr what happens next."""
+    lifetime_s = _lifetime_s(env)
     key = generate_key(options.dir, options.alg)
-    ring = read_keys(options.dir)
+    ring = read_ring(options.dir)
     print(json.dumps(_described(key, signs=ring.signer(now()).kid == key.kid)))
+    _tell(_what_comes(ring, ring.by_id[key.kid], lifetime_s))
     return 0
 
 
 def run_list(options: argparse.Namespace, env: Mapping[str, str]) -> int:
-    """List the keys, newest first."""
-    folder = options.dir or Path(env.get("JWT_KEYS_DIR", KEYS_DIR))
-    if not folder.is_dir():
-        raise ValueError(f"there is no folder {folder}: name it with --dir DIR, or JWT_KEYS_DIR")
-    ring = read_keys(folder)
+    """List the keys, newest first; on stderr from when until when each signs."""
+    lifetime_s = _lifetime_s(env)
+    ring = read_ring(_folder(options, env))
     signer = ring.signer(now()).kid if ring.keys else None
     print(json.dumps({"keys": [_described(key, signs=key.kid == signer) for key in ring.keys]}))
+    _tell(f"{key.file_name} {_standing(ring, key, lifetime_s)}" for key in ring.keys)
+    return 0
+
+
+def run_retire(options: argparse.Namespace, env: Mapping[str, str]) -> int:
+    """Remove a key's file; refuses where a token of its may live, unless forced."""
+    lifetime_s, folder = _lifetime_s(env), _folder(options, env)
+    ring = read_ring(folder)
+    found = {key.kid: key for key in ring.keys if options.key in {key.kid, key.file_name}}
+    if not found:
+        raise ValueError(f"no key in {folder} has the kid or the file name {options.key}")
+    (key,) = found.values()
+    if not options.force:
+        _require_unused(ring, key, lifetime_s)
+    _remove(folder, [each.file_name for each in ring.keys if each.kid == key.kid])
+    print(json.dumps(_described(key, signs=False) | {"state": "retired"}))
+    _tell(_what_is_left(KeyRing.of(each for each in ring.keys if each.kid != key.kid)))
     return 0
 
 
 def generate_key(folder: Path, algorithm: Algorithm) -> SigningKey:
-    """Write a new key into *folder*, for its owner alone; a key of the same second is not replaced."""
+    """Write a new key into *folder*, for the folder's owner alone; raises KeyInUse, OSError."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    name, pem = generate(algorithm, now())
-    path = folder / name
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(pem)
-    return read_key(path)
+    if _is_secret(folder):
+        raise KeyInUse(
+            f"{folder} is a Kubernetes Secret, and a file beside it would be lost with the pod:"
+            " generate the key elsewhere and add it to the Secret (docs/key-rotation.md)"
+        )
+    name, pem = generate(algorithm, read_ring(folder).born_next(now()))
+    _write(folder, name, pem)
+    return SigningKey.from_pem(pem, file_name=name, modified_at=now())
+
+
+def read_ring(folder: Path) -> KeyRing:
+    """The keys in *folder*; names on stderr what is no key."""
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}: name it with --dir DIR, or JWT_KEYS_DIR")
+    contents = read_folder(folder)
+    _tell(f"left out: {cause}" for cause in contents.refused.values())
+    return contents.ring
+
+
+def _write(folder: Path, name: str, pem: bytes) -> None:
+    """The whole file or none, with the folder's owner; a file of that name is not replaced."""
+    unfinished = folder / f".{name}.{os.getpid()}"
+    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(pem)
+            _give_to_owner(folder, descriptor)
+            os.fsync(descriptor)
+        os.link(unfinished, folder / name)
+    finally:
+        unfinished.unlink()
+    _sync(folder)
+
+
+def _give_to_owner(folder: Path, descriptor: int) -> None:
+    """Root makes keys for the service's user, who could not read one of root's."""
+    if os.geteuid() == 0:
+        owner = folder.stat()
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)
+
+
+def _remove(folder: Path, names: list[str]) -> None:
+    """Delete the files *names* of one key; raises OSError, which names the file."""
+    if _is_secret(folder):
+        patch = json.dumps([{"op": "remove", "path": f"/data/{name}"} for name in names])
+        raise ValueError(
+            f"{folder} is a Kubernetes Secret, which is changed from outside:\n"
+            f"  kubectl --namespace authsvc patch secret authsvc-keys --type json --patch '{patch}'"
+        )
+    for name in names:
+        (folder / name).unlink()
+    _sync(folder)
+
+
+def _sync(folder: Path) -> None:
+    """Have the folder's entries on the disk: after a power cut, a removed key must not be back."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_secret(folder: Path) -> bool:
+    return (folder / SECRET_LINK).is_symlink()
+
+
+def _folder(options: argparse.Namespace, env: Mapping[str, str]) -> Path:
+    folder: Path = options.dir or Path(env.get("JWT_KEYS_DIR", KEYS_DIR))
+    return folder
+
+
+def _lifetime_s(env: Mapping[str, str]) -> int:
+    """The lifetime of an access token, in seconds; the service's, if the environment is the service's."""
+    reader = Reader(env)
+    lifetime_s = reader.value(v.REDIS_AUTH_TOKEN_TTL)
+    if not reader.is_sound(v.REDIS_AUTH_TOKEN_TTL):
+        raise SettingsError(reader.problems)
+    return lifetime_s
+
+
+def _require_unused(ring: KeyRing, key: SigningKey, lifetime_s: int) -> None:
+    try:
+        ring.require_unused(key.kid, now=now(), lifetime_s=lifetime_s)
+    except KeyInUse as refusal:
+        raise KeyInUse(
+            f"{key.file_name} stays: {refusal} (tokens live {lifetime_s} s); --force removes it all the same"
+        ) from refusal
+
+
+def _what_comes(ring: KeyRing, key: SigningKey, lifetime_s: int) -> Iterator[str]:
+    """What an operator has to know of a new *key*."""
+    yield f"{key.file_name} {_standing(ring, key, lifetime_s)}"
+    signer = ring.signer(now())
+    if signer.kid == key.kid:
+        return
+    yield f"{signer.file_name} {_standing(ring, signer, lifetime_s)}"
+    if signer.algorithm != key.algorithm:
+        yield f"whoever verifies tokens has to accept {key.algorithm} beside {signer.algorithm} before that"
+
+
+def _standing(ring: KeyRing, key: SigningKey, lifetime_s: int) -> str:
+    """From when until when *key* signs, and from when on it can go; by the times in the names."""
+    tenure, moment = ring.tenure(key), now()
+    if ring.signer(moment).kid == key.kid:
+        text = "signs"
+    elif tenure.begins > moment:
+        text = f"will sign from {stamp(tenure.begins)} on"
+    else:
+        text = "signed"
+    free_at = tenure.free_at(lifetime_s)
+    if tenure.ends is None or free_at is None:
+        return text
+    return f"{text} until {stamp(tenure.ends)}; it can go from {stamp(free_at)} on"
+
+
+def _what_is_left(ring: KeyRing) -> Iterator[str]:
+    """What an operator has to know after a key went."""
+    yield "every worker that reads this folder refuses its tokens within 5 seconds"
+    if not ring.keys:
+        yield "no key is left: nobody can log in or refresh until there is one"
+        return
+    moment = now()
+    signer = ring.signer(moment)
+    yield f"{signer.file_name} signs"
+    if (moment - signer.created_at).total_seconds() < PUBLISHED_FIRST_S:
+        fetched_at = signer.created_at + timedelta(seconds=PUBLISHED_FIRST_S)
+        yield f"whoever fetched the keys before it was there may refuse its tokens until {stamp(fetched_at)}"
 
 
 def _described(key: SigningKey, *, signs: bool) -> dict[str, str]:
@@ -69,3 +231,8 @@ def _described(key: SigningKey, *, signs: bool) -> dict[str, str]:
         "created_at": key.created_at.isoformat(),
         "state": "signing" if signs else "published",
     }
+
+
+def _tell(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line, file=sys.stderr)

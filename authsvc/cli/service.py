@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from authsvc.cli import prune
 from authsvc.cli.keys import generate_key
 from authsvc.observability import logs
 from authsvc.server import ServerOptions, serve
@@ -16,7 +17,7 @@ from authsvc.settings import Settings, SettingsError
 from authsvc.settings.development import KEYS_DIR, ensure_development_files
 from authsvc.settings.page import settings_page
 from authsvc.wiring.machine import available_cores
-from authsvc.wiring.preflight import keys_problems, problems
+from authsvc.wiring.preflight import local_problems, problems
 
 if TYPE_CHECKING:
     from wsgiref.types import WSGIApplication
@@ -33,16 +34,21 @@ def add_commands(commands: Any) -> None:
     serving.set_defaults(run=run_serve)
     development = commands.add_parser("dev", help="serve for development, with embedded stores")
     development.set_defaults(run=run_dev)
-    database = commands.add_parser("db", help="upgrade the database's schema").add_subparsers(
+    database = commands.add_parser("db", help="look after the database").add_subparsers(
         required=True, metavar="ACTION"
     )
     upgrade = database.add_parser("upgrade", help="bring the schema to the revision that this version needs")
     upgrade.set_defaults(run=run_upgrade)
+    prune.add_action(database)
     config = commands.add_parser("config", help="check the settings").add_subparsers(
         required=True, metavar="ACTION"
     )
     check = config.add_parser("check", help="name every problem of the settings at once")
-    check.add_argument("--connect", action="store_true", help="also ask the database and Redis")
+    how = check.add_mutually_exclusive_group()
+    how.add_argument("--connect", action="store_true", help="also ask the database and Redis")
+    how.add_argument(
+        "--manifest", metavar="FILE", help="check rendered Kubernetes YAML instead (- reads stdin)"
+    )
     check.set_defaults(run=run_check)
     page = config.add_parser("docs", help="print the page that is docs/settings.md")
     page.set_defaults(run=run_page)
@@ -77,14 +83,24 @@ def run_upgrade(_options: argparse.Namespace, env: Mapping[str, str]) -> int:
 
 
 def run_check(options: argparse.Namespace, env: Mapping[str, str]) -> int:
-    """Check the settings; with ``--connect`` what they lead to, too."""
+    """Check the settings; with ``--connect`` what they lead to, too; or a manifest in their place."""
+    if options.manifest:
+        return _check_manifest(options.manifest)
     settings = Settings.from_env(env)
-    found = problems(settings) if options.connect else keys_problems(settings)
+    found = problems(settings) if options.connect else local_problems(settings)
     if found:
         raise SettingsError(found)
     for warning in settings.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print("the settings are complete and consistent", file=sys.stderr)
+    return 0
+
+
+def _check_manifest(name: str) -> int:
+    from authsvc.cli.manifest import check_manifest
+
+    text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+    print(f"the manifest fits: {check_manifest(text)}", file=sys.stderr)
     return 0
 
 

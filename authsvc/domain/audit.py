@@ -1,10 +1,19 @@
-"""Security events: what is worth a line in the log and a counter."""
+"""
+Security events: what happened, who did it to whom, and from where.
+
+Each is a line in the log, a counter and, unless it is operational, a row of the audit trail.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
+
+from authsvc.domain.values.identifiers import UserId
 
 
 class Action(StrEnum):
@@ -13,8 +22,11 @@ class Action(StrEnum):
     USER_REGISTERED = "user.registered"
     USER_STANDING_SET = "user.standing_set"
     USER_DELETED = "user.deleted"
+    USERS_IMPORTED = "users.imported"
+    USERS_EXPORTED = "users.exported"
     LOGIN_SUCCEEDED = "login.succeeded"
     LOGIN_FAILED = "login.failed"
+    LOGINS_NOTED = "logins.noted"
     HASH_MALFORMED = "password.hash_malformed"
     PASSWORD_CHANGED = "password.changed"  # noqa: S105 - the name of an event
     PASSWORD_REFUSED = "password.refused"  # noqa: S105 - the name of an event
@@ -22,9 +34,61 @@ class Action(StrEnum):
     REFRESH_REUSED = "refresh.reused"
     SESSION_ENDED = "session.ended"
     SESSIONS_ENDED = "sessions.ended"
+    CACHE_CLEARED = "cache.cleared"
+    CLIENT_CREATED = "client.created"
+    CLIENT_DELETED = "client.deleted"
+    CLIENT_REFUSED = "client.refused"
+    KEY_ADDED = "key.added"
+    KEY_REMOVED = "key.removed"
     LIMIT_REACHED = "limit.reached"
     LIMIT_UNCOUNTED = "limit.uncounted"
     TOKEN_UNRECORDED = "token.unrecorded"  # noqa: S105 - the name of an event
+
+
+#: How the service itself fares, not what somebody did: for the log and the counters alone.
+OPERATIONAL = frozenset({Action.LIMIT_UNCOUNTED, Action.TOKEN_UNRECORDED})
+#: What anybody can cause at no cost, as often as he likes: all of the same share one row for a while.
+TALLIED = frozenset({Action.LIMIT_REACHED, Action.CLIENT_REFUSED})
+#: What a user is shown of his own account.
+PERSONAL = frozenset(
+    {
+        *(Action.USER_REGISTERED, Action.USER_STANDING_SET, Action.LOGIN_SUCCEEDED, Action.LOGIN_FAILED),
+        *(Action.PASSWORD_CHANGED, Action.PASSWORD_REFUSED, Action.REFRESH_REUSED),
+        *(Action.SESSION_ENDED, Action.SESSIONS_ENDED),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """The request that a thread works for: its id, who asks, from where and with what."""
+
+    request_id: str | None = None
+    client_ip: str | None = None
+    user_agent: str | None = None
+    #: Whose token the request showed.
+    actor_id: str | None = None
+
+
+#: No request: the command line, or the service by itself.
+NOWHERE = Origin()
+
+_origin: ContextVar[Origin] = ContextVar("origin", default=NOWHERE)
+
+
+def bind_origin(origin: Origin) -> None:
+    """Say what this thread works for from now on."""
+    _origin.set(origin)
+
+
+def bind_actor(actor_id: str) -> None:
+    """Say which user or client is asking, once that is proven."""
+    _origin.set(replace(_origin.get(), actor_id=actor_id))
+
+
+def current_origin() -> Origin:
+    """What this thread works for."""
+    return _origin.get()
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +103,89 @@ class Event:
     #: The account that was tried, as its limit counts it; whoever keeps it keeps a keyed digest of it.
     account: str | None = None
     detail: str | None = None
+    device_id: str | None = None
+    #: What happens once, however many processes see it or say it again: a session's end, a key's arrival.
+    once: str | None = None
+    #: Where it came from, if not from the request that this thread works for.
+    origin: Origin | None = None
 
 
 class AuditLog(Protocol):
     """Where events go."""
 
     def record(self, event: Event) -> None:
-        """Keep *event*; never raises, never blocks."""
+        """Keep *event*; never raises, and waits for no store that does not answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One row of the trail.  Ids rise with the time of the event: they are its order."""
+
+    id: str
+    at: datetime
+    action: str
+    user_id: str | None = None
+    actor_id: str | None = None
+    session_id: str | None = None
+    client_ip: str | None = None
+    user_agent: str | None = None
+    device_id: str | None = None
+    account: str | None = None
+    detail: str | None = None
+    request_id: str | None = None
+    #: How often at least: more than one where the same shares a row.
+    count: int = 1
+    #: What all entries of one row have in common; None: a row of its own.
+    once: str | None = None
+
+    @property
+    def is_by_another(self) -> bool:
+        """True where an administrator, an operator or a service did it to the user."""
+        is_operators = self.actor_id is None and self.action == Action.USER_STANDING_SET
+        return is_operators or self.actor_id not in {None, self.user_id}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditFilter:
+    """One page of the trail, newest first; ``after`` is the last id of the page before."""
+
+    #: Empty: all of them.
+    actions: frozenset[str] = frozenset()
+    user_id: str | None = None
+    actor_id: str | None = None
+    client_ip: str | None = None
+    #: From then on, and until before then.
+    since: datetime | None = None
+    until: datetime | None = None
+    limit: int = 50
+    after: str | None = None
+
+
+class AuditTrail(Protocol):
+    """The rows, in SQL.  Raises StoreUnavailable."""
+
+    def write(self, entries: Sequence[Entry]) -> None:
+        """Add *entries* in one transaction; those that are there already are not added again."""
+
+    def page(self, wanted: AuditFilter) -> list[Entry]:
+        """At most ``limit + 1`` entries: the one too many says that there is a next page."""
+
+    def prune(self, *, before: datetime, most: int) -> int:
+        """Delete the oldest entries from before *before*, *most* at once; how many there were."""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditBook:
+    """The trail, to be read."""
+
+    trail: AuditTrail
+
+    def page(self, wanted: AuditFilter) -> tuple[list[Entry], str | None]:
+        """The entries of one page, and the cursor of the next."""
+        found = self.trail.page(wanted)
+        page = found[: wanted.limit]
+        return page, page[-1].id if len(found) > wanted.limit else None
+
+    def of_user(self, user_id: UserId, *, limit: int, after: str | None) -> tuple[list[Entry], str | None]:
+        """The same of what a user may know of his own account."""
+        return self.page(AuditFilter(actions=PERSONAL, user_id=user_id, limit=limit, after=after))

@@ -35,6 +35,7 @@ from authsvc.domain.sessions import (
     recognise,
 )
 from authsvc.domain.tokens.access import AccessToken, TokenReader, TokenSigner
+from authsvc.domain.tokens.devices import Device, DeviceTokens
 from authsvc.domain.users import Profile, User, UserStore
 from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.emails import Email, InvalidEmail, canonical_email
@@ -68,9 +69,11 @@ class LoginAttempt:
     device_id: str | None
     ip: str
     user_agent: str | None
+    #: As presented; whatever is no token of this account is as good as none.
+    device_token: str = ""
 
     def __repr__(self) -> str:
-        """Without address and password."""
+        """Without address, password and token."""
         return f"LoginAttempt(ip={self.ip!r})"
 
 
@@ -83,6 +86,8 @@ class TokenPair:
     refresh_token: str
     refresh_expires_in: int
     session_id: SessionId
+    #: From a login; for the next one.
+    device_token: str | None = None
 
     def __repr__(self) -> str:
         """Without the tokens."""
@@ -109,6 +114,7 @@ class Authentication:
     signer: TokenSigner
     reader: TokenReader
     refresh_tokens: RefreshTokens
+    devices: DeviceTokens
     issued: IssuedTokens
     revocations: Revocations
     limits: Limits
@@ -141,13 +147,16 @@ class Authentication:
             InvalidCredentials: unknown address, wrong password or disabled user.
             RateLimited, HashingBusy, StoreUnavailable.
         """
+        self.signer.require_key(self.clock())
         email = _typed_email(attempt.email)
-        with self.proof.attempt(email or attempt.email):
+        device = self._known_device(attempt, email)
+        with self.proof.attempt(email or attempt.email, device):
             credentials = self.credentials.by_email(email or NOBODY)
             is_right = self.proof.holds(attempt.password, credentials)
             if credentials is None or not is_right or not credentials.user.is_active:
                 raise self._refused(attempt, credentials)
-            return self._open_session(credentials, attempt)
+            pair = self._open_session(credentials, attempt)
+            return replace(pair, device_token=self._device_token(credentials, device))
 
     def refresh(self, presented: str) -> TokenPair:
         """
@@ -159,6 +168,8 @@ class Authentication:
             RefreshReused: consumed before, outside the grace rule; the session has now ended.
             RateLimited, StoreUnavailable.
         """
+        # Before the token is used up: without a key there would be nothing to give for it.
+        self.signer.require_key(self.clock())
         token = parse_refresh_token(presented)
         standing = self._genuine(token)
         self.limits.take(Rule.REFRESH, token.session_id)
@@ -185,11 +196,36 @@ class Authentication:
             raise TokenInvalid("no session, or two of them")
         return self._end(named.pop(), token)
 
+    def _known_device(self, attempt: LoginAttempt, email: Email | None) -> Device | None:
+        """The device whose token *attempt* shows; a bad one does the work of none, and tells nobody why."""
+        if email is None or not attempt.device_token:
+            return None
+        device = self.devices.read(attempt.device_token, account_subject(email), now=self.clock())
+        if device is None:
+            return None
+        # Before anything is counted, but only for who has logged in here: nobody else gets this far.
+        found = self.credentials.by_email(email)
+        is_his = found is not None and device.belongs_to(found.user.id, found.password_version)
+        return device if is_his else None
+
+    def _device_token(self, proven: Credentials, device: Device | None) -> str:
+        """The token for the next login on the device of this one."""
+        known = Device.of(proven.user.id, proven.password_version, device)
+        return self.devices.issue(known, account_subject(proven.user.email), now=self.clock())
+
     def _refused(self, attempt: LoginAttempt, credentials: Credentials | None) -> InvalidCredentials:
         """The one refusal of a login, written down."""
         user_id = credentials.user.id if credentials else None
         account = account_subject(_typed_email(attempt.email) or attempt.email)
-        self.audit.record(Event(Action.LOGIN_FAILED, user_id=user_id, client_ip=attempt.ip, account=account))
+        self.audit.record(
+            Event(
+                Action.LOGIN_FAILED,
+                user_id=user_id,
+                client_ip=attempt.ip,
+                account=account,
+                device_id=attempt.device_id,
+            )
+        )
         return InvalidCredentials()
 
     def _open_session(self, verified: Credentials, attempt: LoginAttempt) -> TokenPair:
@@ -205,7 +241,13 @@ class Authentication:
         if rehash is not None:
             self.audit.record(Event(Action.PASSWORD_REHASHED, user_id=user.id))
         self.audit.record(
-            Event(Action.LOGIN_SUCCEEDED, user_id=user.id, session_id=session.id, client_ip=attempt.ip)
+            Event(
+                Action.LOGIN_SUCCEEDED,
+                user_id=user.id,
+                session_id=session.id,
+                client_ip=attempt.ip,
+                device_id=attempt.device_id,
+            )
         )
         return self._pair(user, session)
 
@@ -286,7 +328,12 @@ class Authentication:
         outcome = self.revocations.publish(self.sessions.end(session_id, reason="logout", token_id=shown))
         owner = token or outcome.value
         self.audit.record(
-            Event(Action.SESSION_ENDED, user_id=owner.user_id if owner else None, session_id=session_id)
+            Event(
+                Action.SESSION_ENDED,
+                user_id=owner.user_id if owner else None,
+                session_id=session_id,
+                once=session_id,
+            )
         )
         return outcome
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TypeAlias
 
+from authsvc.domain.audit import Action, AuditLog, Event
 from authsvc.domain.authentication import Authentication, Registration
 from authsvc.domain.credentials import CredentialStore
 from authsvc.domain.errors import AuthError, StoreUnavailable
@@ -41,6 +42,7 @@ class Batches:
     authentication: Authentication
     credentials: CredentialStore
     revocations: Revocations
+    audit: AuditLog
     clock: Clock
 
     def create(self, items: Sequence[Registration | AuthError]) -> list[Created]:
@@ -62,6 +64,7 @@ class Batches:
         """Set the last login of each to now; returns the ids that were set and those that nobody has."""
         wanted = list(dict.fromkeys(user_ids))
         noted = set(self.revocations.publish(self.credentials.note_logins(wanted, self.clock())).value)
+        self.audit.record(Event(Action.LOGINS_NOTED, detail=f"users={len(noted)}"))
         return [one for one in wanted if one in noted], [one for one in wanted if one not in noted]
 
     def _create_all(self, alike: Sequence[Placed]) -> list[tuple[int, Created]]:

@@ -12,11 +12,13 @@ from authsvc.domain.audit import Action, AuditLog, Event
 from authsvc.domain.errors import AuthError, HashingBusy, Invalid, InvalidCredentials, WrongPassword
 from authsvc.domain.passwords.hasher import Passwords
 from authsvc.domain.passwords.policy import PasswordPolicy
-from authsvc.domain.ratelimits import Limits, Rule, account_subject
+from authsvc.domain.ratelimits import Limits, Rule, account_subject, device_subject
 from authsvc.domain.revocations import Committed, Outcome, Revocations
 from authsvc.domain.sessions import Session
 from authsvc.domain.tokens.access import AccessToken
+from authsvc.domain.tokens.devices import Device, DeviceTokens
 from authsvc.domain.users import User, UserDirectory
+from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.emails import Email
 from authsvc.domain.values.identifiers import SessionId, UserId
 
@@ -84,15 +86,17 @@ class PasswordProof:
     audit: AuditLog
 
     @contextmanager
-    def attempt(self, account: str) -> Iterator[None]:
+    def attempt(self, account: str, device: Device | None = None) -> Iterator[None]:
         """
         Count one attempt on *account* (an address as typed or canonical); give it back unless it failed.
+
+        A known *device* has a budget of its own; all others share the account's.
 
         Raises:
             RateLimited: too many failures.
             StoreUnavailable: the attempt cannot be counted.
         """
-        verdict = self.limits.take(Rule.LOGIN_ACCOUNT, account_subject(account))
+        verdict = self.limits.take(*self._bucket(account_subject(account), device))
         try:
             yield
         except (InvalidCredentials, WrongPassword):
@@ -101,6 +105,13 @@ class PasswordProof:
             self.limits.refund(verdict)
             raise
         self.limits.refund(verdict)
+
+    def _bucket(self, account: str, device: Device | None) -> tuple[Rule, str]:
+        """What counts an attempt; where either limit is off a device is a stranger, and never worse off."""
+        has_devices = self.limits.counts(Rule.LOGIN_DEVICE) and self.limits.counts(Rule.LOGIN_ACCOUNT)
+        if device is None or not has_devices:
+            return Rule.LOGIN_ACCOUNT, account
+        return Rule.LOGIN_DEVICE, device_subject(account, device)
 
     def holds(self, password: str, credentials: Credentials | None) -> bool:
         """True if *password* is right; the same work is done where there are no credentials to compare."""
@@ -135,11 +146,15 @@ class OwnAccount:
     proof: PasswordProof
     policy: PasswordPolicy
     revocations: Revocations
+    devices: DeviceTokens
     audit: AuditLog
+    clock: Clock
 
-    def change_password(self, token: AccessToken, current: str, new: str) -> Outcome[User]:
+    def change_password(self, token: AccessToken, current: str, new: str) -> Outcome[str]:
         """
-        Replace the password; every session but the caller's ends.
+        Replace the password; every session but the caller's ends, every device becomes a stranger.
+
+        Returns a new device token: the caller has just shown who he is.
 
         Raises:
             WrongPassword: *current* is wrong, or was changed by somebody else meanwhile.
@@ -154,7 +169,9 @@ class OwnAccount:
             raise WrongPassword
         outcome = self.revocations.publish(committed)
         self.audit.record(Event(Action.PASSWORD_CHANGED, user_id=token.user_id, session_id=token.session_id))
-        return outcome
+        device = Device.of(token.user_id, verified.password_version + 1)
+        account = account_subject(verified.user.email)
+        return Outcome(self.devices.issue(device, account, now=self.clock()), outcome.is_complete)
 
     def close(self, token: AccessToken, password: str) -> Outcome[User]:
         """Delete the caller's account; raises WrongPassword, LastAdmin, RateLimited, HashingBusy."""

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from authsvc.domain.audit import Action, AuditLog, Event
 from authsvc.domain.errors import RateLimited, StoreUnavailable
+from authsvc.domain.tokens.devices import Device
 from authsvc.domain.values.limits import Limit, Verdict
 
 _verdicts: ContextVar[list[Verdict] | None] = ContextVar("verdicts", default=None)
@@ -22,8 +23,10 @@ class Rule(StrEnum):
 
     LOGIN_IP = "login-ip"
     LOGIN_ACCOUNT = "login-account"
+    LOGIN_DEVICE = "login-device"
     REGISTER_IP = "register-ip"
     REFRESH = "refresh"
+    CLIENT_IP = "client-ip"
 
 
 class OnOutage(Enum):
@@ -34,12 +37,14 @@ class OnOutage(Enum):
 
 
 #: Guessing passwords or filling the database must not be free while the counters are away; a refresh
-#: token cannot be guessed, and refusing it would log everybody out.
+#: token cannot be guessed, and refusing it would log everybody out.  The same goes for a client's secret.
 ON_OUTAGE: Mapping[Rule, OnOutage] = {
     Rule.LOGIN_IP: OnOutage.REFUSE,
     Rule.LOGIN_ACCOUNT: OnOutage.REFUSE,
+    Rule.LOGIN_DEVICE: OnOutage.REFUSE,
     Rule.REGISTER_IP: OnOutage.REFUSE,
     Rule.REFRESH: OnOutage.ALLOW,
+    Rule.CLIENT_IP: OnOutage.ALLOW,
 }
 
 
@@ -79,6 +84,10 @@ class Limits:
             raise RateLimited(verdict)
         return verdict
 
+    def counts(self, rule: Rule) -> bool:
+        """False where *rule* is ``off``."""
+        return rule in self.by_rule
+
     def refund(self, verdict: Verdict | None) -> None:
         """Give back what :meth:`take` counted, if it did; never raises."""
         if verdict is not None:
@@ -105,6 +114,11 @@ def record_verdicts() -> list[Verdict]:
 def account_subject(account: str) -> str:
     """The subject of an account: SHA-256 of its canonical address (or of what was typed as one), in hex."""
     return sha256(account.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def device_subject(account: str, device: Device) -> str:
+    """The subject of a device: that of its account, and the device's own number."""
+    return f"{account}.{device.nonce.hex()}"
 
 
 def ip_subject(ip: str) -> str:
@@ -141,8 +155,8 @@ def state_header(verdict: Verdict) -> str:
 
 def _reached(rule: Rule, subject: str) -> Event:
     """The event of a refusal, with the subject in the field that it belongs to."""
-    if rule is Rule.LOGIN_ACCOUNT:
-        return Event(Action.LIMIT_REACHED, account=subject, detail=rule)
+    if rule in {Rule.LOGIN_ACCOUNT, Rule.LOGIN_DEVICE}:
+        return Event(Action.LIMIT_REACHED, account=subject.partition(".")[0], detail=rule)
     if rule is Rule.REFRESH:
         return Event(Action.LIMIT_REACHED, session_id=subject, detail=rule)
     return Event(Action.LIMIT_REACHED, client_ip=subject, detail=rule)

@@ -195,7 +195,7 @@ class SessionDirectory:
         if standing is None or standing.user.id != owner or not standing.session.is_alive(self.clock()):
             raise NotFound
         outcome = self.revocations.publish(self.store.end(session_id, reason="ended", token_id=None))
-        self.audit.record(Event(Action.SESSION_ENDED, user_id=owner, session_id=session_id))
+        self.audit.record(Event(Action.SESSION_ENDED, user_id=owner, session_id=session_id, once=session_id))
         return outcome
 
     def end_all(self, user_id: UserId, *, keep: SessionId | None, actor: UserId) -> Outcome[int]:

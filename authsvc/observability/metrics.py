@@ -133,8 +133,8 @@ def make_metrics(registry: CollectorRegistry | None = None) -> Metrics:
         revocation_lag=make.gauge(
             "authsvc_revocation_lag", "Entries of the revocation log that Redis lacks.", "livemax"
         ),
-        user_cache_hits=make.adder("user_cache_hits", "Users found in the cache."),
-        user_cache_misses=make.adder("user_cache_misses", "Users not found in the cache."),
+        user_cache_hits=make.counter("user_cache_hits", "Users found in the cache."),
+        user_cache_misses=make.counter("user_cache_misses", "Users not found in the cache."),
         user_cache_operation=make.durations(
             "user_cache_operation_duration_seconds", "Time of one read of users.", CACHE_BUCKETS_S
         ),
@@ -143,21 +143,13 @@ def make_metrics(registry: CollectorRegistry | None = None) -> Metrics:
             "cache_operation_latency_seconds", "Time of one call to Redis.", CACHE_BUCKETS_S
         ),
         cache_error=make.counts("cache_errors", "Calls to Redis that failed.", "reason"),
-        breaker_state=make.gauge(
-            "cache_circuit_breaker_state",
-            "0 closed, 1 open, 2 half-open; the worst of the workers.",
-            "livemax",
-        ),
+        breaker_state=make.breaker("cache_circuit_breaker_state"),
         sql_connections=make.gauge(
             "authsvc_sql_connections_in_use", "Connections to SQL in use, over all workers.", "livesum"
         ),
-        sql_breaker_state=make.gauge(
-            "authsvc_sql_circuit_breaker_state",
-            "0 closed, 1 open, 2 half-open; the worst of the workers.",
-            "livemax",
-        ),
+        sql_breaker_state=make.breaker("authsvc_sql_circuit_breaker_state"),
         active_locks=make.gauge("cache_active_locks", "Locks that the workers hold.", "livesum"),
-        audit_unwritten=make.adder("authsvc_audit_unwritten", "Security events that never became a row."),
+        audit_unwritten=make.counter("authsvc_audit_unwritten", "Security events that never became a row."),
         log_dropped=make.counter("authsvc_log_records_dropped", "Log records that nobody read in time."),
     )
 
@@ -189,10 +181,7 @@ class _Maker:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
 
-    def counter(self, name: str, about: str) -> Callable[[], None]:
-        return Counter(name, about, registry=self.registry).inc
-
-    def adder(self, name: str, about: str) -> Callable[[int], None]:
+    def counter(self, name: str, about: str) -> Callable[..., None]:
         return Counter(name, about, registry=self.registry).inc
 
     def counts(self, name: str, about: str, *labels: str) -> Callable[..., None]:
@@ -220,6 +209,9 @@ class _Maker:
             observe(operation, seconds)
 
         return note
+
+    def breaker(self, name: str) -> Callable[[float], None]:
+        return self.gauge(name, "0 closed, 1 open, 2 half-open; the worst of the workers.", "livemax")
 
     def gauge(self, name: str, about: str, mode: _Mode) -> Callable[[float], None]:
         return Gauge(name, about, registry=self.registry, multiprocess_mode=mode).set

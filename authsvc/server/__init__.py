@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, NoReturn
 if TYPE_CHECKING:
     from wsgiref.types import WSGIApplication
 
-__all__ = ["THREADS_PER_WORKER", "ServerOptions", "serve"]
+__all__ = ["GRACEFUL_TIMEOUT_S", "THREADS_PER_WORKER", "ServerOptions", "serve"]
 
 #: A thread waits for Redis, for SQL or for its turn to hash: 32 outlast a second in which 30 requests hang
 #: until their deadlines, cost 1 MB, and are more than one interpreter can keep busy.
 THREADS_PER_WORKER = 32
+#: After SIGTERM, for the requests that are under way.
+GRACEFUL_TIMEOUT_S = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,6 +23,7 @@ from gunicorn.glogging import Logger
 
 from authsvc.observability.figures import FOLDER_VARIABLE, forget_process
 from authsvc.observability.logs import get_logger
+from authsvc.server import GRACEFUL_TIMEOUT_S
 from authsvc.server.arrival import MAX_FIELD_BYTES, MAX_FIELDS, MAX_LINE_BYTES
 from authsvc.server.worker import Worker
 
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 #: A worker whose main loop stands still for so long is killed.
 TIMEOUT_S = 15
-GRACEFUL_TIMEOUT_S = 20
 #: Longer than proxies keep an idle connection (60 s as a rule), so that they close first and lose no request.
 KEEPALIVE_S = 75
 MAX_CONNECTIONS = 4096

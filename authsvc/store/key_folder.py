@@ -2,80 +2,186 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from authsvc.domain.audit import NOWHERE, Action, AuditLog, Event
 from authsvc.domain.tokens.keys import KeyRefused, KeyRing, SigningKey
 from authsvc.domain.values.clocks import Monotonic
 
 #: How long a look at the folder is good for.
 REREAD_S = 2.0
+#: How long a thread waits for another one that looks; a file system may hang for ever.
+PATIENCE_S = 1.0
+#: A folder that is just being changed is read so often, with pauses of SETTLE_S (seconds) between.
+READINGS = 3
+SETTLE_S = 0.05
+#: No key is longer; it also bounds the read of a file that somebody put there by mistake.
+MAX_FILE_BYTES = 65_536
+
+#: One file is not to be had: it went, it leads nowhere, it is not ours to read.  All else is the disk.
+ABSENT = frozenset({errno.ENOENT, errno.ELOOP})
+DENIED = frozenset({errno.EACCES, errno.EPERM})
+
+#: Name, then what differs when the file is another one; nothing for a link into nowhere.
+Listing = frozenset[tuple[str, int, int, int, int]]
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What a folder held at one moment."""
+
+    ring: KeyRing
+    #: The files that are no usable keys, by name, each with the cause.
+    refused: Mapping[str, str]
+    listing: Listing
 
 
 class KeyFolder:
     """
     The key ring in *path*; looked at again when the last look is older than REREAD_S.
 
-    A file that cannot be read as a key is left out and logged: the others go on.  A folder that cannot
-    be listed leaves the ring as it was.
+    The thread that finds the look too old looks before it goes on, and so do all that come meanwhile: a
+    removed key verifies nothing after REREAD_S, also in a process that was idle.  A file that cannot be read
+    as a key is left out and logged: the others go on.  A folder that cannot be listed, or does not answer,
+    leaves the ring as it was.
     """
 
-    def __init__(self, path: Path, monotonic: Monotonic) -> None:
+    def __init__(self, path: Path, monotonic: Monotonic, audit: AuditLog) -> None:
         self._path = path
         self._monotonic = monotonic
+        self._audit = audit
         self._lock = threading.Lock()
+        self._is_stuck = False
         self._looked_at_s = monotonic()
-        self._seen = _listing(path)
-        self._ring = read_keys(path)
+        self._contents = read_folder(path)
+        _log_refused(self._contents.refused)
 
     def __call__(self) -> KeyRing:
         """The ring as of at most REREAD_S ago; the same object as long as no file changed."""
-        if self._monotonic() - self._looked_at_s >= REREAD_S and self._lock.acquire(blocking=False):
-            try:
-                self._look_again()
-            finally:
-                self._lock.release()
-        return self._ring
+        if self._is_old():
+            for event in self._look_again():
+                self._audit.record(event)
+        return self._contents.ring
 
-    def _look_again(self) -> None:
-        self._looked_at_s = self._monotonic()
+    def announce(self) -> None:
+        """Record the keys that this process starts with."""
+        for key in self._contents.ring.keys:
+            self._audit.record(_event(Action.KEY_ADDED, key, "start"))
+
+    def _is_old(self) -> bool:
+        return self._monotonic() - self._looked_at_s >= REREAD_S
+
+    def _look_again(self) -> list[Event]:
+        """What changed, if this thread looked; others wait for the one that does, unless its look hangs."""
+        if not self._lock.acquire(timeout=0 if self._is_stuck else PATIENCE_S):
+            if not self._is_stuck:
+                self._is_stuck = True
+                log.error("keys.unreadable", extra={"cause": "no answer"})
+            return []
         try:
-            listing = _listing(self._path)
-            if listing != self._seen:
-                self._ring, self._seen = read_keys(self._path), listing
-                log.info("keys.reread", extra={"count": len(self._ring.keys)})
+            return self._look() if self._is_old() else []
+        finally:
+            self._is_stuck = False
+            self._lock.release()
+
+    def _look(self) -> list[Event]:
+        began_s, before = self._monotonic(), self._contents
+        try:
+            if _listing(self._path) != before.listing:
+                self._contents = read_folder(self._path)
         except OSError as error:
             log.error("keys.unreadable", extra={"cause": error.strerror})  # noqa: TRY400 - the cause says it all
+        # Last: whoever takes this time for recent must find the contents that it stands for.
+        self._looked_at_s = began_s
+        return _changes(before, self._contents)
 
 
-def read_keys(path: Path) -> KeyRing:
-    """Every key in the ``.pem`` files of *path*; the unusable ones are logged."""
-    keys = []
-    for file in sorted(_key_files(path)):
-        try:
-            keys.append(read_key(file))
-        except (KeyRefused, OSError) as error:
-            log.error("keys.refused", extra={"cause": str(error)})  # noqa: TRY400 - the same
-    return KeyRing.of(keys)
+def read_folder(path: Path) -> Contents:
+    """
+    The ``.pem`` files of *path*; raises OSError where the folder, or the disk below a file, does not answer.
+
+    It is read again when it changed meanwhile, or when a file is no key, which may be half written.
+    """
+    for pause_s in (SETTLE_S,) * (READINGS - 1):
+        contents = _read(path)
+        if not contents.refused and contents.listing == _listing(path):
+            return contents
+        time.sleep(pause_s)
+    return _read(path)
 
 
 def read_key(file: Path) -> SigningKey:
     """The key in *file*; raises KeyRefused, OSError."""
+    # A pipe would be waited for without end.
+    if not file.is_file() and file.exists():
+        raise KeyRefused(f"{file.name}: not a file")
     modified_at = datetime.fromtimestamp(file.stat().st_mtime, UTC)
-    return SigningKey.from_pem(file.read_bytes(), file_name=file.name, modified_at=modified_at)
+    with file.open("rb") as opened:
+        pem = opened.read(MAX_FILE_BYTES)
+    return SigningKey.from_pem(pem, file_name=file.name, modified_at=modified_at)
 
 
-def _listing(path: Path) -> frozenset[tuple[str, int, int]]:
-    """Names, times and sizes: different when a key came, went or was replaced."""
-    return frozenset(
-        (file.name, (stat := file.stat()).st_mtime_ns, stat.st_size) for file in _key_files(path)
-    )
+def _read(path: Path) -> Contents:
+    """One reading; what comes after the listing differs from it, and is seen by the next look."""
+    listing = _listing(path)
+    keys, refused = [], {}
+    for name in sorted(entry[0] for entry in listing):
+        try:
+            keys.append(read_key(path / name))
+        except KeyRefused as error:
+            refused[name] = str(error)
+        except OSError as error:
+            if error.errno not in ABSENT | DENIED:
+                raise
+            refused[name] = f"{name}: {error.strerror}"
+    return Contents(KeyRing.of(keys), refused, listing)
 
 
-def _key_files(path: Path) -> list[Path]:
-    """The ``.pem`` files of *path*; raises OSError, where ``glob`` would take a missing folder for empty."""
-    return [file for file in path.iterdir() if file.suffix == ".pem"]
+def _listing(path: Path) -> Listing:
+    """
+    What there is: different when a key came, went, was replaced, or became readable.
+
+    Through links, so that a folder of Kubernetes differs when its ``..data`` points elsewhere.
+    """
+    # iterdir: ``glob`` would take a missing folder for an empty one.
+    return frozenset(_entry(file) for file in path.iterdir() if file.suffix == ".pem")
+
+
+def _entry(file: Path) -> tuple[str, int, int, int, int]:
+    try:
+        found = file.stat()
+    except OSError as error:
+        if error.errno in ABSENT:
+            return file.name, 0, 0, 0, 0
+        raise
+    return file.name, found.st_ino, found.st_ctime_ns, found.st_mtime_ns, found.st_size
+
+
+def _changes(before: Contents, after: Contents) -> list[Event]:
+    """The keys that came and went; what the log alone should know is logged."""
+    if after is before:
+        return []
+    log.info("keys.reread", extra={"count": len(after.ring.keys)})
+    _log_refused({name: cause for name, cause in after.refused.items() if before.refused.get(name) != cause})
+    old, new = before.ring.by_id, after.ring.by_id
+    added = [_event(Action.KEY_ADDED, new[kid], "reread") for kid in new.keys() - old.keys()]
+    return added + [_event(Action.KEY_REMOVED, old[kid], "reread") for kid in old.keys() - new.keys()]
+
+
+def _log_refused(refused: Mapping[str, str]) -> None:
+    for cause in refused.values():
+        log.error("keys.refused", extra={"cause": cause})
+
+
+def _event(action: Action, key: SigningKey, occasion: str) -> Event:
+    """One event of each key, however many processes see it; not of whoever's request made them look."""
+    return Event(action, detail=f"{key.kid} {key.algorithm} {occasion}", once=key.kid, origin=NOWHERE)

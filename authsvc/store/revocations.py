@@ -12,11 +12,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Select, func, insert, select, text, update
+from sqlalchemy import Connection, Select, func, insert, or_, select, text, update
+from sqlalchemy.exc import DBAPIError
 
+from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.revocations import Revocation
 from authsvc.domain.users import User
 from authsvc.domain.values.clocks import Clock
@@ -29,6 +31,8 @@ LOG_LOCK = 0x61757468_0001
 PAGE = 500
 #: The user of an entry that is about none.
 NOBODY = "00000000-0000-0000-0000-000000000000"
+#: SQLSTATE of a lock that was not granted in time.
+_LOCK_NOT_AVAILABLE = "55P03"
 
 
 log = logging.getLogger(__name__)
@@ -74,13 +78,13 @@ class SqlRevocationLog:
         """The highest number; every lower one that will ever be visible is visible now.  0: none yet."""
         with self._database.transaction() as connection:
             self._keep_writers_out(connection)
-            return self._highest(connection)
+            return _highest(connection)
 
     def pages(self, *, after: int, upto: int) -> Iterator[list[Revocation]]:
         """The entries with ``after < seq <= upto`` that can still matter, in order."""
         while after < upto:
             with self._database.read() as connection:
-                rows = connection.execute(self._page(after, upto)).mappings().all()
+                rows = connection.execute(_between(after, upto, self._clock()).limit(PAGE)).mappings().all()
             if not rows:
                 return
             yield [to_revocation(row) for row in rows]
@@ -118,7 +122,7 @@ class SqlRevocationLog:
         filler = {"seq": seq, "at": now, "reason": "restored", "expires_at": now, "user_id": NOBODY}
         with self._database.transaction() as connection:
             self._keep_writers_out(connection)
-            if self._highest(connection) >= seq:
+            if _highest(connection) >= seq:
                 log.info("revocations.skipped_by_other")
                 return
             connection.execute(insert(revocations).values(filler))
@@ -133,17 +137,68 @@ class SqlRevocationLog:
             connection.execute(text("SET LOCAL lock_timeout = '100ms'"))
             connection.execute(select(func.pg_advisory_xact_lock(LOG_LOCK)))
 
-    @staticmethod
-    def _highest(connection: Connection) -> int:
-        head: int = connection.execute(select(func.coalesce(func.max(revocations.c.seq), 0))).scalar_one()
-        return head
 
-    def _page(self, after: int, upto: int) -> Select[Any]:
-        return (
-            select(revocations)
+class SqlFeedLog:
+    """The log as the revocation feed reads it."""
+
+    def __init__(self, database: Database, log: SqlRevocationLog, clock: Clock) -> None:
+        self._database = database
+        self._log = log
+        self._clock = clock
+
+    def newest(self) -> int:
+        """The highest visible number, without a lock; lower ones may still be about to appear."""
+        with self._database.read() as connection:
+            return _highest(connection)
+
+    def head(self) -> int | None:
+        """The highest number, with every lower one visible; None where writers were not done in time."""
+        try:
+            return self._log.head()
+        except StoreUnavailable as error:
+            if _is_about_a_lock(error):
+                return None
+            raise
+
+    def entry(self, seq: int) -> Revocation | None:
+        """Entry *seq*, whatever it is about."""
+        with self._database.read() as connection:
+            row = connection.execute(select(revocations).where(revocations.c.seq == seq)).mappings().first()
+        return to_revocation(row) if row else None
+
+    def fatal(self, *, after: int, upto: int, limit: int) -> list[Revocation]:
+        """Entries with ``after < seq <= upto`` that end tokens which can still be alive, in order."""
+        if after >= upto:
+            return []
+        statement = (
+            _between(after, upto, self._clock())
             .where(
-                revocations.c.seq > after, revocations.c.seq <= upto, revocations.c.expires_at > self._clock()
+                or_(
+                    revocations.c.session_id.is_not(None),
+                    revocations.c.token_id.is_not(None),
+                    revocations.c.epoch.is_not(None),
+                )
             )
-            .order_by(revocations.c.seq)
-            .limit(PAGE)
+            .limit(limit)
         )
+        with self._database.read() as connection:
+            return [to_revocation(row) for row in connection.execute(statement).mappings()]
+
+
+def _is_about_a_lock(error: StoreUnavailable) -> bool:
+    cause = error.__cause__
+    return isinstance(cause, DBAPIError) and getattr(cause.orig, "sqlstate", None) == _LOCK_NOT_AVAILABLE
+
+
+def _highest(connection: Connection) -> int:
+    head: int = connection.execute(select(func.coalesce(func.max(revocations.c.seq), 0))).scalar_one()
+    return head
+
+
+def _between(after: int, upto: int, now: datetime) -> Select[Any]:
+    """The entries with ``after < seq <= upto`` that can still matter, in order."""
+    return (
+        select(revocations)
+        .where(revocations.c.seq > after, revocations.c.seq <= upto, revocations.c.expires_at > now)
+        .order_by(revocations.c.seq)
+    )

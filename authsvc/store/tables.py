@@ -24,6 +24,7 @@ from sqlalchemy import (
     Uuid,
 )
 
+from authsvc.domain.audit import Entry
 from authsvc.domain.revocations import Revocation
 from authsvc.domain.sessions import Session
 from authsvc.domain.users import User
@@ -121,12 +122,37 @@ clients = Table(
     Column("created_at", UtcTime, nullable=False),
 )
 
+#: Nothing here refers to another table: what happened outlives whom it happened to.
+audit_events = Table(
+    "audit_events",
+    metadata,
+    Column("id", _ID, primary_key=True),
+    Column("at", UtcTime, nullable=False),
+    Column("action", String(64), nullable=False),
+    Column("user_id", _ID),
+    Column("actor_id", _ID),
+    Column("session_id", _ID),
+    Column("client_ip", String(45)),
+    Column("user_agent", String(512)),
+    Column("device_id", String(200)),
+    Column("account", String(64)),
+    Column("detail", String(200)),
+    Column("request_id", String(64)),
+    Column("count", BigInteger, nullable=False),
+    Column("once", String(64), unique=True),
+    Index("ix_audit_events_action", "action", "id"),
+    Index("ix_audit_events_user_id", "user_id", "id"),
+    Index("ix_audit_events_actor_id", "actor_id", "id"),
+    Index("ix_audit_events_client_ip", "client_ip", "id"),
+)
+
 _USER_FIELDS = (
     "id", "email", "name", "phone", "device_id", "status", "preferences",
     "created_at", "updated_at", "last_login", "epoch", "version",
 )  # fmt: skip
 _SESSION_FIELDS = tuple(column.name for column in sessions.columns)
 _REVOCATION_FIELDS = tuple(column.name for column in revocations.columns)
+_ENTRY_FIELDS = tuple(column.name for column in audit_events.columns)
 
 USER_COLUMNS = (*(users.c[name] for name in _USER_FIELDS), users.c.is_admin)
 
@@ -160,3 +186,13 @@ def to_revocation(row: RowMapping) -> Revocation:
 def from_revocation(entry: Revocation) -> dict[str, Any]:
     """The columns of *entry*; its number is the database's to give."""
     return {name: getattr(entry, name) for name in _REVOCATION_FIELDS if name != "seq"}
+
+
+def to_entry(row: RowMapping) -> Entry:
+    """The entry of the audit trail in *row*."""
+    return Entry(**{name: row[audit_events.c[name]] for name in _ENTRY_FIELDS})
+
+
+def from_entry(entry: Entry) -> dict[str, Any]:
+    """The columns of *entry*."""
+    return {name: getattr(entry, name) for name in _ENTRY_FIELDS}

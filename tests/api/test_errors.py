@@ -54,6 +54,7 @@ def test_codes_and_statuses_are_those_of_the_contract():
         (401, "token_missing"),
         (401, "token_invalid"),
         (401, "invalid_credentials"),
+        (401, "invalid_client"),
         (401, "refresh_invalid"),
         (401, "refresh_reused"),
         (401, "session_ended"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,9 @@ from schemathesis import checks
 from schemathesis.core.result import Ok
 
 from tests.api.driver import Api, MakeApi, Person
+from tests.api.gateway import Gateway
 from tests.api.test_routes import ROUTES
+from tests.lengths import times
 from tests.processes import wait_until
 
 if TYPE_CHECKING:
@@ -21,9 +25,11 @@ if TYPE_CHECKING:
 
 #: The page, its files and the description itself are not described; the alias is known by its full name.
 NOT_DESCRIBED = {"/openapi.json", "/docs", "/docs/assets/<path:filename>", "/health"}
+NOT_DESCRIBED |= {"/.well-known/oauth-authorization-server/<path:issuer_path>"}
 #: Any method is one and the same check: one of them will do.
 VERIFY, ALIKE = "^/v1/auth/verify", ["HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
-EXAMPLES = 6
+#: For each operation and role; the same ones on every run unless a number is set.
+EXAMPLES = times("OPENAPI_EXAMPLES", 6)
 CHECKS = [
     checks.not_a_server_error,
     checks.status_code_conformance,
@@ -35,7 +41,7 @@ FEW = settings(
     max_examples=EXAMPLES,
     deadline=None,
     database=None,
-    derandomize=True,
+    derandomize="OPENAPI_EXAMPLES" not in os.environ,
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
@@ -71,7 +77,8 @@ def test_every_route_is_described_with_what_it_asks_for(pg_api):
         either_will_do: list[dict[str, list[str]]] = (
             [{"bearer": []}, {}] if route == "POST /v1/auth/logout" else []
         )
-        assert found[route] == ([{"bearer": []}] if role != "public" else either_will_do), route
+        asked_for = {"public": either_will_do, "client": [{"client": []}]}
+        assert found[route] == asked_for.get(role, [{"bearer": []}]), route
 
 
 def test_the_check_is_described_though_flask_does_not_know_it(pg_api):
@@ -83,9 +90,10 @@ def test_the_check_is_described_though_flask_does_not_know_it(pg_api):
 
 
 def test_every_refusal_is_described_as_a_problem(pg_api):
-    """No other form of error is mentioned, and none is said to be plain JSON."""
+    """No other form of error is mentioned but that of OAuth, below its path."""
     found = specification(pg_api)
     problem = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemView"}}}
+    of_oauth = {"application/json": {"schema": {"$ref": "#/components/schemas/OAuthErrorView"}}}
     for path, item in found["paths"].items():
         for method, operation in item.items():
             if method == "parameters":
@@ -97,7 +105,8 @@ def test_every_refusal_is_described_as_a_problem(pg_api):
                         found["components"]["responses"][name]["content"] if name else response["content"]
                     )
                     is_probe = path.startswith("/v1/health") and status == "503"
-                    assert is_probe or content == problem, (method, path, status)
+                    expected = of_oauth if path.startswith("/v1/oauth2/") else problem
+                    assert is_probe or content == expected, (method, path, status)
     assert set(found["components"]["schemas"]["ProblemView"]["properties"]) == {
         "type", "title", "status", "detail", "code", "request_id", "errors",
     }  # fmt: skip
@@ -105,7 +114,10 @@ def test_every_refusal_is_described_as_a_problem(pg_api):
 
 def test_nothing_secret_or_internal_is_described(pg_api):
     """No field of a stored user that is not his to see."""
-    text = pg_api.call("GET", "/openapi.json").text
+    found = pg_api.call("GET", "/openapi.json").get_json()
+    # Registered clients compare it with the claim of that name in the tokens that they are shown.
+    del found["components"]["schemas"]["FeedItem"]["properties"]["epoch"]
+    text = json.dumps(found)
 
     for word in ("password_hash", "epoch", "salt", "psycopg", "redis://", "/work", "Traceback"):
         assert word not in text
@@ -158,15 +170,22 @@ def started(make_module_api: MakeApi) -> Api:
 
 
 def assert_conforms(
-    operation: schemathesis.APIOperation[Any, Any, Any, Any], make_caller: Callable[[], Person] | None
+    operation: schemathesis.APIOperation[Any, Any, Any, Any],
+    make_caller: Callable[[], Person] | None = None,
+    *,
+    client: dict[str, str] | None = None,
 ) -> None:
-    """Send *operation* EXAMPLES requests of any content, as a caller who lives as long as they let him."""
+    """
+    Send *operation* EXAMPLES requests of any content.
+
+    As a caller who lives as long as they let him, with the headers of a *client*, or as nobody.
+    """
     caller = make_caller() if make_caller else None
 
     @given(case=operation.as_strategy())
     @FEW
     def each_conforms(case: schemathesis.Case[Any]) -> None:
-        headers = {"Authorization": f"Bearer {caller.access}"} if caller else None
+        headers = {"Authorization": f"Bearer {caller.access}"} if caller else client
         answer = case.call_and_validate(checks=CHECKS, headers=headers)
         if caller and make_caller and answer.status_code == 204:
             # What worked may have been his last request, and nothing but 401 would come after it.
@@ -185,3 +204,15 @@ def test_whoever_asks_for_whatever_gets_what_is_described(started, role):
     for found in described.exclude(path_regex=VERIFY, method=ALIKE).get_all_operations():
         assert isinstance(found, Ok)
         assert_conforms(found.ok(), make_caller)
+
+
+@pytest.mark.slow
+def test_whatever_a_client_asks_for_it_gets_what_is_described(started):
+    """The same for those who come with the secret of a client."""
+    described = schemathesis.openapi.from_wsgi("/openapi.json", started.application.flask)
+    operations = list(described.include(path_regex="^/v1/oauth2/").get_all_operations())
+
+    assert len(operations) == 2
+    for found in operations:
+        assert isinstance(found, Ok)
+        assert_conforms(found.ok(), client=Gateway.of(started).headers)

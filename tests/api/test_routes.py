@@ -6,7 +6,7 @@ import pytest
 
 from tests.api.driver import Api, code_of
 
-PUBLIC, USER, ADMIN = "public", "user", "admin"
+PUBLIC, USER, ADMIN, CLIENT = "public", "user", "admin", "client"
 
 ROUTES = {
     "POST /v1/auth/register": PUBLIC,
@@ -24,6 +24,8 @@ ROUTES = {
     "GET /v1/me/sessions": USER,
     "DELETE /v1/me/sessions": USER,
     "DELETE /v1/me/sessions/<session_id>": USER,
+    "GET /v1/me/events": USER,
+    "GET /v1/audit": ADMIN,
     "GET /v1/users": ADMIN,
     "GET /v1/users/<user_id>": ADMIN,
     "PATCH /v1/users/<user_id>": ADMIN,
@@ -36,6 +38,11 @@ ROUTES = {
     "GET /v1/cache/metrics": ADMIN,
     "POST /v1/cache/warm": ADMIN,
     "POST /v1/cache/clear": ADMIN,
+    "GET /v1/revocations": CLIENT,
+    "POST /v1/oauth2/introspect": CLIENT,
+    "POST /v1/oauth2/revoke": CLIENT,
+    "GET /.well-known/oauth-authorization-server": PUBLIC,
+    "GET /.well-known/oauth-authorization-server/<path:issuer_path>": PUBLIC,
     "GET /.well-known/jwks.json": PUBLIC,
     "GET /v1/health": PUBLIC,
     "GET /health": PUBLIC,
@@ -49,7 +56,8 @@ ROUTES = {
 }
 #: Views of Flask and flask-smorest, which carry no declaration of ours.
 THEIRS = {"/openapi.json", "/docs/assets/<path:filename>"}
-GUARDED = [(route, role) for route, role in ROUTES.items() if role != PUBLIC]
+GUARDED = [(route, role) for route, role in ROUTES.items() if role in {USER, ADMIN}]
+CLIENTS = [route for route, role in ROUTES.items() if role == CLIENT]
 
 
 def declared(api: Api) -> dict[str, str | None]:
@@ -111,6 +119,19 @@ def test_a_dead_token_opens_nothing(pg_api, route, role):
     answer = call(pg_api, route, token=admin.access, json={})
 
     assert (answer.status_code, code_of(answer)) == (401, "token_invalid")
+
+
+@pytest.mark.parametrize("route", CLIENTS)
+def test_a_client_route_takes_the_secret_of_a_client_alone(pg_api, route):
+    """401 before anything else, with a challenge for Basic: for nobody, and for an admin's token."""
+    admin = pg_api.an_admin()
+
+    for options in ({}, {"token": admin.access}, {"data": b"{" * 100_000, "content_type": "text/plain"}):
+        answer = call(pg_api, route, **options)
+
+        assert answer.status_code == 401
+        assert answer.headers["WWW-Authenticate"].startswith("Basic ")
+        assert "invalid_client" in answer.text
 
 
 @pytest.mark.parametrize(("route", "role"), [(r, a) for r, a in GUARDED if r.startswith("GET")])

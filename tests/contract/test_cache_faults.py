@@ -13,7 +13,7 @@ from redis.exceptions import ResponseError
 from authsvc.cache import CacheUnavailable, CircuitBreaker, State
 from tests.contract.cache_clients import cache_client, in_threads
 from tests.processes import wait_until
-from tests.proxy import Mode, TcpProxy
+from tests.proxy import Mode, Rule, TcpProxy
 
 pytestmark = pytest.mark.fault
 
@@ -139,6 +139,20 @@ def test_a_timed_out_reply_never_reaches_the_next_caller(private_redis, proxy):
     proxy.switch(Mode.PASS)
 
     assert client.mget(["yours"]).values == [b"2"]
+    client.close()
+
+
+def test_a_reply_that_drips_is_late_as_a_whole(private_redis, proxy):
+    """Each byte is in time, the reply is not; the same holds for the handshake of the next connection."""
+    client = cache_client(proxy.url_for(private_redis.url), size=1)
+    client.call("SET", "a", "x" * 1000)
+    proxy.switch(Rule(mode=Mode.DRIP, late_s=0.02))
+    told = refusals(client, 2)
+    proxy.switch(Mode.PASS)
+
+    assert [reason for reason, _ in told] == ["timeout", "timeout"]
+    assert max(seconds for _, seconds in told) < 1
+    assert client.call("GET", "a") == b"x" * 1000
     client.close()
 
 

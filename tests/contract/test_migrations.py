@@ -8,13 +8,18 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import inspect
 
+from authsvc.domain.audit import AuditFilter, Entry
+from authsvc.domain.values.identifiers import timed_id
+from authsvc.store.audit import SqlAuditTrail
 from authsvc.store.migrations import FOLDER, NEEDED_REVISION, current_revision, upgrade
+from authsvc.store.sql import Database
 from authsvc.store.tables import metadata
 from tests.contract.stores import Stores, open_database
 
@@ -22,6 +27,9 @@ ROOT = Path(__file__).parents[2]
 PROCESSES = 4
 UPGRADE = """
 import sys
+from authsvc.domain.audit import AuditFilter, Entry
+from authsvc.domain.values.identifiers import timed_id
+from authsvc.store.audit import SqlAuditTrail
 from authsvc.store.migrations import upgrade
 from tests.contract.stores import open_database
 database = open_database(sys.argv[1])
@@ -61,6 +69,33 @@ def test_an_upgrade_brings_the_revision_that_the_service_needs(empty_url):
         assert Stores.over(database).users.get(alice.id) == alice
 
     assert revision_of(empty_url) == NEEDED_REVISION
+
+
+def test_an_upgrade_from_the_first_revision_keeps_every_row(empty_url):
+    """A user with a session finds both, and what came since works beside them."""
+    with closing(open_database(empty_url)) as database:
+        _upgrade_to(database, "0001")
+        stores = Stores.over(database)
+        alice = stores.register()
+        session = stores.log_in(alice)
+        entries = stores.entries()
+
+        assert upgrade(database) == NEEDED_REVISION
+
+        assert stores.users.get(alice.id).email == alice.email
+        assert (stores.alive(alice), stores.entries()) == ({session.id}, entries)
+        now = stores.clock()
+        SqlAuditTrail(database).write([Entry(id=timed_id(now), at=now, action="login.succeeded")])
+        assert len(SqlAuditTrail(database).page(AuditFilter())) == 1
+
+
+def _upgrade_to(database: Database, revision: str) -> None:
+    """Bring an empty database to an old revision."""
+    config = Config()
+    config.set_main_option("script_location", str(FOLDER))
+    with database.engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
 
 
 def test_the_needed_revision_is_the_newest():

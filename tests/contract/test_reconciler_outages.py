@@ -148,6 +148,24 @@ class TestLosingRedisData:
         assert process.is_proven()
         assert key in quick_world.tombstones()
 
+    def test_what_is_learned_while_sql_answers_is_no_restored_sql(self, quick_world, caplog):
+        """A commit right behind the head that Redis did not take: nobody's tokens die for it."""
+        process, log = quick_world.start()
+        quick_world.fill_log(2)
+        process.reconciler.tick()
+        quick_world.fill_log(1)
+
+        def commit_and_fail_to_tell() -> None:
+            quick_world.fill_log(1)
+            process.proof.learned(4)
+
+        log.after_head = commit_and_fail_to_tell
+        process.reconciler.tick()
+
+        assert "revocations.rewound" not in caplog.messages
+        assert process.reconciler.tick()
+        assert quick_world.marker() == b"4"
+
 
 class TestWithoutSql:
     """Redis is believed for a while, where nothing can have changed."""

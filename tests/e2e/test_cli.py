@@ -258,6 +258,28 @@ def test_four_upgrades_at_once_are_one(command, database_url):
     assert command("config", "check", "--connect", DATABASE_URL=database_url).returncode == 0
 
 
+def test_what_is_over_is_pruned_while_the_service_runs(command, service):
+    """Old rows go, the counts are printed; who is logged in stays so, and who is revoked, too."""
+    email = "pruned@example.com"
+    service.register(email)
+    old, ended, living = [service.log_in(email) for _ in range(3)]
+    service.call("POST", "/v1/auth/logout", token=ended["access_token"])
+    with psycopg.connect(service.env["DATABASE_URL"], autocommit=True) as connection:
+        past = "now() - interval '25 hours'"
+        connection.execute(f"UPDATE sessions SET idle_expires_at = {past} WHERE id = %s", [old["session_id"]])
+        log = connection.execute(f"UPDATE revocations SET expires_at = {past} RETURNING seq").fetchall()
+
+    printed = made(command("db", "prune"))
+
+    assert printed["deleted"] == {"sessions": 1, "revocations": len(log) - 1}
+    assert made(command("db", "prune"))["deleted"] == {"sessions": 0, "revocations": 0}
+    assert service.verify_everywhere(living["access_token"], times=2) == {200: 4}
+    assert service.verify_everywhere(ended["access_token"], times=2) == {401: 4}
+    for pair, code in ((living, None), (ended, "session_ended"), (old, "refresh_invalid")):
+        answer = service.call("POST", "/v1/auth/refresh", json={"refresh_token": pair["refresh_token"]})
+        assert answer.json().get("code") == code
+
+
 def test_without_a_database_a_command_says_so_in_one_line(command):
     """No stack trace, no password of the database."""
     away = f"postgresql://u:hunter2@{HOST}:{free_port()}/db"

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 from redis import Redis
 
+from authsvc.settings import Settings
+from authsvc.settings.sections import VARIABLES
+from authsvc.wiring.preflight import problems
 from tests.processes import HOST, free_port
 from tests.rig import environment, migrate, run_command
 from tests.servers import RedisServer, drop_database
@@ -157,3 +160,39 @@ def test_a_wrong_redis_password_and_hung_stores_are_refused_in_time(env, tmp_pat
     assert "wrong" not in refused
     assert "REDIS_URL cannot be used" in in_silence
     assert "DATABASE_URL cannot be reached" in in_silence
+
+
+def test_every_setting_wrong_at_once_is_one_message(env, tmp_path):
+    """What a template that nobody filled in looks like: each variable by name, no secret, in time."""
+    secrets = {variable.name for variable in VARIABLES if variable.kind.is_secret}
+    garbage = {variable.name: "{{ hunter2 }} " for variable in VARIABLES}
+
+    message = refusal(env | garbage, tmp_path)
+
+    named = {variable.name for variable in VARIABLES if f"\n  {variable.name} " in message}
+    assert named | secrets == garbage.keys()
+    assert {"DATABASE_URL", "REDIS_URL", "TOKEN_SECRET", "PASSWORD_PEPPER"} <= named
+    assert not [line for line in message.splitlines() if "hunter2" in line and line.split()[0] in secrets]
+
+
+def test_development_without_redis_serves_with_one_process_alone(env, tmp_path):
+    """Two workers would not know what the other one revoked."""
+    alone = {name: value for name, value in env.items() if name != "REDIS_URL"}
+
+    message = refusal(alone | {"AUTHSVC_ENV": "development", "WEB_CONCURRENCY": "2"}, tmp_path)
+
+    assert "WEB_CONCURRENCY contradicts the in-memory store" in message
+
+
+def test_every_policy_that_evicts_is_refused_by_its_name(env):
+    """Also those that take only keys with an end: all of ours have one."""
+    policies = [f"{keys}-{how}" for keys in ("allkeys", "volatile") for how in ("lru", "lfu", "random")]
+    with RedisServer() as server, Redis.from_url(server.url) as client:
+        settings = Settings.from_env(env | {"REDIS_URL": server.url})
+        assert problems(settings) == ()
+        for policy in (*policies, "volatile-ttl"):
+            client.config_set("maxmemory-policy", policy)
+
+            (problem,) = problems(settings)
+
+            assert (problem.name, policy in problem.message) == ("REDIS_URL", True)

@@ -388,7 +388,7 @@ def test_a_reader_that_stops_costs_records_not_requests():
 
 
 def records_into(pipe: LogPipe):
-    return lambda event: pipe.put(Record(NOON_S, "info", event, "", {}))
+    return lambda event: pipe.put(Record(NOON_S, "info", event, ("", ""), {}))
 
 
 def test_a_reader_that_goes_away_stops_nothing():

@@ -1,29 +1,27 @@
-"""The Dockerfile, the Compose file and the manifests agree with the service: settings, paths, no secret."""
+"""The Dockerfile and the Compose file agree with the service and the repository: settings, files, secrets."""
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
-from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import pytest
 import yaml  # type: ignore[import-untyped]  # the stubs are not worth a dependency
-from flask import Flask
 
-from authsvc.api.health import blp as health
 from authsvc.settings import Settings
 from authsvc.settings.sections import VARIABLES, all_names
 from tests.unit.settings_env import PEPPER, TOKEN_SECRET
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 ROOT = Path(__file__).parents[2]
-K8S = ROOT / "k8s"
-YAML_FILES = [ROOT / "compose.yaml", *sorted(K8S.glob("*.yaml"))]
-COMMENTED = re.compile(r"^  (?:# )?(?P<name>[A-Z][A-Z0-9_]+): (?P<value>.+)$", re.MULTILINE)
+TOP_LEVEL = {"name", "services", "networks", "volumes", "secrets"}
+#: Of the Compose specification, as far as this file uses them.
+SERVICE_KEYS = {
+    *("image", "build", "command", "environment", "profiles", "depends_on", "healthcheck", "restart"),
+    *("networks", "network_mode", "ports", "secrets", "volumes", "tmpfs", "read_only"),
+    *("cap_drop", "security_opt", "stop_grace_period"),
+}
 SECRETS = {
     "DATABASE_URL_FILE": "postgresql://authsvc:db-Pa55word@postgres:5432/authsvc",
     "REDIS_PASSWORD_FILE": "redis-Pa55word",
@@ -32,42 +30,16 @@ SECRETS = {
 }
 
 
-def documents(path: Path) -> list[dict[str, Any]]:
-    """Return the documents of a YAML file."""
-    return [document for document in yaml.safe_load_all(path.read_text()) if document]
-
-
-def manifest(name: str) -> dict[str, Any]:
-    """Return the first document of a manifest."""
-    return documents(K8S / f"{name}.yaml")[0]
-
-
-def pod() -> dict[str, Any]:
-    """Return the spec of the service's pods."""
-    spec: dict[str, Any] = manifest("deployment")["spec"]["template"]["spec"]
-    return spec
-
-
-def containers() -> list[dict[str, Any]]:
-    """Return the containers of the service's pods, the one that upgrades the database included."""
-    return [*pod()["initContainers"], *pod()["containers"]]
-
-
 def compose() -> dict[str, Any]:
     """Return the Compose file."""
-    return documents(ROOT / "compose.yaml")[0]
+    read: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
+    return read
 
 
 def compose_environment() -> dict[str, str]:
     """Return the service's environment as Compose makes it from the defaults in the file."""
     written: dict[str, str] = compose()["services"]["authsvc"]["environment"]
     return {name: re.sub(r"\$\{\w+:-(.*)\}", r"\1", value) for name, value in written.items()}
-
-
-def pod_environment() -> dict[str, str]:
-    """Return the service's environment in a pod."""
-    given = {item["name"]: item["value"] for item in pod()["containers"][0]["env"]}
-    return {**manifest("configmap")["data"], **given}
 
 
 def with_files(environment: dict[str, str], folder: Path) -> dict[str, str]:
@@ -77,120 +49,93 @@ def with_files(environment: dict[str, str], folder: Path) -> dict[str, str]:
     return {**environment, **{name: str(folder / name) for name in SECRETS}, "JWT_KEYS_DIR": str(folder)}
 
 
-@pytest.mark.parametrize("path", YAML_FILES, ids=lambda path: path.name)
-def test_every_file_is_yaml(path):
-    """What does not even parse fails here, not in a cluster."""
-    assert documents(path)
-
-
-@pytest.mark.parametrize("environment", [compose_environment(), pod_environment()], ids=["compose", "k8s"])
-def test_the_service_starts_on_what_it_is_given(tmp_path, environment):
+def test_the_service_starts_on_what_it_is_given(tmp_path):
     """With its secrets mounted, the shipped environment is complete and has no problem and no warning."""
-    settings = Settings.from_env(with_files(environment, tmp_path))
+    settings = Settings.from_env(with_files(compose_environment(), tmp_path))
 
     assert not settings.is_development
     assert settings.redis.username == "authsvc"
     assert settings.warnings == ()
 
 
-@pytest.mark.parametrize("environment", [compose_environment(), pod_environment()], ids=["compose", "k8s"])
-def test_every_variable_is_a_setting(environment):
-    """A name that means nothing would be a default in disguise."""
-    assert environment.keys() <= all_names()
-
-
-def secret_variables(environment: dict[str, str]) -> Iterator[str]:
-    """Yield the secrets that *environment* holds the text of."""
-    secrets = {variable.name for variable in VARIABLES if variable.kind.is_secret}
-    yield from (name for name in environment if name in secrets)
-
-
 def test_no_file_holds_a_secret():
     """Secrets come as files; where one is named, there is a path and no value."""
-    examples = documents(K8S / "secret.example.yaml")
+    secrets = {variable.name for variable in VARIABLES if variable.kind.is_secret}
     environments = [service.get("environment", {}) for service in compose()["services"].values()]
-    environments += [{item["name"]: item["value"] for item in each["env"]} for each in containers()]
-    environments += [manifest("configmap")["data"]]
 
-    assert list(chain.from_iterable(map(secret_variables, environments))) == []
-    assert [value for example in examples for value in example["data"].values() if value] == []
+    assert [name for environment in environments for name in environment if name in secrets] == []
     assert all(set(secret) == {"file"} for secret in compose()["secrets"].values())
-    assert "secret.example.yaml" not in manifest("kustomization")["resources"]
 
 
-def test_the_config_map_lists_every_setting_with_its_default():
-    """An operator finds each setting that is no secret in one place; what is commented out is the default."""
-    text = (K8S / "configmap.yaml").read_text()
-    listed = {match["name"]: match["value"] for match in COMMENTED.finditer(text)}
-    plain = {variable.name: variable for variable in VARIABLES if not variable.kind.is_secret}
-    defaults = {
-        name: f'"{variable.default}"' for name, variable in plain.items() if variable.default is not None
+def test_every_variable_is_a_setting():
+    """A name that means nothing would be a default in disguise."""
+    assert compose_environment().keys() <= all_names()
+
+
+def test_what_a_service_of_compose_uses_is_there():
+    """Networks, volumes, secrets and other services are declared; what is mounted lies in the repository."""
+    file = compose()
+    for service in file["services"].values():
+        mounts = [mount.split(":")[0] for mount in service.get("volumes", [])]
+        files = {mount for mount in mounts if mount.startswith("./")}
+
+        assert {mount for mount in files if not (ROOT / mount).is_file()} == set()
+        assert set(mounts) - files <= file["volumes"].keys()
+        assert set(service.get("networks", [])) <= file["networks"].keys()
+        assert set(service.get("secrets", [])) <= file["secrets"].keys()
+        assert service.get("depends_on", {}).keys() <= file["services"].keys()
+
+
+def test_compose_uses_no_key_that_its_specification_lacks():
+    """A misspelt key would be refused by the first who runs it."""
+    file = compose()
+
+    assert {key for key in file if not key.startswith("x-")} == TOP_LEVEL
+    assert {key for service in file["services"].values() for key in service} <= SERVICE_KEYS
+
+
+def test_nothing_but_this_machine_reaches_compose():
+    """A proxy with TLS stands in front: no port is published to the world."""
+    ports = [port for service in compose()["services"].values() for port in service.get("ports", [])]
+
+    assert len(ports) == 4
+    assert [port for port in ports if not port.startswith("127.0.0.1:")] == []
+
+
+def test_images_of_others_are_pinned():
+    """No image floats: its tag names a version, down to the second number at least."""
+    images = {service["image"] for service in compose()["services"].values()} - {"authsvc:local"}
+    defaults = [re.sub(r"\$\{\w+:-(.*)\}", r"\1", image) for image in images]
+
+    assert len(defaults) == 4
+    assert [image for image in defaults if not re.search(r":v?\d+\.\d+", image)] == []
+
+
+def test_prometheus_scrapes_the_metrics_port_and_grafana_shows_the_dashboard():
+    """Each of the mounted files leads to the next: target, rules, data source, folder of the dashboard."""
+    folder = ROOT / "k8s" / "observability"
+    services = compose()["services"]
+    prometheus = yaml.safe_load((folder / "prometheus.yaml").read_text())
+    source = yaml.safe_load((folder / "grafana" / "datasources.yaml").read_text())["datasources"][0]
+    provider = yaml.safe_load((folder / "grafana" / "dashboards.yaml").read_text())["providers"][0]
+    mounted = {
+        mount.split(":")[1] for name in ("prometheus", "grafana") for mount in services[name]["volumes"]
     }
 
-    assert listed.keys() == plain.keys()
-    assert {name: listed[name] for name in defaults} == defaults
-
-
-def test_every_manifest_is_applied_or_an_example():
-    """No file is forgotten in the kustomization."""
-    applied = {*manifest("kustomization")["resources"], "kustomization.yaml", "secret.example.yaml"}
-
-    assert {path.name for path in K8S.glob("*.yaml")} == applied
-
-
-def test_the_selectors_find_the_pods():
-    """An empty selector would match every pod of the namespace, another label none."""
-    labels = manifest("deployment")["spec"]["template"]["metadata"]["labels"]
-    selectors = [
-        manifest("deployment")["spec"]["selector"]["matchLabels"],
-        *(service["spec"]["selector"] for service in documents(K8S / "service.yaml")),
-        manifest("pdb")["spec"]["selector"]["matchLabels"],
-        manifest("networkpolicy")["spec"]["podSelector"]["matchLabels"],
+    assert prometheus["scrape_configs"][0]["static_configs"][0]["targets"] == [
+        f"authsvc:{compose_environment()['METRICS_PORT']}"
     ]
-
-    assert selectors == [labels] * 5
-
-
-def test_the_probes_ask_for_paths_that_exist():
-    """The kubelet and the image's health check ask the public port for the probes of the service."""
-    container = pod()["containers"][0]
-    asked = {kind: container[kind]["httpGet"] for kind in ("startupProbe", "livenessProbe", "readinessProbe")}
-    app = Flask("probes")
-    app.register_blueprint(health)
-
-    assert asked == {
-        "startupProbe": {"path": "/v1/health/startup", "port": "http"},
-        "livenessProbe": {"path": "/v1/health/live", "port": "http"},
-        "readinessProbe": {"path": "/v1/health/ready", "port": "http"},
-    }
-    assert {get["path"] for get in asked.values()} <= {rule.rule for rule in app.url_map.iter_rules()}
-    assert "'/v1/health/live'" in (ROOT / "Dockerfile").read_text()
-
-
-def test_pods_are_confined():
-    """No root, no capability, nothing written but temporary files, no service links, time to finish."""
-    spec = pod()
-
-    assert spec["securityContext"]["runAsNonRoot"] is True
-    assert spec["enableServiceLinks"] is False
-    assert spec["automountServiceAccountToken"] is False
-    assert spec["terminationGracePeriodSeconds"] == 30
-    for container in containers():
-        assert container["securityContext"] == {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        }
-        assert "limits" in container["resources"]
+    assert set(prometheus["rule_files"]) <= mounted
+    assert source["url"] == "http://prometheus:9090"
+    assert f"{provider['options']['path']}/authsvc.json" in mounted
+    assert json.loads((folder / "dashboard.json").read_text())["panels"]
 
 
 def test_the_upgrade_runs_before_the_service():
-    """The service does not migrate: an init container does, and in Compose a service that ends."""
-    command = ["authsvc", "db", "upgrade"]
+    """The service does not migrate: a service that ends does, and the other waits for it."""
     services = compose()["services"]
 
-    assert pod()["initContainers"][0]["args"] == command
-    assert services["upgrade"]["command"] == command
+    assert services["upgrade"]["command"] == ["authsvc", "db", "upgrade"]
     assert services["authsvc"]["depends_on"]["upgrade"] == {"condition": "service_completed_successfully"}
 
 
@@ -212,4 +157,5 @@ def test_the_image_is_built_from_the_locked_production_set():
     assert "--require-hashes \\\n      --requirement requirements/prod.txt" in text
     assert "USER 10001:10001" in text
     assert 'CMD ["authsvc", "serve"]' in text
+    assert "'/v1/health/live'" in text
     assert [name for name in extras["dev"] if re.split(r"[\[>=<]", name)[0] in production] == []

@@ -17,11 +17,13 @@ from authsvc.domain.ratelimits import (
     OnOutage,
     Rule,
     account_subject,
+    device_subject,
     ip_subject,
     policy_header,
     state_header,
     tightest,
 )
+from authsvc.domain.tokens.devices import Device
 from authsvc.domain.values.limits import Limit, Verdict
 
 LOGIN_IP = Limit(name="login-ip", quota=100, window_s=900)
@@ -119,7 +121,7 @@ def test_a_limit_that_is_off_asks_nobody(rule, audit) -> None:
     assert audit.events == []
 
 
-@pytest.mark.parametrize("rule", [Rule.LOGIN_IP, Rule.LOGIN_ACCOUNT, Rule.REGISTER_IP])
+@pytest.mark.parametrize("rule", [Rule.LOGIN_IP, Rule.LOGIN_ACCOUNT, Rule.LOGIN_DEVICE, Rule.REGISTER_IP])
 def test_what_guesses_or_creates_is_refused_uncounted(rule, audit) -> None:
     """Login and registration answer 503 while attempts cannot be counted."""
     limits = Limits(every_rule(quota=5), Unreachable(), audit)
@@ -140,9 +142,24 @@ def test_a_refresh_goes_on_uncounted(audit) -> None:
 
 
 def test_every_rule_has_an_answer_to_an_outage() -> None:
-    """None is left to accident, and refresh alone is allowed."""
+    """None is left to accident; what cannot be guessed is allowed: a refresh token, a client's secret."""
+    allowed = {rule for rule, answer in ON_OUTAGE.items() if answer is OnOutage.ALLOW}
+
     assert set(ON_OUTAGE) == set(Rule)
-    assert {rule for rule, answer in ON_OUTAGE.items() if answer is OnOutage.ALLOW} == {Rule.REFRESH}
+    assert allowed == {Rule.REFRESH, Rule.CLIENT_IP}
+
+
+def test_a_device_is_counted_apart_and_written_down_with_its_account(audit) -> None:
+    """The event names the account as all others do, so that one digest stands for it."""
+    device = Device.of("7d8b1d0e-0a53-4be4-93f9-0b0a8bfc1c11", 1)
+    subject = device_subject("account", device)
+    limits = Limits(every_rule(quota=0), QuotaForEver(), audit)
+
+    with pytest.raises(RateLimited):
+        limits.take(Rule.LOGIN_DEVICE, subject)
+
+    assert subject == f"account.{device.nonce.hex()}"
+    assert audit.events == [Event(Action.LIMIT_REACHED, account="account", detail="login-device")]
 
 
 @pytest.mark.parametrize(

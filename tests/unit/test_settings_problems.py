@@ -45,9 +45,13 @@ WHOLE_NUMBERS = {
     "SESSION_MAX_TTL": (1, 31_536_000),
     "SESSION_MAX_PER_USER": (1, 1_000_000),
     "REFRESH_GRACE_SECONDS": (0, 3_600),
+    "TRACING_SAMPLE_PERCENT": (0, 100),
 }
 SWITCHES = ["API_DOCS", "REDIS_TLS", "REDIS_CLUSTER_ENABLED", "CACHE_ENABLED", "CACHE_WARMUP_ENABLED"]
-LIMITS = ["RATE_LIMIT_LOGIN_IP", "RATE_LIMIT_LOGIN_ACCOUNT", "RATE_LIMIT_REGISTER_IP", "RATE_LIMIT_REFRESH"]
+LIMITS = [
+    *("RATE_LIMIT_LOGIN_IP", "RATE_LIMIT_LOGIN_ACCOUNT", "RATE_LIMIT_LOGIN_DEVICE"),
+    *("RATE_LIMIT_REGISTER_IP", "RATE_LIMIT_REFRESH"),
+]
 NOT_LIMITS = [
     "0/minute",
     "5",
@@ -68,6 +72,7 @@ GARBAGE = {
     "TRUSTED_PROXIES": ["10.0.0.0/33", "10.0.0.1/8", "proxy", "10.0.0.0/8,", "10.0.0.0/255.0.0.0", "*"],
     "LOG_LEVEL": ["trace", "20"],
     "LOG_FORMAT": ["text"],
+    "TRACING": ["on", "zipkin"],
     "DATABASE_URL": [
         "postgres://u@h/d",
         "postgresql+psycopg://u@h/d",

@@ -57,7 +57,9 @@ def sentinel_pool(
     pool = BlockingConnectionPool(  # type: ignore[no-untyped-call]
         max_connections=size,
         timeout=limits.wait_s,
-        connection_class=stamped(connection_class, client_name=client_name, generations=generations),
+        connection_class=stamped(
+            connection_class, client_name=client_name, generations=generations, deadlines=limits
+        ),
         connection_pool=_Primary(address, limits),
         **login_options(address.redis),
         **socket_options(limits, protocol),

@@ -68,7 +68,10 @@ class Topology:
             "max_connections": size,
             "timeout": limits.wait_s,
             "connection_class": stamped(
-                connection_class, client_name=client_name, generations=self.generations
+                connection_class,
+                client_name=client_name,
+                generations=self.generations,
+                deadlines=limits,
             ),
         }
         self._clock = clock

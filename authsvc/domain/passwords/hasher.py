@@ -18,12 +18,15 @@ MIN_COST_LOG2, MAX_COST_LOG2 = 4, 15
 
 #: Tags a hash of the peppered digest, so that it is never taken for one of the bare password.
 SCHEME = "bcrypt-hmac-sha384"
+#: What stands in place of a scheme where a stored hash is none.
+MALFORMED = "malformed"
 
 # The last characters of salt and checksum carry two and four bits: only those that leave the rest
 # zero can have come out of bcrypt, and only those compare equal again.
 _BCRYPT = re.compile(
     r"\$2[aby]\$(?P<cost>0[4-9]|1[0-5])\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{30}[.CGKOSWaeimquy26]"
 )
+_KIND = re.compile(rf"(?P<own>{SCHEME})?\$(?P<version>2[aby])\$(?P<cost>\d\d)\$")
 _BCRYPT_READS_BYTES = 72
 
 
@@ -120,3 +123,29 @@ def parse_imported_hash(text: str) -> str:
         msg = f"not a $2a$, $2b$ or $2y$ bcrypt hash of cost {MIN_COST_LOG2} to {MAX_COST_LOG2}"
         raise ValueError(msg)
     return text
+
+
+def parse_own_hash(text: str) -> str:
+    """
+    *text* itself, if it is a whole hash of this service's scheme, whatever its pepper.
+
+    Raises:
+        ValueError: it is not; the message does not repeat it.
+    """
+    if not text.startswith(SCHEME) or _BCRYPT.fullmatch(text.removeprefix(SCHEME)) is None:
+        msg = f"not a whole {SCHEME} hash"
+        raise ValueError(msg)
+    return text
+
+
+def pepper_id(pepper: bytes) -> str:
+    """A name for *pepper* that tells nothing of it: hashes go only where the same one is."""
+    return hmac.digest(pepper, b"authsvc pepper id 1", "sha256").hex()[:16]
+
+
+def kind_of_hash(beginning: str) -> tuple[str, int | None]:
+    """Scheme and cost (log2) of a hash that begins so; MALFORMED where it is none."""
+    found = _KIND.match(beginning)
+    if found is None:
+        return MALFORMED, None
+    return SCHEME if found["own"] else f"bcrypt {found['version']}", int(found["cost"])

@@ -10,6 +10,7 @@ from datetime import datetime
 
 from jwt import PyJWS
 from jwt.exceptions import PyJWTError
+from jwt.utils import base64url_decode
 
 from authsvc.domain.errors import TokenInvalid
 from authsvc.domain.revocations import TokenKeys
@@ -74,6 +75,10 @@ class TokenSigner:
     profile: TokenProfile
     ring: Callable[[], KeyRing]
 
+    def require_key(self, now: datetime) -> None:
+        """Raise StoreUnavailable while there is no key to sign with."""
+        self.ring().signer(now)
+
     def issue(
         self, user: User, session_id: SessionId, *, now: datetime, not_after: datetime
     ) -> tuple[str, AccessToken]:
@@ -135,7 +140,7 @@ class TokenReader:
         if len(text) > MAX_LENGTH or not _COMPACT.fullmatch(text):
             raise TokenInvalid("not a compact JWS")
         try:
-            key = _named_key(_JWS.get_unverified_header(text), ring)
+            key = _named_key(parse(base64url_decode(text.partition(".")[0])), ring)
             payload = _JWS.decode(text, key.public, algorithms=[key.algorithm])
             claims = parse(payload)
         except (PyJWTError, InvalidJson, ValueError) as error:
@@ -189,8 +194,10 @@ def _remember(remembered: dict[str, AccessToken], text: str, token: AccessToken)
     remembered[text] = token
 
 
-def _named_key(header: dict[str, object], ring: KeyRing) -> SigningKey:
+def _named_key(header: Json, ring: KeyRing) -> SigningKey:
     """The key of the ring that *header* names; no other header field selects key material."""
+    if not isinstance(header, dict):
+        raise TokenInvalid("header")
     key = ring.by_id.get(str(header.get("kid")))
     if key is None or header.keys() != _HEADER or header["typ"] != TYPE or header["alg"] != key.algorithm:
         raise TokenInvalid("header")

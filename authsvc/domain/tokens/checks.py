@@ -9,10 +9,11 @@ from typing import Protocol
 
 from authsvc.domain.errors import Forbidden, StoreUnavailable, TokenInvalid
 from authsvc.domain.revocations import IndexAnswer, TokenKeys, Verdict, judge
-from authsvc.domain.sessions import SessionStore, Standing
+from authsvc.domain.sessions import Standing
 from authsvc.domain.tokens.access import AccessToken, TokenReader, is_about
 from authsvc.domain.users import Role
 from authsvc.domain.values.clocks import Clock
+from authsvc.domain.values.identifiers import SessionId
 
 
 class Source(StrEnum):
@@ -33,6 +34,13 @@ class TokenIndex(Protocol):
         """Put back what SQL knows; never over a tombstone or a higher epoch."""
 
 
+class Standings(Protocol):
+    """What SQL holds of a session and its user; raises StoreUnavailable."""
+
+    def standing(self, session_id: SessionId, /) -> Standing | None:
+        """The session with its user; None where either is gone."""
+
+
 #: Called once per check with its result and who decided it.
 CheckObserver = Callable[[str, Source], None]
 
@@ -43,7 +51,7 @@ class TokenChecks:
 
     reader: TokenReader
     index: TokenIndex
-    sessions: SessionStore
+    sessions: Standings
     observe: CheckObserver
     clock: Clock
 
@@ -61,23 +69,23 @@ class TokenChecks:
             self.observe("invalid", Source.NONE)
             raise
         verdict = self._ask_index(token)
-        if verdict is Verdict.UNKNOWN:
-            return self._ask_sql(token)
+        if verdict is None or verdict is Verdict.UNKNOWN:
+            return self._ask_sql(token, is_index_there=verdict is not None)
         self.observe(verdict.value, Source.REDIS)
         if verdict is Verdict.REVOKED:
             raise TokenInvalid("revoked")
         return token
 
-    def _ask_index(self, token: AccessToken) -> Verdict:
-        """What Redis proves of *token*; an outage proves nothing."""
+    def _ask_index(self, token: AccessToken) -> Verdict | None:
+        """What Redis proves of *token*; None where it is not there."""
         try:
             answer = self.index.look_up(token.keys)
         except StoreUnavailable:
-            return Verdict.UNKNOWN
+            return None
         return judge(token.keys, answer)
 
-    def _ask_sql(self, token: AccessToken) -> AccessToken:
-        """What SQL says of *token*; Redis is told, if it listens."""
+    def _ask_sql(self, token: AccessToken, *, is_index_there: bool) -> AccessToken:
+        """What SQL says of *token*; Redis is told, unless the caller would wait for it a second time."""
         try:
             standing = self.sessions.standing(token.session_id)
         except StoreUnavailable:
@@ -85,7 +93,8 @@ class TokenChecks:
             raise
         is_good = standing is not None and is_about(token, standing.user) and standing.is_good(self.clock())
         self.observe("active" if is_good else "revoked", Source.SQL)
-        self._refill(token, standing)
+        if is_index_there:
+            self._refill(token, standing)
         if not is_good:
             raise TokenInvalid("revoked")
         return token

@@ -25,7 +25,13 @@ PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | rsa.RSAPublic
 
 #: A key younger than this (seconds) does not sign yet: verifiers cache the JWKS as long.
 PUBLISHED_FIRST_S = 300
+#: A key stays for so long (seconds) after its last token: for the leeway, and for clocks that differ.
+OVERLAP_S = 300
+#: Keys of one second are dated one after the other, up to so far (seconds) into the future.
+DATED_AHEAD_S = 60
 RSA_MIN_BITS = 2048
+#: The cause of an outage, in the log.
+NO_KEYS = "signing keys: none"
 
 _NAME_TIME = re.compile(r"^(\d{8}T\d{6}Z)")
 _THUMBPRINT_MEMBERS = {"EC": ("crv", "kty", "x", "y"), "OKP": ("crv", "kty", "x"), "RSA": ("e", "kty", "n")}
@@ -33,6 +39,10 @@ _THUMBPRINT_MEMBERS = {"EC": ("crv", "kty", "x", "y"), "OKP": ("crv", "kty", "x"
 
 class KeyRefused(ValueError):
     """A file in the key folder is no key that this service signs with; the message names file and cause."""
+
+
+class KeyInUse(ValueError):
+    """A key must stay where it is, or must not come yet; the message says why, and until when."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +82,18 @@ class SigningKey:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Tenure:
+    """From when until when a key signs, as the ages of the keys have it; open where no newer one is there."""
+
+    begins: datetime
+    ends: datetime | None
+
+    def free_at(self, lifetime_s: int) -> datetime | None:
+        """When its last token, of *lifetime_s* seconds, and the overlap are over; None without an end."""
+        return self.ends and self.ends + timedelta(seconds=lifetime_s + OVERLAP_S)
+
+
 @dataclass(frozen=True)
 class KeyRing:
     """Every key of the folder, newest first: all verify and are published, one signs."""
@@ -96,13 +118,76 @@ class KeyRing:
             StoreUnavailable: every key was taken away.
         """
         if not self.keys:
-            raise StoreUnavailable("signing keys: none")
+            raise StoreUnavailable(NO_KEYS)
         fetched = now - timedelta(seconds=PUBLISHED_FIRST_S)
         return next((key for key in self.keys if key.created_at <= fetched), self.keys[-1])
 
+    def tenure(self, key: SigningKey) -> Tenure:
+        """When *key*, one of the ring, signs: until the next newer one is old enough."""
+        position = self.keys.index(key)
+        wait = timedelta(seconds=PUBLISHED_FIRST_S)
+        is_oldest = position == len(self.keys) - 1
+        return Tenure(
+            begins=key.created_at if is_oldest else key.created_at + wait,
+            ends=self.keys[position - 1].created_at + wait if position else None,
+        )
+
+    def require_unused(self, kid: str, *, now: datetime, lifetime_s: int) -> None:
+        """
+        Raise KeyInUse unless the key *kid* can go without harm; *lifetime_s* is that of a token, in seconds.
+
+        It cannot while it is the only one, while it signs, and while a token of its can be alive.
+        """
+        if self.by_id.keys() == {kid}:
+            raise KeyInUse("it is the last key, and without one nobody can log in or refresh")
+        signer = self.signer(now)
+        if signer.kid == kid:
+            free_at = self.tenure(signer).free_at(lifetime_s)
+            raise KeyInUse(
+                f"it signs until a newer one is old enough, and can go from {stamp(free_at)} on"
+                if free_at
+                else "it signs, and no newer one is there to take over"
+            )
+        tenures = [self.tenure(key) for key in self.keys if key.kid == kid]
+        for free_at in (tenure.free_at(lifetime_s) for tenure in tenures if tenure.begins <= now):
+            if free_at is not None and now < free_at:
+                raise KeyInUse(f"tokens that it signed can be alive; it can go from {stamp(free_at)} on")
+
+    def born_next(self, now: datetime) -> datetime:
+        """
+        The date of a key that is made *now*: after every other, so that it waits its turn.
+
+        Raises:
+            KeyInUse: it would sign at once, before anybody could fetch it, since all others are dated later.
+        """
+        born = now.replace(microsecond=0)
+        if not self.keys or born > self.keys[0].created_at:
+            return born
+        following = self.keys[0].created_at.replace(microsecond=0) + timedelta(seconds=1)
+        if following - born <= timedelta(seconds=DATED_AHEAD_S):
+            return following
+        if born <= self.keys[-1].created_at:
+            raise KeyInUse(
+                f"every key is dated after {stamp(now)}, the time of this machine:"
+                " a new one would sign before anybody could fetch it"
+            )
+        return born
+
     def jwks(self) -> dict[str, list[dict[str, str]]]:
-        """The public keys (RFC 7517 §5)."""
-        return {"keys": [key.jwk for key in self.keys]}
+        """
+        The public keys (RFC 7517 §5); a key that lies in two files is one.
+
+        Raises:
+            StoreUnavailable: there is none.  Verifiers would keep an empty set as long as a full one.
+        """
+        if not self.keys:
+            raise StoreUnavailable(NO_KEYS)
+        return {"keys": [key.jwk for key in self.by_id.values()]}
+
+
+def stamp(moment: datetime) -> str:
+    """*moment* as people and RFC 3339 write it, in UTC and whole seconds."""
+    return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def generate(algorithm: Algorithm, now: datetime) -> tuple[str, bytes]:

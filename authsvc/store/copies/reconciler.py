@@ -60,13 +60,14 @@ class Reconciler:
         newest = self._renew_connections(over)
         if self._evicts():
             return False
-        # Before SQL is asked: a process that stood still since then must not take its answer for a new one.
-        began_s = self.monotonic()
+        # Before SQL is asked: a process that stood still since then must not take its answer for a new one,
+        # and what a request learns from here on may lie beyond the answer without SQL having gone back.
+        began_s, known = self.monotonic(), self.proof.known
         try:
             head = self.revocations.head()
         except StoreUnavailable:
             return self._go_on_without_sql(value, over)
-        start, head = self._start(value, head)
+        start, head = self._start(value, head, known)
         if start is None or not self._bring_up_or_distrust(start, head, over):
             return False
         self.proof.compared(seq=head, over=over, newest=newest, now_s=began_s)
@@ -122,10 +123,10 @@ class Reconciler:
             return False
         return self.marker.renew(known)
 
-    def _start(self, value: bytes | None, head: int) -> tuple[bytes | None, int]:
+    def _start(self, value: bytes | None, head: int, known: int) -> tuple[bytes | None, int]:
         """From where to replay, a marker or a claim on all of it, and up to where; None: others are at it."""
         reached = whole_number(value)
-        is_rewound = self._undo_rewind(head, reached)
+        is_rewound = self._undo_rewind(head, max(known, reached or 0))
         if reached is not None and not is_rewound:
             return value, head
         claim = self._claim(None if is_rewound else value)
@@ -133,9 +134,8 @@ class Reconciler:
         # perhaps before it was emptied.  What is written from now on is lost only together with the claim.
         return claim, self.revocations.head() if claim is not None else head
 
-    def _undo_rewind(self, head: int, reached: int | None) -> bool:
-        """True if SQL was restored to before what Redis or this process has seen; its numbers go on there."""
-        seen = max(self.proof.known, reached or 0)
+    def _undo_rewind(self, head: int, seen: int) -> bool:
+        """True if SQL was restored to before what Redis or this process has *seen*; its numbers go on there."""
         if head >= seen:
             return False
         log.error("revocations.rewound", extra={"head": head, "seen": seen})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -13,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed448, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 from authsvc.domain.errors import StoreUnavailable
-from authsvc.domain.tokens.keys import KeyRefused, KeyRing, SigningKey, generate
+from authsvc.domain.tokens.keys import KeyInUse, KeyRefused, KeyRing, SigningKey, generate, stamp
 from tests.unit.domain.samples import NOW, later, pem, ring, signing_key
 
 
@@ -54,12 +55,13 @@ def test_a_waiting_key_signs_as_soon_as_it_is_old_enough():
     assert keys.signer(later(300)).created_at == NOW
 
 
-def test_without_any_key_nothing_is_signed():
-    """An outage, that is, and no crash: the folder may be filled again."""
+def test_without_any_key_nothing_is_signed_or_published():
+    """An outage, that is, and no crash: the folder may be filled again, and nobody keeps an empty set."""
     with pytest.raises(StoreUnavailable):
         KeyRing.of([]).signer(NOW)
 
-    assert KeyRing.of([]).jwks() == {"keys": []}
+    with pytest.raises(StoreUnavailable):
+        KeyRing.of([]).jwks()
 
 
 @pytest.mark.parametrize(
@@ -178,3 +180,101 @@ def test_a_ring_finds_its_keys_by_kid():
 
     assert keys.by_id == {key.kid: key for key in keys.keys}
     assert signing_key("RS256").kid not in keys.by_id
+
+
+def test_a_key_that_lies_in_two_files_is_published_once():
+    """Verifiers that take a doubled ``kid`` for an attack have none to complain of."""
+    key = signing_key()
+    copy = replace(key, file_name="copy.pem", created_at=later(-60))
+
+    assert KeyRing.of([key, copy]).jwks() == {"keys": [key.jwk]}
+
+
+@pytest.mark.parametrize(
+    ("age_s", "begins_s", "ends_s"),
+    [
+        pytest.param(90_000, -90_000, -49_700, id="the oldest signs from its birth until the next is ready"),
+        pytest.param(50_000, -49_700, -700, id="one in the middle"),
+        pytest.param(1000, -700, 290, id="the one that signs"),
+        pytest.param(10, 290, None, id="the one that waits"),
+    ],
+)
+def test_the_ages_tell_when_a_key_signs(age_s, begins_s, ends_s):
+    """A key stops when the next newer one is 300 seconds old, whoever looks, and whenever."""
+    keys = aged(90_000, 50_000, 1000, 10)
+    (key,) = [key for key in keys.keys if key.created_at == later(-age_s)]
+
+    tenure = keys.tenure(key)
+
+    assert (tenure.begins, tenure.ends) == (later(begins_s), None if ends_s is None else later(ends_s))
+    if tenure.ends is not None:
+        assert keys.signer(later(ends_s - 1)) is key
+        assert keys.signer(tenure.ends) is not key
+
+
+@pytest.mark.parametrize(
+    ("ages_s", "retired_age_s", "reason"),
+    [
+        pytest.param([9000], 9000, "last key", id="the only one"),
+        pytest.param([9000, 8000], 8000, "no newer one", id="it signs, with nobody to follow"),
+        pytest.param(
+            [9000, 10], 9000, f"can go from {stamp(later(290 + 3900))} on", id="it signs for 290 s more"
+        ),
+        pytest.param([9000, 300], 9000, f"can go from {stamp(later(3900))} on", id="it has just stopped"),
+        pytest.param([9000, 4199], 9000, "can be alive", id="a second too early"),
+        pytest.param([9000, 4200], 9000, None, id="its last token is over, and the overlap"),
+        pytest.param([9000, 8000, 10], 10, None, id="it waits and has signed nothing"),
+        pytest.param([9000, 8000, 10, 5], 10, None, id="it waits, and will sign for five seconds"),
+        pytest.param([9000, 8000, -500], -500, None, id="it is dated in the future"),
+        pytest.param([9000, 8500, 4000], 8500, "can be alive", id="one in the middle that has just stopped"),
+        pytest.param([10, 5], 10, "it signs", id="all young: the oldest"),
+        pytest.param([-10, -50], -10, "it signs", id="all in the future: the oldest"),
+    ],
+)
+def test_a_key_stays_while_a_token_of_its_can_live(ages_s, retired_age_s, reason):
+    """It is the last, it signs, or it signed within the life of a token (3,600 s) and 300 s."""
+    keys = aged(*ages_s)
+    (kid,) = [key.kid for key in keys.keys if key.created_at == later(-retired_age_s)]
+
+    if reason is None:
+        keys.require_unused(kid, now=NOW, lifetime_s=3600)
+        return
+    with pytest.raises(KeyInUse, match=reason):
+        keys.require_unused(kid, now=NOW, lifetime_s=3600)
+
+
+def test_a_copy_of_a_key_is_as_much_in_use_as_the_key():
+    """Two files, one ``kid``: it is still the last key."""
+    key = signing_key()
+    keys = KeyRing.of([key, replace(key, file_name="copy.pem", created_at=later(-9000))])
+
+    with pytest.raises(KeyInUse, match="last key"):
+        keys.require_unused(key.kid, now=NOW, lifetime_s=3600)
+
+
+@pytest.mark.parametrize(
+    ("ages_s", "born_s"),
+    [
+        pytest.param([], 0, id="the first"),
+        pytest.param([9000], 0, id="after an old one"),
+        pytest.param([0], 1, id="in the second of another one"),
+        pytest.param([9000, -3], 4, id="after one that a fast clock dated"),
+        pytest.param([9000, -9000], 0, id="far from one in the future, which goes on waiting"),
+    ],
+)
+def test_a_new_key_is_dated_after_the_others(ages_s, born_s):
+    """So that of keys that were made at once the first one signs, and the new one waits."""
+    keys = aged(*ages_s)
+
+    born = keys.born_next(NOW.replace(microsecond=700_000))
+
+    assert born == later(born_s)
+    name, text = generate("ES256", born)
+    new = SigningKey.from_pem(text, file_name=name, modified_at=NOW)
+    assert (KeyRing.of([*keys.keys, new]).signer(NOW) is new) == (not ages_s)
+
+
+def test_a_key_that_would_sign_before_anybody_could_fetch_it_is_not_made():
+    """A clock far behind: every key is dated later, and the new one would be the oldest."""
+    with pytest.raises(KeyInUse, match=r"time of this machine.*would sign before"):
+        aged(-500, -9000).born_next(NOW)

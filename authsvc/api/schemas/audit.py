@@ -1,0 +1,120 @@
+"""Security events as admins and users see them, and how to ask for them."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from typing import Any
+
+from marshmallow import RAISE, Schema, ValidationError, fields, post_load, validate
+
+from authsvc.domain.audit import OPERATIONAL, Action, AuditFilter
+from authsvc.domain.values.identifiers import is_id
+
+ACTIONS = sorted(action.value for action in Action if action not in OPERATIONAL)
+#: Where a UUID shows its version: events have the seventh.
+_VERSION_AT = 14
+
+
+def _known_id(text: str) -> None:
+    if not is_id(text):
+        raise ValidationError("Must be an id.")
+
+
+def _cursor(text: str) -> None:
+    if not is_id(text) or text[_VERSION_AT] != "7":
+        raise ValidationError("Not a cursor of this list.")
+
+
+def _address(text: str) -> None:
+    try:
+        canonical = str(ip_address(text))
+    except ValueError:
+        canonical = ""
+    if canonical != text:
+        raise ValidationError("Must be an address, in its shortest form.")
+
+
+class OwnEventQuery(Schema):
+    """Which page of the caller's own events."""
+
+    class Meta:
+        """A typing error is not a filter."""
+
+        unknown = RAISE
+
+    limit = fields.String(validate=validate.Regexp(r"\A(?:[1-9][0-9]?|1[0-9]{2}|200)\Z"))
+    cursor = fields.String(validate=_cursor)
+
+    @post_load
+    def build(self, data: dict[str, Any], **_: Any) -> AuditFilter:
+        """As the domain takes it."""
+        return _filter(data)
+
+
+class EventQuery(OwnEventQuery):
+    """Which events, and which page of them."""
+
+    action = fields.String(validate=validate.OneOf(ACTIONS))
+    user_id = fields.String(validate=_known_id)
+    actor_id = fields.String(validate=_known_id)
+    ip = fields.String(validate=_address)
+    since = fields.AwareDateTime(format="iso")
+    until = fields.AwareDateTime(format="iso")
+
+
+def _filter(data: dict[str, Any]) -> AuditFilter:
+    return AuditFilter(
+        actions=frozenset((data["action"],)) if "action" in data else frozenset(),
+        user_id=data.get("user_id"),
+        actor_id=data.get("actor_id"),
+        client_ip=data.get("ip"),
+        since=data.get("since"),
+        until=data.get("until"),
+        limit=int(data.get("limit", "50")),
+        after=data.get("cursor"),
+    )
+
+
+class OwnEventView(Schema):
+    """An event as its user sees it."""
+
+    id = fields.String()
+    at = fields.AwareDateTime()
+    action = fields.String()
+    session_id = fields.String(allow_none=True)
+    ip = fields.String(allow_none=True)
+    user_agent = fields.String(allow_none=True)
+    device_id = fields.String(allow_none=True)
+    by_another = fields.Boolean()
+
+
+class OwnEventPage(Schema):
+    """One page of the caller's own events, newest first."""
+
+    items = fields.List(fields.Nested(OwnEventView))
+    next_cursor = fields.String(allow_none=True)
+
+
+class EventView(Schema):
+    """An event as admins see it."""
+
+    id = fields.String()
+    at = fields.AwareDateTime()
+    action = fields.String()
+    user_id = fields.String(allow_none=True)
+    actor_id = fields.String(allow_none=True)
+    session_id = fields.String(allow_none=True)
+    ip = fields.String(attribute="client_ip", allow_none=True)
+    user_agent = fields.String(allow_none=True)
+    device_id = fields.String(allow_none=True)
+    account = fields.String(allow_none=True)
+    detail = fields.String(allow_none=True)
+    request_id = fields.String(allow_none=True)
+    count = fields.Integer()
+
+
+class EventPage(Schema):
+    """One page of events, newest first."""
+
+    items = fields.List(fields.Nested(EventView))
+    next_cursor = fields.String(allow_none=True)

@@ -1,0 +1,88 @@
+"""The shapes of the revocation feed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from marshmallow import RAISE, Schema, ValidationError, fields, post_load, validate
+
+from authsvc.domain.feed import MAX_PAGE, MAX_WAIT_S, FeedAnswer, FeedQuery
+from authsvc.domain.revocations import Revocation
+
+DEFAULT_LIMIT = "500"
+#: Longer than any cursor of ours.
+CURSOR_LENGTH = 100
+
+
+class FeedParameters(Schema):
+    """From where, how long, how much."""
+
+    class Meta:
+        """A typing error is not a question."""
+
+        unknown = RAISE
+
+    after = fields.String(validate=validate.Length(max=CURSOR_LENGTH))
+    wait = fields.String(
+        validate=validate.Regexp(r"\A[0-9]{1,2}(?:\.[0-9]{1,3})?\Z"),
+        metadata={"description": "Seconds to wait for news.", "example": "5"},
+    )
+    limit = fields.String(validate=validate.Regexp(r"\A[1-9][0-9]{0,3}\Z"))
+
+    @post_load
+    def build(self, data: dict[str, Any], **_: Any) -> FeedQuery:
+        """As the domain takes it."""
+        wait_s, limit = float(data.get("wait", "0")), int(data.get("limit", DEFAULT_LIMIT))
+        if wait_s > MAX_WAIT_S:
+            raise ValidationError(f"Must be at most {MAX_WAIT_S:g}.", "wait")
+        if limit > MAX_PAGE:
+            raise ValidationError(f"Must be at most {MAX_PAGE}.", "limit")
+        return FeedQuery(after=data.get("after"), wait_s=wait_s, limit=limit)
+
+
+class FeedItem(Schema):
+    """What is dead, and until when somebody could still show it."""
+
+    kind = fields.String(validate=validate.OneOf(("session", "user", "token")))
+    session_id = fields.String()
+    user_id = fields.String()
+    epoch = fields.Integer(metadata={"description": "Tokens of the user with a lower one are dead."})
+    token_id = fields.String()
+    until = fields.AwareDateTime()
+
+
+class FeedView(Schema):
+    """A part of the feed."""
+
+    items = fields.List(fields.Nested(FeedItem))
+    cursor = fields.String()
+    reset = fields.Boolean()
+    has_more = fields.Boolean()
+    waited_ms = fields.Integer()
+    retry_after_ms = fields.Integer(allow_none=True)
+
+
+def shown(answer: FeedAnswer) -> dict[str, object]:
+    """*answer* as FeedView has it."""
+    retry_after_s = answer.retry_after_s
+    return {
+        "items": [item for entry in answer.entries for item in _items(entry)],
+        "cursor": answer.cursor.text(),
+        "reset": answer.is_reset,
+        "has_more": answer.has_more,
+        # Rounded down: a reader must not believe that it knows more than it does.
+        "waited_ms": math.floor(answer.waited_s * 1000),
+        "retry_after_ms": None if retry_after_s is None else round(retry_after_s * 1000),
+    }
+
+
+def _items(entry: Revocation) -> Iterator[dict[str, object]]:
+    """What *entry* ends; a token that is named beside its session needs no word of its own."""
+    if entry.session_id is not None:
+        yield {"kind": "session", "session_id": entry.session_id, "until": entry.expires_at}
+    elif entry.token_id is not None:
+        yield {"kind": "token", "token_id": entry.token_id, "until": entry.expires_at}
+    if entry.epoch is not None:
+        yield {"kind": "user", "user_id": entry.user_id, "epoch": entry.epoch, "until": entry.expires_at}

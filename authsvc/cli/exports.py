@@ -1,0 +1,67 @@
+"""Users taken along, as JSON lines that `users import` reads, and a count of the hashes in use."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from authsvc.domain.passwords.hasher import MALFORMED, SCHEME, kind_of_hash
+from authsvc.domain.users import User
+from authsvc.store.transfers import SqlUserTransfers
+
+
+def exported_users(transfers: SqlUserTransfers, *, pepper_id: str | None) -> Iterator[list[dict[str, Any]]]:
+    """Every user, in pages; with his hash where the *pepper_id* that it needs is given."""
+    for page in transfers.pages(with_hashes=pepper_id is not None):
+        yield [_described(user) | _hash(stored, pepper_id) for user, stored in page]
+
+
+def hashes_in_use(kinds: Mapping[str, int], needs_rehash: Callable[[str], bool]) -> dict[str, Any]:
+    """
+    How many hashes there are of each scheme and cost, from *kinds*, the beginnings of hashes.
+
+    A foreign one is replaced at the first login: who has one has not logged in since he was imported.
+    """
+    counts = Counter[tuple[str, int | None]]()
+    for beginning, count in kinds.items():
+        counts[kind_of_hash(beginning)] += count
+    foreign = {kind for kind in counts if kind[0] not in {SCHEME, MALFORMED}}
+    return {
+        "users": sum(counts.values()),
+        "not_logged_in_since_import": sum(counts[kind] for kind in foreign),
+        "to_rehash": sum(n for beginning, n in kinds.items() if needs_rehash(beginning)),
+        "hashes": [
+            {"scheme": scheme, "cost": cost, "users": count}
+            for (scheme, cost), count in sorted(counts.items(), key=str)
+        ],
+    }
+
+
+def _described(user: User) -> dict[str, Any]:
+    return {
+        "id": user.id,
+        "email": user.email,
+        "name": user.name,
+        "phone": user.phone,
+        "device_id": user.device_id,
+        "roles": list(user.roles),
+        "status": user.status,
+        "preferences": user.preferences,
+        "created_at": _written(user.created_at),
+        "updated_at": _written(user.updated_at),
+        "last_login": _written(user.last_login) if user.last_login else None,
+    }
+
+
+def _hash(stored: str | None, pepper_id: str | None) -> dict[str, Any]:
+    if stored is None:
+        return {}
+    is_own = stored.startswith(SCHEME)
+    return {"password_hash": stored, "pepper_id": pepper_id} if is_own else {"password_hash": stored}
+
+
+def _written(moment: datetime) -> str:
+    """RFC 3339, with all that the database knows of it."""
+    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")

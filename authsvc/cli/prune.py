@@ -1,0 +1,50 @@
+"""The command that deletes what can no longer matter: ``db prune``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from contextlib import closing
+from typing import Any
+
+from authsvc.cli.admin import migrated
+from authsvc.store.pruning import MARGIN, SqlPruning
+from authsvc.wiring import now
+from authsvc.wiring.stores import open_database
+
+#: A line of progress for so many deleted rows.
+TELL_EVERY = 10_000
+
+
+def add_action(database: Any) -> None:
+    """Add this module's action to those of ``db``."""
+    pruning = database.add_parser(
+        "prune", help="delete expired sessions and old entries of the revocation log, in small steps"
+    )
+    pruning.set_defaults(run=run_prune)
+
+
+def run_prune(_options: argparse.Namespace, env: Mapping[str, str]) -> int:
+    """Delete what is over for longer than the margin; raises StoreUnavailable, and what is gone stays so."""
+    before = now() - MARGIN
+    with closing(open_database(migrated(env))) as database:
+        pruning = SqlPruning(database)
+        deleted = {
+            "sessions": _total("sessions", pruning.sessions(before=before)),
+            "revocations": _total("revocations", pruning.revocations(before=before)),
+        }
+    print(json.dumps({"deleted": deleted, "before": before.isoformat()}))
+    return 0
+
+
+def _total(table: str, steps: Iterable[int]) -> int:
+    """The sum of *steps*; says on stderr how far it is."""
+    deleted = told = 0
+    for step in steps:
+        deleted += step
+        if deleted >= told + TELL_EVERY:
+            print(f"{table}: {deleted} deleted", file=sys.stderr)
+            told = deleted
+    return deleted

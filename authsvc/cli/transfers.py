@@ -1,0 +1,120 @@
+"""Commands for many users: import, export, hashes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from authsvc.cli import admin
+from authsvc.cli.exports import exported_users, hashes_in_use
+from authsvc.domain.audit import Action, Event
+from authsvc.wiring import now
+
+#: Lines of a file between two words of progress on stderr.
+PROGRESS_LINES = 5_000
+
+
+def add_commands(commands: Any) -> None:
+    """Add what is done to users, one or many, to the parser."""
+    users = commands.add_parser("users", help="create, change, import and export users").add_subparsers(
+        required=True, metavar="ACTION"
+    )
+    admin.add_actions(users)
+    importing = users.add_parser("import", help="import users with their bcrypt hashes from JSON lines")
+    importing.add_argument("file", metavar="FILE", help="the file, or - for stdin")
+    importing.set_defaults(run=run_import)
+    exporting = users.add_parser("export", help="print all users as JSON lines")
+    exporting.add_argument("--with-hashes", action="store_true", help="also what proves their passwords")
+    exporting.set_defaults(run=run_export)
+    hashes = users.add_parser("hashes", help="count the password hashes in use by scheme and cost")
+    hashes.set_defaults(run=run_hashes)
+
+
+def run_import(options: argparse.Namespace, env: Mapping[str, str]) -> int:
+    """Import users; one JSON line of result per line, a summary on stderr, 1 if any was refused."""
+    # Schemas bring Flask along, a third of what the other commands take to start.
+    from authsvc.cli.imports import Importer
+
+    report = _Report()
+    with closing(admin.open_services(env)) as services, _opened(options.file) as source:
+        importer = Importer(
+            transfers=services.transfers,
+            revocations=services.users.revocations,
+            pepper_id=services.pepper_id,
+            clock=now,
+        )
+        try:
+            importer.run(source, report.add)
+        finally:
+            # Also of an import that was cut short: what was reported is in the database.
+            detail = " ".join(f"{result}={count}" for result, count in report.counts.items())
+            services.events.record(Event(Action.USERS_IMPORTED, detail=detail))
+    print(report.summary, file=sys.stderr)
+    return 1 if report.counts["refused"] else 0
+
+
+def run_export(options: argparse.Namespace, env: Mapping[str, str]) -> int:
+    """Print every user as a line of JSON, a page at a time."""
+    count = 0
+    with closing(admin.open_services(env)) as services:
+        pepper_id = services.pepper_id if options.with_hashes else None
+        try:
+            for page in exported_users(services.transfers, pepper_id=pepper_id):
+                _print_lines(page)
+                count += len(page)
+        finally:
+            detail = f"exported={count} hashes={'yes' if options.with_hashes else 'no'}"
+            services.events.record(Event(Action.USERS_EXPORTED, detail=detail))
+    print(f"{count} exported", file=sys.stderr)
+    return 0
+
+
+def run_hashes(_options: argparse.Namespace, env: Mapping[str, str]) -> int:
+    """Print how many hashes there are of each scheme and cost."""
+    with closing(admin.open_services(env)) as services:
+        kinds = services.transfers.kinds_of_hashes()
+        passwords = services.authentication.proof.passwords
+    print(json.dumps(hashes_in_use(kinds, passwords.needs_rehash)))
+    return 0
+
+
+@dataclass(slots=True)
+class _Report:
+    """Tells of an import on stdout as it goes, and of its progress on stderr."""
+
+    counts: Counter[str] = field(default_factory=lambda: Counter(imported=0, exists=0, refused=0))
+
+    @property
+    def summary(self) -> str:
+        return ", ".join(f"{count} {result}" for result, count in self.counts.items())
+
+    def add(self, results: Sequence[dict[str, Any]]) -> None:
+        """Print *results*, whose users are in the database."""
+        before = self.counts.total() // PROGRESS_LINES
+        self.counts.update(result["result"] for result in results)
+        _print_lines(results)
+        if self.counts.total() // PROGRESS_LINES > before:
+            print(f"... {self.summary}", file=sys.stderr, flush=True)
+
+
+def _print_lines(objects: Sequence[dict[str, Any]]) -> None:
+    """One line of JSON each, and out with them: whoever reads along is not a buffer behind."""
+    sys.stdout.writelines(f"{json.dumps(one)}\n" for one in objects)
+    sys.stdout.flush()
+
+
+@contextmanager
+def _opened(name: str) -> Iterator[BinaryIO]:
+    """The file of that *name*; ``-`` is stdin."""
+    if name == "-":
+        yield sys.stdin.buffer
+        return
+    with Path(name).open("rb") as source:
+        yield source

@@ -1,0 +1,255 @@
+"""
+The revocation feed: what verifiers that check tokens by themselves must hear, in the order of the log.
+
+A reader asks for what came after its cursor, and waits for a while if there is nothing.  An empty answer
+says that there was nothing up to the last look at SQL.  Who waits shares one look with all others of the
+process; so do those who find no place to wait and are answered at once.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
+
+from authsvc.domain.errors import Invalid, StoreUnavailable
+from authsvc.domain.revocations import Revocation
+from authsvc.domain.values.clocks import Monotonic
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: The longest wait (seconds): proxies cut off what is silent for a minute, a stopping worker what takes 20 s.
+MAX_WAIT_S = 15.0
+MAX_PAGE = 1000
+#: While anybody waits, SQL is asked so often for its highest number (seconds).
+LOOK_EVERY_S = 0.15
+#: The first look of a process is waited for so long (seconds).
+FIRST_LOOK_S = 1.0
+#: Who found no place to wait shall ask again after so long (seconds).
+RETRY_AFTER_S = 0.5
+
+_CURSOR = re.compile(r"1:(0|[1-9][0-9]{0,15}):([0-9a-f]{16}|)")
+
+
+class FeedLog(Protocol):
+    """The log as the feed reads it; raises StoreUnavailable."""
+
+    def newest(self) -> int:
+        """The highest number that is visible, cheaply; lower ones may still be about to appear."""
+
+    def head(self) -> int | None:
+        """
+        The highest number; every lower one that will ever be visible is visible now.
+
+        None: writers were not done within a short wait, ask again later.
+        """
+
+    def entry(self, seq: int) -> Revocation | None:
+        """Entry *seq*, whatever it is about."""
+
+    def fatal(self, *, after: int, upto: int, limit: int) -> Sequence[Revocation]:
+        """Entries with ``after < seq <= upto`` that end tokens which can still be alive, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """
+    How far a reader has come.
+
+    ``trace`` is drawn from the entry *seq* itself: in a log that was restored and has grown past *seq*
+    since, another entry has that number.
+    """
+
+    seq: int = 0
+    trace: str = ""
+
+    def text(self) -> str:
+        """What a client keeps, without a meaning to it."""
+        return base64.urlsafe_b64encode(f"1:{self.seq}:{self.trace}".encode()).decode().rstrip("=")
+
+    @classmethod
+    def parse(cls, text: str) -> Cursor:
+        """The cursor in *text*; raises ValueError for anything that :meth:`text` did not make."""
+        raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+        found = _CURSOR.fullmatch(raw.decode("ascii"))
+        cursor = cls(int(found[1]), found[2]) if found else cls()
+        if cursor.text() != text:
+            raise ValueError("not a cursor")
+        return cursor
+
+    @classmethod
+    def behind(cls, entry: Revocation | None) -> Cursor:
+        """The cursor of a reader who knows everything up to *entry*; None: there is none yet."""
+        return cls() if entry is None else cls(entry.seq, _trace(entry))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeedQuery:
+    """What a reader asks for; *after* is a cursor's text, None for everything that still matters."""
+
+    after: str | None
+    wait_s: float
+    limit: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeedAnswer:
+    """
+    A part of the feed.
+
+    ``is_reset``: the cursor is not of this log, and these entries begin at its beginning.  ``has_more``: ask
+    again at once.  ``waited_s`` after the request had arrived (negative: before) the answer was complete;
+    nothing is known of what came later.  ``retry_after_s``: nobody can wait here now.
+    """
+
+    entries: tuple[Revocation, ...]
+    cursor: Cursor
+    is_reset: bool
+    has_more: bool
+    waited_s: float
+    retry_after_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """What a look at SQL found: nothing is missing that was committed before *began_s* (monotonic)."""
+
+    head: int
+    began_s: float
+
+
+class Lookout:
+    """Looks at SQL for all who wait in this process: one of them at a time, and only as often as needed."""
+
+    def __init__(self, log: FeedLog, monotonic: Monotonic, *, every_s: float = LOOK_EVERY_S) -> None:
+        self._log = log
+        self._monotonic = monotonic
+        self._every_s = every_s
+        self._looking = threading.Lock()
+        self._looked_s = -every_s
+        self._changed = threading.Condition()
+        self._view: _View | None = None
+
+    def wait(self, *, after: int, until_s: float, is_over: Callable[[], bool]) -> _View:
+        """The latest view once it has news behind *after*, or when *until_s* (monotonic) has come."""
+        while True:
+            view = self._latest()
+            left_s = until_s - self._monotonic()
+            if view.head > after or left_s <= 0 or is_over():
+                return view
+            with self._changed:
+                self._changed.wait(min(left_s, self._every_s))
+
+    def _latest(self) -> _View:
+        """The view, renewed if that is due and nobody is at it; the first of all is waited for."""
+        if self._looking.acquire(timeout=0 if self._view else FIRST_LOOK_S):
+            try:
+                self._renew()
+            finally:
+                self._looking.release()
+        if self._view is None:
+            raise StoreUnavailable("sql: no look at the log yet")
+        return self._view
+
+    def _renew(self) -> None:
+        """Look, unless somebody has just tried: also a look that fails costs the database something."""
+        began_s = self._monotonic()
+        if began_s - self._looked_s < self._every_s:
+            return
+        self._looked_s = began_s
+        # The head costs every writer a short wait: it is asked for only when a number has appeared.  Where
+        # none has, none is missing either: numbers rise, and lower ones were settled when it was taken.
+        if self._view is not None and self._log.newest() == self._view.head:
+            self._view = _View(self._view.head, began_s)
+            return
+        head = self._log.head()
+        if head is not None:
+            self._view = _View(head, began_s)
+            with self._changed:
+                self._changed.notify_all()
+
+
+class RevocationFeed:
+    """Answers readers; at most *places* of them wait at a time, so that threads are left for all else."""
+
+    def __init__(self, log: FeedLog, lookout: Lookout, monotonic: Monotonic, *, places: int) -> None:
+        self._log = log
+        self._lookout = lookout
+        self._monotonic = monotonic
+        self._places = threading.BoundedSemaphore(places)
+
+    def read(self, query: FeedQuery, *, is_over: Callable[[], bool]) -> FeedAnswer:
+        """
+        What came after the cursor; waits for it, until *is_over* says that nobody may wait any longer.
+
+        Raises:
+            Invalid: the cursor is none.
+            StoreUnavailable: SQL cannot say.
+        """
+        arrived_s = self._monotonic()
+        cursor = _parsed(query.after)
+        is_reset = not self._is_of_this_log(cursor)
+        start = Cursor() if is_reset else cursor
+        with self._place() as has_place:
+            may_wait = has_place and not is_reset
+            until_s = arrived_s + (query.wait_s if may_wait else 0)
+            entries, view = self._news(start.seq, query.limit, until_s, is_over)
+        if view.head < start.seq and view.began_s >= arrived_s:
+            # SQL went back while the reader waited.
+            return self.read(replace(query, wait_s=0), is_over=is_over)
+        has_more = len(entries) > query.limit
+        entries = entries[: query.limit]
+        return FeedAnswer(
+            entries=tuple(entries),
+            cursor=Cursor.behind(entries[-1]) if has_more else self._cursor(start, view.head),
+            is_reset=is_reset,
+            has_more=has_more,
+            waited_s=view.began_s - arrived_s,
+            retry_after_s=RETRY_AFTER_S if query.wait_s and (not has_place or is_over()) else None,
+        )
+
+    def _is_of_this_log(self, cursor: Cursor) -> bool:
+        return cursor == Cursor() or cursor == Cursor.behind(self._log.entry(cursor.seq))
+
+    def _news(
+        self, after: int, limit: int, until_s: float, is_over: Callable[[], bool]
+    ) -> tuple[list[Revocation], _View]:
+        """The entries behind *after*, one more than *limit*; much of the log is about logins, not ends."""
+        while True:
+            view = self._lookout.wait(after=after, until_s=until_s, is_over=is_over)
+            found = list(self._log.fatal(after=after, upto=view.head, limit=limit + 1))
+            if found or self._monotonic() >= until_s or is_over():
+                return found, view
+            after = max(after, view.head)
+
+    def _cursor(self, start: Cursor, head: int) -> Cursor:
+        """Behind *head*, never before *start*: another process may have looked later than this one."""
+        return start if head <= start.seq else Cursor.behind(self._log.entry(head))
+
+    @contextmanager
+    def _place(self) -> Iterator[bool]:
+        has_place = self._places.acquire(blocking=False)
+        try:
+            yield has_place
+        finally:
+            if has_place:
+                self._places.release()
+
+
+def _parsed(text: str | None) -> Cursor:
+    try:
+        return Cursor() if text is None else Cursor.parse(text)
+    except ValueError as error:
+        raise Invalid({"after": ["Not a cursor of this feed."]}) from error
+
+
+def _trace(entry: Revocation) -> str:
+    """A few letters that another entry of the same number would not have."""
+    parts = (entry.at.isoformat(), entry.reason, entry.user_id, entry.session_id, entry.token_id, entry.epoch)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]

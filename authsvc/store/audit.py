@@ -1,0 +1,80 @@
+"""The audit trail in SQL: rows in the order of their ids, which is the order of time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+
+from sqlalchemy import ColumnElement, delete, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from authsvc.domain.audit import AuditFilter, Entry
+from authsvc.domain.values.identifiers import lowest_timed_id
+from authsvc.store.sql import Database
+from authsvc.store.tables import audit_events, from_entry, to_entry
+
+
+class SqlAuditTrail:
+    """Rows that are added, read newest first, and deleted oldest first; never changed but for their count."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._insert = postgresql.insert if database.is_postgresql else sqlite.insert
+
+    def write(self, entries: Sequence[Entry]) -> None:
+        """
+        Add *entries* in one transaction; one that shares a row with an earlier one adds to its count.
+
+        May be repeated when nobody knows whether it was done: the ids are the caller's.
+        """
+        plain = [from_entry(entry) for entry in entries if entry.once is None]
+        # In one order in every process, or two of them could wait for each other.
+        shared = sorted((entry for entry in entries if entry.once), key=lambda entry: entry.once or "")
+        statement = self._insert(audit_events)
+        adding = statement.on_conflict_do_update(
+            index_elements=[audit_events.c.once],
+            set_={"count": audit_events.c.count + statement.excluded.count},
+        )
+        with self._database.transaction() as connection:
+            if plain:
+                connection.execute(statement.on_conflict_do_nothing(), plain)
+            for entry in shared:
+                connection.execute(adding, from_entry(entry))
+
+    def page(self, wanted: AuditFilter) -> list[Entry]:
+        """One entry more than the page holds, newest first."""
+        statement = (
+            select(audit_events)
+            .where(*_conditions(wanted))
+            .order_by(audit_events.c.id.desc())
+            .limit(wanted.limit + 1)
+        )
+        with self._database.read() as connection:
+            return [to_entry(row) for row in connection.execute(statement).mappings()]
+
+    def prune(self, *, before: datetime, most: int) -> int:
+        """Delete the oldest entries from before *before*, *most* at once; how many there were."""
+        oldest = (
+            select(audit_events.c.id)
+            .where(audit_events.c.id < lowest_timed_id(before))
+            .order_by(audit_events.c.id)
+            .limit(most)
+        )
+        with self._database.transaction() as connection:
+            return connection.execute(delete(audit_events).where(audit_events.c.id.in_(oldest))).rowcount
+
+
+def _conditions(wanted: AuditFilter) -> Iterator[ColumnElement[bool]]:
+    columns = audit_events.c
+    for name in ("user_id", "actor_id", "client_ip"):
+        value = getattr(wanted, name)
+        if value is not None:
+            yield columns[name] == value
+    if wanted.actions:
+        yield columns.action.in_(sorted(wanted.actions))
+    if wanted.since is not None:
+        yield columns.id >= lowest_timed_id(wanted.since)
+    if wanted.until is not None:
+        yield columns.id < lowest_timed_id(wanted.until)
+    if wanted.after is not None:
+        yield columns.id < wanted.after

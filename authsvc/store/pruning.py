@@ -1,0 +1,66 @@
+"""
+Deletes rows that can no longer matter, in bounded steps, while the service runs.
+
+No step waits for a row that somebody else has locked: it leaves that row to the next run.  So it can stand
+in nobody's way for longer than one short transaction, and can be no part of a deadlock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Column, ColumnElement, delete, func, select
+
+from authsvc.store.sql import Database
+from authsvc.store.tables import revocations, sessions
+
+#: How long rows stay after their end: clocks differ, and verifiers elsewhere come back with old cursors.
+MARGIN = timedelta(days=1)
+#: Rows that one transaction looks at: a fraction of a second.
+STEP = 1000
+_LOWEST_ID = "00000000-0000-0000-0000-000000000000"
+
+
+class SqlPruning:
+    """Walks a table by its key, a transaction for each step; yields how many rows each step deleted."""
+
+    def __init__(self, database: Database, *, step: int = STEP) -> None:
+        self._database = database
+        self._step = step
+
+    def sessions(self, *, before: datetime) -> Iterator[int]:
+        """Delete the sessions whose last refresh token expired before *before*, ended by hand or not."""
+        return self._walk(sessions.c.id, _LOWEST_ID, sessions.c.idle_expires_at < before)
+
+    def revocations(self, *, before: datetime) -> Iterator[int]:
+        """
+        Delete the entries of the log that no token can be about since *before*.
+
+        Never the newest: it is the head of the log, and without it SQL would look restored.
+        """
+        head = select(func.max(revocations.c.seq)).scalar_subquery()
+        return self._walk(revocations.c.seq, 0, revocations.c.expires_at < before, revocations.c.seq < head)
+
+    def _walk(self, key: Column[Any], after: object, *conditions: ColumnElement[bool]) -> Iterator[int]:
+        """Each step begins where the last one ended: it does not pass what was deleted again and again."""
+        while (upto := self._end_of_step(key, after)) is not None:
+            yield self._delete(key, *conditions)
+            after = upto
+
+    def _end_of_step(self, key: Column[Any], after: object) -> object | None:
+        """The last key of the next step; None where none is left."""
+        statement = select(key).where(key > after).order_by(key).limit(self._step)
+        with self._database.read() as connection:
+            keys = connection.execute(statement).scalars().all()
+        return keys[-1] if keys else None
+
+    def _delete(self, key: Column[Any], *conditions: ColumnElement[bool]) -> int:
+        """Delete the rows that nobody has locked; how many there were."""
+        chosen = select(key).where(*conditions).with_for_update(skip_locked=True)
+        with self._database.transaction() as connection:
+            keys = connection.execute(chosen).scalars().all()
+            if keys:
+                connection.execute(delete(key.table).where(key.in_(keys)))
+        return len(keys)

@@ -1,0 +1,148 @@
+"""Users in bulk: brought along, taken along, counted by the kind of their hashes; never all at once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, case, func, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from authsvc.domain.credentials import Credentials
+from authsvc.domain.passwords.hasher import SCHEME
+from authsvc.domain.revocations import Committed
+from authsvc.domain.users import User
+from authsvc.domain.values.clocks import Clock
+from authsvc.domain.values.identifiers import UserId
+from authsvc.store.revocations import NOBODY, SqlRevocationLog
+from authsvc.store.sql import Database
+from authsvc.store.tables import USER_COLUMNS, from_user, revocations, to_user, users
+
+#: Users of one read: some hundred KiB.
+PAGE = 500
+#: Hashes of one read: nothing but ids and a few characters.
+COUNTED_PAGE = 5_000
+#: The characters of ``$2b$12$``: what comes behind them is salt, and stays in SQL.
+_KIND = len("$2b$12$")
+
+
+class Arrival(StrEnum):
+    """What became of a user who was brought along."""
+
+    IMPORTED = "imported"
+    #: Somebody has that address.
+    EXISTS = "exists"
+    #: Somebody with another address has that id.
+    ID_TAKEN = "id_taken"
+
+
+class SqlUserTransfers:
+    """Many users in one transaction, and all users in pages, in the order of ids."""
+
+    def __init__(self, database: Database, log: SqlRevocationLog, clock: Clock) -> None:
+        self._database = database
+        self._log = log
+        self._clock = clock
+        dialect: Any = postgresql if database.is_postgresql else sqlite
+        self._insert = dialect.insert(users).on_conflict_do_nothing().returning(users.c.id, users.c.email)
+
+    def add(
+        self, batch: Sequence[Credentials], *, brought_ids: Collection[UserId]
+    ) -> Committed[list[Arrival]]:
+        """
+        Insert those whose address is free, in one transaction; what became of each, in the order of *batch*.
+
+        *brought_ids* are those that were not made just now: their users may have been here before.
+        """
+        if not batch:
+            return Committed([])
+        with self._database.transaction() as connection:
+            epochs = self._epochs(connection, brought_ids)
+            arriving = [replace(one.user, epoch=epochs.get(one.user.id, 0)) for one in batch]
+            rows = [
+                from_user(user) | {"password_hash": one.password_hash, "password_version": 1}
+                for user, one in zip(arriving, batch, strict=True)
+            ]
+            # In one order in every process: two imports of one file then never wait for each other in a ring.
+            rows.sort(key=lambda row: str(row["email"]))
+            added = {(row.id, row.email) for row in connection.execute(self._insert, rows)}
+            verdicts = _verdicts(connection, arriving, added)
+            judged = zip(arriving, verdicts, strict=True)
+            new = [user for user, verdict in judged if verdict is Arrival.IMPORTED]
+            drafts = [self._log.draft(user, "imported", epoch=user.epoch or None) for user in new]
+            return Committed(verdicts, self._log.append(connection, drafts))
+
+    def pages(self, *, with_hashes: bool) -> Iterator[list[tuple[User, str | None]]]:
+        """Every user, with his hash if that is wanted; who changes meanwhile is as before or as after it."""
+        columns = [*USER_COLUMNS, users.c.password_hash] if with_hashes else [*USER_COLUMNS]
+        after = NOBODY
+        while after:
+            page = select(*columns).where(users.c.id > after).order_by(users.c.id).limit(PAGE)
+            with self._database.read() as connection:
+                rows = connection.execute(page).mappings().all()
+            found = [(to_user(row), row.get(users.c.password_hash)) for row in rows]
+            after = found[-1][0].id if found else ""
+            if found:
+                yield found
+
+    def kinds_of_hashes(self) -> Counter[str]:
+        """How many hashes there are of each scheme and cost, by the beginnings of hashes up to the salt."""
+        counts = Counter[str]()
+        after = NOBODY
+        while after:
+            page = (
+                select(users.c.id, _kind_of(users.c.password_hash))
+                .where(users.c.id > after)
+                .order_by(users.c.id)
+                .limit(COUNTED_PAGE)
+            )
+            with self._database.read() as connection:
+                rows = connection.execute(page).all()
+            counts.update(kind for _, kind in rows)
+            after = rows[-1][0] if rows else ""
+        return counts
+
+    def _epochs(self, connection: Connection, user_ids: Collection[UserId]) -> dict[UserId, int]:
+        """
+        The epochs that Redis may still have of users who were deleted.
+
+        Whose epoch is higher there than in SQL can sign in, and is refused at every check.
+        """
+        if not user_ids:
+            return {}
+        statement = (
+            select(revocations.c.user_id, func.max(revocations.c.epoch))
+            .where(
+                revocations.c.user_id.in_(user_ids),
+                revocations.c.epoch.is_not(None),
+                revocations.c.expires_at > self._clock(),
+            )
+            .group_by(revocations.c.user_id)
+        )
+        return {UserId(user_id): epoch for user_id, epoch in connection.execute(statement)}
+
+
+def _verdicts(connection: Connection, arriving: Sequence[User], added: set[tuple[str, str]]) -> list[Arrival]:
+    """What became of each of *arriving*, of whom *added* have a row now, by id and address."""
+    others = [user.email for user in arriving if (user.id, user.email) not in added]
+    there = {email for _, email in added}
+    if others:
+        there |= set(connection.execute(select(users.c.email).where(users.c.email.in_(others))).scalars())
+    waiting, verdicts = set(added), []
+    for user in arriving:
+        # Once each: the same line may be there twice.
+        if (user.id, user.email) in waiting:
+            waiting.discard((user.id, user.email))
+            verdicts.append(Arrival.IMPORTED)
+        else:
+            verdicts.append(Arrival.EXISTS if user.email in there else Arrival.ID_TAKEN)
+    return verdicts
+
+
+def _kind_of(stored: ColumnElement[str]) -> ColumnElement[str]:
+    """The scheme and the cost of a stored hash, without its salt."""
+    own = stored.startswith(f"{SCHEME}$", autoescape=True)
+    return case((own, func.substr(stored, 1, len(SCHEME) + _KIND)), else_=func.substr(stored, 1, _KIND))

@@ -1,0 +1,35 @@
+"""
+Verifies access tokens of authsvc in other services, without asking it, and still knows of revocations.
+
+A library of its own: the standard library and PyJWT with cryptography, nothing else of authsvc.
+``authsvc.verifier.flask`` and ``authsvc.verifier.asgi`` are for web frameworks.
+"""
+
+from authsvc.verifier.claims import Claims
+from authsvc.verifier.core import Options, Verifier, WhenStale
+from authsvc.verifier.errors import (
+    FeedStale,
+    KeysUnknown,
+    RoleMissing,
+    TokenInvalid,
+    TokenMissing,
+    Unavailable,
+    VerifierError,
+)
+from authsvc.verifier.refusals import Refusal, refusal
+
+__all__ = [
+    "Claims",
+    "FeedStale",
+    "KeysUnknown",
+    "Options",
+    "Refusal",
+    "RoleMissing",
+    "TokenInvalid",
+    "TokenMissing",
+    "Unavailable",
+    "Verifier",
+    "VerifierError",
+    "WhenStale",
+    "refusal",
+]

@@ -1,0 +1,80 @@
+"""For ASGI services of any framework: a middleware, and a function to build a dependency from."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from typing import Any, Final
+
+from authsvc.verifier.claims import Claims
+from authsvc.verifier.core import Verifier
+from authsvc.verifier.errors import TokenInvalid, VerifierError
+from authsvc.verifier.refusals import refusal
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+#: Frameworks have types of their own for the three.
+Application = Callable[[Any, Any, Any], Awaitable[None]]
+
+#: Where the application finds the claims, in the scope.
+CLAIMS: Final = "authsvc.claims"
+#: Close code of a web socket that is refused: the caller broke a policy (RFC 6455 §7.4.1).
+_POLICY_VIOLATION: Final = 1008
+
+
+async def authenticate(verifier: Verifier, scope: Scope, roles: Collection[str] = ()) -> Claims:
+    """
+    The claims of whoever makes the request of *scope*; raises what :meth:`Verifier.authenticate` does.
+
+    On a thread of the event loop's pool: keys may have to be fetched, or the service asked.
+    """
+    given = [value for name, value in scope["headers"] if name.lower() == b"authorization"]
+    if len(given) > 1:
+        raise TokenInvalid("more than one Authorization header")
+    header = given[0].decode("latin-1") if given else None
+    return await asyncio.to_thread(verifier.authenticate, header, roles)
+
+
+class Guarded:
+    """
+    Lets requests and web sockets through to *application* with a good token whose user has all of *roles*.
+
+    Paths in *open_paths* need none.  The claims are in the scope, under :data:`CLAIMS`.
+    """
+
+    def __init__(
+        self,
+        application: Application,
+        verifier: Verifier,
+        *,
+        roles: Collection[str] = (),
+        open_paths: Collection[str] = (),
+    ) -> None:
+        self._application = application
+        self._verifier = verifier
+        self._roles = roles
+        self._open_paths = frozenset(open_paths)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """An ASGI application."""
+        is_guarded = scope["type"] in {"http", "websocket"} and scope["path"] not in self._open_paths
+        if is_guarded:
+            try:
+                found = await authenticate(self._verifier, scope, self._roles)
+            except VerifierError as error:
+                await _refuse(error, scope, send)
+                return
+            scope = {**scope, CLAIMS: found}
+        await self._application(scope, receive, send)
+
+
+async def _refuse(error: VerifierError, scope: Scope, send: Send) -> None:
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
+        return
+    refused = refusal(error)
+    headers = [(name.lower().encode(), value.encode()) for name, value in refused.headers]
+    await send({"type": "http.response.start", "status": refused.status, "headers": headers})
+    await send({"type": "http.response.body", "body": refused.body})

@@ -1,0 +1,45 @@
+"""
+What a verifier says instead of claims.  ``str(error)`` is for the log, never for the caller.
+
+VerifierError
+├── TokenMissing            401, no bearer token
+├── TokenInvalid            401, forged, expired, revoked or malformed: callers never learn which
+├── RoleMissing             403, a good token without a role that is asked for
+└── Unavailable             503, nothing can be said now  (retry_after_s)
+    ├── KeysUnknown         the signing keys could not be fetched
+    └── FeedStale           revocations are not known recently enough
+"""
+
+from __future__ import annotations
+
+
+class VerifierError(Exception):
+    """Root of every refusal."""
+
+
+class TokenMissing(VerifierError):
+    """No bearer token was presented."""
+
+
+class TokenInvalid(VerifierError):
+    """The token is worth nothing; the text says why, for the log."""
+
+
+class RoleMissing(VerifierError):
+    """The token is good, its user lacks a role."""
+
+
+class Unavailable(VerifierError):
+    """Neither yes nor no can be said; try again after ``retry_after_s`` seconds."""
+
+    def __init__(self, cause: str, *, retry_after_s: int = 1) -> None:
+        super().__init__(cause)
+        self.retry_after_s = retry_after_s
+
+
+class KeysUnknown(Unavailable):
+    """There are no signing keys, or they are older than their publisher allows, and no new ones."""
+
+
+class FeedStale(Unavailable):
+    """What is known of revocations is older than the verifier may go by."""

@@ -1,0 +1,173 @@
+"""Follows the revocation feed on a thread of its own, and knows how old its knowledge is."""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final
+from urllib.parse import urlencode
+
+from authsvc.verifier.known import Known, Until
+from authsvc.verifier.pages import Page, read_page
+from authsvc.verifier.transport import Line, TransportError
+
+PATH: Final = "/v1/revocations"
+#: Entries asked for at once.
+PAGE: Final = 1000
+#: The longest wait that is asked for (seconds); a third of the staleness that is borne, if that is less.
+MOST_WAIT_S: Final = 5.0
+#: An answer may take so much longer than the wait (seconds).
+GRACE_S: Final = 2.0
+#: Pauses after failures (seconds): doubled from the first to the last, each shortened at random.
+FIRST_PAUSE_S, MOST_PAUSE_S = 0.1, 2.0
+#: What is over is forgotten so often (seconds).
+FORGET_EVERY_S: Final = 60.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What was revoked before *as_of_s* (monotonic seconds) is in *known*, and perhaps more."""
+
+    known: Known
+    as_of_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clocks:
+    """``wall_s`` is what tokens expire by; ``monotonic_s`` measures durations."""
+
+    wall_s: Callable[[], float]
+    monotonic_s: Callable[[], float]
+
+    def now(self) -> Until:
+        """Both."""
+        return Until(self.wall_s(), self.monotonic_s())
+
+
+class Feed:
+    """
+    Knowledge of revocations, kept up to date from :meth:`start` to :meth:`close`.
+
+    ``view`` is None until everything that still matters has been read once.  *on_lag* hears after each
+    answer how many seconds ago the service looked at its log for it.
+    """
+
+    def __init__(
+        self, line: Line, clocks: Clocks, *, wait_s: float, on_lag: Callable[[float], None] | None = None
+    ) -> None:
+        self._line = line
+        self._clocks = clocks
+        self._wait_s = wait_s
+        self._on_lag = on_lag
+        self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
+        self._stop = threading.Event()
+        #: Set when the view is there.
+        self.caught_up = threading.Event()
+        self.view: View | None = None
+        self._cursor: str | None = None
+        #: What is being read; another object than that of the view after a reset, until it is complete.
+        self._reading = Known()
+        self._is_complete = False
+        self._failures = 0
+        self._forgot_s = clocks.monotonic_s()
+
+    def start(self) -> None:
+        """Begin to follow; repeating it does nothing."""
+        with self._starting:
+            if self._thread is None and not self._stop.is_set():
+                self._thread = threading.Thread(target=self._run, name="verifier-feed", daemon=True)
+                self._thread.start()
+
+    @property
+    def age_s(self) -> float:
+        """For how many seconds revocations may have gone unheard; without end before the first view."""
+        view = self.view
+        return self._clocks.monotonic_s() - view.as_of_s if view else math.inf
+
+    def close(self) -> None:
+        """Stop, also amid a wait."""
+        with self._starting:
+            self._stop.set()
+        self._line.abort()
+        if self._thread is not None:
+            self._thread.join(timeout=GRACE_S)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self._stop.wait(self.turn())
+        self._line.close()
+
+    def turn(self) -> float:
+        """Ask once; the seconds to pause before the next time."""
+        try:
+            pause_s = self._absorb_next()
+        except (TransportError, ValueError) as error:
+            return self._failed(str(error))
+        except Exception:
+            # The edge of the thread: it must outlive what nobody thought of.
+            log.exception("revocation feed: crashed")
+            return self._failed("crashed")
+        if self._failures:
+            log.info("revocation feed: found again")
+        self._failures = 0
+        return pause_s
+
+    def _absorb_next(self) -> float:
+        wait_s = self._wait_s if self._is_complete else 0.0
+        sent_s = self._clocks.monotonic_s()
+        page = self._poll(wait_s)
+        if page.is_reset:
+            log.warning("revocation feed: the log is another one, reading it anew")
+            self._reading = self._reading.without_epochs()
+        for news in page.news:
+            self._reading.add(news)
+        self._cursor = page.cursor
+        self._is_complete = not page.has_more
+        if self._is_complete:
+            self._publish(sent_s + page.waited_s)
+        did_wait = self._clocks.monotonic_s() - sent_s >= wait_s / 2
+        is_idle = self._is_complete and not page.news
+        # Who is not let wait, by a server that is about to stop for one, must not ask in a circle.
+        return max(page.retry_after_s, FIRST_PAUSE_S if is_idle and not did_wait else 0.0)
+
+    def _poll(self, wait_s: float) -> Page:
+        """The next page; raises TransportError or ValueError."""
+        query = {"wait": f"{wait_s:.3f}", "limit": str(PAGE)}
+        if self._cursor is not None:
+            query["after"] = self._cursor
+        answer = self._line.request("GET", f"{PATH}?{urlencode(query)}", deadline_s=wait_s + GRACE_S)
+        if answer.status == HTTPStatus.UNPROCESSABLE_ENTITY and self._cursor is not None:
+            # Another version of the service made it.  From the beginning, as after a reset.
+            self._cursor, self._is_complete = None, False
+            self._reading = self._reading.without_epochs()
+        if answer.status != HTTPStatus.OK:
+            raise TransportError(f"status {answer.status}")
+        return read_page(answer.body, self._clocks.now())
+
+    def _publish(self, as_of_s: float) -> None:
+        """Let checks go by what has been read: first the knowledge, then how recent it is."""
+        latest_s = max(as_of_s, self.view.as_of_s) if self.view else as_of_s
+        self.view = View(self._reading, latest_s)
+        self.caught_up.set()
+        now = self._clocks.now()
+        if now.monotonic_s - self._forgot_s >= FORGET_EVERY_S:
+            self._forgot_s = now.monotonic_s
+            self._reading.forget(now)
+        if self._on_lag is not None:
+            self._on_lag(now.monotonic_s - as_of_s)
+
+    def _failed(self, cause: str) -> float:
+        """Note a failure; the pause after it: shorter or longer at random, so that a crowd disperses."""
+        self._failures += 1
+        if self._failures == 1 and not self._stop.is_set():
+            log.warning("revocation feed: lost (%s), trying again", cause)
+        most_s = min(MOST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(self._failures - 1, 10))
+        return random.uniform(most_s / 2, most_s)  # noqa: S311 - nothing is secret about it

@@ -1,0 +1,66 @@
+"""The service's own word on a token (RFC 7662), for when the feed is too old to go by."""
+
+from __future__ import annotations
+
+import json
+import threading
+from http import HTTPStatus
+from typing import Final
+from urllib.parse import urlencode
+
+from authsvc.verifier.claims import Claims
+from authsvc.verifier.errors import Unavailable
+from authsvc.verifier.transport import Line, Origin, TransportError
+
+PATH: Final = "/v1/oauth2/introspect"
+
+
+class Introspection:
+    """Asks the service, *places* requests at a time at most, each within *deadline_s* seconds."""
+
+    def __init__(self, origin: Origin, *, places: int, deadline_s: float) -> None:
+        self._origin = origin
+        self._deadline_s = deadline_s
+        self._places = threading.BoundedSemaphore(places)
+        self._idle: list[Line] = []
+
+    def is_active(self, token: str, claims: Claims) -> bool:
+        """
+        Whether *token*, which says *claims*, is good now.
+
+        Raises:
+            Unavailable: no place to ask, no answer, or none that can be read.
+        """
+        if not self._places.acquire(timeout=self._deadline_s):
+            raise Unavailable("introspection: too many at once")
+        try:
+            return self._ask(token, claims)
+        except (TransportError, ValueError) as error:
+            raise Unavailable(f"introspection: {error}") from error
+        finally:
+            self._places.release()
+
+    def close(self) -> None:
+        """Let idle connections go."""
+        while self._idle:
+            self._idle.pop().close()
+
+    def _line(self) -> Line:
+        """A connection that is idle, else a new one."""
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return Line(self._origin)
+
+    def _ask(self, token: str, claims: Claims) -> bool:
+        form = urlencode({"token": token, "token_type_hint": "access_token"})
+        line = self._line()
+        answer = line.request("POST", PATH, body=form, deadline_s=self._deadline_s)
+        self._idle.append(line)
+        if answer.status != HTTPStatus.OK:
+            raise TransportError(f"status {answer.status}")
+        found = json.loads(answer.body)
+        is_active = found.get("active") if isinstance(found, dict) else None
+        if not isinstance(is_active, bool):
+            raise TransportError("not an introspection")
+        return is_active and found.get("jti") == claims.token_id

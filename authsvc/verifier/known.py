@@ -1,0 +1,81 @@
+"""What a verifier knows to be dead: forgotten when no token can be alive that it is about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from authsvc.verifier.claims import Claims
+
+
+class Until(NamedTuple):
+    """
+    When an entry may be forgotten: only when both clocks have passed it.
+
+    The wall clock is the one that tokens expire by, whatever it shows; the monotonic one does not jump.
+    """
+
+    wall_s: float
+    monotonic_s: float
+
+    def is_over(self, now: Until) -> bool:
+        """True once *now* is past it on both."""
+        return now.wall_s >= self.wall_s and now.monotonic_s >= self.monotonic_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class News:
+    """One item of the feed; ``subject`` is an id of what *kind* says."""
+
+    kind: str
+    subject: str
+    epoch: int
+    until: Until
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """
+    Ended sessions, dead tokens, cut-off users.
+
+    One thread adds and forgets, any thread asks: each step is a single one on a dict.
+    """
+
+    sessions: dict[str, Until] = field(default_factory=dict)
+    tokens: dict[str, Until] = field(default_factory=dict)
+    #: Tokens of the user with a lower epoch are dead.
+    epochs: dict[str, tuple[int, Until]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.sessions) + len(self.tokens) + len(self.epochs)
+
+    def is_dead(self, claims: Claims) -> bool:
+        """True if a token with *claims* is revoked, its session over, or its user cut off since."""
+        epoch, _ = self.epochs.get(claims.user_id, (0, None))
+        return claims.session_id in self.sessions or claims.token_id in self.tokens or claims.epoch < epoch
+
+    def add(self, news: News) -> None:
+        """Learn *news*; in any order, repeated or not, the result is the same."""
+        if news.kind == "user":
+            epoch, until = self.epochs.get(news.subject, (news.epoch, news.until))
+            self.epochs[news.subject] = (max(epoch, news.epoch), max(until, news.until))
+        else:
+            place = self.sessions if news.kind == "session" else self.tokens
+            place[news.subject] = max(place.get(news.subject, news.until), news.until)
+
+    def forget(self, now: Until) -> None:
+        """Drop what can no longer matter."""
+        for place in (self.sessions, self.tokens):
+            for subject in [subject for subject, until in place.items() if until.is_over(now)]:
+                del place[subject]
+        for user_id in [user_id for user_id, (_, until) in self.epochs.items() if until.is_over(now)]:
+            del self.epochs[user_id]
+
+    def without_epochs(self) -> Known:
+        """
+        What stays true in a log that was restored.
+
+        Ids of sessions and tokens are never used again.  A cut-off may be one that the service itself
+        forgot: who signed in since would be refused for it.
+        """
+        return Known(dict(self.sessions), dict(self.tokens))

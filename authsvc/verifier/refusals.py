@@ -1,0 +1,49 @@
+"""Refusals as HTTP says them (RFC 6750 §3)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from authsvc.verifier.errors import RoleMissing, TokenMissing, Unavailable, VerifierError
+
+MEDIA_TYPE = "application/problem+json"
+_CHALLENGE = 'Bearer realm="{realm}"'
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A whole answer; nothing in it comes from the request."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+
+def refusal(error: VerifierError, *, realm: str = "authsvc") -> Refusal:
+    """401 with a challenge, 403, or 503 with ``Retry-After`` where neither yes nor no can be said."""
+    challenge = _CHALLENGE.format(realm=realm)
+    if isinstance(error, Unavailable):
+        return _refusal(503, "unavailable", ("Retry-After", str(error.retry_after_s)))
+    if isinstance(error, RoleMissing):
+        return _refusal(403, "forbidden", ("WWW-Authenticate", f'{challenge}, error="insufficient_scope"'))
+    if isinstance(error, TokenMissing):
+        return _refusal(401, "token_missing", ("WWW-Authenticate", challenge))
+    return _refusal(401, "token_invalid", ("WWW-Authenticate", f'{challenge}, error="invalid_token"'))
+
+
+def _refusal(status: int, code: str, header: tuple[str, str]) -> Refusal:
+    problem = {
+        "type": f"urn:authsvc:problem:{code}",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "code": code,
+    }
+    body = json.dumps(problem).encode()
+    fixed = (
+        ("Content-Type", MEDIA_TYPE),
+        ("Content-Length", str(len(body))),
+        ("Cache-Control", "no-store"),
+    )
+    return Refusal(status, (header, *fixed), body)

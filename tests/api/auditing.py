@@ -1,0 +1,103 @@
+"""People who do what is worth an event, and the rows that it leaves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import bcrypt
+from sqlalchemy import select, update
+
+from authsvc.settings import Settings
+from authsvc.store.tables import audit_events, users
+from authsvc.wiring.stores import open_database
+from tests.api.driver import Api, Person, code_of
+from tests.rig import PASSWORD
+
+if TYPE_CHECKING:
+    from authsvc.store.sql import Database
+
+WRONG = "wrong horse battery staple"
+AGENT = "Browser/1.0"
+IP = "198.51.100.7"
+
+
+@dataclass(slots=True)
+class Stage:
+    """An application, an admin, a user, and the rows of the trail."""
+
+    api: Api
+    admin: Person
+    database: Database
+    user: Person
+    seen: set[str] = field(default_factory=set)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows since this was last asked, the oldest first."""
+        with self.database.read() as connection:
+            found = connection.execute(select(audit_events).order_by(audit_events.c.id)).mappings()
+            new = [dict(row) for row in found if row["id"] not in self.seen]
+        self.seen |= {row["id"] for row in new}
+        return new
+
+    def set_hash(self, password_hash: str) -> None:
+        """Put something in the place of the user's password hash."""
+        with self.database.transaction() as connection:
+            connection.execute(
+                update(users).where(users.c.id == self.user.id).values(password_hash=password_hash)
+            )
+
+    def log_in(self, password: str = PASSWORD, **fields: Any):
+        """Log the user in, from a certain place."""
+        body = {"email": self.user.email, "password": password, **fields}
+        return self.api.post("/v1/auth/login", body, ip=IP, headers={"User-Agent": AGENT})
+
+    def foreign_hash(self) -> None:
+        """Log in with a hash from elsewhere."""
+        self.set_hash(bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(5)).decode())
+        assert self.log_in().status_code == 200
+
+    def broken_hash(self) -> None:
+        """Log in where the stored hash is none."""
+        self.set_hash("nonsense")
+        assert self.log_in().status_code == 401
+
+    def reuse(self) -> None:
+        """Use a refresh token up, and present it long afterwards."""
+        self.user.refresh()
+        self.api.clock.tick(60)
+        assert code_of(self.api.refresh(self.user.refresh_token)) == "refresh_reused"
+        self.api.clock.tick(-60)
+
+    def exhaust(self) -> None:
+        """Fail until the account's limit refuses."""
+        assert [self.log_in(WRONG).status_code for _ in range(6)] == [401] * 5 + [429]
+
+    def call(self, method: str, path: str, status: int, body: dict[str, Any] | None = None) -> None:
+        """One request of the user."""
+        options = {} if body is None else {"json": body}
+        assert self.user.call(method, path, **options).status_code == status
+
+    def administer(self, method: str, path: str, status: int, body: dict[str, Any] | None = None) -> None:
+        """One request of the admin."""
+        options = {} if body is None else {"json": body}
+        assert self.admin.call(method, path.format(self.user.id), **options).status_code == status
+
+
+class Theatre:
+    """What many stages share: an application, its admin, and a way to its database."""
+
+    def __init__(self, api: Api) -> None:
+        self.api = api
+        self.admin = api.an_admin()
+        self.database = open_database(Settings.from_env(api.env))
+
+    def stage(self) -> Stage:
+        """A new user; what is there already has been seen."""
+        made = Stage(api=self.api, admin=self.admin, database=self.database, user=self.api.someone())
+        made.rows()
+        return made
+
+    def close(self) -> None:
+        """Let the connections go."""
+        self.database.close()

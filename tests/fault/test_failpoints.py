@@ -1,0 +1,138 @@
+"""A worker dies between SQL, Redis and its answer: what SQL has counts once, and holds everywhere."""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.fault.audit import audit
+from tests.fault.failpoints import BEFORE_COMMIT, CLOCK, ENTRY, FOLDER, SEAMS
+from tests.fault.ledger import ACCEPTED_FOR_S, Findings
+from tests.fault.load import Person, load, settle
+from tests.fault.world import START_S, refused_within
+from tests.rig import Service
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.fault.conftest import Worlds
+    from tests.fault.ledger import Account
+    from tests.fault.world import World
+
+pytestmark = [pytest.mark.fault, pytest.mark.slow]
+
+DEEDS = ("register", "log_in", "refresh", "write", "log_out", "change_password")
+#: In the short run: nothing was done, and the worst moment.
+SHORT_SEAMS = SEAMS[:2]
+#: docs/operations.md: clocks may differ by a few seconds; tokens bear 5.
+SKEWS_S = (5, -5)
+
+
+@pytest.fixture
+def world(audited: World) -> World:
+    """Each test holds it against the ledger."""
+    return audited
+
+
+@pytest.fixture(scope="module")
+def frail(worlds: Worlds, tmp_path_factory) -> Iterator[Service]:
+    """Start one worker on the same stores, one to be killed."""
+    folder = tmp_path_factory.mktemp("frail")
+    points = folder / "points"
+    points.mkdir()
+    (points / CLOCK).write_text("0")
+    env = worlds.whole().ahead.env | {"WEB_CONCURRENCY": "1", FOLDER: str(points)}
+    with Service(env, folder, entry=ENTRY).start(ready_within_s=START_S) as service:
+        yield service
+
+
+def points_of(service: Service) -> Path:
+    """Where its seams and its clock are set."""
+    return service.log.parent / "points"
+
+
+def set_clock(service: Service, shift_s: float) -> None:
+    """Set the wall clock of its worker, in one step."""
+    new = points_of(service) / "new"
+    new.write_text(str(shift_s))
+    new.replace(points_of(service) / CLOCK)
+
+
+@pytest.mark.parametrize(
+    "seam", [pytest.param(s, marks=() if s in SHORT_SEAMS else (pytest.mark.long,)) for s in SEAMS]
+)
+def test_a_worker_killed_half_way_has_done_all_or_nothing(world, ledger, frail, seam, score):
+    """What SQL has holds everywhere, though nobody was answered; asked for again, it is done once."""
+    score.name = f"worker-killed-{seam}"
+    findings = Findings()
+    account = ledger[0]
+
+    for deed in DEEDS:
+        tokens = make_room(world, account)
+        before = written(world)
+        (points_of(frail) / seam).touch()
+        getattr(Person(account, [frail], random.Random(seam), findings), deed)()
+        assert not (points_of(frail) / seam).exists(), f"{deed} did not come by"
+        score.recovery_s = max(score.recovery_s, frail.wait_ready(START_S))
+        assert (written(world) != before) == (seam != BEFORE_COMMIT), deed
+        for token in ended(world, tokens):
+            for replica in world.replicas:
+                refused_within(replica, token, ACCEPTED_FOR_S)
+    broken = len(findings.broken)
+    findings.add(settle(ledger, [frail, *world.replicas]))
+    findings.add(audit(world, ledger))
+    score.take(findings)
+
+    assert broken == len(DEEDS)
+    assert findings.faults(may_break=True) == {}
+
+
+def make_room(world: World, account: Account) -> dict[str, str]:
+    """Three sessions and one password, however the last deed ended; the tokens of all."""
+    person = Person(account, world.replicas, random.Random(0))
+    person.settle()
+    person.find_password()
+    while len(account.sessions) < 3:
+        person.log_in()
+    assert person.findings.faults() == {}
+    return {held.session_id: held.access[-1] for held in account.sessions}
+
+
+def written(world: World) -> tuple[Any, ...]:
+    """How much has been written to SQL: log, rotations, people."""
+    query = (
+        "SELECT (SELECT count(*) FROM revocations), (SELECT sum(counter) FROM sessions), count(*) FROM users"
+    )
+    with world.sql_admin() as connection:
+        return connection.execute(query).fetchone() or ()
+
+
+def ended(world: World, tokens: dict[str, str]) -> list[str]:
+    """Those of *tokens* whose session has ended in SQL."""
+    query = "SELECT id::text FROM sessions WHERE revoked_at IS NOT NULL AND id::text = ANY(%s)"
+    with world.sql_admin() as connection:
+        return [tokens[ident] for (ident,) in connection.execute(query, (list(tokens),)).fetchall()]
+
+
+@pytest.mark.parametrize(
+    "skew_s", [pytest.param(s, marks=() if s > 0 else (pytest.mark.long,)) for s in SKEWS_S]
+)
+def test_a_clock_that_is_off_by_5_s_harms_nobody(world, ledger, frail, window_s, skew_s, score):
+    """Also when it jumps while the worker runs: forwards, and back."""
+    score.name = f"clock-off-by-{skew_s}-s"
+
+    with load(ledger, [frail, world.ahead], seed=score.name) as findings:
+        for shift_s in (skew_s, 0, skew_s):
+            set_clock(frail, shift_s)
+            time.sleep(max(1.0, window_s / 3))
+    set_clock(frail, 0)
+    findings.add(settle(ledger, [frail]))
+    findings.add(audit(world, ledger))
+    score.take(findings)
+
+    assert findings.faults() == {}
+    assert not any(answer.endswith(" 503") for answer in findings.answers)

@@ -1,0 +1,122 @@
+"""What happens to the service itself: stopped, restarted, its log not read, its figures deleted."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.fault.audit import audit
+from tests.fault.load import load, settle
+from tests.fault.signs import figures
+from tests.fault.world import START_S
+from tests.processes import wait_until
+from tests.rig import Service
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.fault.world import World
+
+pytestmark = [pytest.mark.fault, pytest.mark.slow]
+
+#: A client that was not answered, or told to come back, asks the other replica; so does a load balancer.
+TRIES = 4
+#: docs/operations.md: a stop takes 20 s at most.
+STOPPED_WITHIN_S = 25
+#: The smallest pipe that the system makes.
+PIPE_BYTES = 4096
+
+
+@pytest.fixture
+def world(audited: World) -> World:
+    """Each test holds it against the ledger."""
+    return audited
+
+
+def test_a_rolling_restart_costs_no_request_and_no_session(world, ledger, score):
+    """Each replica in turn is stopped under load and started again; whoever asks twice notices nothing."""
+    score.name = "rolling-restart"
+    statuses = []
+
+    with load(ledger, world.replicas, seed=score.name, tries=TRIES) as findings:
+        for service in world.replicas:
+            statuses.append(service.stop(within_s=STOPPED_WITHIN_S))
+            service.start(ready_within_s=START_S)
+    findings.add(settle(ledger, world.replicas))
+    findings.add(audit(world, ledger))
+    score.take(findings)
+
+    assert statuses == [0, 0]
+    assert findings.faults() == {}
+    assert findings.refusals_s == []
+
+
+@contextmanager
+def unread(path: Path) -> Iterator[int]:
+    """A pipe at *path* that is open, small, and never read."""
+    os.mkfifo(path)
+    pipe = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+    try:
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        yield pipe
+    finally:
+        os.close(pipe)
+
+
+def test_a_log_that_nobody_reads_stops_nothing(world, ledger, tmp_path, window_s, score):
+    """The pipe is full from the start: everybody is answered, and the process still stops in good order."""
+    score.name = "log-pipe-blocked"
+    muffled = Service(world.ahead.env | {"LOG_LEVEL": "debug", "WEB_CONCURRENCY": "1"}, tmp_path)
+    with unread(muffled.log) as pipe:
+        fill(pipe)
+        with muffled.start(ready_within_s=START_S):
+            with load(ledger, [muffled], seed=score.name) as findings:
+                time.sleep(max(1.0, window_s))
+            status = muffled.stop(within_s=STOPPED_WITHIN_S)
+    findings.add(settle(ledger, world.replicas))
+    findings.add(audit(world, ledger))
+    score.take(findings)
+
+    assert status == 0
+    assert findings.faults() == {}
+    assert findings.refusals_s == []
+
+
+def fill(pipe: int) -> None:
+    """Leave no room in *pipe*."""
+    try:
+        while True:
+            os.write(pipe, b"x" * PIPE_BYTES)
+    except BlockingIOError:
+        return
+
+
+def test_a_wiped_metrics_folder_stops_nothing(world, ledger, tmp_path, window_s, score):
+    """Requests go on, the scrape answers all the time, and the figures are counted on, in new files."""
+    score.name = "metrics-folder-wiped"
+    folder = tmp_path / "figures"
+    checks = 'authsvc_token_checks_total{result="active",source="redis"}'
+    with (
+        world.replica(WEB_CONCURRENCY="1", PROMETHEUS_MULTIPROC_DIR=str(folder)) as other,
+        load(ledger, [other.service], seed=score.name) as findings,
+    ):
+        wait_until(lambda: figures(other.service).get(checks, 0) > 0)
+        shutil.rmtree(folder)
+        figures(other.service)
+        began = time.monotonic()
+        wait_until(lambda: figures(other.service).get(checks, 0) > 0)
+        score.recovery_s = time.monotonic() - began
+        time.sleep(window_s)
+    findings.add(settle(ledger, world.replicas))
+    findings.add(audit(world, ledger))
+    score.take(findings)
+
+    assert findings.faults() == {}
+    assert findings.refusals_s == []

@@ -1,0 +1,232 @@
+"""Tokens are read as the service itself reads them: the same tokens through both, the same verdict."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from authsvc.domain.errors import TokenInvalid as ServiceRefusal
+from authsvc.domain.tokens.access import TokenReader, TokenSigner
+from authsvc.domain.tokens.keys import Algorithm
+from authsvc.verifier import claims as verifier
+from authsvc.verifier.errors import KeysUnknown, TokenInvalid
+from tests.unit.domain.samples import NOW, PROFILE, SESSION_ID, later, ring, signing_key, user
+from tests.unit.verifier.samples import (
+    CLAIMS,
+    NOW_S,
+    RULES,
+    WITHOUT,
+    claiming,
+    claims_of,
+    find_key_in,
+    part,
+    signed,
+)
+
+ALGORITHMS: tuple[Algorithm, ...] = ("ES256", "EdDSA", "RS256")
+KEYS = [signing_key(algorithm) for algorithm in ALGORITHMS]
+RING = ring(*ALGORITHMS)
+SERVICE = TokenReader(PROFILE, lambda: RING)
+FIND = find_key_in(*KEYS)
+
+
+def of_service(text: str, now_s: float) -> tuple[Any, ...] | None:
+    """What the service reads in *text*; None where it refuses."""
+    try:
+        token = SERVICE.read(text, now=datetime.fromtimestamp(now_s, UTC))
+    except ServiceRefusal:
+        return None
+    return tuple(getattr(token, name) for name in token.__slots__)
+
+
+def of_verifier(text: str, now_s: float) -> tuple[Any, ...] | None:
+    """The same for the verifier."""
+    try:
+        claims = verifier.read(text, RULES, FIND, now_s=now_s)
+    except TokenInvalid:
+        return None
+    return tuple(getattr(claims, name) for name in SERVICE_FIELDS)
+
+
+SERVICE_FIELDS = (
+    TokenSigner(PROFILE, lambda: RING).issue(user(), SESSION_ID, now=NOW, not_after=later(3600))[1].__slots__
+)
+
+
+def agreed(text: str, now_s: float = NOW_S) -> bool:
+    """Whether both take *text*; they must be of one mind, down to the last claim."""
+    ours, theirs = of_verifier(text, now_s), of_service(text, now_s)
+    assert ours == theirs
+    return ours is not None
+
+
+@pytest.mark.parametrize("key", KEYS, ids=ALGORITHMS)
+def test_what_the_service_issues_is_taken(key):
+    """With every kind of key, down to the last claim."""
+    assert agreed(claiming(key))
+    assert verifier.read(claiming(key), RULES, FIND, now_s=NOW_S) == claims_of()
+
+
+_ODD = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-2, 1 << 54),
+    st.floats(),
+    st.text(max_size=5),
+    st.sampled_from([CLAIMS["iat"], str(CLAIMS["iat"]), CLAIMS["exp"] + 1, 10**400, CLAIMS["sub"].upper()]),
+    st.lists(st.sampled_from(["user", "admin", "root", 1, None]), max_size=3),
+    st.dictionaries(st.text(max_size=2), st.integers(), max_size=2),
+    st.just(WITHOUT),
+)
+
+
+@given(
+    name=st.sampled_from([*CLAIMS, "extra", "client_id"]), value=_ODD, again=st.sampled_from(sorted(CLAIMS))
+)
+def test_both_agree_on_changed_claims(name, value, again):
+    """Left out, of another type, out of range, one too many: signed well, and refused by both or by none."""
+    agreed(claiming(**{name: value}))
+    agreed(claiming(**{name: value, again: WITHOUT}))
+
+
+@pytest.mark.parametrize(
+    "value", [["user"], ["admin", "user"], ["admin"], [], ["user", "user"], "user", None]
+)
+def test_both_agree_on_roles(value):
+    """A list of known ones, each once, with ``user`` in it, in any order."""
+    assert agreed(claiming(roles=value)) == (value in (["user"], ["admin", "user"]))
+
+
+@given(
+    offset_s=st.one_of(
+        st.integers(-10, 10), st.sampled_from([3599.9, 3604.9, 3605, 3605.1, -4.9, -5, -5.1, 7200])
+    )
+)
+def test_both_agree_on_time(offset_s):
+    """From issue to expiry, with the leeway."""
+    assert agreed(claiming(), NOW_S + offset_s) == (-5 <= offset_s < 3605)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"exp": CLAIMS["exp"] + 1},
+        {"iat": CLAIMS["iat"] - 1},
+        {"nbf": CLAIMS["iat"] + 6},
+        {"iat": CLAIMS["iat"] + 6, "exp": CLAIMS["exp"]},
+        {"iat": -1},
+    ],
+)
+def test_both_refuse_times_that_do_not_fit(changes):
+    """A life beyond the longest, a time in the future."""
+    assert not agreed(claiming(**changes))
+
+
+_HEADERS: list[dict[str, Any]] = [
+    {"typ": "JWT"},
+    {"typ": WITHOUT},
+    {"typ": "AT+JWT"},
+    {"typ": "application/at+jwt"},
+    {"kid": WITHOUT},
+    {"kid": ""},
+    {"kid": "unknown"},
+    {"kid": KEYS[1].kid},
+    {"jku": "https://keys.example.com"},
+    {"jwk": {}},
+    {"x5u": "https://keys.example.com"},
+    {"crit": ["exp"]},
+    {"cty": "JWT"},
+]
+
+
+@pytest.mark.parametrize("header", _HEADERS, ids=repr)
+def test_both_refuse_another_header(header):
+    """No field selects key material, and none is passed over."""
+    assert not agreed(signed(json.dumps(CLAIMS).encode(), **header))
+
+
+@pytest.mark.parametrize(
+    "algorithm", ["none", "HS256", "HS512", "ES384", "RS256", "PS256", "EdDSA", "es256", ""]
+)
+def test_the_algorithm_is_that_of_the_key(algorithm):
+    """Whatever the header says; a public key is nobody's HMAC secret."""
+    head, payload, signature = claiming().split(".")
+    header = json.dumps({"alg": algorithm, "typ": "at+jwt", "kid": KEYS[0].kid}).encode()
+
+    assert head
+    assert not agreed(f"{part(header)}.{payload}.{signature}")
+    assert not agreed(f"{part(header)}.{payload}.{part(b'x')}")
+
+
+_SAMPLE = json.dumps(CLAIMS)
+_PAYLOADS = [
+    b"", b"null", b"[]", b"1", b"{}", b"{", b"\xff", b"\xef\xbb\xbf" + _SAMPLE.encode(),
+    _SAMPLE.replace('"epoch": 3', '"epoch": 3, "epoch": 4').encode(),
+    _SAMPLE.replace('"epoch": 3', '"epoch": NaN').encode(),
+    _SAMPLE.replace('"epoch": 3', '"epoch": 3.0').encode(),
+    _SAMPLE.replace('"epoch": 3', '"epoch": 1e0').encode(),
+    _SAMPLE.replace('"epoch": 3', '"epoch": ' + "9" * 5000).encode(),
+    _SAMPLE.replace('["user"]', "[" * 900 + "]" * 900).encode(),
+    _SAMPLE.replace('["user"]', '["user", {"a": 1, "a": 2}]').encode(),
+    _SAMPLE.encode("utf-16"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("payload", _PAYLOADS, ids=map(str, range(len(_PAYLOADS))))
+def test_both_refuse_what_is_no_strict_object(payload):
+    """Broken, ambiguous, of another charset, too large a number, too deep."""
+    assert not agreed(signed(payload))
+
+
+@given(st.data())
+def test_both_agree_on_changed_text(data):
+    """One character more, less or other, padding, white space: never a crash, never two minds."""
+    text = claiming()
+    place = data.draw(st.integers(0, len(text)))
+    removed = data.draw(st.integers(0, 3))
+    inserted = data.draw(st.text("ABab01-_.=+/ \n\u00e9", max_size=3))
+
+    agreed(text[:place] + inserted + text[place + removed :])
+
+
+@given(st.text(max_size=30) | st.text("eyJ.", max_size=30))
+def test_whatever_is_no_token_is_refused(text):
+    """By a named error, both."""
+    assert not agreed(text)
+    assert not agreed(claiming() + "A" * 4096)
+
+
+def test_a_lifetime_that_is_not_told_is_not_checked():
+    """A verifier may leave it to the issuer."""
+    rules = verifier.Rules(issuer=RULES.issuer, audience=RULES.audience)
+    text = claiming(exp=CLAIMS["iat"] + 100_000)
+
+    assert verifier.read(text, rules, FIND, now_s=NOW_S).expires_at == CLAIMS["iat"] + 100_000
+    with pytest.raises(TokenInvalid):
+        verifier.read(text, RULES, FIND, now_s=NOW_S)
+
+
+def test_without_keys_nothing_is_said_of_a_token():
+    """Neither yes nor no: that is for whoever gets the keys."""
+
+    def nothing(_kid: str) -> None:
+        raise KeysUnknown("none")
+
+    with pytest.raises(KeysUnknown):
+        verifier.read(claiming(), RULES, nothing, now_s=NOW_S)
+
+
+def test_keys_are_not_asked_for_in_vain():
+    """A token that is none by its form costs its sender's time alone."""
+    asked: list[str] = []
+
+    for text in ("a.b.c", signed(b"{}", typ="JWT"), signed(b"{}", jku="https://x.example.com")):
+        with pytest.raises(TokenInvalid):
+            verifier.read(text, RULES, asked.append, now_s=NOW_S)
+
+    assert asked == []
