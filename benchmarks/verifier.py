@@ -4,7 +4,7 @@ How long a token is taken by a service that verifies by itself, after its logout
     python benchmarks/verifier.py [--rounds 1000] [--threads 4]
 
 Brings its own PostgreSQL and Redis, serves in production mode with two workers, and runs a second service
-that uses authsvc.verifier.  Each round is a login, a check, a logout, and checks without a pause until the
+that uses authsvc.verifier.  Each round is a login, a check, a logout, and checks every few ms until the
 token is refused, and a few more.  Ends with status 1 if a token was taken after the promised lag, or taken
 again after it was refused.
 """

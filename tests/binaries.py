@@ -53,7 +53,7 @@ def nginx_binary() -> Path:
     for path in found:
         if os.access(path, os.X_OK):
             return path
-    message = "no nginx here: the tests of docs/gateways.md need it (Debian, Ubuntu: apt install nginx-light)"
+    message = "no nginx here: the tests of docs/gateways.md need it (Debian, Ubuntu: apt install nginx)"
     raise BinaryMissing(message)
 
 

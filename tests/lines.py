@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import select
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection
@@ -63,8 +64,7 @@ class Line:
         headers: Mapping[str, str] | None = None,
     ) -> Reply:
         """One request as *token*, with *body* as JSON."""
-        if self._connection.sock is None:
-            self._open()
+        self.keep_open()
         fields = {} if token is None else {"Authorization": f"Bearer {token}"}
         data = None if body is NO_BODY else json.dumps(body)
         if data is not None:
@@ -85,6 +85,13 @@ class Line:
     def log_in(self, email: str, password: str) -> Reply:
         """Log in."""
         return self.ask("POST", "/v1/auth/login", body={"email": email, "password": password})
+
+    def keep_open(self) -> None:
+        """Open it anew if the server closed it, as it does after 75 s of silence; not for two at once."""
+        sock = self._connection.sock
+        if sock is None or select.select([sock], [], [], 0)[0]:
+            self._connection.close()
+            self._open()
 
     def close(self) -> None:
         """Hang up."""

@@ -75,7 +75,7 @@ def migrate(env: Mapping[str, str]) -> None:
 
 
 def run_command(
-    *arguments: str, env: Mapping[str, str], folder: Path, stdin: str = "", within_s: float = 15
+    *arguments: str, env: Mapping[str, str], folder: Path, stdin: str = "", within_s: float = 60
 ) -> subprocess.CompletedProcess[str]:
     """Run ``authsvc`` with *arguments* in *folder*, with nothing of this process's environment but PATH."""
     return subprocess.run(
@@ -125,7 +125,7 @@ class Service:
         """The scrape."""
         return f"http://127.0.0.1:{self.metrics_port}/metrics"
 
-    def start(self, *, ready_within_s: float = 15) -> Self:
+    def start(self, *, ready_within_s: float = 40) -> Self:
         """Start, and wait until it is ready."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -135,7 +135,12 @@ class Service:
                 stdout=log,
                 stderr=log,
             )
-        self.wait_ready(ready_within_s)
+        try:
+            self.wait_ready(ready_within_s)
+        except BaseException:
+            self.process.kill()
+            self.process.wait()
+            raise
         return self
 
     def wait_ready(self, within_s: float = 10) -> float:

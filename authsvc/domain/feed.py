@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from authsvc.domain.errors import Invalid, StoreUnavailable
@@ -136,12 +137,18 @@ class Lookout:
         self._changed = threading.Condition()
         self._view: _View | None = None
 
-    def wait(self, *, after: int, until_s: float, is_over: Callable[[], bool]) -> _View:
-        """The latest view once it has news behind *after*, or when *until_s* (monotonic) has come."""
+    def wait(self, *, after: int, since_s: float, until_s: float, is_over: Callable[[], bool]) -> _View:
+        """
+        The latest view once it has news behind *after*, or when *until_s* (monotonic) has come.
+
+        Sooner, too, if it lies before *after*, and not because it is from before *since_s*: SQL went back.
+        """
         while True:
             view = self._latest()
             left_s = until_s - self._monotonic()
             if view.head > after or left_s <= 0 or is_over():
+                return view
+            if view.head < after and view.began_s >= since_s:
                 return view
             with self._changed:
                 self._changed.wait(min(left_s, self._every_s))
@@ -199,7 +206,8 @@ class RevocationFeed:
         with self._place() as has_place:
             may_wait = has_place and not is_reset
             until_s = arrived_s + (query.wait_s if may_wait else 0)
-            entries, view = self._news(start.seq, query.limit, until_s, is_over)
+            wait = partial(self._lookout.wait, since_s=arrived_s, until_s=until_s, is_over=is_over)
+            entries, view = self._news(start.seq, query.limit, wait)
         if view.head < start.seq and view.began_s >= arrived_s:
             # SQL went back while the reader waited.
             return self.read(replace(query, wait_s=0), is_over=is_over)
@@ -217,16 +225,14 @@ class RevocationFeed:
     def _is_of_this_log(self, cursor: Cursor) -> bool:
         return cursor == Cursor() or cursor == Cursor.behind(self._log.entry(cursor.seq))
 
-    def _news(
-        self, after: int, limit: int, until_s: float, is_over: Callable[[], bool]
-    ) -> tuple[list[Revocation], _View]:
+    def _news(self, after: int, limit: int, wait: Callable[..., _View]) -> tuple[list[Revocation], _View]:
         """The entries behind *after*, one more than *limit*; much of the log is about logins, not ends."""
         while True:
-            view = self._lookout.wait(after=after, until_s=until_s, is_over=is_over)
+            view = wait(after=after)
             found = list(self._log.fatal(after=after, upto=view.head, limit=limit + 1))
-            if found or self._monotonic() >= until_s or is_over():
+            if found or view.head <= after:
                 return found, view
-            after = max(after, view.head)
+            after = view.head
 
     def _cursor(self, start: Cursor, head: int) -> Cursor:
         """Behind *head*, never before *start*: another process may have looked later than this one."""

@@ -46,7 +46,7 @@ class SqlPruning:
     def _walk(self, key: Column[Any], after: object, *conditions: ColumnElement[bool]) -> Iterator[int]:
         """Each step begins where the last one ended: it does not pass what was deleted again and again."""
         while (upto := self._end_of_step(key, after)) is not None:
-            yield self._delete(key, *conditions)
+            yield self._delete(key, key > after, key <= upto, *conditions)
             after = upto
 
     def _end_of_step(self, key: Column[Any], after: object) -> object | None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, case, func, select
+from sqlalchemy import ColumnElement, Connection, RowMapping, Select, case, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from authsvc.domain.credentials import Credentials
+from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.passwords.hasher import SCHEME
 from authsvc.domain.revocations import Committed
 from authsvc.domain.users import User
@@ -21,10 +23,17 @@ from authsvc.store.revocations import NOBODY, SqlRevocationLog
 from authsvc.store.sql import Database
 from authsvc.store.tables import USER_COLUMNS, from_user, revocations, to_user, users
 
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
 #: Users of one read: some hundred KiB.
 PAGE = 500
 #: Hashes of one read: nothing but ids and a few characters.
 COUNTED_PAGE = 5_000
+#: How long is waited (seconds) before what failed is tried again.  A job of minutes outlives a busy moment
+#: or a failover; an outage that lasts longer ends it, and it can be repeated.
+PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 #: The characters of ``$2b$12$``: what comes behind them is salt, and stays in SQL.
 _KIND = len("$2b$12$")
 
@@ -40,12 +49,19 @@ class Arrival(StrEnum):
 
 
 class SqlUserTransfers:
-    """Many users in one transaction, and all users in pages, in the order of ids."""
+    """
+    Many users in one transaction, and all users in pages, in the order of ids.
 
-    def __init__(self, database: Database, log: SqlRevocationLog, clock: Clock) -> None:
+    Waits with *pause* (seconds) and tries again where SQL cannot answer; then raises StoreUnavailable.
+    """
+
+    def __init__(
+        self, database: Database, log: SqlRevocationLog, clock: Clock, *, pause: Callable[[float], None]
+    ) -> None:
         self._database = database
         self._log = log
         self._clock = clock
+        self._pause = pause
         dialect: Any = postgresql if database.is_postgresql else sqlite
         self._insert = dialect.insert(users).on_conflict_do_nothing().returning(users.c.id, users.c.email)
 
@@ -56,9 +72,38 @@ class SqlUserTransfers:
         Insert those whose address is free, in one transaction; what became of each, in the order of *batch*.
 
         *brought_ids* are those that were not made just now: their users may have been here before.
+        Where the answer to a commit was lost, those that it brought in are said to exist.
         """
-        if not batch:
-            return Committed([])
+        return self._patiently(lambda: self._add(batch, brought_ids)) if batch else Committed([])
+
+    def pages(self, *, with_hashes: bool) -> Iterator[list[tuple[User, str | None]]]:
+        """Every user, with his hash if that is wanted; who changes meanwhile is as before or as after it."""
+        columns = [*USER_COLUMNS, users.c.password_hash] if with_hashes else [*USER_COLUMNS]
+        after = NOBODY
+        while after:
+            page = select(*columns).where(users.c.id > after).order_by(users.c.id).limit(PAGE)
+            found = [(to_user(row), row.get(users.c.password_hash)) for row in self._rows(page)]
+            after = found[-1][0].id if found else ""
+            if found:
+                yield found
+
+    def kinds_of_hashes(self) -> Counter[str]:
+        """How many hashes there are of each scheme and cost, by the beginnings of hashes up to the salt."""
+        counts = Counter[str]()
+        after = NOBODY
+        while after:
+            page = (
+                select(users.c.id, _kind_of(users.c.password_hash).label("kind"))
+                .where(users.c.id > after)
+                .order_by(users.c.id)
+                .limit(COUNTED_PAGE)
+            )
+            rows = self._rows(page)
+            counts.update(row["kind"] for row in rows)
+            after = rows[-1][users.c.id] if rows else ""
+        return counts
+
+    def _add(self, batch: Sequence[Credentials], brought_ids: Collection[UserId]) -> Committed[list[Arrival]]:
         with self._database.transaction() as connection:
             epochs = self._epochs(connection, brought_ids)
             arriving = [replace(one.user, epoch=epochs.get(one.user.id, 0)) for one in batch]
@@ -75,35 +120,22 @@ class SqlUserTransfers:
             drafts = [self._log.draft(user, "imported", epoch=user.epoch or None) for user in new]
             return Committed(verdicts, self._log.append(connection, drafts))
 
-    def pages(self, *, with_hashes: bool) -> Iterator[list[tuple[User, str | None]]]:
-        """Every user, with his hash if that is wanted; who changes meanwhile is as before or as after it."""
-        columns = [*USER_COLUMNS, users.c.password_hash] if with_hashes else [*USER_COLUMNS]
-        after = NOBODY
-        while after:
-            page = select(*columns).where(users.c.id > after).order_by(users.c.id).limit(PAGE)
+    def _rows(self, page: Select[Any]) -> Sequence[RowMapping]:
+        def read() -> Sequence[RowMapping]:
             with self._database.read() as connection:
-                rows = connection.execute(page).mappings().all()
-            found = [(to_user(row), row.get(users.c.password_hash)) for row in rows]
-            after = found[-1][0].id if found else ""
-            if found:
-                yield found
+                return connection.execute(page).mappings().all()
 
-    def kinds_of_hashes(self) -> Counter[str]:
-        """How many hashes there are of each scheme and cost, by the beginnings of hashes up to the salt."""
-        counts = Counter[str]()
-        after = NOBODY
-        while after:
-            page = (
-                select(users.c.id, _kind_of(users.c.password_hash))
-                .where(users.c.id > after)
-                .order_by(users.c.id)
-                .limit(COUNTED_PAGE)
-            )
-            with self._database.read() as connection:
-                rows = connection.execute(page).all()
-            counts.update(kind for _, kind in rows)
-            after = rows[-1][0] if rows else ""
-        return counts
+        return self._patiently(read)
+
+    def _patiently(self, work: Callable[[], T]) -> T:
+        """What *work* returns, which may be repeated: now, or when SQL is back."""
+        for pause_s in PAUSES_S:
+            try:
+                return work()
+            except StoreUnavailable as error:
+                log.warning("transfer.waiting", extra={"cause": str(error), "pause_s": pause_s})
+                self._pause(pause_s)
+        return work()
 
     def _epochs(self, connection: Connection, user_ids: Collection[UserId]) -> dict[UserId, int]:
         """

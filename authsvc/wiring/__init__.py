@@ -121,7 +121,7 @@ def build(settings: Settings, *, clock: Clock = now) -> Services:
         checks=checks,
         account=_account(parts, directory),
         users=directory,
-        transfers=SqlUserTransfers(parts.stores.database, parts.stores.log, clock),
+        transfers=SqlUserTransfers(parts.stores.database, parts.stores.log, clock, pause=time.sleep),
         pepper_id=pepper_id(_reveal(settings.passwords.pepper)),
         preferences=PreferenceBook(parts.users, parts.revocations),
         sessions=SessionDirectory(

@@ -73,6 +73,28 @@ def test_a_reader_hears_each_end_once_and_in_order(postgres_stores):
         assert not any(writer.exception() for writer in writers)
 
 
+def test_a_reader_never_gets_ahead_of_a_late_commit(postgres_stores):
+    """Of two numbers the higher is committed first: it is not told before the lower one can be."""
+    feed = feed_over(postgres_stores)
+    cursor = feed.read(FeedQuery(after=None, wait_s=0, limit=9), is_over=lambda: False).cursor
+    drafts = [postgres_stores.log.draft_end(UserId(new_id()), SessionId(new_id()), "t") for _ in range(2)]
+
+    def told() -> list[int]:
+        time.sleep(0.002)  # longer than a look is shared
+        query = FeedQuery(after=cursor.text(), wait_s=0, limit=9)
+        return [entry.seq for entry in feed.read(query, is_over=lambda: False).entries]
+
+    with postgres_stores.database.transaction() as connection:
+        (low,) = postgres_stores.log.append(connection, drafts[:1])
+        with postgres_stores.database.transaction() as other:
+            (high,) = postgres_stores.log.append(other, drafts[1:])
+        early = told()
+
+    assert low.seq < high.seq
+    assert early == []
+    assert told() == [low.seq, high.seq]
+
+
 def test_a_late_commit_is_waited_for(postgres_stores):
     """A lower number that is not yet committed: the head stays unknown, and no reader gets ahead of it."""
     log = SqlFeedLog(postgres_stores.database, postgres_stores.log, postgres_stores.clock)

@@ -93,7 +93,7 @@ def test_a_secret_that_is_swapped_all_the_time_never_loses_a_key_that_stays(tmp_
     swapping.start()
     try:
         seen = []
-        for _ in range(50):
+        while volume.version < 50 and swapping.is_alive():
             clock.tick(REREAD_S)
             seen.append(names(keys))
     finally:
@@ -101,7 +101,7 @@ def test_a_secret_that_is_swapped_all_the_time_never_loses_a_key_that_stays(tmp_
         swapping.join()
 
     assert [found for found in seen if first not in found] == []
-    assert volume.version > 1
+    assert volume.version >= 50
 
 
 class WatchedPath(type(Path())):  # type: ignore[misc]  # the class of this system's paths

@@ -71,6 +71,19 @@ def test_an_upgrade_brings_the_revision_that_the_service_needs(empty_url):
     assert revision_of(empty_url) == NEEDED_REVISION
 
 
+def test_a_database_of_a_newer_version_is_left_alone(empty_url):
+    """Whoever rolls back over a change of the schema is told so; nothing is touched."""
+    with closing(open_database(empty_url)) as database:
+        upgrade(database)
+        with database.transaction() as connection:
+            connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+
+        with pytest.raises(ValueError, match=r"at revision 9999, .* newer version has upgraded it"):
+            upgrade(database)
+
+    assert revision_of(empty_url) == "9999"
+
+
 def test_an_upgrade_from_the_first_revision_keeps_every_row(empty_url):
     """A user with a session finds both, and what came since works beside them."""
     with closing(open_database(empty_url)) as database:

@@ -40,6 +40,8 @@ class Track:
         """What each of *runs* was answered; neighbours ask different workers, others in the next round."""
         self.rounds += 1
         lines = self.lines[self.rounds % LINES :] + self.lines[: self.rounds % LINES]
+        for line in lines[: len(runs)]:
+            line.keep_open()
         gate = Barrier(len(runs))
 
         def start(run: Callable[[Line], Reply], line: Line) -> Reply:

@@ -44,11 +44,12 @@ class World:
         self.database_url = database_url
         self.folder = folder
         self.way = TcpProxy(service.url)
+        self._direct_options = client_options(service, folder)
 
     def options(self, *, directly: bool = False) -> dict[str, Any]:
-        """What a verifier is told that comes on the wire that can be cut."""
-        url = None if directly else self.way.url_for(self.service.url)
-        return client_options(self.service, self.folder, url=url)
+        """What a verifier is told that comes on the wire that can be cut; all are one client."""
+        way = {} if directly else {"url": self.way.url_for(self.service.url)}
+        return self._direct_options | way
 
     @contextmanager
     def verifier(self, **options: Any) -> Iterator[Verifier]:

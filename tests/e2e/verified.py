@@ -28,13 +28,13 @@ HOPELESS_S = 10.0
 LOOKS_AFTERWARDS = 5
 
 
-def client_options(service: Service, folder: Path, *, url: str | None = None) -> dict[str, Any]:
-    """What a verifier of *service* is told, with a new client; *url* leads there on another way."""
+def client_options(service: Service, folder: Path) -> dict[str, Any]:
+    """What a verifier of *service* is told, with a new client."""
     done = run_command("clients", "create", f"verifier {uuid4().hex}", env=service.env, folder=folder)
     assert done.returncode == 0, done.stderr
     made = json.loads(done.stdout)
     return {
-        "url": url or service.url,
+        "url": service.url,
         "client_id": made["client_id"],
         "client_secret": made["client_secret"],
         "issuer": service.env["JWT_ISSUER"],

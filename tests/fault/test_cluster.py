@@ -74,12 +74,12 @@ class Counting:
 
 
 @contextmanager
-def counting(three: Cluster) -> Iterator[list[Counting]]:
+def counting(three: Cluster, name: str) -> Iterator[list[Counting]]:
     """Threads that count on the whole cluster while the block runs; a breaker would stop all for one."""
     topology = Topology(ClusterAddress(nodes=three.addresses), size=THREADS)
     breaker = CircuitBreaker(1_000_000, clock=time.monotonic)
     client = CacheClient(ClusterServers(topology), breaker=breaker, clock=time.monotonic)
-    everybody = [Counting(client, f"thread-{number}") for number in range(THREADS)]
+    everybody = [Counting(client, f"{name}-{number}") for number in range(THREADS)]
     over = threading.Event()
     with ThreadPoolExecutor(THREADS) as pool:
         running = [pool.submit(one.go, over) for one in everybody]
@@ -104,7 +104,7 @@ def three() -> Iterator[Cluster]:
 def test_slots_that_move_under_load_lose_and_double_nothing(three, window_s, score):
     """There and back, key by key: every count that was acknowledged is there, once."""
     score.name = "library-cluster-resharded"
-    with counting(three) as everybody:
+    with counting(three, score.name) as everybody:
         ends = time.monotonic() + max(1.0, window_s)
         while time.monotonic() < ends:
             for slot in MOVING:
@@ -120,7 +120,7 @@ def test_slots_that_move_under_load_lose_and_double_nothing(three, window_s, sco
 def test_a_lost_primary_costs_its_own_keys_alone(three, window_s, score):
     """Killed: its keys are refused within a second, the others go on; back, empty, all is served again."""
     score.name = "library-cluster-primary-lost"
-    with counting(three) as everybody:
+    with counting(three, score.name) as everybody:
         three.nodes[2].kill()
         for one in everybody:
             one.refusals.clear()

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.fault.conftest import Worlds
     from tests.fault.ledger import Account
     from tests.fault.world import World
 
@@ -38,16 +37,45 @@ def world(audited: World) -> World:
     return audited
 
 
+class Frail:
+    """One worker on the stores of a world, one to be killed; another when there is another world."""
+
+    def __init__(self, folders: pytest.TempPathFactory) -> None:
+        self._folders = folders
+        self._world: World | None = None
+        self._service: Service | None = None
+
+    def beside(self, world: World) -> Service:
+        """Give the one of *world*."""
+        if self._world is not world or self._service is None:
+            self.close()
+            folder = self._folders.mktemp("frail")
+            points = folder / "points"
+            points.mkdir()
+            (points / CLOCK).write_text("0")
+            env = world.ahead.env | {"WEB_CONCURRENCY": "1", FOLDER: str(points)}
+            self._service = Service(env, folder, entry=ENTRY).start(ready_within_s=START_S)
+            self._world = world
+        return self._service
+
+    def close(self) -> None:
+        """Stop it."""
+        if self._service is not None:
+            self._service.__exit__()
+
+
 @pytest.fixture(scope="module")
-def frail(worlds: Worlds, tmp_path_factory) -> Iterator[Service]:
-    """Start one worker on the same stores, one to be killed."""
-    folder = tmp_path_factory.mktemp("frail")
-    points = folder / "points"
-    points.mkdir()
-    (points / CLOCK).write_text("0")
-    env = worlds.whole().ahead.env | {"WEB_CONCURRENCY": "1", FOLDER: str(points)}
-    with Service(env, folder, entry=ENTRY).start(ready_within_s=START_S) as service:
-        yield service
+def frails(tmp_path_factory) -> Iterator[Frail]:
+    """Keep the worker between tests."""
+    kept = Frail(tmp_path_factory)
+    yield kept
+    kept.close()
+
+
+@pytest.fixture
+def frail(world: World, frails: Frail) -> Service:
+    """Give the test the worker."""
+    return frails.beside(world)
 
 
 def points_of(service: Service) -> Path:

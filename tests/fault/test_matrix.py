@@ -16,6 +16,7 @@ from tests.fault.audit import audit
 from tests.fault.load import load, settle
 from tests.fault.matrix import FAULTS
 from tests.fault.signs import Signs
+from tests.fault.watch import watching
 from tests.fault.world import RECOVERY_S, later_than, refused_within, without_retry_after
 from tests.processes import wait_until
 
@@ -59,9 +60,18 @@ def test_every_outage_has_its_answer(world, ledger, fault, window_s, score):
     before = world.preferences(cast.writes)
     asked = world.at(world.beside) if fault.is_on_the_wire else world
     signs = Signs.of(asked.service)
-    world.forgotten.clear()
+    world.forgotten[:] = [cast.gone.access]
+    watched = {
+        "good": [cast.stays.access],
+        "bad": world.forgotten,
+        "allowed": (200, 503) if fault.stops_checks else (200,),
+    }
 
-    with load(ledger, world.replicas, seed=fault.name) as findings:
+    with (
+        load(ledger, world.replicas, seed=fault.name) as findings,
+        watching(world.ahead, **watched),
+        watching(world.beside, **watched),
+    ):
         began = time.monotonic()
         with fault.breaking(world):
             if fault.is_brief:

@@ -23,6 +23,7 @@ class Watch:
     Checks tokens without a pause on a thread of its own: what happened between two looks happened.
 
     *good* tokens must never be refused, *bad* ones never accepted; ``wrong`` counts what was, by status.
+    More may be added to both meanwhile.
     """
 
     service: Service
@@ -62,7 +63,7 @@ def watching(
     service: Service, *, good: Iterable[str] = (), bad: Iterable[str] = (), allowed: Iterable[int] = (200,)
 ) -> Iterator[Watch]:
     """Watch these tokens while the block runs; afterwards nothing may have gone wrong."""
-    watch = Watch(service, list(good), list(bad), frozenset(allowed))
+    watch = Watch(service, list(good), bad if isinstance(bad, list) else list(bad), frozenset(allowed))
     thread = threading.Thread(target=watch.run, name="watch")
     thread.start()
     try:

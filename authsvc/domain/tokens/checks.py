@@ -69,23 +69,23 @@ class TokenChecks:
             self.observe("invalid", Source.NONE)
             raise
         verdict = self._ask_index(token)
-        if verdict is None or verdict is Verdict.UNKNOWN:
-            return self._ask_sql(token, is_index_there=verdict is not None)
+        if verdict is Verdict.UNKNOWN:
+            return self._ask_sql(token)
         self.observe(verdict.value, Source.REDIS)
         if verdict is Verdict.REVOKED:
             raise TokenInvalid("revoked")
         return token
 
-    def _ask_index(self, token: AccessToken) -> Verdict | None:
-        """What Redis proves of *token*; None where it is not there."""
+    def _ask_index(self, token: AccessToken) -> Verdict:
+        """What Redis proves of *token*; an outage proves nothing."""
         try:
             answer = self.index.look_up(token.keys)
         except StoreUnavailable:
-            return None
+            return Verdict.UNKNOWN
         return judge(token.keys, answer)
 
-    def _ask_sql(self, token: AccessToken, *, is_index_there: bool) -> AccessToken:
-        """What SQL says of *token*; Redis is told, unless the caller would wait for it a second time."""
+    def _ask_sql(self, token: AccessToken) -> AccessToken:
+        """What SQL says of *token*; Redis is told, if it listens."""
         try:
             standing = self.sessions.standing(token.session_id)
         except StoreUnavailable:
@@ -93,8 +93,7 @@ class TokenChecks:
             raise
         is_good = standing is not None and is_about(token, standing.user) and standing.is_good(self.clock())
         self.observe("active" if is_good else "revoked", Source.SQL)
-        if is_index_there:
-            self._refill(token, standing)
+        self._refill(token, standing)
         if not is_good:
             raise TokenInvalid("revoked")
         return token

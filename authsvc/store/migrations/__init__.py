@@ -22,9 +22,14 @@ FOLDER: Final = Path(__file__).parent
 
 
 def upgrade(database: Database) -> str:
-    """Bring the schema to the newest revision, which is returned; waits for an upgrade that is under way."""
+    """
+    Bring the schema to the newest revision, which is returned; waits for an upgrade that is under way.
+
+    Raises ValueError where a newer version of the service has been there: nothing goes back.
+    """
     from alembic import command  # noqa: PLC0415 - 0.3 s of start-up that only this function needs
     from alembic.config import Config  # noqa: PLC0415 - the same
+    from alembic.util import CommandError  # noqa: PLC0415 - the same
 
     config = Config()
     config.set_main_option("script_location", str(FOLDER))
@@ -37,7 +42,14 @@ def upgrade(database: Database) -> str:
             connection.exec_driver_sql("PRAGMA busy_timeout = 30000")
             connection.exec_driver_sql("BEGIN IMMEDIATE")
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        try:
+            command.upgrade(config, "head")
+        except CommandError as error:
+            found = current_revision(connection)
+            raise ValueError(
+                f"the database is at revision {found}, this version knows {NEEDED_REVISION} and older ones: "
+                "a newer version has upgraded it"
+            ) from error
         return current_revision(connection) or ""
 
 
