@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]  # the stubs are not worth a dependency
+import yaml
 
 Document = dict[str, Any]
 
@@ -49,7 +49,7 @@ class Unknown(Exception):
     """A kustomization uses something that this renderer does not know."""
 
 
-class OnceLoader(yaml.SafeLoader):  # type: ignore[misc]  # of a module without annotations
+class OnceLoader(yaml.SafeLoader):
     """YAML in which no key occurs twice: kubectl refuses it, where PyYAML takes the last."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 - PyYAML's

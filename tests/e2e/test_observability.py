@@ -187,7 +187,7 @@ def test_an_outage_of_redis_raises_its_alerts(watched):
 
     def is_over() -> bool:
         assert watched.service.verify(pair["access_token"]) == 200
-        return watched.state("AuthsvcRedisBreakerOpen") == "inactive"
+        return bool(watched.state("AuthsvcRedisBreakerOpen") == "inactive")
 
     wait_until(is_over, timeout_s=60, what="the breaker's alert over")
 

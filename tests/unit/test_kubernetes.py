@@ -7,7 +7,7 @@ import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import yaml  # type: ignore[import-untyped]  # the stubs are not worth a dependency
+import yaml
 from flask import Flask
 
 from authsvc import __version__

@@ -7,7 +7,7 @@ from base64 import b64encode
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import yaml  # type: ignore[import-untyped]  # the stubs are not worth a dependency
+import yaml
 
 from authsvc.cli import main
 from authsvc.cli.manifest import ManifestError, check_manifest

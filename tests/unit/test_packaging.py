@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]  # the stubs are not worth a dependency
+import yaml
 
 from authsvc.settings import Settings
 from authsvc.settings.sections import VARIABLES, all_names

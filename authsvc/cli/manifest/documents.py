@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-import yaml  # type: ignore[import-untyped]  # the stubs are not worth a dependency
+import yaml
 
 Node = Mapping[str, Any]
 

@@ -135,7 +135,7 @@ class Reconciler:
         return claim, self.revocations.head() if claim is not None else head
 
     def _undo_rewind(self, head: int, seen: int) -> bool:
-        """True if SQL was restored to before what Redis or this process has *seen*; its numbers go on there."""
+        """True if SQL was restored to before what Redis or this process has *seen*; numbers go on there."""
         if head >= seen:
             return False
         log.error("revocations.rewound", extra={"head": head, "seen": seen})
