@@ -34,23 +34,35 @@ NOBODY = "00000000-0000-0000-0000-000000000000"
 #: SQLSTATE of a lock that was not granted in time.
 _LOCK_NOT_AVAILABLE = "55P03"
 
+#: For one transaction.
+_BRIEFLY = text(
+    "SELECT set_config('lock_timeout', '100ms', true),"
+    " set_config('idle_in_transaction_session_timeout', '500ms', true)"
+)
 
 log = logging.getLogger(__name__)
 
 
 class SqlRevocationLog:
-    """The append-only log; *copies_live* is how long an entry's copy in Redis can matter."""
+    """
+    The append-only log; *copies_live* is how long an entry's copy in Redis can matter.
 
-    def __init__(self, database: Database, *, copies_live: timedelta, clock: Clock) -> None:
+    *users_live* is the same for entries about a user himself, whose cached copies may outlive his tokens.
+    """
+
+    def __init__(
+        self, database: Database, *, copies_live: timedelta, clock: Clock, users_live: timedelta = timedelta()
+    ) -> None:
         self._database = database
         self._copies_live = copies_live
+        self._users_live = max(copies_live, users_live)
         self._clock = clock
 
     def draft(self, user: User, reason: str, *, epoch: int | None = None) -> Revocation:
         """An entry about *user* himself: his cached copies go, and with *epoch* his earlier tokens."""
         now = self._clock()
         return Revocation(
-            seq=0, at=now, reason=reason, expires_at=now + self._copies_live,
+            seq=0, at=now, reason=reason, expires_at=now + self._users_live,
             user_id=user.id, email=user.email, epoch=epoch,
         )  # fmt: skip
 
@@ -133,8 +145,9 @@ class SqlRevocationLog:
     def _keep_writers_out(self, connection: Connection) -> None:
         """Until the transaction ends; those that have a number have committed.  SQLite has one writer."""
         if self._database.is_postgresql:
-            # Writers queue behind this wait: it must be short.  Not granted: no comparison this time.
-            connection.execute(text("SET LOCAL lock_timeout = '100ms'"))
+            # Writers queue behind this wait: it must be short.  Not granted: no comparison this time.  And
+            # they must not wait for a process that stands still with the lock, longer than they can.
+            connection.execute(_BRIEFLY)
             connection.execute(select(func.pg_advisory_xact_lock(LOG_LOCK)))
 
 

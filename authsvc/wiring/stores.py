@@ -32,6 +32,9 @@ from authsvc.wiring.caching import counting, user_caches
 #: Connections of the requests to Redis: one for each thread, opened at the start and not on the hot path.
 REDIS_POOL = 32
 
+#: What jitter makes of a TTL at most.
+LONGEST_TTL = 1.1
+
 _BREAKER_NUMBERS = {State.CLOSED: 0, State.OPEN: 1, State.HALF_OPEN: 2}
 
 
@@ -81,7 +84,9 @@ def open_stores(settings: Settings, metrics: Metrics, tracing: Tracing, clock: C
     )
     database = open_database(settings, observed_by(metrics, tracing))
     copies_live = timedelta(seconds=profile.lifetime_s + profile.leeway_s + COPY_MARGIN_S)
-    log = SqlRevocationLog(database, copies_live=copies_live, clock=clock)
+    # A Redis that was away, and kept what it had, must still be told what changed when it comes back.
+    users_live = timedelta(seconds=settings.cache.ttl_s * LONGEST_TTL + COPY_MARGIN_S)
+    log = SqlRevocationLog(database, copies_live=copies_live, users_live=users_live, clock=clock)
     fast = _open_redis(settings, metrics, tracing)
     waker = _Waker()
     index = RedisIndex(

@@ -4,16 +4,18 @@ Draws ``dashboard.png``: the panels of the shipped dashboard, over two minutes i
     python docs/images/dashboard.py
 
 It starts PostgreSQL, Redis, the service and Prometheus on this machine, sends a small load, kills Redis for
-20 seconds, asks Prometheus for every expression of ``k8s/observability/dashboard.json`` and plots the answers.
-It is no screenshot of Grafana: colours and layout are its own, panels, expressions, legends and figures are not.
+20 seconds, asks Prometheus for every expression of ``k8s/observability/dashboard.json`` and plots what it
+answers.  It is no screenshot of Grafana: colours and layout are its own; panels, expressions, legends and
+figures are not.
 
-Beside the packages of the tests it needs Prometheus (Debian: ``apt install prometheus``) and matplotlib, which is
-a dependency of nothing else here: ``pip install matplotlib`` into the environment that runs it.
+Beside the packages of the tests it needs Prometheus (Debian: ``apt install prometheus``) and matplotlib: it
+is a dependency of nothing else here, ``pip install matplotlib`` into the environment that runs this.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 import tempfile
@@ -23,19 +25,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import matplotlib as mpl
 import requests
+from matplotlib.figure import Figure
 from PIL import Image
 
 from tests.prometheus import OBSERVABILITY, PrometheusServer
 from tests.rig import PASSWORD, Service, environment, migrate, run_command
 from tests.servers import PostgresServer, RedisServer
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,6 +48,8 @@ RATE_INTERVAL = "10s"
 STEP_S = 1
 USERS = 12
 COLUMNS = 3
+#: So many lines have their legend in two columns.
+MANY_LINES = 4
 INK, GRID, OUTAGE = "#24292f", "#d8dee4", "#ffdbd7"
 COLOURS = ("#1a7f37", "#0969da", "#bc4c00", "#8250df", "#bf3989", "#9a6700", "#1b7c83", "#cf222e")
 
@@ -60,6 +61,7 @@ class Load:
     service: Service
     pairs: list[dict[str, Any]]
     stopped: threading.Event = field(default_factory=threading.Event)
+    threads: list[threading.Thread] = field(default_factory=list)
 
     def start(self) -> None:
         """Begin."""
@@ -67,8 +69,15 @@ class Load:
             (0.04, self._check), (0.3, self._refresh), (1.5, self._log_in_and_out), (0.2, self._read),
             (2.5, self._mistake), (4, self._batch),
         ]  # fmt: skip
-        for pause_s, act in kinds:
-            threading.Thread(target=self._repeat, args=(pause_s, act), daemon=True).start()
+        self.threads = [threading.Thread(target=self._repeat, args=kind, daemon=True) for kind in kinds]
+        for thread in self.threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """End, when the requests under way are answered."""
+        self.stopped.set()
+        for thread in self.threads:
+            thread.join()
 
     def _repeat(self, pause_s: float, act: Callable[[int], object]) -> None:
         turn = 0
@@ -89,12 +98,12 @@ class Load:
     def _refresh(self, turn: int) -> None:
         token = self.pairs[turn % USERS]["refresh_token"]
         answer = self.service.call("POST", "/v1/auth/refresh", json={"refresh_token": token})
-        if answer.status_code == 200:
-            self.pairs[turn % USERS] = answer.json()
+        if answer.ok:
+            self.pairs[turn % USERS] |= answer.json()
 
     def _log_in_and_out(self, turn: int) -> None:
         answer = self._log_in(email(turn % USERS), PASSWORD)
-        if answer.status_code == 200:
+        if answer.ok:
             self.service.call("POST", "/v1/auth/logout", token=answer.json()["access_token"])
 
     def _mistake(self, _turn: int) -> None:
@@ -157,7 +166,7 @@ def live_through(load: Load, redis: RedisServer) -> tuple[float, float, float]:
     time.sleep(OUTAGE_S)
     redis.start()
     time.sleep(AFTERWARDS_S)
-    load.stopped.set()
+    load.stop()
     return began_s, killed_s, time.time()
 
 
@@ -180,7 +189,9 @@ def series(prometheus: PrometheusServer, panel: dict[str, Any], began_s: float, 
         ).json()
         for found in answer["data"]["result"]:
             points = [(float(at) - began_s, float(value)) for at, value in found["values"]]
-            lines.append((legend(target["legendFormat"], found["metric"]), *map(list, zip(*points, strict=True))))
+            lines.append(
+                (legend(target["legendFormat"], found["metric"]), *map(list, zip(*points, strict=True)))
+            )
     return lines
 
 
@@ -192,15 +203,18 @@ def legend(form: str, labels: dict[str, str]) -> str:
 def draw(panels: list[dict[str, Any]], answers: list[list[Line]], began_s: float, killed_s: float) -> None:
     """One plot for each panel, in the order of the dashboard, into a small file."""
     rows = -(-len(panels) // COLUMNS)
-    plt.rcParams.update({"font.size": 8, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": GRID})
-    figure, grid = plt.subplots(rows, COLUMNS, figsize=(15, 2.5 * rows), dpi=90, layout="constrained")
+    mpl.rcParams.update({"font.size": 8, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": GRID})
+    figure = Figure(figsize=(15, 2.5 * rows), dpi=90, layout="constrained")
+    back_s = CALM_S + OUTAGE_S
+    figure.suptitle(f"Redis is killed after {CALM_S} s, and comes back empty after {back_s} s", fontsize=11)
+    grid = figure.subplots(rows, COLUMNS)
     for place in grid.flat[len(panels) :]:
         place.set_axis_off()
     for place, panel, lines in zip(grid.flat, panels, answers, strict=False):
         plot(place, panel, lines, outage_s=killed_s - began_s)
     figure.savefig(PICTURE)
     with Image.open(PICTURE) as image:
-        image.convert("RGB").quantize(64).save(PICTURE, optimize=True)
+        image.convert("RGB").quantize(256).save(PICTURE, optimize=True)
 
 
 def plot(place: Axes, panel: dict[str, Any], lines: list[Line], *, outage_s: float) -> None:
@@ -215,14 +229,19 @@ def plot(place: Axes, panel: dict[str, Any], lines: list[Line], *, outage_s: flo
             label=title, color=COLOURS[number % len(COLOURS)], linewidth=1.3,
         )  # fmt: skip
     place.set_xlim(0, CALM_S + OUTAGE_S + AFTERWARDS_S)
-    place.set_ylim(bottom=0)
+    finite = [factor * value for _, _, values in lines for value in values if math.isfinite(value)]
+    highest = max(finite, default=0)
+    # Room for the legend.
+    place.set_ylim(0, 1.45 * highest or 1)
     place.set_ylabel(name)
     place.grid(color=GRID, linewidth=0.6)
     place.spines[["top", "right"]].set_visible(False)
     if lines:
-        place.legend(loc="upper left", fontsize=7, frameon=False, ncols=2 if len(lines) > 3 else 1)
+        place.legend(loc="upper left", fontsize=7, frameon=False, ncols=2 if len(lines) >= MANY_LINES else 1)
     else:
-        place.text(0.5, 0.5, "none in these two minutes", transform=place.transAxes, ha="center", color="#6e7781")
+        place.text(
+            0.5, 0.5, "none in these two minutes", transform=place.transAxes, ha="center", color="#6e7781"
+        )
 
 
 if __name__ == "__main__":

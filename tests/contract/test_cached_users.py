@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import pytest
 from redis import Redis
 
@@ -305,6 +306,21 @@ def test_a_change_that_redis_did_not_hear_of_is_not_hidden_by_it(postgres_url, t
         assert processes.one.users.get(user.id).name == "New"
         processes.prove()
         assert processes.other.users.get(user.id).name == "New"
+
+
+def test_a_change_is_replayed_for_as_long_as_a_copy_may_live(postgres_url, tmp_path):
+    """A Redis that was away for longer than a token lives still holds old copies when it comes back."""
+    with RedisServer() as server, closing(open_processes(postgres_url, server.url, tmp_path)) as processes:
+        user = processes.add("alice")
+        rename = Profile(name="New", given=frozenset({"name"}))
+        processes.one.users.change_profile(user.id, rename)
+
+    with psycopg.connect(postgres_url) as connection:
+        query = "SELECT min(expires_at - at) FROM revocations WHERE email IS NOT NULL"
+        (lives,) = connection.execute(query).fetchone()
+
+    longest_copy_s = 1.1 * 3600
+    assert lives.total_seconds() > longest_copy_s
 
 
 def test_without_redis_users_come_from_sql(postgres_url, tmp_path):

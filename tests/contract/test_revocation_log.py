@@ -12,6 +12,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
+from sqlalchemy import event
 
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.values.identifiers import SessionId, TokenId, UserId, new_id
@@ -284,3 +285,24 @@ class TestSkipping:
         assert stores.log.head() == 3
         stores.log.skip_to(100)
         assert append(stores) == [101]
+
+
+def test_a_reader_that_stands_still_with_the_lock_holds_no_writer_up_for_long(postgres_stores):
+    """A stopped process: the server ends its transaction before writers give up waiting (1 s)."""
+    holds_lock, goes_on = threading.Event(), threading.Event()
+
+    def stand_still(_connection, _cursor, statement, *_rest) -> None:
+        if "pg_advisory_xact_lock(" in statement and not holds_lock.is_set():
+            holds_lock.set()
+            goes_on.wait(10)
+
+    event.listen(postgres_stores.database.engine, "after_cursor_execute", stand_still)
+    with ThreadPoolExecutor(1) as pool:
+        stopped = pool.submit(postgres_stores.log.head)
+        assert holds_lock.wait(10)
+        appended = append(postgres_stores)
+        goes_on.set()
+
+        with pytest.raises(StoreUnavailable):
+            stopped.result()
+    assert postgres_stores.log.head() == appended[0]

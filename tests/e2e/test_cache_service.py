@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 ADMIN = "admin@example.com"
 PEOPLE = 5
-#: Everything of the table in docs/operations.md that is about cache, batches, breaker and locks.
+#: Everything of the table in docs/observability.md that is about cache, batches, breaker and locks.
 PROMISED = {
     "user_cache_hits_total",
     "user_cache_misses_total",

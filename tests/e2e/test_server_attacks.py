@@ -19,6 +19,8 @@ pytestmark = pytest.mark.e2e
 
 #: So many descriptors leave a worker 64 connections.
 FEW_DESCRIPTORS = 320
+#: On a busy machine, too; who is held up waits for a deadline of 5 s at least.
+SOON_S = 3
 #: More than one worker's share of slow readers, and more than the threads of both.
 SLOW_READERS = 80
 POST = b"POST /echo HTTP/1.1\r\nHost: x\r\n"
@@ -115,7 +117,7 @@ def test_half_sent_bodies_hold_up_nobody(shared_server, sent):
     with clients_that_send(shared_server.port, sent):
         time.sleep(0.2)  # until all of them have been accepted
 
-        assert slowest_answer_s(shared_server) < 1
+        assert slowest_answer_s(shared_server) < SOON_S
 
 
 def test_slow_readers_hold_up_nobody(shared_server):
@@ -127,7 +129,7 @@ def test_slow_readers_hold_up_nobody(shared_server):
             )
         wait_until(lambda: len(list(shared_server.folder.glob("huge-*"))) >= 2)
 
-        assert slowest_answer_s(shared_server) < 1
+        assert slowest_answer_s(shared_server) < SOON_S
 
 
 def test_long_heads_are_refused_before_they_fill_the_memory(shared_server):
@@ -155,7 +157,7 @@ def test_many_halves_of_requests_do_not_fill_the_memory(shared_server):
         assert answers
         assert {answer[:13] for answer in answers} == {b"HTTP/1.1 413 "}
         assert len(answers) < len(connections)
-        assert slowest_answer_s(shared_server) < 1
+        assert slowest_answer_s(shared_server) < SOON_S
     time.sleep(0.1)  # until the server has seen that they are gone
     whole = POST + b"Connection: close\r\nContent-Length: 3\r\n\r\n"
 
@@ -253,7 +255,7 @@ def test_clients_that_hang_up_are_no_errors(shared_server):
             connection.sendall(b"GET /huge HTTP/1.1\r\nHost: x\r\n\r\n")
             connection.recv(10)
 
-    assert slowest_answer_s(shared_server) < 1
+    assert slowest_answer_s(shared_server) < SOON_S
     log = shared_server.log_path.read_text()
     assert "response.broken" not in log
     assert "Traceback" not in log

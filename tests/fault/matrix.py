@@ -71,6 +71,11 @@ class Fault:
     leaves_doubts: bool = False
 
     @property
+    def spares_no_check(self) -> bool:
+        """True where a check that Redis does not answer in time is not answered at all."""
+        return self.stops_checks or self.name.startswith("sql")
+
+    @property
     def is_fitful(self) -> bool:
         """True where the store comes and goes."""
         return self.row in (SOME_REDIS, SOME_SQL)

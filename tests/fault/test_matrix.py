@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from tests.fault.asking import Answer
+    from tests.fault.ledger import Findings
     from tests.fault.matrix import Fault
     from tests.fault.world import Cast, World
     from tests.rig import Service
@@ -39,6 +40,8 @@ SLACK_S, WHOLE_WITHIN_S = 1.0, 2 * RECOVERY_S
 SHOWS_WITHIN_S = 10.0
 #: "At once", with room for a busy machine.
 AT_ONCE_S = 0.5
+#: Of the checks, while SQL is away: a busy machine may keep Redis from answering in 250 ms.
+MOMENTS = 0.05
 #: More requests than open the breakers of both workers, however they are dealt.
 CROWD = 16
 
@@ -64,7 +67,7 @@ def test_every_outage_has_its_answer(world, ledger, fault, window_s, score):
     watched = {
         "good": [cast.stays.access],
         "bad": world.forgotten,
-        "allowed": (200, 503) if fault.stops_checks else (200,),
+        "allowed": (200, 503) if fault.spares_no_check else (200,),
     }
 
     with (
@@ -91,9 +94,14 @@ def test_every_outage_has_its_answer(world, ledger, fault, window_s, score):
     assert later_than(answers, fault.within_s + SLACK_S) == {}
     assert without_retry_after(answers) == []
     assert findings.faults(may_lag=fault.may_lag) == {}
-    assert fault.stops_checks or not findings.answers["check 503"]
+    assert fault.stops_checks or share_refused(findings) <= (MOMENTS if fault.spares_no_check else 0)
     check_everywhere(world, cast, [*ended, *world.forgotten])
     check_afterwards(world, cast, answers, None if fault.leaves_doubts else before)
+
+
+def share_refused(findings: Findings) -> float:
+    """Of the checks of the load, those that were answered 503."""
+    return findings.answers["check 503"] / max(1, findings.answers["check 200"])
 
 
 def tokens_ended(answers: dict[str, Answer], cast: Cast) -> list[str]:

@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.fault, pytest.mark.slow]
 
 #: A client that was not answered, or told to come back, asks the other replica; so does a load balancer.
 TRIES = 4
-#: docs/operations.md: a stop takes 20 s at most.
+#: docs/install.md: a stop takes 20 s at most.
 STOPPED_WITHIN_S = 25
 #: The smallest pipe that the system makes.
 PIPE_BYTES = 4096

@@ -72,4 +72,4 @@ def watching(
         watch.stop()
         thread.join()
     assert watch.rounds > 0
-    assert watch.wrong == {}
+    assert watch.wrong == {}, watch.wrong

@@ -73,7 +73,7 @@ def test_every_event_of_the_log_is_explained():
     events = {FOREIGN, *chain.from_iterable(map(logged, modules)), *(action.value for action in Action)}
 
     assert len(events) > 30
-    assert named(cells("operations.md", "Logs", 0)) == events
+    assert named(cells("observability.md", "Logs", 0)) == events
 
 
 def test_every_error_code_is_explained():
@@ -94,7 +94,7 @@ def test_every_metric_is_explained(monkeypatch):
     text, _ = make_metrics(CollectorRegistry()).exposition()
     metrics = set(re.findall(r"^# TYPE (\w+) ", text.decode(), re.MULTILINE))
 
-    explained = named(cells("operations.md", "Metrics", 0))
+    explained = named(cells("observability.md", "Metrics", 0))
 
     assert {name for name in metrics if not name.endswith("_created")} - explained == set()
     assert {name for name in explained if not name.startswith("flask_")} - metrics == set()

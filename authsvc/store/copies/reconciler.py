@@ -163,7 +163,10 @@ class Reconciler:
             if after_page is None:
                 return False
             start = after_page
-        return self.marker.advance(start, head, over=over)
+        is_there = self.marker.advance(start, head, over=over)
+        if is_there:
+            self.on_lag(0)
+        return is_there
 
     def _bring_up_or_distrust(self, start: bytes, head: int, over: int) -> bool:
         """

@@ -65,7 +65,11 @@ def test_whatever_is_no_token_is_nobodys(text):
     assert TOKENS.read(text, ACCOUNT, now=NOW) is None
 
 
-@pytest.mark.parametrize("cut", [TOKEN[:-2], TOKEN + TOKEN, TOKEN[4:], TOKEN + "AAAA", f" {TOKEN}", ""])
+@pytest.mark.parametrize(
+    "cut",
+    [TOKEN[:-2], TOKEN + TOKEN, TOKEN[4:], TOKEN + "AAAA", f" {TOKEN}", ""],
+    ids=["shorter", "doubled", "late", "longer", "spaced", "empty"],
+)
 def test_a_part_of_a_token_is_none(cut):
     """Neither less nor more."""
     assert TOKENS.read(cut, ACCOUNT, now=NOW) is None

@@ -144,7 +144,7 @@ _HEADERS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("header", _HEADERS, ids=repr)
+@pytest.mark.parametrize("header", _HEADERS)
 def test_both_refuse_another_header(header):
     """No field selects key material, and none is passed over."""
     assert not agreed(signed(json.dumps(CLAIMS).encode(), **header))
