@@ -110,7 +110,9 @@ class Service:
         entry: tuple[str, ...] = COMMAND,
     ) -> None:
         self.command = (*entry, command)
-        self.port, self.metrics_port = free_port(), free_port()
+        self.port = self.metrics_port = free_port()
+        while self.metrics_port == self.port:
+            self.metrics_port = free_port()
         self.env = {**env, "PORT": str(self.port), "METRICS_PORT": str(self.metrics_port)}
         self.log = folder / f"service-{self.port}.log"
         self.process: subprocess.Popen[bytes] | None = None
