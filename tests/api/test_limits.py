@@ -108,13 +108,16 @@ def test_an_unknown_address_is_limited_like_a_known_one(make_api):
 
 @pytest.mark.parametrize("rule", ["RATE_LIMIT_LOGIN_ACCOUNT", "RATE_LIMIT_LOGIN_IP"])
 def test_however_many_guess_at_once_the_count_is_exact(make_api, rule):
-    """48 guesses in parallel, 10 are judged."""
+    """48 guesses in parallel, 10 are judged; who is not told in time that he counts may be among them."""
     api = make_api(**{rule: "10/15minutes"})
     email = api.someone().email
 
     answers = at_once(lambda _: api.log_in(email, WRONG, ip="192.0.2.1"), range(48))
 
-    assert Counter(statuses(answers)) == {401: 10, 429: 38}
+    seen = Counter(statuses(answers))
+    assert set(seen) <= {401, 429, 503}
+    assert 10 - seen[503] <= seen[401] <= 10
+    assert 38 - seen[503] <= seen[429] <= 38
 
 
 def test_registrations_count_by_address_where_they_were_judged(make_api):

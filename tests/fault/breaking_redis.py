@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
 
     from tests.fault.world import World
 
-#: A dump of a few dozen keys takes this long for each of them: longer than any test.
-LOADING_US_PER_KEY = 500_000
+#: A dump of so many keys takes half a minute to read.
+LOADING_KEYS, LOADING_US_PER_KEY = 1500, 20_000
+#: Half of what is read between two looks at the clients: LOADING is answered in time.
+LOADING_KEY_BYTES = 512
 #: Between two rounds of a storm.
 GUST_S = 0.05
 
@@ -92,6 +95,8 @@ def read_only(world: World) -> Iterator[None]:
 @contextmanager
 def loading(world: World) -> Iterator[None]:
     """Restarted, and it reads its dump for as long as the block takes; then empty."""
+    with world.redis_admin() as client:
+        client.mset({f"filler:{n}": secrets.token_hex(LOADING_KEY_BYTES) for n in range(LOADING_KEYS)})
     dump = world.redis.save_dump()
     world.redis.begin_loading(dump, us_per_key=LOADING_US_PER_KEY)
     try:

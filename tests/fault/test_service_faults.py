@@ -16,7 +16,7 @@ from tests.fault.load import load, settle
 from tests.fault.signs import figures
 from tests.fault.world import START_S
 from tests.processes import wait_until
-from tests.rig import Service
+from tests.rig import COMMAND, Service
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,6 +30,8 @@ pytestmark = [pytest.mark.fault, pytest.mark.slow]
 TRIES = 4
 #: docs/install.md: a stop takes 20 s at most.
 STOPPED_WITHIN_S = 25
+#: ``authsvc`` with its standard output where ``PIPE`` says.
+INTO_THE_PIPE = ("/bin/sh", "-c", 'exec "$0" "$@" >"$PIPE"', *COMMAND)
 #: The smallest pipe that the system makes.
 PIPE_BYTES = 4096
 
@@ -73,8 +75,10 @@ def unread(path: Path) -> Iterator[int]:
 def test_a_log_that_nobody_reads_stops_nothing(world, ledger, tmp_path, window_s, score):
     """The pipe is full from the start: everybody is answered, and the process still stops in good order."""
     score.name = "log-pipe-blocked"
-    muffled = Service(world.ahead.env | {"LOG_LEVEL": "debug", "WEB_CONCURRENCY": "1"}, tmp_path)
-    with unread(muffled.log) as pipe:
+    path = tmp_path / "pipe"
+    env = world.ahead.env | {"LOG_LEVEL": "debug", "WEB_CONCURRENCY": "1", "PIPE": str(path)}
+    muffled = Service(env, tmp_path, entry=INTO_THE_PIPE)
+    with unread(path) as pipe:
         fill(pipe)
         with muffled.start(ready_within_s=START_S):
             with load(ledger, [muffled], seed=score.name) as findings:
