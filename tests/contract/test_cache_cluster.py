@@ -156,7 +156,7 @@ def test_without_a_cluster_the_refusal_is_soon(three):
 
     with pytest.raises(CacheUnavailable, match="refused"):
         client.ping()
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 4
     assert client.connections.fill() == 0
 
 
@@ -180,7 +180,7 @@ def test_a_lost_server_costs_its_own_keys(three):
             return client.mget(third).values == [ident.encode() for ident in third]
         return False
 
-    assert took_s < 1
+    assert took_s < 4
     assert None not in other
     assert generation <= before  # the other servers' connections stay, and what was proven over them
     wait_until(is_back, what="all keys again")

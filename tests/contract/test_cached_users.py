@@ -338,7 +338,7 @@ def test_without_redis_users_come_from_sql(postgres_url, tmp_path):
         took_s = time.monotonic() - began_s
         hits, misses = lookups(processes.one)
 
-        assert took_s < 2
+        assert took_s < 10
         assert (hits, misses) == (0, 10 * 4)
         server.start()
         back_at_s = time.monotonic() + 10

@@ -210,7 +210,7 @@ def test_room_comes_back_when_an_attempt_leaves_the_window(counters) -> None:
 
     assert (refused.allowed, refused.reset_s) == (False, 1)
     assert again.receipt
-    assert 1.0 <= took_s < 1.5
+    assert 1.0 <= took_s < 1.95  # another window would take it to 2
 
 
 def test_no_window_holds_more_than_the_quota(counters) -> None:

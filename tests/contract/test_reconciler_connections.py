@@ -180,7 +180,7 @@ class TestHeartbeat:
             began_s = time.monotonic()
             heartbeat.wake()
             assert beats.acquire(timeout=2)
-            assert time.monotonic() - began_s < 0.7
+            assert time.monotonic() - began_s < 0.95  # less than to wait for the next one
             quick_world.redis.flushall()
             wait_until(process.is_proven, timeout_s=3, what="proven again")
         finally:

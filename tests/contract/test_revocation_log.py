@@ -183,7 +183,7 @@ def test_the_head_waits_for_numbers_that_are_not_committed(postgres_stores):
         began_s = time.monotonic()
         with pytest.raises(StoreUnavailable):
             stores.log.head()
-        assert time.monotonic() - began_s < 0.7
+        assert time.monotonic() - began_s < 1.4  # not the time-out of statements
 
     assert stores.log.head() == late
 
