@@ -268,19 +268,20 @@ def test_a_restored_log_is_read_anew(world):
 
 
 def test_a_storm_of_unknown_keys_and_a_rotated_one(world):
-    """One request for the keys in ten seconds, counted by the service itself; a new key is seen at once."""
+    """One request for the keys in a while, counted by the service itself; a new key is seen at once."""
     email, pair = world.newcomer()
     header = {"typ": "at+jwt"}
     key = generate("ES256", datetime.now(UTC))[1]
     with world.verifier(refetch_keys_s=2.0) as verifier:
         assert verdict(verifier, pair["access_token"]) == "yes"
-        before = world.key_requests()
-        time.sleep(2.1)  # the time in which keys are not asked for again
         forged = [jwt.encode({}, key, "ES256", headers=header | {"kid": f"made-up-{n}"}) for n in range(100)]
+        time.sleep(2.1)  # the time in which keys are not asked for again, and in which the log is written
+        before, began_s = world.key_requests(), time.monotonic()
 
         assert {verdict(verifier, token) for token in forged} == {"no"}
+        often = 1 + int((time.monotonic() - began_s) / 2.0)
         wait_until(lambda: world.key_requests() > before)
-        assert world.key_requests() == before + 1
+        assert world.key_requests() - before <= often
 
         # Older than those that there are, and so old that it may sign: the newest of that age does.
         name, pem = generate("EdDSA", datetime.now(UTC) - timedelta(seconds=400))

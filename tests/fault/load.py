@@ -283,6 +283,12 @@ def move_in(ledger: Ledger, service: Service) -> None:
     assert findings.faults() == {}
 
 
+def show_up(ledger: Ledger, service: Service) -> None:
+    """Have every token checked that the load may use: Redis has a copy of each after it."""
+    tokens = [access for account in ledger for held in account.sessions for access in held.access[-2:]]
+    assert [service.verify(token) for token in tokens] == [200] * len(tokens)
+
+
 def settle(ledger: Ledger, replicas: Sequence[Service]) -> Findings:
     """Have everybody ask again for what was not answered."""
     findings = Findings()
