@@ -18,11 +18,11 @@ from authsvc.app import BLUEPRINTS
 from authsvc.domain import errors
 from authsvc.domain.audit import Action
 from authsvc.observability.metrics import make_metrics
+from tests.unit.sources import ROOT, modules_below, tree_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
 EVENT = re.compile(r"[a-z_]+(?:\.[a-z_]+)+")
@@ -69,7 +69,7 @@ def logged(tree: ast.Module) -> Iterator[str]:
 
 def test_every_event_of_the_log_is_explained():
     """Who reads the log finds each event in the table, and no event that is never logged."""
-    modules = [ast.parse(path.read_text()) for path in sorted((ROOT / "authsvc").rglob("*.py"))]
+    modules = map(tree_of, modules_below("authsvc"))
     events = {FOREIGN, *chain.from_iterable(map(logged, modules)), *(action.value for action in Action)}
 
     assert len(events) > 30

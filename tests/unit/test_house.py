@@ -6,17 +6,18 @@ import ast
 import inspect
 import re
 import sys
-from pathlib import Path
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
 from authsvc.domain import errors
+from tests.unit.sources import ROOT, modules_below, tree_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "authsvc"
 CACHE_IMPORTS = sys.stdlib_module_names | {"redis"}
 
@@ -58,9 +59,8 @@ def imported_names(tree: ast.Module) -> dict[str, str]:
     return bound
 
 
-def used_names(source: str) -> Iterator[tuple[int, str]]:
-    """Yield line and full dotted name of whatever *source* uses; that of a call ends with a parenthesis."""
-    tree = ast.parse(source)
+def used_names(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Yield line and full dotted name of whatever a module uses; that of a call ends with a parenthesis."""
     bound = imported_names(tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.Name | ast.Attribute | ast.Call):
@@ -69,9 +69,15 @@ def used_names(source: str) -> Iterator[tuple[int, str]]:
             yield node.lineno, bound.get(head, head) + dot + rest + "(" * called
 
 
-def lines_using(pattern: str, source: str) -> list[int]:
-    """Return the lines of *source* that use a name of *pattern*."""
-    return sorted({line for line, name in used_names(source) if re.fullmatch(pattern, name)})
+@cache
+def names_in(path: Path) -> list[tuple[int, str]]:
+    """Return what a module uses."""
+    return list(used_names(tree_of(path)))
+
+
+def lines_using(pattern: str, names: Iterable[tuple[int, str]]) -> list[int]:
+    """Return the lines that use a name of *pattern*."""
+    return sorted({line for line, name in names if re.fullmatch(pattern, name)})
 
 
 def is_owner(module: Path, owners: frozenset[str]) -> bool:
@@ -84,12 +90,12 @@ def is_owner(module: Path, owners: frozenset[str]) -> bool:
 def test_what_is_reserved_is_used_by_its_owners_alone(thing):
     """Connections, clock and environment arrive as arguments: else no test could turn them."""
     pattern, owners = RESERVED[thing]
-    strangers = [path for path in sorted(PACKAGE.rglob("*.py")) if not is_owner(path, owners)]
+    strangers = [path for path in modules_below("authsvc") if not is_owner(path, owners)]
 
     breaches = [
         f"{path.relative_to(ROOT)}:{line}"
         for path in strangers
-        for line in lines_using(pattern, path.read_text())
+        for line in lines_using(pattern, names_in(path))
     ]
 
     assert breaches == []
@@ -112,7 +118,7 @@ def test_what_is_reserved_is_used_by_its_owners_alone(thing):
 )
 def test_a_breach_is_found_whatever_the_import_looks_like(thing, source):
     """An alias hides nothing."""
-    assert lines_using(RESERVED[thing].pattern, source) == [2]
+    assert lines_using(RESERVED[thing].pattern, used_names(ast.parse(source))) == [2]
 
 
 @pytest.mark.parametrize(
@@ -129,15 +135,15 @@ def test_a_breach_is_found_whatever_the_import_looks_like(thing, source):
 )
 def test_a_harmless_name_is_no_breach(thing, source):
     """Naming a type, or a like-sounding attribute, is fine."""
-    assert lines_using(RESERVED[thing].pattern, source) == []
+    assert lines_using(RESERVED[thing].pattern, used_names(ast.parse(source))) == []
 
 
 def test_the_cache_imports_the_standard_library_and_redis_alone():
     """Another service can take authsvc.cache as it is."""
     imported = {
         (path.name, name)
-        for path in sorted((PACKAGE / "cache").rglob("*.py"))
-        for node in ast.walk(ast.parse(path.read_text()))
+        for path in modules_below("authsvc/cache")
+        for node in ast.walk(tree_of(path))
         for name in imported_modules(node)
     }
 
@@ -187,8 +193,9 @@ def test_every_test_states_a_behaviour():
     """A test without a docstring is a riddle to who breaks it."""
     riddles = [
         f"{path.relative_to(ROOT)}:{node.lineno}"
-        for path in sorted((ROOT / "tests").rglob("test_*.py"))
-        for node in ast.walk(ast.parse(path.read_text()))
+        for path in modules_below("tests")
+        if path.name.startswith("test_")
+        for node in ast.walk(tree_of(path))
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_") and not ast.get_docstring(node)
     ]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import ast
 import re
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.unit.sources import ROOT, tree_of
+
 PAGE = ROOT / "docs" / "threat-model.md"
 #: ASVS 5.0.0: how many items each section of the three chapters has.
 SECTIONS = {
@@ -39,8 +39,7 @@ def rows() -> list[Row]:
 @cache
 def functions_of(file: str) -> set[str]:
     """Return the names of the functions in a file below ``tests/``."""
-    tree = ast.parse((ROOT / "tests" / file).read_text())
-    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    return {node.name for node in tree_of(ROOT / "tests" / file).body if isinstance(node, ast.FunctionDef)}
 
 
 def test_every_item_of_the_three_chapters_has_its_row():
