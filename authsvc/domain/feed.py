@@ -41,14 +41,12 @@ _CURSOR = re.compile(r"1:(0|[1-9][0-9]{0,15}):([0-9a-f]{16}|)")
 class FeedLog(Protocol):
     """The log as the feed reads it; raises StoreUnavailable."""
 
-    def newest(self) -> int:
-        """The highest number that is visible, cheaply; lower ones may still be about to appear."""
-
-    def head(self) -> int | None:
+    def head(self, *, settled: int | None = None) -> int | None:
         """
         The highest number; every lower one that will ever be visible is visible now.
 
-        None: writers were not done within a short wait, ask again later.
+        Cheap where that is *settled* still, an earlier answer.  None: writers were not done within a short
+        wait, ask again later.
         """
 
     def entry(self, seq: int) -> Revocation | None:
@@ -170,14 +168,12 @@ class Lookout:
         if began_s - self._looked_s < self._every_s:
             return
         self._looked_s = began_s
-        # The head costs every writer a short wait: it is asked for only when a number has appeared.  Where
-        # none has, none is missing either: numbers rise, and lower ones were settled when it was taken.
-        if self._view is not None and self._log.newest() == self._view.head:
-            self._view = _View(self._view.head, began_s)
+        settled = self._view.head if self._view else None
+        head = self._log.head(settled=settled)
+        if head is None:
             return
-        head = self._log.head()
-        if head is not None:
-            self._view = _View(head, began_s)
+        self._view = _View(head, began_s)
+        if head != settled:
             with self._changed:
                 self._changed.notify_all()
 

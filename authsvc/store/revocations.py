@@ -3,8 +3,8 @@ The revocation log in SQL.
 
 Numbers must become visible in order, or a reader that went past a late one would never replay it.
 Writers hold a lock in shared mode from before they take a number until their commit; a reader takes it
-exclusively for a moment, so that nothing numbered is still uncommitted when it looks.  Writers commit in
-parallel.  SQLite has one writer at a time: its order is the commit order.
+exclusively for a moment where it finds something new, so that nothing numbered is still uncommitted when it
+looks.  Writers commit in parallel.  SQLite has one writer at a time: its order is the commit order.
 """
 
 from __future__ import annotations
@@ -86,10 +86,22 @@ class SqlRevocationLog:
         numbers = connection.execute(statement, [from_revocation(draft) for draft in drafts]).scalars()
         return tuple(replace(draft, seq=seq) for draft, seq in zip(drafts, numbers, strict=True))
 
-    def head(self) -> int:
-        """The highest number; every lower one that will ever be visible is visible now.  0: none yet."""
+    def head(self, *, settled: int | None = None) -> int:
+        """
+        The highest number; every lower one that will ever be visible is visible now.  0: none yet.
+
+        *settled* is an earlier answer, of this process or another: where nothing was added since, no writer
+        has to wait.
+        """
+        if settled is not None and self._newest() == settled:
+            return settled
         with self._database.transaction() as connection:
             self._keep_writers_out(connection)
+            return _highest(connection)
+
+    def _newest(self) -> int:
+        """The highest visible number; lower ones may still be about to appear."""
+        with self._database.read() as connection:
             return _highest(connection)
 
     def pages(self, *, after: int, upto: int) -> Iterator[list[Revocation]]:
@@ -159,15 +171,10 @@ class SqlFeedLog:
         self._log = log
         self._clock = clock
 
-    def newest(self) -> int:
-        """The highest visible number, without a lock; lower ones may still be about to appear."""
-        with self._database.read() as connection:
-            return _highest(connection)
-
-    def head(self) -> int | None:
+    def head(self, *, settled: int | None = None) -> int | None:
         """The highest number, with every lower one visible; None where writers were not done in time."""
         try:
-            return self._log.head()
+            return self._log.head(settled=settled)
         except StoreUnavailable as error:
             if _is_about_a_lock(error):
                 return None

@@ -25,6 +25,7 @@ from tests.contract.redis_side import (
     real_pool,
 )
 from tests.contract.stores import Stores, WallClock, open_database
+from tests.patience import as_configured, patience
 from tests.servers import PostgresServer, RedisServer, Remote, drop_database
 
 if TYPE_CHECKING:
@@ -35,11 +36,25 @@ if TYPE_CHECKING:
 CALLERS = 16
 
 
+@pytest.fixture(scope="module", autouse=True)
+def patient() -> Iterator[None]:
+    """Wait for the stores for as long as it takes: deadlines are for the tests that are about them."""
+    with patience():
+        yield
+
+
+@pytest.fixture
+def brief_locks() -> Iterator[None]:
+    """Let a reader of the log's head wait for writers as shortly as in the service."""
+    with as_configured("authsvc.store.revocations"):
+        yield
+
+
 @pytest.fixture(scope="session")
 def migrated_postgres(postgres_server: PostgresServer | Remote) -> Iterator[str]:
     """Return the URL of a migrated database that the contract tests share."""
     url = postgres_server.create_database()
-    with closing(open_database(url)) as database:
+    with patience(), closing(open_database(url)) as database:
         upgrade(database)
     yield url
     drop_database(postgres_server.url, url)

@@ -12,8 +12,9 @@ from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.revocations import Revocation
 from authsvc.domain.values.identifiers import SessionId, UserId, new_id
 from authsvc.store.revocations import SqlRevocationLog
-from tests.contract.redis_side import KEYS, Process, process
+from tests.contract.redis_side import CHECKS, KEYS, Process, process
 from tests.contract.stores import COPIES_LIVE, Stores
+from tests.processes import wait_until
 from tests.servers import RedisServer
 
 
@@ -28,11 +29,11 @@ class InterruptedLog(SqlRevocationLog):
     after_head: Callable[[], None] = staticmethod(nothing)
     after_page: Callable[[], None] = staticmethod(nothing)
 
-    def head(self) -> int:
+    def head(self, *, settled: int | None = None) -> int:
         """The head, as it was before the interruption."""
         if self.is_down:
             raise StoreUnavailable("sql")
-        head = super().head()
+        head = super().head(settled=settled)
         happen, self.after_head = self.after_head, nothing
         happen()
         return head
@@ -99,14 +100,29 @@ class World:
         keys: Any = self.redis.keys("authsvc:v1:auth:session:*")
         return {key for key in keys if self.redis.get(key) == b"ended"}
 
+    def connections(self, *, of: Process) -> set[str]:
+        """The ids of the connections of *of*'s checks, all open, once the server has seen others go."""
+        mine = {str(of.connection_id()), str(self.redis.client_id())}
+        found: set[str] = set()
+
+        def are_all() -> bool:
+            clients: Any = self.redis.client_list()
+            found.clear()
+            found.update({client["id"] for client in clients} - mine)
+            return len(found) == CHECKS
+
+        wait_until(are_all, what="the connections of the checks alone")
+        return found
+
     def kill_connections(self, *, of: Process) -> None:
         """Break every connection of *of*'s checks, and leave the reconciler's alone."""
-        mine = of.connection_id()
-        me: Any = self.redis.client_id()
-        clients: Any = self.redis.client_list()
-        for client in clients:
-            if int(client["id"]) not in {mine, me}:
-                self.redis.client_kill_filter(_id=client["id"])
+        for connection in self.connections(of=of):
+            self.redis.client_kill_filter(_id=connection)
+
+    def let_marker_end(self) -> None:
+        """As time would."""
+        self.redis.pexpire(KEYS.marker, 1)
+        wait_until(lambda: self.marker() is None, what="the end of the marker")
 
     def close(self) -> None:
         """Let all connections go."""

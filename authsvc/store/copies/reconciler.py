@@ -64,7 +64,7 @@ class Reconciler:
         # and what a request learns from here on may lie beyond the answer without SQL having gone back.
         began_s, known = self.monotonic(), self.proof.known
         try:
-            head = self.revocations.head()
+            head = self.revocations.head(settled=whole_number(value))
         except StoreUnavailable:
             return self._go_on_without_sql(value, over)
         start, head = self._start(value, head, known)
@@ -132,7 +132,7 @@ class Reconciler:
         claim = self._claim(None if is_rewound else value)
         # Asked again under the claim: what was revoked after the first answer was written to Redis at once,
         # perhaps before it was emptied.  What is written from now on is lost only together with the claim.
-        return claim, self.revocations.head() if claim is not None else head
+        return claim, self.revocations.head(settled=head) if claim is not None else head
 
     def _undo_rewind(self, head: int, seen: int) -> bool:
         """True if SQL was restored to before what Redis or this process has *seen*; numbers go on there."""

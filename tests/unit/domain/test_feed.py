@@ -32,15 +32,15 @@ class MemoryLog:
     is_away: bool = False
     is_busy: bool = False
 
-    def newest(self) -> int:
+    def head(self, *, settled: int | None = None) -> int | None:
         self.looks += 1
         if self.is_away:
             raise StoreUnavailable("sql")
-        return max((entry.seq for entry in self.entries), default=0)
-
-    def head(self) -> int | None:
+        newest = max((entry.seq for entry in self.entries), default=0)
+        if newest == settled:
+            return newest
         self.heads += 1
-        return None if self.is_busy else self.newest()
+        return None if self.is_busy else newest
 
     def entry(self, seq: int) -> Revocation | None:
         return next((entry for entry in self.entries if entry.seq == seq), None)
