@@ -31,7 +31,7 @@ class ClusterServer(RedisServer):
     def __init__(self) -> None:
         bus = free_port()
         super().__init__(
-            "--cluster-enabled", "yes", "--cluster-port", str(bus), "--cluster-node-timeout", "1000"
+            "--cluster-enabled", "yes", "--cluster-port", str(bus), "--cluster-node-timeout", "5000"
         )
         self.bus = bus
 
@@ -80,7 +80,7 @@ def cluster() -> Iterator[Cluster]:
             running.ask(index, "CLUSTER", "ADDSLOTSRANGE", bounds[index], bounds[index + 1] - 1)
             running.ask(0, "CLUSTER", "MEET", node.host, node.port, node.bus)
         for index in range(3):
-            wait_until(partial(_is_whole, running, index), what="cluster state ok", timeout_s=20)
+            wait_until(partial(_is_whole, running, index), what="cluster state ok")
         yield running
 
 
@@ -90,7 +90,7 @@ def _is_whole(running: Cluster, index: int) -> bool:
 
 
 class SentinelServer(RedisServer):
-    """One Sentinel of *primary*; it is patient for half a second."""
+    """One Sentinel of *primary*; it is patient for two seconds: a busy machine may keep it waiting."""
 
     name = "sentinel"
 
@@ -99,7 +99,7 @@ class SentinelServer(RedisServer):
         self.config = self.folder / "sentinel.conf"
         watched = [
             f"sentinel monitor {SERVICE} {primary.host} {primary.port} 2",
-            f"sentinel down-after-milliseconds {SERVICE} 500",
+            f"sentinel down-after-milliseconds {SERVICE} 2000",
             f"sentinel failover-timeout {SERVICE} 3000",
         ]
         self.config.write_text("\n".join([f"port {self.port}", f"bind {self.host}", *watched, ""]))
@@ -130,7 +130,7 @@ def watched() -> Iterator[Watched]:
         replica = stack.enter_context(RedisServer("--replicaof", f"{primary.host} {primary.port}"))
         sentinels = tuple(stack.enter_context(SentinelServer(primary)) for _ in range(3))
         for sentinel in sentinels:
-            wait_until(partial(_knows_all, sentinel), what="Sentinels", timeout_s=30)
+            wait_until(partial(_knows_all, sentinel), what="Sentinels")
         yield Watched(primary, replica, sentinels)
 
 

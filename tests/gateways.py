@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 import requests
 
 from tests.processes import HOST
+from tests.rig import HOPELESS_S
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -77,7 +78,11 @@ class Gateway:
         """One request of a client."""
         headers = options.pop("headers", {}) | ({"Authorization": f"Bearer {token}"} if token else {})
         return requests.request(
-            options.pop("method", "GET"), self.nginx.url + path, headers=headers, timeout=15, **options
+            options.pop("method", "GET"),
+            self.nginx.url + path,
+            headers=headers,
+            timeout=HOPELESS_S,
+            **options,
         )
 
     def refused(self, path: str, token: str | None, **options: Any) -> requests.Response:
@@ -98,7 +103,7 @@ class Asking:
     """One kept connection to the check, on which a gateway sends what it likes."""
 
     def __init__(self, port: int) -> None:
-        self._socket = socket.create_connection((HOST, port), timeout=10)
+        self._socket = socket.create_connection((HOST, port), timeout=HOPELESS_S)
 
     def __enter__(self) -> Self:
         return self

@@ -4,7 +4,7 @@ Pods of a rendered manifest as processes of this machine: what a kubelet does, a
 Environment, mounts, init containers, probes with their timing, preStop, SIGTERM and grace are the manifest's.
 Three things differ, because there is neither an image nor a kernel namespace: paths below a mount are looked
 for in a folder of the pod (in values of variables and in arguments, nowhere else), ``HOST`` is the pod's
-address, one of 127.0.0.0/8, and ``authsvc`` is the command of this checkout.
+address, one of 127.0.0.0/8, and ``authsvc`` is the command of this checkout, with time for its stores.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Self
 
 from authsvc.cli.keys import generate_key
 from tests.manifests import kinds, only
-from tests.rig import COMMAND, ROOT
+from tests.patient import PATIENT
+from tests.rig import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -112,7 +113,7 @@ class Pod:
         for container in self.spec["initContainers"]:
             command, env = self._process(container)
             done = subprocess.run(
-                command, env=env, cwd=self.folder, capture_output=True, text=True, timeout=60, check=False
+                command, env=env, cwd=self.folder, capture_output=True, text=True, timeout=180, check=False
             )
             if done.returncode:
                 raise Failed(f"{container['name']}: {done.stderr}")
@@ -193,7 +194,7 @@ class Pod:
         arguments = [self._below(word, container) for word in container["args"][1:]]
         # PATH and PYTHONPATH take the place of what the image sets.
         image = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
-        return [*COMMAND, *arguments], image | self.environment(container)
+        return [*PATIENT, *arguments], image | self.environment(container)
 
     def _config_map(self, name: str) -> dict[str, str]:
         found = [each for each in kinds(self.documents, "ConfigMap") if each["metadata"]["name"] == name]

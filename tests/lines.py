@@ -10,6 +10,7 @@ from http.client import HTTPConnection
 from typing import TYPE_CHECKING, Any
 
 from tests.processes import HOST
+from tests.rig import HOPELESS_S
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -51,7 +52,7 @@ class Line:
     def __init__(self, service: Service, position: int) -> None:
         self._service = service
         self._position = position
-        self._connection = HTTPConnection(HOST, service.port, timeout=10)
+        self._connection = HTTPConnection(HOST, service.port, timeout=HOPELESS_S)
         self._open()
 
     def ask(

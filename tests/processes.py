@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 #: Below every system's ephemeral range: there, a client that hammers a closed port can connect to itself.
 PORTS = range(15_000, 32_000)
-POLL_S = 0.005
+POLL_S = 0.01
+_handed_out: set[int] = set()
 
 
 class ServerDied(Exception):
@@ -33,19 +34,29 @@ class ServerDied(Exception):
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that nobody listens on; it stays the same over restarts of its server."""
+    """
+    Return a port of 127.0.0.1 that nobody listens on; it stays the same over restarts of its server.
+
+    No other is given it meanwhile, also while nobody listens there: each process of a parallel run has ports
+    of its own, and hands out each of them once.
+    """
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     while True:
-        port = secrets.choice(PORTS)
+        port = secrets.choice(PORTS[number::count])
+        if port in _handed_out:
+            continue
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((HOST, port))
             except OSError:
                 continue
+            _handed_out.add(port)
             return port
 
 
-def wait_until(claim: Callable[[], bool], *, timeout_s: float = 10, what: str = "") -> None:
+def wait_until(claim: Callable[[], bool], *, timeout_s: float = 60, what: str = "") -> None:
     """Poll *claim* until it is true; raises TimeoutError naming *what* after *timeout_s* seconds."""
     deadline = time.monotonic() + timeout_s
     while not claim():
@@ -124,7 +135,7 @@ class ServerProcess(ABC):
     def _popen_options(self) -> dict[str, Any]:
         return {}
 
-    def start(self, *, timeout_s: float = 30) -> Self:
+    def start(self, *, timeout_s: float = 90) -> Self:
         """Start and wait until it answers; raises ServerDied if it ends instead."""
         with self.log_path.open("ab") as log:
             self._process = psutil.Popen(
@@ -190,7 +201,7 @@ class ServerProcess(ABC):
 
     def _reap(self) -> None:
         if self._process is not None:
-            self._process.wait(timeout=30)
+            self._process.wait(timeout=90)
             self._process = None
 
     def _is_up(self) -> bool:

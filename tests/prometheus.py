@@ -9,7 +9,7 @@ import yaml
 
 from tests.binaries import prometheus_binary
 from tests.processes import ServerProcess
-from tests.rig import ROOT
+from tests.rig import HOPELESS_S, ROOT
 
 if TYPE_CHECKING:
     from tests.rig import Service
@@ -18,7 +18,7 @@ OBSERVABILITY = ROOT / "k8s" / "observability"
 
 
 class PrometheusServer(ServerProcess):
-    """Scrapes the metrics of *service* twice a second, and evaluates the alerts as often."""
+    """Scrapes the metrics of *service* every second, and evaluates the alerts as often."""
 
     name = "prometheus"
 
@@ -26,9 +26,9 @@ class PrometheusServer(ServerProcess):
         super().__init__()
         config = yaml.safe_load((OBSERVABILITY / "prometheus.yaml").read_text())
         config["global"] = {
-            "scrape_interval": "500ms",
-            "scrape_timeout": "500ms",
-            "evaluation_interval": "500ms",
+            "scrape_interval": "1s",
+            "scrape_timeout": "1s",
+            "evaluation_interval": "1s",
         }
         config["rule_files"] = [str(OBSERVABILITY / "alerts.yaml")]
         config["scrape_configs"][0]["static_configs"] = [{"targets": [f"127.0.0.1:{service.metrics_port}"]}]
@@ -48,7 +48,7 @@ class PrometheusServer(ServerProcess):
 
     def _get(self, path: str, **parameters: str) -> dict[str, Any]:
         url = f"http://{self.host}:{self.port}/api/v1/{path}"
-        answer = requests.get(url, params=parameters, timeout=10).json()
+        answer = requests.get(url, params=parameters, timeout=HOPELESS_S).json()
         assert answer["status"] == "success", answer
         data: dict[str, Any] = answer["data"]
         return data

@@ -6,6 +6,7 @@ import asyncio
 import socket
 import struct
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -109,7 +110,7 @@ class TcpProxy:
         """End all connections and the proxy."""
         self._do(self._shut_down())
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(timeout=5)
+        self._thread.join(timeout=60)
         self._loop.close()
 
     def __enter__(self) -> Self:
@@ -119,7 +120,7 @@ class TcpProxy:
         self.close()
 
     def _do(self, work: Coroutine[object, object, None]) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=5)
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=60)
 
     async def _switch(self, rule: Rule) -> None:
         mode = rule.mode
@@ -153,7 +154,8 @@ class TcpProxy:
 
     def _cut(self, client: asyncio.StreamWriter) -> None:
         if self.mode is Mode.RESET:
-            client.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RESET)
+            with suppress(OSError):  # it has ended by itself
+                client.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RESET)
         client.transport.abort()
 
     async def _relay(self, requests: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:

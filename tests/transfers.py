@@ -21,7 +21,8 @@ from authsvc.domain.values.emails import Email
 from authsvc.domain.values.identifiers import UserId, new_id
 from authsvc.services import Services
 from authsvc.wiring import now
-from tests.rig import COMMAND, ROOT, Service, run_command
+from tests.patient import PATIENT
+from tests.rig import ROOT, Service, run_command
 
 #: Any hash, for users who never log in.
 SOME_HASH = "$2b$04$" + "." * 53
@@ -85,7 +86,7 @@ def asked(env: dict[str, str], query: str, *parameters: object) -> Any:
 
 def exported(env: dict[str, str], folder: Path, *options: str) -> dict[str, dict[str, Any]]:
     """What is exported, by address."""
-    done = run_command("users", "export", *options, env=env, folder=folder, within_s=60)
+    done = run_command("users", "export", *options, env=env, folder=folder, entry=PATIENT)
     assert done.returncode == 0, done.stderr
     return {line["email"]: line for line in map(json.loads, done.stdout.splitlines())}
 
@@ -93,7 +94,7 @@ def exported(env: dict[str, str], folder: Path, *options: str) -> dict[str, dict
 def started(env: dict[str, str], folder: Path, *arguments: str, **streams: Any) -> subprocess.Popen[bytes]:
     """A command that runs beside the test."""
     process_env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **env}
-    return subprocess.Popen([*COMMAND, "users", *arguments], cwd=folder, env=process_env, **streams)
+    return subprocess.Popen([*PATIENT, "users", *arguments], cwd=folder, env=process_env, **streams)
 
 
 def peak_mib(pid: int) -> float:

@@ -9,13 +9,23 @@ from uuid import uuid4
 
 import pytest
 
+from authsvc.cli import main
+from authsvc.observability import logs
 from tests.api.driver import Api, MakeApi
+from tests.patience import patience
 from tests.rig import development, migrate
 from tests.servers import drop_database
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def patient() -> Iterator[None]:
+    """Wait for the stores for as long as it takes: deadlines are for the tests that are about them."""
+    with patience():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +39,8 @@ def folder(tmp_path_factory) -> Path:
 def template(postgres_server, redis_server, folder) -> Iterator[str]:
     """Migrate one PostgreSQL database for the whole run; every other one is a copy of it."""
     url = postgres_server.create_database()
-    migrate(development(url, redis_server.url, folder))
+    with patience():
+        migrate(development(url, redis_server.url, folder))
     yield urlsplit(url).path.removeprefix("/")
     drop_database(postgres_server.url, url)
 
@@ -76,6 +87,13 @@ def api(make_module_api: MakeApi, request) -> Api:
 def pg_api(make_module_api: MakeApi) -> Api:
     """The same over PostgreSQL alone."""
     return make_module_api()
+
+
+@pytest.fixture
+def command(monkeypatch) -> Callable[[list[str]], int]:
+    """Run ``authsvc`` in this process, and leave its logging as it is."""
+    monkeypatch.setattr(logs, "configure", lambda *_, **__: None)
+    return main
 
 
 @pytest.fixture

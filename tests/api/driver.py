@@ -63,12 +63,16 @@ class Api:
         self.clock = TickingClock()
         self.application = create_app(build(Settings.from_env(env), clock=self.clock))
         self.services = self.application.services
-        self.prove_redis()
+        try:
+            self.prove_redis()
+        except BaseException:
+            self.close()
+            raise
 
     def prove_redis(self) -> None:
-        """Compare Redis with SQL, so that checks are answered by Redis for the next ten seconds."""
+        """Compare Redis with SQL, so that checks are answered by Redis for the rest of the test."""
         # A single comparison that fails is in the ordinary on a busy machine.
-        wait_until(self.services.compare, what="Redis proven")
+        wait_until(self.services.compare, timeout_s=60, what="Redis proven")
 
     def call(
         self,
@@ -207,7 +211,7 @@ def new_email() -> str:
 def at_once(work: Callable[[S], T], items: Iterable[S]) -> list[T]:
     """What *work* makes of each of *items*, by THREADS threads that begin together."""
     gate = Barrier(THREADS)
-    with ThreadPoolExecutor(THREADS, initializer=gate.wait, initargs=(10,)) as threads:
+    with ThreadPoolExecutor(THREADS, initializer=gate.wait, initargs=(60,)) as threads:
         # A pool starts a thread for each job while none is idle: the gate keeps them all busy at first.
         return list(threads.map(work, items))
 

@@ -115,11 +115,12 @@ def test_each_act_is_one_row_and_one_line(stage, caplog, act, expected):
 
     wait_until(all_written)
 
-    lines = [record.getMessage() for record in caplog.records if record.name == "authsvc.audit"]
+    records = [record for record in caplog.records if record.name == "authsvc.audit"]
+    lines = [record.getMessage() for record in records]
     assert [row["action"] for row in rows] == expected
     assert lines == expected or act is ACTS["log out twice"][0]
     assert all(row["count"] == len(lines) / len(expected) for row in rows)
-    for row, record in zip(rows, caplog.records, strict=False):
+    for row, record in zip(rows, records, strict=False):
         told = {name: getattr(record, name, None) for name in ("user_id", "actor_id", "client_ip", "account")}
         assert {name: row[name] for name in told} == told
         assert row["request_id"]
@@ -200,7 +201,7 @@ def test_one_account_is_one_digest_however_it_is_spelled(stage):
 def test_a_flood_of_refusals_is_one_row_that_counts(stage):
     """200 requests beyond the limit, from 200 addresses: a row, and a count in powers of ten."""
     left_s = TALLY_WINDOW_S - stage.api.clock().timestamp() % TALLY_WINDOW_S
-    if left_s < 60:
+    if left_s < TALLY_WINDOW_S / 2:
         stage.api.clock.tick(left_s)
     for _ in range(5):
         stage.log_in(WRONG)

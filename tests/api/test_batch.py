@@ -227,7 +227,7 @@ def busy_lane(api: Api) -> Iterator[None]:
     def occupy() -> None:
         while not done.is_set() and not refused.is_set():
             try:
-                lane.run(lambda: done.wait(10))
+                lane.run(lambda: done.wait(120))
             except HashingBusy:
                 refused.set()
 

@@ -94,7 +94,7 @@ class TestStats:
         assert after["hit_ratio"] == round(after["hits"] / (after["hits"] + after["misses"]), 4)
         assert 0 < after["hit_ratio"] < 1
         assert after["operations"] > before["operations"]
-        assert 0 < after["average_latency_ms"] < 1000
+        assert 0 < after["average_latency_ms"] < 60_000
         assert (after["breaker"], after["active_locks"]) == ("closed", 0)
         assert {type(after[name]) for name in ("hits", "misses", "operations", "active_locks")} == {int}
 
@@ -115,7 +115,7 @@ class TestMetrics:
         assert set(shown) == {"health", "memory", "stats", "keyspace", "key_count", "cache"}
         assert set(shown["health"]) == {"status", "connected", "latency_ms"}
         assert (shown["health"]["status"], shown["health"]["connected"]) == ("up", True)
-        assert 0 < shown["health"]["latency_ms"] < 1000
+        assert 0 < shown["health"]["latency_ms"] < 60_000
         assert shown["memory"]["used_bytes"] > 100_000
         assert shown["memory"]["policy"] == "noeviction"
         assert shown["key_count"] == shown["keyspace"]["key_count"] > 0
@@ -200,7 +200,7 @@ class TestWarm:
 
     def test_two_at_once_do_the_work_once(self, pg_api, admin, shelf):
         """The warmer that another process runs is left to it."""
-        shelf.redis.set(shelf.key(LOCK), "another", px=20_000)
+        shelf.redis.set(shelf.key(LOCK), "another", px=600_000)
         try:
             warmed = asked(admin, "POST", WARM)["warmed"]
         finally:
@@ -230,7 +230,7 @@ class TestClear:
     def test_nobody_there_is_nothing_to_clear(self, admin, shelf):
         """0, unless something was left of him."""
         gone = str(uuid4())
-        shelf.redis.set(shelf.key(f"user:{gone}"), "left", ex=60)
+        shelf.redis.set(shelf.key(f"user:{gone}"), "left", ex=600)
 
         counts = [asked(admin, "POST", CLEAR, json={"user_id": gone})["cleared"] for _ in range(2)]
 
@@ -250,7 +250,7 @@ class TestClear:
     def test_thousands_are_dropped_in_steps(self, pg_api, admin, shelf):
         """SCAN and UNLINK; neither KEYS nor FLUSHDB, and other prefixes stay."""
         stranger = f"{shelf.key('user:1').replace(':v1:', ':v2:')}"
-        shelf.redis.set(stranger, "x", ex=60)
+        shelf.redis.set(stranger, "x", ex=600)
         shelf.redis.mset({shelf.key(f"user:{number}"): "x" for number in range(3000)})
 
         with shelf.commands() as commands:
@@ -294,7 +294,7 @@ class TestClear:
         assert [api.log_in(stays.email, "wrong").status_code for _ in range(3)] == [401] * 3
         fill(admin, gone, stays, demoted)
         with closing(Shelf(api)) as shelf:
-            shelf.redis.set(shelf.key("lock:somebody"), "owner", px=60_000)
+            shelf.redis.set(shelf.key("lock:somebody"), "owner", px=600_000)
             before = {name: text for pattern in PROTECTED for name, text in shelf.everything(pattern).items()}
 
             body = {"json": {"user_id": stays.id}} if whose == "one" else {}
@@ -360,7 +360,7 @@ class TestSwitchedOff:
         with closing(Shelf(off)) as shelf:
             assert asked(admin, "POST", WARM) == {"warmed": {}}
             assert asked(admin, "POST", CLEAR) == {"cleared": 0}
-            shelf.redis.set(shelf.key(f"user:{admin.id}"), "old", ex=60)
+            shelf.redis.set(shelf.key(f"user:{admin.id}"), "old", ex=600)
             assert asked(admin, "POST", CLEAR) == {"cleared": 1}
 
     def test_checks_limits_and_revocations_are_as_ever(self, off):

@@ -15,7 +15,8 @@ def started(make_module_api):
     """Start an application as the server does."""
     api = make_module_api()
     api.services.start()
-    wait_until(api.services.health.has_started, what="the first comparison")
+    ready = "/v1/health/ready"
+    wait_until(lambda: api.call("GET", ready).status_code == 200, what="the first comparison")
     return api
 
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from authsvc.domain.errors import StoreUnavailable
+from authsvc.store import sql
+from authsvc.store.sql import CONNECT_S
 from tests.api.driver import Api, code_of, json_of
 from tests.api.gateway import INACTIVE, INTROSPECT, REVOKE, Gateway, basic, refusal
 from tests.processes import wait_until
@@ -23,8 +25,9 @@ if TYPE_CHECKING:
     from tests.api.driver import Person
 
 AWAY = (503, "temporarily_unavailable")
-#: docs/failure-modes.md: where SQL hangs.
-ANSWER_S = 3.0
+#: How long SQL is waited for here, and that a busy machine does not make two such waits of one.
+SQL_S = 4.0
+ANSWER_S = 1.95 * SQL_S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,8 +130,10 @@ def test_without_sql_a_proven_redis_decides_for_clients_that_were_met(scene, per
     assert person.is_accepted()
 
 
-def test_while_sql_hangs_nobody_waits_for_it_twice(scene, person):
-    """One wait of 2.5 s at most, also for what SQL alone could say after the client's own look-up."""
+def test_while_sql_hangs_nobody_waits_for_it_twice(scene, person, monkeypatch):
+    """One deadline of SQL at most, also for what SQL alone could say after the client's own look-up."""
+    monkeypatch.setattr(sql, "DEADLINE_S", SQL_S)
+    monkeypatch.setattr(sql, "CONNECT_S", CONNECT_S)
     with scene.without(scene.sql, mode=Mode.SILENT):
         answers = []
         for token in (person.access, person.refresh_token):

@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
 @contextmanager
 def sql_statements() -> Iterator[list[str]]:
-    """Collect every statement that is sent meanwhile, by any application of this process."""
+    """Collect every statement that is sent meanwhile, by any application of this process; its trail aside."""
     sent: list[str] = []
 
     def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        sent.append(statement)
+        if "audit_events" not in statement:
+            sent.append(statement)
 
     event.listen(Engine, "before_cursor_execute", note)
     try:

@@ -24,7 +24,7 @@ def in_threads(*works: Callable[[], Any]) -> list[Any]:
     start = threading.Barrier(len(works))
 
     def run(index: int) -> None:
-        start.wait(10)
+        start.wait(60)
         try:
             results[index] = works[index]()
         except Exception as error:  # noqa: BLE001 the caller asserts on it
@@ -34,5 +34,6 @@ def in_threads(*works: Callable[[], Any]) -> list[Any]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(120)
+    assert not any(thread.is_alive() for thread in threads), "still at work"
     return results

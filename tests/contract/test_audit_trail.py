@@ -130,7 +130,7 @@ def test_the_cursor_skips_and_doubles_nothing_while_others_write(trail, entry):
             begun.set()
 
     def read() -> None:
-        assert begun.wait(10)
+        assert begun.wait(60)
         page, cursor = book.page(AuditFilter(limit=PAGE))
         seen.extend(ids(page))
         while cursor is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import threading
-import time
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -13,6 +12,7 @@ from redis.crc import key_slot
 
 from authsvc.cache import MISSING, Aside, CacheEvents, Entry, KeySpace, Shape
 from tests.contract.cache_clients import cache_client, in_threads
+from tests.processes import wait_until
 
 SPACE = KeySpace("lib").space("row", ttl_s=60)
 
@@ -58,7 +58,7 @@ def rows(redis_url):
     """Return a cache of rows."""
     client = cache_client(redis_url, size=8)
     client.connections.fill()
-    yield Aside(client=client, space=SPACE, shape=SHAPE, lease_ms=5000, rng=random.Random(1).random)
+    yield Aside(client=client, space=SPACE, shape=SHAPE, lease_ms=60_000, rng=random.Random(1).random)
     client.close()
 
 
@@ -71,7 +71,7 @@ def test_a_record_lies_in_redis_as_json_with_a_life(rows):
     ).values
 
     assert text == b'{"id":"7","_v":1,"_s":1}'
-    assert 53 <= left_s <= 66
+    assert 30 <= left_s <= 66
     assert lease == 0
 
 
@@ -92,9 +92,11 @@ def test_an_abandoned_lease_ends_by_itself(rows):
 
     with pytest.raises(SystemExit):
         short.get_or_load("7", die)
-    deadline = time.monotonic() + 5
-    while short.get("7") is MISSING and time.monotonic() < deadline:
-        short.get_or_load("7", table.load)
+
+    def is_stored():
+        return short.get_or_load("7", table.load) == short.get("7")
+
+    wait_until(is_stored, what="a reader that may store")
 
     assert short.get("7") == Row("7", 1)
 
@@ -107,7 +109,7 @@ def test_racing_readers_store_once(rows):
     racing = replace(rows, events=CacheEvents(on_fill=lambda _space, outcome: filled.append(outcome)))
 
     def load(ident):
-        all_missed.wait(10)
+        all_missed.wait(60)
         return table.load(ident)
 
     answers = in_threads(*[lambda: racing.get_or_load("7", load)] * 8)

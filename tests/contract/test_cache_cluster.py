@@ -34,6 +34,9 @@ from tests.contract.cache_clients import in_threads
 from tests.contract.cache_rows import IDENTS, KEYS, SPACE, Row, client_of, load, rows_of
 from tests.processes import wait_until
 
+#: How long a server that hangs is waited for; one that does not may stand still nearly as long.
+READ_S = 1.5
+
 
 @pytest.fixture(scope="module")
 def three():
@@ -138,7 +141,7 @@ def test_a_slot_that_moves_is_followed(three, spread):
     three.ask(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", ids[0])
     three.ask(origin, "CLUSTER", "SETSLOT", slot, "MIGRATING", ids[1])
     node = three.nodes[target]
-    three.ask(origin, "MIGRATE", node.host, node.port, "moving", 0, 1000)
+    three.ask(origin, "MIGRATE", node.host, node.port, "moving", 0, 60_000)
     during = spread.pipeline([("INCR", "moving"), ("INCR", "{moving}:b")]).values
     three.migrate_keys(slot, origin, target)
     for index in (target, origin):
@@ -156,31 +159,35 @@ def test_without_a_cluster_the_refusal_is_soon(three):
 
     with pytest.raises(CacheUnavailable, match="refused"):
         client.ping()
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 20
     assert client.connections.fill() == 0
 
 
 def test_a_lost_server_costs_its_own_keys(three):
     """The others' are served; when it is back everything is."""
-    client = client_of(ClusterServers(Topology(ClusterAddress(nodes=three.addresses), size=2)))
+    hasty = Deadlines(connect_s=READ_S, read_s=READ_S, total_s=READ_S)
+    address = ClusterAddress(nodes=three.addresses)
+    client = client_of(ClusterServers(Topology(address, size=2, deadlines=hasty)))
     client.pipeline([("SET", ident, ident) for ident in IDENTS])
     third = [ident for ident in IDENTS if key_slot(ident.encode()) >= SLOTS * 2 // 3]
     client.connections.fill()
     before = client.mget(IDENTS).generation
     three.nodes[2].pause()
-    began = time.monotonic()
-    with pytest.raises(CacheUnavailable):
-        client.mget(third)
-    took_s = time.monotonic() - began
-    other, generation = client.mget([ident for ident in IDENTS if ident not in third])
-    three.nodes[2].resume()
+    try:
+        began = time.monotonic()
+        with pytest.raises(CacheUnavailable):
+            client.mget(third)
+        took_s = time.monotonic() - began
+        other, generation = client.mget([ident for ident in IDENTS if ident not in third])
+    finally:
+        three.nodes[2].resume()
 
     def is_back():
         with suppress(CacheError):
             return client.mget(third).values == [ident.encode() for ident in third]
         return False
 
-    assert took_s < 4
+    assert took_s < 20
     assert None not in other
     assert generation <= before  # the other servers' connections stay, and what was proven over them
     wait_until(is_back, what="all keys again")
@@ -202,12 +209,12 @@ def test_connections_that_the_server_closed_while_idle_cost_nothing(three):
 
 def test_a_connection_that_breaks_in_use_makes_its_neighbours_suspect(three):
     """Those to the same server are remade; those to the others, and what was proven over them, stay."""
-    topology = Topology(ClusterAddress(nodes=three.addresses), size=3, deadlines=Deadlines(read_s=5))
+    topology = Topology(ClusterAddress(nodes=three.addresses), size=3)
     client = client_of(ClusterServers(topology))
     client.connections.fill()
     before = client.connections.generation
     owner = key_slot(b"7") * 3 // SLOTS
-    _, refusal = in_threads(lambda: kill_waiting(three, owner), lambda: client.call("BLPOP", "{7}:none", 5))
+    _, refusal = in_threads(lambda: kill_waiting(three, owner), lambda: client.call("BLPOP", "{7}:none", 50))
     client.connections.fill()
 
     assert str(refusal) == "refused"

@@ -70,7 +70,7 @@ class Process:
             client=self.client,
             space=SPACE,
             shape=SHAPE,
-            lease_ms=5000,
+            lease_ms=60_000,
             rng=lambda: 0.5,
             display=Display(on_error_s=60, errors=(ConnectionError,)),
         )
@@ -81,7 +81,7 @@ class Process:
             aside, self.invalidations, ttl_s=3, max_entries=max_entries, clock=lambda: self.now_s
         )
         self.invalidations.start()
-        assert self.invalidations.is_listening.wait(10)
+        assert self.invalidations.is_listening.wait(60)
 
     def close(self):
         """Stop."""

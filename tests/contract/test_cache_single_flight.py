@@ -34,7 +34,7 @@ SHAPE = Shape(
 )
 
 
-def rows_of(url, *, patience_s=10.0, lease_ms=5000, size=16, retry_s=0.02, events=None, **pool_options):
+def rows_of(url, *, patience_s=60.0, lease_ms=60_000, size=16, retry_s=0.02, events=None, **pool_options):
     """Return a cache of rows whose readers wait for each other."""
     return Aside(
         client=cache_client(url, size=size, **pool_options),
@@ -51,8 +51,8 @@ def rows_of(url, *, patience_s=10.0, lease_ms=5000, size=16, retry_s=0.02, event
 def storm(url, start, answers):
     """Be one process of the storm: 50 threads that miss one key at once."""
     # A call that is late on a busy machine would be answered by a load: right, but not what is counted here.
-    patient = Deadlines(connect_s=10, read_s=10, wait_s=10, total_s=10)
-    rows = rows_of(url, lease_ms=20_000, patience_s=20.0, deadlines=patient)
+    patient = Deadlines(connect_s=60, read_s=60, wait_s=60, total_s=60)
+    rows = rows_of(url, deadlines=patient)
     loads = Redis.from_url(url)
 
     def load(ident):
@@ -60,7 +60,7 @@ def storm(url, start, answers):
         time.sleep(0.2)
         return Row(ident, 1)
 
-    start.wait(20)
+    start.wait(120)
     found = in_threads(*[lambda: rows.get_or_load("7", load)] * THREADS)
     answers.put(sum(answer == Row("7", 1) for answer in found))
     rows.client.close()
@@ -74,9 +74,12 @@ def test_200_threads_in_4_processes_load_a_cold_row_once(redis_url):
     processes = [context.Process(target=storm, args=(redis_url, start, answers)) for _ in range(PROCESSES)]
     for process in processes:
         process.start()
-    right = [answers.get(timeout=30) for _ in processes]
-    for process in processes:
-        process.join(10)
+    try:
+        right = [answers.get(timeout=120) for _ in processes]
+    finally:
+        for process in processes:
+            process.join(60)
+            process.kill()
 
     with Redis.from_url(redis_url) as client:
         assert client.get("test:loads") == b"1"
@@ -84,7 +87,7 @@ def test_200_threads_in_4_processes_load_a_cold_row_once(redis_url):
 
 
 class Table:
-    """Counts its loads; each waits until the test opens the gate."""
+    """Counts its loads; each waits until the test opens the gate, and the first may fail."""
 
     def __init__(self):
         self.loads = 0
@@ -100,9 +103,11 @@ class Table:
             self.loads += 1
             row = Row(ident, self.version) if self.is_there else MISSING
         self.begun.set()
-        assert self.gate.wait(10)
-        if self.error:
-            raise self.error
+        assert self.gate.wait(60)
+        with self._lock:
+            error, self.error = self.error, None
+        if error:
+            raise error
         return row
 
 
@@ -124,7 +129,7 @@ def when_all_wait(rows, table, then, *, readers=8):
     """Let one reader load, the others board, do *then*, and open the gate; returns all answers."""
 
     def arrange():
-        assert table.begun.wait(10)
+        assert table.begun.wait(60)
         flight, _ = rows.flights.board(SPACE.key("7"))
         wait_until(lambda: flight.aboard == readers + 1, what="all aboard")
         then()
@@ -169,23 +174,20 @@ def test_a_failed_load_is_nobody_elses_failure(rows, table):
     """Its caller gets the error; who waited asks the loader for himself."""
     table.error = LookupError("gone")
 
-    def mend():
-        threading.Timer(0.2, setattr, (table, "error", None)).start()
+    answers = when_all_wait(rows, table, lambda: None)
 
-    answers = when_all_wait(rows, table, mend)
-
-    assert sum(isinstance(answer, LookupError) for answer in answers) >= 1
+    assert sum(isinstance(answer, LookupError) for answer in answers) == 1
     assert table.loads == 8
     assert rows.client.call("EXISTS", LEASE) == 0
 
 
 def test_a_waiter_gets_what_another_process_stores(redis_url, rows):
     """The lease is another's: the value is looked for until it is there."""
-    rows.client.call("SET", LEASE, "another's", "PX", 5000)
+    rows.client.call("SET", LEASE, "another's", "PX", 60_000)
 
     def store():
         time.sleep(0.1)
-        rows.client.call("SET", SPACE.key("7"), b'{"id":"7","_v":3,"_s":1}', "PX", 5000)
+        rows.client.call("SET", SPACE.key("7"), b'{"id":"7","_v":3,"_s":1}', "PX", 60_000)
 
     _, answer = in_threads(store, lambda: rows.get_or_load("7", lambda _: pytest.fail("loaded")))
 
@@ -194,14 +196,14 @@ def test_a_waiter_gets_what_another_process_stores(redis_url, rows):
 
 def test_a_dead_owner_costs_its_lease_and_no_more(redis_url, rows):
     """When the lease ends a waiter takes it, loads and stores."""
-    rows.client.call("SET", LEASE, "a dead one's", "PX", 300)
     began = time.monotonic()
+    rows.client.call("SET", LEASE, "a dead one's", "PX", 300)
 
     answer = rows.get_or_load("7", lambda ident: Row(ident, 1))
     took_s = time.monotonic() - began
 
     assert answer == rows.get("7") == Row("7", 1)
-    assert 0.2 < took_s < 5
+    assert 0.29 < took_s < 20
 
 
 def test_patience_ends(redis_url):
@@ -210,7 +212,7 @@ def test_patience_ends(redis_url):
     rows = rows_of(
         redis_url, patience_s=0.1, events=CacheEvents(on_fill=lambda _, outcome: told.append(outcome))
     )
-    rows.client.call("SET", LEASE, "another's", "PX", 5000)
+    rows.client.call("SET", LEASE, "another's", "PX", 60_000)
 
     answer = rows.get_or_load("7", lambda ident: Row(ident, 1))
 
@@ -231,7 +233,7 @@ def test_without_redis_nobody_waits(private_redis, table):
 
     assert answers == [Row("7", 1)] * 8
     assert table.loads == 8
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
 
 
 def test_an_outage_while_waiting_ends_the_waiting(private_redis):
@@ -249,11 +251,11 @@ def test_patience_for_a_slow_leader_ends_too(rows, table):
     impatient = replace(rows, flights=SingleFlight(patience_s=0.1, retry_s=0.02))
     leader = threading.Thread(target=impatient.get_or_load, args=("7", table.load))
     leader.start()
-    assert table.begun.wait(10)
+    assert table.begun.wait(60)
 
     answer = impatient.get_or_load("7", lambda ident: Row(ident, 1))
     table.gate.set()
-    leader.join(10)
+    leader.join(60)
 
     assert answer == Row("7", 1)
 

@@ -21,6 +21,8 @@ from authsvc.domain.values.identifiers import UserId, new_id
 from authsvc.settings import Settings
 from authsvc.wiring import build, now
 from tests.contract.cache_clients import in_threads
+from tests.processes import wait_until
+from tests.proxy import Mode, TcpProxy
 from tests.rig import development
 from tests.servers import RedisServer
 
@@ -30,7 +32,8 @@ if TYPE_CHECKING:
     from authsvc.services import Services
 
 HASH = "pbkdf2-test$first"
-CHANGES_EACH = 500
+CHANGES_EACH = 300
+WRITERS = 2
 
 
 class Processes:
@@ -42,8 +45,8 @@ class Processes:
 
     def prove(self) -> None:
         """Let both compare Redis with SQL."""
-        assert self.one.compare()
-        assert self.other.compare()
+        for services in (self.one, self.other):
+            wait_until(services.compare, what="Redis proven")
 
     def add(self, name: str) -> User:
         """A new user."""
@@ -96,21 +99,20 @@ class Race:
     def __init__(self, users: list[User]) -> None:
         self.users = users
         self.floors = {user.id: user.version for user in users}
-        self._writers = 0
+        self._finished: list[Services] = []
 
     def write(self, services: Services, own: list[User]) -> int:
         """Change *own* in turn; how many changes were published."""
-        self._writers += 1
         try:
             return sum(self._change(services, own[turn % len(own)].id, turn) for turn in range(CHANGES_EACH))
         finally:
-            self._writers -= 1
+            self._finished.append(services)
 
     def read(self, services: Services, seed: int) -> tuple[int, int]:
         """Read until all is written; how many users were older than their floors, and how many were read."""
         chance = random.Random(seed)
         stale = reads = 0
-        while self._writers or not reads:
+        while len(self._finished) < WRITERS or reads <= CHANGES_EACH:
             floors = dict(self.floors)
             found = self._one_read(services, chance)
             stale += sum(user.version < floors[user.id] for user in found)
@@ -137,7 +139,7 @@ class Race:
 
 def test_no_reader_sees_a_user_older_than_his_last_published_change(processes):
     """
-    A thousand changes by two processes, read all the while by both, one by one, together and in the list.
+    Hundreds of changes by two processes, read all the while by both, one by one, together and in the list.
 
     Once a change is published, no read that begins later returns an earlier version: not one.
     """
@@ -152,7 +154,6 @@ def test_no_reader_sees_a_user_older_than_his_last_published_change(processes):
 
     assert published == [CHANGES_EACH, CHANGES_EACH]
     assert (one[0], other[0]) == (0, 0)
-    assert min(one[1], other[1]) > CHANGES_EACH
     assert lookups(processes.one)[0] > CHANGES_EACH / 10
     processes.prove()
     for services in (processes.one, processes.other):
@@ -292,15 +293,18 @@ def test_a_deleted_user_is_gone_in_every_process(processes):
         assert services.users.look_up([user.id]) == ([], [user.id])
 
 
-def test_a_change_that_redis_did_not_hear_of_is_not_hidden_by_it(postgres_url, tmp_path):
+def test_a_change_that_redis_did_not_hear_of_is_not_hidden_by_it(postgres_url, redis_url, tmp_path):
     """Redis was away for the change and is back with the old copies: nobody who knows believes them."""
-    with RedisServer() as server, closing(open_processes(postgres_url, server.url, tmp_path)) as processes:
+    with (
+        TcpProxy(redis_url) as way,
+        closing(open_processes(postgres_url, way.url_for(redis_url), tmp_path)) as processes,
+    ):
         user = processes.add("alice")
         processes.one.users.get(user.id)
-        server.pause()
+        way.switch(Mode.REFUSE)
         rename = Profile(name="New", given=frozenset({"name"}))
         outcome = processes.one.users.change_profile(user.id, rename)
-        server.resume()
+        way.switch(Mode.PASS)
 
         assert not outcome.is_complete
         assert processes.one.users.get(user.id).name == "New"
@@ -338,13 +342,13 @@ def test_without_redis_users_come_from_sql(postgres_url, tmp_path):
         took_s = time.monotonic() - began_s
         hits, misses = lookups(processes.one)
 
-        assert took_s < 10
+        assert took_s < 30
         assert (hits, misses) == (0, 10 * 4)
         server.start()
-        back_at_s = time.monotonic() + 10
-        while not processes.one.compare() and time.monotonic() < back_at_s:
-            time.sleep(0.05)
-        while lookups(processes.one)[0] == 0 and time.monotonic() < back_at_s:
+        wait_until(processes.one.compare, what="Redis proven")
+
+        def is_read_from_redis() -> bool:
             assert read.get(users[0].id) == users[0]
-            time.sleep(0.02)
-        assert lookups(processes.one)[0] > 0
+            return lookups(processes.one)[0] > 0
+
+        wait_until(is_read_from_redis, what="a hit")

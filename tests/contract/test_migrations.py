@@ -24,18 +24,16 @@ from authsvc.store.tables import metadata
 from tests.contract.stores import Stores, open_database
 
 ROOT = Path(__file__).parents[2]
-PROCESSES = 4
+PROCESSES = 3
 UPGRADE = """
 import sys
-from authsvc.domain.audit import AuditFilter, Entry
-from authsvc.domain.values.identifiers import timed_id
-from authsvc.store.audit import SqlAuditTrail
 from authsvc.store.migrations import upgrade
 from tests.contract.stores import open_database
-database = open_database(sys.argv[1])
+databases = [open_database(url) for url in sys.argv[1:]]
 print("ready", flush=True)
-sys.stdin.readline()
-print(upgrade(database))
+for database in databases:
+    sys.stdin.readline()
+    print(upgrade(database), flush=True)
 """
 
 
@@ -132,11 +130,12 @@ def test_the_migrations_make_the_tables_that_the_stores_use(stores):
     assert tables == {*metadata.tables, "alembic_version"}
 
 
-def test_upgrades_that_start_together_all_succeed(empty_url):
-    """Several replicas start at once: one does it, the others wait and find it done."""
+def test_upgrades_that_start_together_all_succeed(database_url, tmp_path):
+    """Several replicas start at once: one does it, the others wait and find it done; on either database."""
+    urls = [f"sqlite:///{tmp_path / 'empty.db'}", database_url]
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", UPGRADE, empty_url],
+            [sys.executable, "-c", UPGRADE, *urls],
             cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for _ in range(PROCESSES)
@@ -145,14 +144,17 @@ def test_upgrades_that_start_together_all_succeed(empty_url):
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
 
-    outcomes = []
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    for process in processes:
-        output, errors = process.communicate(timeout=60)
-        outcomes.append((process.returncode, output.strip(), errors))
+    revisions = []
+    for _ in urls:
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        for process in processes:
+            assert process.stdout is not None
+            revisions.append(process.stdout.readline().strip())
+    ends = [(process.communicate(timeout=180)[1], process.returncode) for process in processes]
 
-    assert outcomes == [(0, NEEDED_REVISION, "")] * PROCESSES
-    assert revision_of(empty_url) == NEEDED_REVISION
+    assert ends == [("", 0)] * PROCESSES
+    assert revisions == [NEEDED_REVISION] * PROCESSES * len(urls)
+    assert [revision_of(url) for url in urls] == [NEEDED_REVISION] * len(urls)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.values.identifiers import SessionId, UserId, new_id
+from authsvc.store.copies import marker
 from tests.contract.cache_clients import in_threads
 from tests.contract.redis_side import KEYS
 
@@ -25,7 +24,7 @@ class TestComparing:
         assert not second.is_proven()
 
     def test_an_empty_redis_is_filled_before_it_is_believed(self, world):
-        """Every entry that can still matter, then the marker, for ten seconds."""
+        """Every entry that can still matter, then the marker, for its whole life."""
         keys = world.fill_log(3) | {world.revoke()}
         process, _ = world.start()
 
@@ -34,7 +33,7 @@ class TestComparing:
         assert process.is_proven()
         assert world.tombstones() == keys
         assert world.marker() == b"4"
-        assert 9_000 < world.redis.pttl(KEYS.marker) <= 10_000
+        assert marker.LIFE_MS / 2 < world.redis.pttl(KEYS.marker) <= marker.LIFE_MS
         assert process.lags == [4, 0]
 
     def test_an_empty_log_proves_an_empty_redis(self, world):
@@ -102,7 +101,7 @@ class TestComparing:
         assert world.tombstones() == set()
         assert world.marker() == b"4"
 
-    def test_a_number_without_commit_holds_the_comparison_up(self, postgres_world):
+    def test_a_number_without_commit_holds_the_comparison_up(self, brief_locks, postgres_world):
         """Redis stays proven by what is known; nothing is passed by."""
         world, log = postgres_world, postgres_world.stores.log
         process, _ = world.start()
@@ -191,9 +190,8 @@ class TestTwoProcesses:
         assert process.marker.claim() is not None
 
         assert not process.reconciler.tick()
-        assert 0 < world.redis.pttl(KEYS.marker) <= 3_000
-        world.redis.pexpire(KEYS.marker, 1)
-        time.sleep(0.01)
+        assert 0 < world.redis.pttl(KEYS.marker) <= marker.CLAIM_MS
+        world.let_marker_end()
 
         assert process.reconciler.tick()
 

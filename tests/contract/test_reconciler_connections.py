@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import Any, cast
 
@@ -15,6 +15,7 @@ from redis import Redis
 from authsvc.cache.errors import CacheError
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.values.emails import Email
+from authsvc.store.copies import reconciler
 from authsvc.store.copies.index import RedisIndex
 from authsvc.store.copies.reconciler import Heartbeat
 from tests.contract.cache_clients import in_threads
@@ -62,20 +63,13 @@ class TestConnections:
         process.reconciler.tick()
         process.checks.connections.fill()
 
-        def others() -> set[str]:
-            me: Any = quick_world.redis.client_id()
-            clients: Any = quick_world.redis.client_list()
-            return {client["id"] for client in clients} - {str(me), str(process.connection_id())}
-
-        before = others()
-        assert len(before) == 3
+        before = quick_world.connections(of=process)
         quick_world.redis.client_kill_filter(_id=process.connection_id())
         with suppress(CacheError):
             process.reconciler.tick()
         assert process.reconciler.tick()
 
-        assert len(others()) == 3
-        assert others().isdisjoint(before)
+        assert quick_world.connections(of=process).isdisjoint(before)
         assert process.is_proven()
 
     def test_a_connection_made_during_a_comparison_is_not_trusted_by_it(self, quick_world):
@@ -101,7 +95,7 @@ class TestConnections:
             process, _ = quick_world.start(url=proxy.url_for(quick_world.server.url))
             process.reconciler.tick()
             proxy.target = (private_redis.host, private_redis.port)
-            other.set(KEYS.marker, "2", px=10_000)
+            other.set(KEYS.marker, "2", px=100_000)
             process.checks.connections.suspect()
             token = access_token(quick_world.stores.clock)
             process.index.remember(token, ALICE)
@@ -129,7 +123,7 @@ class TestConnections:
             def fail_over() -> None:
                 if not happened:
                     happened.append(world.marker())
-                    replica.set(KEYS.marker, world.marker(), px=10_000)
+                    replica.set(KEYS.marker, world.marker(), px=100_000)
                     proxy.target = (private_redis.host, private_redis.port)
                     process.reconciling.connections.suspect()
 
@@ -138,11 +132,24 @@ class TestConnections:
                 assert not process.reconciler.tick()
 
             assert replica.get(KEYS.marker) == happened[0]
-            replica.pexpire(KEYS.marker, 10_000 if start == "behind a marker" else 1)
-            time.sleep(0.01)
+            if start == "empty":
+                replica.delete(KEYS.marker)  # the claim of who died, at its end
             assert process.reconciler.tick()
             assert {key for key in replica.scan_iter() if replica.get(key) == b"ended"} == keys
             assert replica.get(KEYS.marker) == b"3"
+
+
+@contextmanager
+def beating(world: World) -> Iterator[tuple[Process, Heartbeat, threading.Semaphore]]:
+    """A process that compares on a thread of its own, and a semaphore that counts the comparisons."""
+    process, _ = world.start()
+    beats = threading.Semaphore(0)
+    heartbeat = Heartbeat(process.reconciler, alongside=beats.release)
+    heartbeat.start()
+    try:
+        yield process, heartbeat, beats
+    finally:
+        heartbeat.close()
 
 
 class TestHeartbeat:
@@ -165,30 +172,30 @@ class TestHeartbeat:
 
             assert heartbeat.beat()
 
-    def test_it_compares_every_second_and_sooner_when_woken(self, quick_world):
-        """A lost marker is back within the second; a new connection does not wait for it."""
-        process, _ = quick_world.start()
-        beats = threading.Semaphore(0)
-        heartbeat = Heartbeat(process.reconciler, alongside=beats.release)
-        heartbeat.start()
-        try:
-            assert heartbeat.has_begun.wait(5)
-            wait_until(process.is_proven, timeout_s=5, what="proven")
-            while beats.acquire(blocking=False):
-                pass
-            assert beats.acquire(timeout=2)
-            began_s = time.monotonic()
-            heartbeat.wake()
-            assert beats.acquire(timeout=2)
-            assert time.monotonic() - began_s < 0.95  # less than to wait for the next one
+    def test_it_compares_again_and_again_until_it_is_closed(self, quick_world, monkeypatch):
+        """Every second; a lost marker is back by itself."""
+        assert reconciler.INTERVAL_S == 1
+        monkeypatch.setattr(reconciler, "INTERVAL_S", 0.2)
+        with beating(quick_world) as (process, _, beats):
+            wait_until(process.is_proven, what="proven")
             quick_world.redis.flushall()
-            wait_until(process.is_proven, timeout_s=3, what="proven again")
-        finally:
-            heartbeat.close()
+            wait_until(process.is_proven, what="proven again")
 
         while beats.acquire(blocking=False):
             pass
-        assert not beats.acquire(timeout=1.5)
+        assert not beats.acquire(timeout=0.5)
+
+    def test_woken_it_does_not_wait(self, quick_world, monkeypatch):
+        """A new connection is compared at once; by itself the next comparison would come in an hour."""
+        monkeypatch.setattr(reconciler, "INTERVAL_S", 3600)
+        with beating(quick_world) as (process, heartbeat, beats):
+            assert beats.acquire(timeout=60)
+            quick_world.kill_connections(of=process)
+            assert not process.is_proven()
+
+            heartbeat.wake()
+
+            wait_until(process.is_proven, what="proven again")
 
 
 class Storm:
@@ -228,7 +235,7 @@ def test_a_whole_storm_ends_with_every_revocation_in_redis(postgres_world):
 
     assert in_threads(*compare, *revoke, storm.lose) == [None] * 7
     for process in storm.processes:
-        wait_until(process.reconciler.tick, timeout_s=10, what="proven")
+        wait_until(process.reconciler.tick, what="proven")
 
     assert len(storm.revoked) > 150
     assert postgres_world.tombstones() >= set(storm.revoked)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
+from typing import Any
 
 import psycopg
 import pytest
@@ -15,18 +16,32 @@ from sqlalchemy.exc import IntegrityError
 
 from authsvc.cache.breaker import CircuitBreaker, State
 from authsvc.domain.errors import NotFound, StoreUnavailable
-from authsvc.store.sql import Database
+from authsvc.domain.values.clocks import Monotonic
+from authsvc.store.sql import CONNECT_S, DEADLINE_S, Database
 from tests.contract.cache_clients import in_threads
-from tests.processes import free_port
+from tests.contract.redis_side import Stopwatch
+from tests.patience import as_configured, patience
+from tests.processes import free_port, wait_until
 from tests.servers import PostgresServer
 
 FAILURES_TO_OPEN = 5
 
 
+#: Nobody waits for so long, however busy the machine.
+HOPELESS_S = 20
+
+
+@pytest.fixture(autouse=True)
+def in_haste(patient) -> Iterator[None]:
+    """Wait for SQL as the service does."""
+    with as_configured("authsvc.store.sql"):
+        yield
+
+
 @contextmanager
-def database(url: str, *, pool_size: int = 2) -> Iterator[Database]:
-    """A database as the service has it, with its breaker."""
-    breaker = CircuitBreaker(clock=time.monotonic)
+def database(url: str, *, pool_size: int = 2, clock: Monotonic = time.monotonic) -> Iterator[Database]:
+    """A database as the service has it, with its breaker, whose *clock* may be another."""
+    breaker = CircuitBreaker(clock=clock)
     with closing(Database(url, breaker=breaker, clock=time.monotonic, pool_size=pool_size)) as made:
         yield made
 
@@ -43,10 +58,10 @@ def transact(made: Database) -> object:
         return connection.execute(text("SELECT 1")).scalar_one()
 
 
-def seconds_to_refuse(work: Callable[[], object]) -> float:
-    """How long *work* takes to be unavailable."""
+def seconds_to_refuse(work: Callable[[], object], *, cause: str = "sql") -> float:
+    """How long *work* takes to be unavailable, for *cause*."""
     began_s = time.monotonic()
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(StoreUnavailable, match=cause):
         work()
     return time.monotonic() - began_s
 
@@ -71,18 +86,23 @@ def paused(server: PostgresServer) -> Iterator[None]:
 class TestHanging:
     """Stopped processes fire no statement timeout: the client's own clock must."""
 
-    @pytest.mark.parametrize("work", [ask, transact])
-    @pytest.mark.parametrize("is_connected", [True, False])
-    def test_a_hanging_server_is_given_up_within_three_seconds(self, own_postgres, work, is_connected):
-        """With a connection from before, and without one."""
-        with database(own_postgres.url) as made:
-            if is_connected:
-                work(made)
+    def test_a_hanging_server_is_given_up_within_three_seconds(self, own_postgres):
+        """With a connection from before, and without one; a query, and one in a transaction."""
+        assert (DEADLINE_S, CONNECT_S) == (2.5, 2)
+        with ExitStack() as stack:
+            works = [
+                partial(work, stack.enter_context(database(own_postgres.url)))
+                for work in (ask, transact, ask, transact)
+            ]
+            with patience():
+                assert [work() for work in works[:2]] == [1, 1]
 
             with paused(own_postgres):
-                assert seconds_to_refuse(lambda: work(made)) < 3
+                waits = in_threads(*(partial(seconds_to_refuse, work) for work in works))
 
-            assert work(made) == 1
+            assert max(waits) < HOPELESS_S
+            with patience():
+                assert [work() for work in works] == [1] * 4
 
     def test_a_server_that_hangs_within_a_transaction_is_given_up(self, own_postgres):
         """Statement, roll-back and the connection's return to the pool together."""
@@ -95,14 +115,16 @@ class TestHanging:
                     connection.execute(text("SELECT 2"))
 
             try:
-                assert seconds_to_refuse(hang) < 3
+                assert seconds_to_refuse(hang) < HOPELESS_S
             finally:
                 own_postgres.resume()
-            assert ask(made) == 1
+            with patience():
+                assert ask(made) == 1
 
     def test_after_five_failures_nobody_waits(self, own_postgres):
         """The breaker answers at once; after its pause one query closes it."""
-        with database(own_postgres.url, pool_size=8) as made:
+        clock = Stopwatch()
+        with database(own_postgres.url, pool_size=8, clock=clock) as made:
             with paused(own_postgres):
                 callers = [
                     threading.Thread(target=seconds_to_refuse, args=(lambda: ask(made),)) for _ in range(5)
@@ -110,14 +132,15 @@ class TestHanging:
                 for caller in callers:
                     caller.start()
                 for caller in callers:
-                    caller.join(10)
+                    caller.join(60)
 
                 assert made.state is State.OPEN
-                assert seconds_to_refuse(partial(ask, made)) < 0.4
-                assert seconds_to_refuse(partial(transact, made)) < 0.4
+                seconds_to_refuse(partial(ask, made), cause="breaker open")
+                seconds_to_refuse(partial(transact, made), cause="breaker open")
 
-            time.sleep(2.05)  # the breaker's own pause
-            assert [ask(made) for _ in range(3)] == [1, 1, 1]
+            clock.tick(2.05)  # the breaker's own pause
+            with patience():
+                assert [ask(made) for _ in range(3)] == [1, 1, 1]
 
 
 class TestLocks:
@@ -140,8 +163,7 @@ class TestLocks:
 
         with made.transaction() as locking:
             locking.execute(text("LOCK TABLE t IN ACCESS EXCLUSIVE MODE"))
-            for _ in range(2):
-                assert 0.9 < seconds_to_refuse(write) < 2.4
+            assert 0.9 < seconds_to_refuse(write, cause="LockNotAvailable") < HOPELESS_S
             assert made.state is State.CLOSED
 
         write()
@@ -151,9 +173,9 @@ class TestLocks:
 
         def sleep() -> None:
             with made.read() as connection:
-                connection.execute(text("SELECT pg_sleep(10)"))
+                connection.execute(text("SELECT pg_sleep(60)"))
 
-        assert 1.4 < seconds_to_refuse(sleep) < 2.45
+        assert 1.4 < seconds_to_refuse(sleep, cause="QueryCanceled") < HOPELESS_S
         assert ask(made) == 1
         assert made.state is State.CLOSED
 
@@ -175,7 +197,7 @@ class TestPool:
                 taken.execute(text("SELECT 1"))
                 assert made.pool_figures() == {"in_use": 1, "size": 1}
                 waits = in_threads(*[lambda: seconds_to_refuse(lambda: ask(made))] * (FAILURES_TO_OPEN + 1))
-                assert max(waits) < 2
+                assert max(waits) < HOPELESS_S
                 assert min(waits) > 0.4
 
             assert made.state is State.CLOSED
@@ -197,7 +219,7 @@ class TestPool:
 
     def test_a_restarted_server_is_used_at_once(self, own_postgres):
         """The connections from before are found dead, and made anew, without an error to anybody."""
-        with database(own_postgres.url) as made:
+        with patience(), database(own_postgres.url) as made:
             with made.read() as one, made.read() as two:
                 one.execute(text("SELECT 1"))
                 two.execute(text("SELECT 1"))
@@ -215,10 +237,10 @@ class TestPool:
                 with made.read() as connection:
                     pid = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
                     with psycopg.connect(own_postgres.url, autocommit=True) as admin:
-                        admin.execute("SELECT pg_terminate_backend(%s, 1000)", [pid])
+                        admin.execute("SELECT pg_terminate_backend(%s, 60000)", [pid])
                     connection.execute(text("SELECT 1"))
 
-            assert seconds_to_refuse(be_ended) < 2.4
+            assert seconds_to_refuse(be_ended) < HOPELESS_S
             assert ask(made) == 1
 
 
@@ -230,14 +252,21 @@ class TestGone:
         with database(f"postgresql://nobody@127.0.0.1:{free_port()}/none") as made:
             waits = [seconds_to_refuse(lambda: ask(made)) for _ in range(FAILURES_TO_OPEN)]
 
-            assert max(waits) < 2.4
+            assert max(waits) < HOPELESS_S
             assert made.state is State.OPEN
 
     def test_a_server_that_takes_no_more_connections_is_an_outage(self):
         """Full for us is down for us; the error names no address."""
         with PostgresServer("-c", "max_connections=5", "-c", "superuser_reserved_connections=0") as server:
-            held = [psycopg.connect(server.url) for _ in range(5)]
+            held: list[psycopg.Connection[Any]] = []
+
+            def are_all_taken() -> bool:
+                with suppress(psycopg.OperationalError):  # somebody has not quite gone
+                    held.append(psycopg.connect(server.url))
+                return len(held) == 5
+
             try:
+                wait_until(are_all_taken, what="five connections")
                 with database(server.url) as made, pytest.raises(StoreUnavailable) as refusal:
                     ask(made)
             finally:
@@ -287,7 +316,8 @@ class TestRefusals:
 
     def test_a_locked_sqlite_file_is_given_up(self, sqlite_url):
         """One writer at a time: the others wait a second at most."""
-        with database(sqlite_url) as made, made.transaction():
+        with database(sqlite_url) as made, made.transaction() as connection:
+            assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one() == 1000
             (took_s,) = in_threads(lambda: seconds_to_refuse(lambda: transact(made)))
 
-        assert 0.9 < took_s < 4
+        assert 0.9 < took_s < HOPELESS_S

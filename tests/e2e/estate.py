@@ -12,6 +12,7 @@ from hypothesis import note
 from redis import Redis
 
 from tests.lines import NO_BODY, Line, Reply, open_lines
+from tests.patient import PATIENT
 from tests.processes import wait_until
 from tests.rig import PASSWORD, Service, development, migrate, run_command
 from tests.servers import PostgresServer, RedisServer
@@ -20,12 +21,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-#: docs/failure-modes.md: full function again so long after a fault ended.
-RECOVERY_S = 10.0
+#: Thrice what docs/failure-modes.md promises and tests/fault measures: here other tests run beside it, and
+#: what counts is what each token is worth.
+RECOVERY_S = 30.0
 #: So old may be what health says.
 HEALTH_AGE_S = 0.6
 #: What a start may take beside other tests on the same cores.
-START_S = 60.0
+START_S = 180.0
 ROOT = "root@example.com"
 
 
@@ -195,7 +197,7 @@ def open_estate(folder: Path, **overrides: str) -> Iterator[Estate]:
 def running(env: dict[str, str], folder: Path) -> Iterator[Service]:
     """A service that has been started, however busy the machine is with others."""
     with ExitStack() as stack:
-        service = Service(env, folder)
+        service = Service(env, folder, entry=PATIENT)
         stack.push(service)
         yield service.start(ready_within_s=START_S)
 
@@ -203,6 +205,6 @@ def running(env: dict[str, str], folder: Path) -> Iterator[Service]:
 def create_root(env: dict[str, str], folder: Path) -> None:
     """The first admin, by the command line."""
     arguments = ("users", "create", ROOT, "--role", "admin", "--password-stdin")
-    done = run_command(*arguments, env=env, folder=folder, stdin=PASSWORD, within_s=START_S)
+    done = run_command(*arguments, env=env, folder=folder, stdin=PASSWORD, entry=PATIENT)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["roles"] == ["user", "admin"]

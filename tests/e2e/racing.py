@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from tests.e2e.estate import ROOT, create_root, running
 from tests.lines import Line, Reply, open_lines
-from tests.rig import PASSWORD
+from tests.rig import HOPELESS_S, PASSWORD
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -45,7 +45,7 @@ class Track:
         gate = Barrier(len(runs))
 
         def start(run: Callable[[Line], Reply], line: Line) -> Reply:
-            gate.wait(10)
+            gate.wait(HOPELESS_S)
             return run(line)
 
         pending = [self.threads.submit(start, run, line) for run, line in zip(runs, lines, strict=False)]

@@ -15,7 +15,7 @@ import jwt
 
 from authsvc.domain.tokens.keys import Algorithm, generate
 from tests.processes import HOST
-from tests.rig import PASSWORD
+from tests.rig import HOPELESS_S, PASSWORD
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,7 +49,9 @@ class Client:
         assert service.register(email).status_code == 201
         self.email = email
         self.life_s = life_s
-        self.connections = [HTTPConnection(HOST, service.port, timeout=10) for _ in range(CONNECTIONS)]
+        self.connections = [
+            HTTPConnection(HOST, service.port, timeout=HOPELESS_S) for _ in range(CONNECTIONS)
+        ]
         self.outcomes: Counter[str] = Counter()
         #: Algorithms of the tokens that were issued, and when the last token of each is over.
         self.issued: Counter[str] = Counter()
@@ -57,11 +59,13 @@ class Client:
         self.living: list[tuple[str, float]] = []
         self.refresh_token = ""
         self.turn = 0
+        #: When the request that is under way, or was the last, was begun.
+        self.began_at = 0.0
 
     def act(self) -> None:
         """One request; what it came to is in ``outcomes``, as ``check 200``."""
         self.turn += 1
-        now = time.time()
+        self.began_at = now = time.time()
         self.living = [(token, until) for token, until in self.living if until > now]
         if not self.refresh_token or self.turn % LOGIN_EVERY == 0:
             self._obtain("login", {"email": self.email, "password": PASSWORD})
@@ -118,7 +122,7 @@ class Load:
     def __exit__(self, *_: object) -> None:
         self._is_over.set()
         for thread in self._threads:
-            thread.join(30)
+            thread.join(2 * HOPELESS_S)
             assert not thread.is_alive()
         for client in self.clients:
             for connection in client.connections:
@@ -145,8 +149,8 @@ class Load:
             client.issued.pop(algorithm, None)
 
     def is_over(self, algorithm: Algorithm) -> bool:
-        """True when no client uses a token of *algorithm* any more."""
-        return all(client.over_at.get(algorithm, 0) < time.time() for client in self.clients)
+        """True when no client uses a token of *algorithm* any more, nor has one under way to the service."""
+        return all(client.over_at.get(algorithm, 0) < client.began_at for client in self.clients)
 
     def _run(self, client: Client) -> None:
         due = time.monotonic() + random.random() * self.pause_s

@@ -11,6 +11,7 @@ import bcrypt
 import psycopg
 import pytest
 
+from tests.patient import PATIENT
 from tests.processes import HOST, free_port
 from tests.rig import PASSWORD, Service, environment, migrate, run_command
 from tests.servers import drop_database
@@ -30,9 +31,11 @@ USAGE = 2
 def service(postgres_server, redis_server, tmp_path_factory) -> Iterator[Service]:
     """A service whose settings the commands share."""
     folder = tmp_path_factory.mktemp("cli")
-    env = environment(postgres_server.create_database(), redis_server.url, folder)
+    env = environment(
+        postgres_server.create_database(), redis_server.url, folder, CACHE_KEY_PREFIX="command-line"
+    )
     migrate(env)
-    with Service(env, folder) as running:
+    with Service(env, folder, entry=PATIENT) as running:
         yield running
     drop_database(postgres_server.url, env["DATABASE_URL"])
 
@@ -42,7 +45,8 @@ def command(service, tmp_path):
     """Run a command with the service's settings, in a folder of its own."""
 
     def run(*arguments: str, stdin: str = "", **overrides: str) -> subprocess.CompletedProcess[str]:
-        return run_command(*arguments, env=service.env | overrides, folder=tmp_path, stdin=stdin)
+        env = service.env | overrides
+        return run_command(*arguments, env=env, folder=tmp_path, stdin=stdin, entry=PATIENT)
 
     return run
 

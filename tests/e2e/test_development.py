@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import jwt
 import pytest
 
+from tests.patient import PATIENT
 from tests.rig import PASSWORD, Service, run_command
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ ENV = {"BCRYPT_COST": "4"}
 
 def test_an_empty_folder_becomes_a_service(tmp_path):
     """Register to logout, as a newcomer would try it; what it lacks for production it says."""
-    with Service(ENV, tmp_path, command="dev") as service:
+    with Service(ENV, tmp_path, command="dev", entry=PATIENT) as service:
         registered = service.register("ann@example.com")
         pair = service.log_in("ann@example.com")
         checks = [service.verify(pair["access_token"])]
@@ -52,7 +53,7 @@ def modes(folder: Path) -> set[int]:
 
 def test_a_second_start_finds_users_sessions_and_keys(tmp_path):
     """What is in memory is gone, what counts is not: who was logged in stays so, who had left stays out."""
-    service = Service(ENV, tmp_path, command="dev")
+    service = Service(ENV, tmp_path, command="dev", entry=PATIENT)
     with service:
         service.register("ann@example.com")
         stays, gone = (service.log_in("ann@example.com") for _ in range(2))
@@ -79,10 +80,10 @@ def test_two_processes_cannot_share_what_is_in_memory(tmp_path):
 
 def test_admins_are_made_on_the_command_line(tmp_path):
     """The same folder, the same secrets: what the command makes can log in, also while the service runs."""
-    with Service(ENV, tmp_path, command="dev") as service:
+    with Service(ENV, tmp_path, command="dev", entry=PATIENT) as service:
         create = ("users", "create", "root@example.com", "--role", "admin", "--password-stdin")
         created = run_command(
-            *create, env=ENV | {"AUTHSVC_ENV": "development"}, folder=tmp_path, stdin=PASSWORD
+            *create, env=ENV | {"AUTHSVC_ENV": "development"}, folder=tmp_path, stdin=PASSWORD, entry=PATIENT
         )
         assert created.returncode == 0, created.stderr
         root = service.log_in("root@example.com")

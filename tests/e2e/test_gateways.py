@@ -12,9 +12,10 @@ import requests
 from tests.binaries import BinaryMissing, nginx_binary
 from tests.gateways import Asking, Gateway, Server
 from tests.nginx import Nginx, nginx_block
+from tests.patient import PATIENT
 from tests.processes import HOST
 from tests.proxy import Mode, TcpProxy
-from tests.rig import PASSWORD, ROOT, Service, environment, migrate, run_command
+from tests.rig import HOPELESS_S, PASSWORD, ROOT, Service, environment, migrate, run_command
 from tests.servers import drop_database
 
 if TYPE_CHECKING:
@@ -39,11 +40,13 @@ LIES = {
 def service(postgres_server, redis_server, tmp_path_factory) -> Iterator[Service]:
     """A service with two workers, a user and an admin."""
     folder = tmp_path_factory.mktemp("gateways")
-    env = environment(postgres_server.create_database(), redis_server.url, folder)
+    env = environment(
+        postgres_server.create_database(), redis_server.url, folder, CACHE_KEY_PREFIX="gateways"
+    )
     migrate(env)
     admin = ("users", "create", "root@example.com", "--role", "admin", "--password-stdin")
-    assert run_command(*admin, env=env, folder=folder, stdin=PASSWORD, within_s=60).returncode == 0
-    with Service(env, folder) as running:
+    assert run_command(*admin, env=env, folder=folder, stdin=PASSWORD, entry=PATIENT).returncode == 0
+    with Service(env, folder, entry=PATIENT) as running:
         assert running.register("ada@example.com").status_code == 201
         yield running
     drop_database(postgres_server.url, env["DATABASE_URL"])
@@ -181,7 +184,7 @@ def test_the_check_gets_the_token_and_no_body(gateway):
     """A GET with the token alone, whatever the client sent; the service behind gets the whole body."""
     with Server(headers={"X-Auth-User-Id": "u"}) as check, nginx_before(check.port, gateway.orders) as nginx:
         options: dict[str, Any] = {"data": b"x" * 200_000, "headers": {"Cookie": "a=b", "X-Odd": "1"} | LIES}
-        answer = requests.post(f"{nginx.url}{USERS}?role=x", auth=("a", "b"), timeout=15, **options)
+        answer = requests.post(f"{nginx.url}{USERS}?role=x", auth=("a", "b"), timeout=HOPELESS_S, **options)
         [asked], seen = check.asked, gateway.orders.asked[-1]
 
     assert answer.status_code == 200
@@ -197,7 +200,7 @@ def test_no_other_answer_lets_anybody_through(gateway, status):
     headers = {"Retry-After": "7", "Location": "http://evil.example", "X-Auth-User-Id": "evil"}
     with Server(status, headers) as check, nginx_before(check.port, gateway.orders) as nginx:
         before = len(gateway.orders.asked)
-        answer = requests.get(nginx.url + USERS, timeout=15, allow_redirects=False)
+        answer = requests.get(nginx.url + USERS, timeout=HOPELESS_S, allow_redirects=False)
 
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "7")
     assert len(gateway.orders.asked) == before
@@ -207,7 +210,7 @@ def test_a_fault_of_the_service_behind_is_its_own(gateway):
     """Its 500 stays what it is."""
     with Server(500) as broken, nginx_before(gateway.proxy.port, broken) as nginx:
         headers = {"Authorization": f"Bearer {gateway.user['access_token']}"}
-        answer = requests.get(nginx.url + USERS, headers=headers, timeout=15)
+        answer = requests.get(nginx.url + USERS, headers=headers, timeout=HOPELESS_S)
 
     assert (answer.status_code, answer.text) == (500, "ok")
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from authsvc.api.frame.context import DEVICE_HEADER
+from tests.patient import PATIENT
 from tests.processes import HOST
-from tests.rig import PASSWORD, Service, environment, migrate
+from tests.rig import HOPELESS_S, PASSWORD, Service, environment, migrate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,13 +41,13 @@ def service(database_url, redis_url, tmp_path) -> Iterator[Service]:
         RATE_LIMIT_LOGIN_DEVICE="5/15minutes",
     )
     migrate(env)
-    with Service(env, tmp_path).start() as made:
+    with Service(env, tmp_path, entry=PATIENT) as made:
         yield made
 
 
 def log_in(service: Service, address: str, password: str, device: str = "") -> tuple[int, str]:
     """One login over a connection of its own: status and device token."""
-    connection = HTTPConnection(HOST, service.port, timeout=30)
+    connection = HTTPConnection(HOST, service.port, timeout=HOPELESS_S)
     headers = {"Content-Type": "application/json", "X-Forwarded-For": address, "Connection": "close"}
     if device:
         headers[DEVICE_HEADER] = device

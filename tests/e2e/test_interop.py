@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import jwt
 import pytest
 from joserfc import jwt as joserfc_jwt
@@ -16,8 +17,9 @@ from joserfc.jwk import KeySet
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from tests.e2e.rotation import add_key
+from tests.patient import PATIENT
 from tests.processes import wait_until
-from tests.rig import PASSWORD, Service, environment, migrate
+from tests.rig import HOPELESS_S, PASSWORD, Service, environment, migrate
 from tests.servers import drop_database
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ def service(postgres_server, redis_server, tmp_path_factory) -> Iterator[Service
     database = postgres_server.create_database()
     env = environment(database, redis_server.url, folder, CACHE_KEY_PREFIX="interop")
     migrate(env)
-    with Service(env, folder) as running:
+    with Service(env, folder, entry=PATIENT) as running:
         assert running.register(EMAIL).status_code == 201
         yield running
     drop_database(postgres_server.url, database)
@@ -130,7 +132,7 @@ def generated(service, tmp_path, monkeypatch) -> Iterator[str]:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -148,8 +150,9 @@ def test_a_generated_client_registers_logs_in_and_reads_its_account(service, gen
 
     models, connect = part("models"), part("client")
     account = {"email": "generated@example.com", "password": PASSWORD}
+    patient = httpx.Timeout(HOPELESS_S)
 
-    with connect.Client(base_url=service.url) as client:
+    with connect.Client(base_url=service.url, timeout=patient) as client:
         registered = part("api.auth.post_v1_auth_register").sync(
             client=client, body=models.RegisterBody(**account, name="Généré")
         )
@@ -157,7 +160,9 @@ def test_a_generated_client_registers_logs_in_and_reads_its_account(service, gen
         refused = part("api.auth.post_v1_auth_login").sync_detailed(
             client=client, body=models.LoginBody(email=account["email"], password="wrong")
         )
-    with connect.AuthenticatedClient(base_url=service.url, token=pair.access_token) as client:
+    with connect.AuthenticatedClient(
+        base_url=service.url, token=pair.access_token, timeout=patient
+    ) as client:
         me = part("api.me.get_v1_me").sync(client=client)
 
     assert (registered.email, registered.name) == (account["email"], "Généré")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from authlib.integrations.requests_client import OAuth2Session
 
+from tests.patient import PATIENT
 from tests.rig import Service, environment, migrate, run_command
 from tests.servers import drop_database
 
@@ -29,7 +30,7 @@ def service(postgres_server, redis_server, tmp_path_factory) -> Iterator[Service
         postgres_server.create_database(), redis_server.url, folder, CACHE_KEY_PREFIX="oauth-clients"
     )
     migrate(env)
-    with Service(env, folder) as running:
+    with Service(env, folder, entry=PATIENT) as running:
         assert running.register("ada@example.com").status_code == 201
         yield running
     drop_database(postgres_server.url, env["DATABASE_URL"])
@@ -44,7 +45,7 @@ def command(service, tmp_path_factory):
         with ThreadPoolExecutor(len(lines)) as pool:
             return list(
                 pool.map(
-                    lambda line: run_command("clients", *line, env=service.env, folder=folder, within_s=60),
+                    lambda line: run_command("clients", *line, env=service.env, folder=folder, entry=PATIENT),
                     lines,
                 )
             )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
-import threading
 from collections import Counter
+from contextlib import ExitStack, closing
+from http.client import HTTPConnection
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -13,8 +15,9 @@ import psycopg
 import pytest
 import requests
 
-from tests.processes import wait_until
-from tests.rig import PASSWORD, Service, environment, migrate
+from tests.patient import PATIENT
+from tests.processes import HOST
+from tests.rig import HOPELESS_S, PASSWORD, Service, environment, migrate
 from tests.servers import drop_database
 
 if TYPE_CHECKING:
@@ -37,7 +40,8 @@ def database(postgres_server) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def env(database, redis_server, tmp_path_factory) -> dict[str, str]:
     """Production settings for a service of two workers."""
-    made = environment(database, redis_server.url, tmp_path_factory.mktemp("production"))
+    folder = tmp_path_factory.mktemp("production")
+    made = environment(database, redis_server.url, folder, CACHE_KEY_PREFIX="production")
     migrate(made)
     return made
 
@@ -45,7 +49,7 @@ def env(database, redis_server, tmp_path_factory) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def service(env, tmp_path_factory) -> Iterator[Service]:
     """One service for all tests that do not stop it."""
-    with Service(env, tmp_path_factory.mktemp("service")) as running:
+    with Service(env, tmp_path_factory.mktemp("service"), entry=PATIENT) as running:
         yield running
 
 
@@ -59,7 +63,8 @@ def newcomer(service: Service) -> str:
 def figures(service: Service) -> Counter[str]:
     """The counters of the service, by name with labels."""
     samples = (
-        line.rpartition(" ") for line in requests.get(service.metrics_url, timeout=5).text.splitlines()
+        line.rpartition(" ")
+        for line in requests.get(service.metrics_url, timeout=HOPELESS_S).text.splitlines()
     )
     return Counter({name: int(float(n)) for name, _, n in samples if "_total" in name and "#" not in name})
 
@@ -104,8 +109,8 @@ def test_metrics_are_on_their_own_port_alone(service):
     """The public port has no /metrics; the metrics port has nothing else; no label names a person."""
     newcomer(service)
     public = service.call("GET", "/metrics")
-    other = requests.get(service.metrics_url.replace("/metrics", "/v1/health/live"), timeout=5)
-    scrape = requests.get(service.metrics_url, timeout=5)
+    other = requests.get(service.metrics_url.replace("/metrics", "/v1/health/live"), timeout=HOPELESS_S)
+    scrape = requests.get(service.metrics_url, timeout=HOPELESS_S)
 
     assert (public.status_code, public.json()["code"]) == (404, "not_found")
     assert other.status_code == 404
@@ -153,7 +158,7 @@ def test_a_sane_request_id_is_kept_and_any_other_is_replaced(service, path):
 
 def test_the_log_of_everything_holds_nothing_secret(env, tmp_path):
     """After every kind of request, right and wrong: no token, password, address, hash, key or DSN."""
-    with Service(env | {"LOG_LEVEL": "debug"}, tmp_path) as service:
+    with Service(env | {"LOG_LEVEL": "debug"}, tmp_path, entry=PATIENT) as service:
         secrets = live_a_life(service)
         status = service.stop()
     log = service.log.read_text()
@@ -224,24 +229,22 @@ def ask_for_everything(service: Service, token: str, email: str) -> None:
 
 def test_sigterm_lets_what_was_begun_finish(env, tmp_path):
     """Logins that wait for their hash are answered, then the service ends with status 0, within its 20 s."""
-    with Service(env | {"BCRYPT_COST": "11"}, tmp_path) as service:
+    with Service(env | {"BCRYPT_COST": "11"}, tmp_path, entry=PATIENT) as service, ExitStack() as stack:
         email = newcomer(service)
-        answers: list[int] = []
-        body = {"email": email, "password": PASSWORD}
-        clients = [
-            threading.Thread(
-                target=lambda: answers.append(service.call("POST", "/v1/auth/login", json=body).status_code)
-            )
-            for _ in range(6)
-        ]
-        for client in clients:
-            client.start()
-        wait_until(lambda: len(answers) > 0)  # all are with the service now, most still wait
-        answered_before = len(answers)
+        connections = [stack.enter_context(closing(connected(service))) for _ in range(6)]
+        body = json.dumps({"email": email, "password": PASSWORD})
+        for connection in connections:
+            connection.request("POST", "/v1/auth/login", body, {"Content-Type": "application/json"})
         status = service.stop()
-        for client in clients:
-            client.join()
+        answers = [connection.getresponse().status for connection in connections]
 
-    assert answered_before < 6
     assert answers == [200] * 6
     assert status == 0
+
+
+def connected(service: Service) -> HTTPConnection:
+    """A connection that a worker has taken, so that what is sent on it is under way."""
+    connection = HTTPConnection(HOST, service.port, timeout=HOPELESS_S)
+    connection.request("GET", "/v1/health/live")
+    connection.getresponse().read()
+    return connection

@@ -21,7 +21,7 @@ from tests.kubelet import Pod, make_secrets
 from tests.manifests import OVERLAYS, render
 from tests.nginx import Nginx
 from tests.processes import wait_until
-from tests.rig import PASSWORD
+from tests.rig import HOPELESS_S, PASSWORD
 from tests.servers import RedisServer, drop_database
 
 if TYPE_CHECKING:
@@ -80,8 +80,8 @@ class User:
         self.url = url
         self.outcomes: Counter[str] = Counter()
         account = {"email": email, "password": PASSWORD}
-        assert requests.post(f"{url}/v1/auth/register", json=account, timeout=10).status_code == 201
-        self.pair = requests.post(f"{url}/v1/auth/login", json=account, timeout=10).json()
+        assert requests.post(f"{url}/v1/auth/register", json=account, timeout=HOPELESS_S).status_code == 201
+        self.pair = requests.post(f"{url}/v1/auth/login", json=account, timeout=HOPELESS_S).json()
         self.first = self.latest = self.pair["access_token"]
 
     def refresh(self) -> None:
@@ -102,7 +102,7 @@ class User:
 
     def _ask(self, name: str, method: str, **options: object) -> requests.Response | None:
         try:
-            answer = requests.request(method, f"{self.url}/v1/auth/{name}", timeout=10, **options)  # type: ignore[arg-type]
+            answer = requests.request(method, f"{self.url}/v1/auth/{name}", timeout=HOPELESS_S, **options)  # type: ignore[arg-type]
         except requests.RequestException as error:
             self.outcomes[f"{name} {type(error).__name__}"] += 1
             return None
@@ -230,7 +230,7 @@ def test_nobody_notices_an_update_and_a_new_key(cluster):
         for number in cluster.roll():
             if number == 0:
                 cluster.show_key(*key(age_s=SIGNING_AGE_S - SIGNS_AFTER_S))
-        wait_until(lambda: old_kids.isdisjoint(user.kid() for user in users), timeout_s=30, what="new key")
+        wait_until(lambda: old_kids.isdisjoint(user.kid() for user in users), what="new key")
         for user in users:
             user.check()
 

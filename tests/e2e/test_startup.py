@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 EXIT_WITHIN_S = 15
+#: What a refusal takes that waits for nothing; a machine that is slow beyond that takes nothing away from it.
+PLAIN_S = 2
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +39,19 @@ def env(postgres_server, redis_server, tmp_path_factory) -> Iterator[dict[str, s
 
 def refusal(env: dict[str, str], folder) -> str:
     """What ``authsvc serve`` says when it refuses; it must do so in time."""
+    message, took_s = timed_refusal(env, folder)
+    assert took_s < EXIT_WITHIN_S
+    return message
+
+
+def timed_refusal(env: dict[str, str], folder) -> tuple[str, float]:
+    """The same, and the seconds until it ended."""
     began = time.monotonic()
-    done = run_command("serve", env=env, folder=folder, within_s=2 * EXIT_WITHIN_S)
+    done = run_command("serve", env=env, folder=folder)
     took_s = time.monotonic() - began
     assert done.returncode != 0
     assert done.stdout == ""
-    assert took_s < EXIT_WITHIN_S
-    return done.stderr
+    return done.stderr, took_s
 
 
 def test_nothing_set_names_all_that_is_missing(tmp_path):
@@ -153,9 +161,12 @@ def test_a_wrong_redis_password_and_hung_stores_are_refused_in_time(env, tmp_pat
         silent.pause()
         hung = {"REDIS_URL": silent.url, "DATABASE_URL": f"postgresql://u@{HOST}:{silent.port}/db"}
         settings = [env | {"REDIS_URL": locked.url.replace("hunter2", "wrong")}, env | hung]
-        refused, in_silence = pool.map(lambda each: refusal(each, tmp_path), settings)
+        timed = pool.map(lambda each: timed_refusal(each, tmp_path), settings)
+        (refused, plain_s), (in_silence, took_s) = timed
         silent.resume()
 
+    # Beside each other, on the same machine.
+    assert took_s - plain_s < EXIT_WITHIN_S - PLAIN_S
     assert "REDIS_URL cannot be used" in refused
     assert "wrong" not in refused
     assert "REDIS_URL cannot be used" in in_silence

@@ -13,6 +13,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from authsvc.settings import Settings
 from authsvc.wiring.preflight import local_problems
+from tests.patient import PATIENT
 from tests.processes import HOST, wait_until
 from tests.rig import PASSWORD, Service, environment, migrate
 
@@ -95,7 +96,7 @@ def service(collector, postgres_server, redis_server, tmp_path_factory) -> Itera
         OTEL_BSP_SCHEDULE_DELAY="100",
     )
     migrate(env)
-    with Service(env, folder) as service:
+    with Service(env, folder, entry=PATIENT) as service:
         yield service
 
 
@@ -108,8 +109,8 @@ def test_a_request_its_statements_and_its_calls_to_redis_are_one_trace(service, 
     pair = service.call("POST", "/v1/auth/login", json=body, headers=TRACED).json()
     access = pair["access_token"]
     checked = service.call("GET", "/v1/auth/verify/orders?key=hidden", token=access, headers=TRACED)
-    wait_until(lambda: "GET /v1/auth/verify" in collector.of_trace(TRACE), timeout_s=20)
-    wait_until(lambda: "POST /v1/auth/login" in collector.of_trace(TRACE), timeout_s=20)
+    wait_until(lambda: "GET /v1/auth/verify" in collector.of_trace(TRACE))
+    wait_until(lambda: "POST /v1/auth/login" in collector.of_trace(TRACE))
     spans = collector.of_trace(TRACE)
 
     assert checked.status_code == 200
@@ -127,7 +128,7 @@ def test_the_log_names_the_trace(service):
     """Whoever has a trace finds its lines."""
     answer = service.call("GET", "/v1/me", headers={**TRACED, "X-Request-Id": "traced-1"})
 
-    wait_until(lambda: '"traced-1"' in service.log.read_text(), timeout_s=20)
+    wait_until(lambda: '"traced-1"' in service.log.read_text())
     (line,) = [line for line in service.log.read_text().splitlines() if '"traced-1"' in line]
     assert answer.status_code == 401
     assert f'"trace_id":"{TRACE}"' in line
@@ -140,7 +141,7 @@ def test_who_decided_against_a_trace_gets_none(service, collector):
     service.call("GET", "/v1/me", headers=TRACED)
     traced = len(collector.of_trace(TRACE).get("GET /v1/me", []))
     service.call("GET", "/v1/me", headers=TRACED)
-    wait_until(lambda: len(collector.of_trace(TRACE).get("GET /v1/me", [])) > traced, timeout_s=20)
+    wait_until(lambda: len(collector.of_trace(TRACE).get("GET /v1/me", [])) > traced)
 
     assert {span.trace_id.hex() for span in collector.spans} == {TRACE}
 

@@ -13,7 +13,7 @@ from flask import Flask, abort, request
 
 from authsvc.observability.logs import configure, get_logger
 from authsvc.observability.metrics import make_metrics
-from authsvc.server import ServerOptions, serve
+from authsvc.server import ServerOptions, exchange, parking, serve, worker
 
 MAX_BYTES = 65_536
 
@@ -53,7 +53,8 @@ class Application(Flask):
 
     def slow(self) -> str:
         (self.folder / "slow-begun").touch()
-        time.sleep(1)
+        while not (self.folder / "slow-may-end").exists():
+            time.sleep(0.01)
         return "slow"
 
     def huge(self) -> Iterator[bytes]:
@@ -72,6 +73,9 @@ class Application(Flask):
 def main(folder: str, port: str, metrics_port: str) -> None:
     """Serve; the body of the child process."""
     configure("info", "json")
+    if patience_s := float(os.environ.get("PATIENCE_S", "0")):
+        parking.READ_DEADLINE_S = parking.LINGER_S = patience_s
+        exchange.SEND_DEADLINE_S = worker.NOTICE_S = patience_s
     options = ServerOptions(host="127.0.0.1", port=int(port), metrics_port=int(metrics_port), workers=2)
     serve(options, lambda: sys.exit("refused") if folder == "refuse" else Application(Path(folder)))
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tests.rig import Service
 
 #: Longer than anybody waits: whoever has not been answered by then never will be.
-PATIENCE_S = 15.0
+PATIENCE_S = 25.0
 #: The status of what was never answered.
 BROKEN = 0
 
@@ -44,6 +44,7 @@ def ask(
     token: str | None = None,
     json: object = None,
     headers: Mapping[str, str] | None = None,
+    patience_s: float = PATIENCE_S,
 ) -> Answer:
     """One request; the kernel deals its connection to any worker."""
     sent = {"Connection": "close", **(headers or {})}
@@ -53,7 +54,7 @@ def ask(
     if json is not None:
         sent["Content-Type"] = "application/json"
         data = _encoded(json)
-    connection = HTTPConnection(HOST, service.port, timeout=PATIENCE_S)
+    connection = HTTPConnection(HOST, service.port, timeout=patience_s)
     began = time.monotonic()
     try:
         connection.request(method, path, body=data, headers=sent)

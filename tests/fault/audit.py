@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tests.fault.asking import ask
 from tests.fault.ledger import Account, Findings, Ledger
 from tests.fault.load import Person
+from tests.fault.verdicts import PATIENCE_S
 from tests.processes import wait_until
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ REASONS = ("registered", "logged_in", "user_changed", "logout", "password_change
 def audit(world: World, ledger: Ledger) -> Findings:
     """Check everything; the world works again, and nobody acts meanwhile."""
     findings = Findings()
+    world.wait_replayed()  # from here on a 202 holds everywhere, too
     with world.sql_admin() as connection:
         for account in ledger:
             _count_entries(connection, account, findings)
@@ -127,7 +129,7 @@ def _look_for_tombstones(world: World, ledger: Ledger, findings: Findings) -> No
             return [ident for ident, state in zip(ended, states, strict=True) if state != "ended"]
 
         try:
-            wait_until(lambda: not missing(), timeout_s=5)
+            wait_until(lambda: not missing(), timeout_s=PATIENCE_S)
         except TimeoutError:
             findings.lost.append(f"{len(missing())} tombstones")
 

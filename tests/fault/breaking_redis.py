@@ -59,8 +59,9 @@ def restarted_empty(world: World) -> Iterator[None]:
 @contextmanager
 def restored(world: World) -> Iterator[None]:
     """Killed, and back with what it held a moment ago, its marker still fresh."""
+    member = world.log_in("forgotten")
     dump = world.redis.save_dump()
-    world.log_out_in_vain()
+    world.log_out_in_vain(member)
     world.redis.restore(dump)
     yield
 
@@ -219,12 +220,13 @@ def promoted(world: World) -> Iterator[None]:
 
     At the end a new server goes on with the replica's data.
     """
+    member = world.log_in("forgotten")
     with RedisServer("--user", "admin", "on", "nopass", "~*", "&*", "+@all") as replica:
         with TcpProxy(world.redis.url) as link, Redis.from_url(replica.url) as client:
             client.execute_command("REPLICAOF", HOST, link.port)
             wait_until(lambda: client.info("replication")["master_link_status"] == "up")
             link.switch(Mode.SILENT)
-            world.log_out_in_vain()
+            world.log_out_in_vain(member)
             world.redis.kill()
             client.execute_command("REPLICAOF", "NO", "ONE")
         with TcpProxy(replica.url, port=world.redis.port):

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.fault.ledger import Ledger
-from tests.fault.load import move_in
+from tests.fault.opening import open_world
+from tests.fault.people import move_in
 from tests.fault.report import Score, table
-from tests.fault.world import World, open_world
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tests.fault.world import World
 
 HAS_PASSED = pytest.StashKey[bool]()
 #: How long an outage lasts at least, in the long run and in the short one.
@@ -86,10 +88,21 @@ class Worlds:
         self._open.close()
 
 
+WORLDS = pytest.StashKey[Worlds]()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item, nextitem) -> None:
+    """End the world with the last test here: its threads and processes are no neighbours for other tests."""
+    kept = item.config.stash.get(WORLDS, None)
+    if kept is not None and (nextitem is None or nextitem.path.parent != item.path.parent):
+        kept.discard()
+
+
 @pytest.fixture(scope="session")
-def worlds(tmp_path_factory) -> Iterator[Worlds]:
+def worlds(tmp_path_factory, request) -> Iterator[Worlds]:
     """Keep the world between tests."""
-    kept = Worlds(tmp_path_factory)
+    kept = request.config.stash[WORLDS] = Worlds(tmp_path_factory)
     yield kept
     kept.discard()
 

@@ -40,6 +40,9 @@ SOME_REDIS = {name: WHOLE[name] | WITHOUT_REDIS[name] for name in _COLUMNS}
 #: SQL comes and goes.
 SOME_SQL = {name: WHOLE[name] | WITHOUT_SQL[name] for name in _COLUMNS}
 
+#: What a machine may add that keeps a store which is not broken from answering in time.
+SOME_LATE = row(503, logout=(202, 503), end=(202, 503))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
@@ -71,9 +74,14 @@ class Fault:
     leaves_doubts: bool = False
 
     @property
-    def spares_no_check(self) -> bool:
-        """True where a check that Redis does not answer in time is not answered at all."""
-        return self.stops_checks or self.name.startswith("sql")
+    def spares_redis(self) -> bool:
+        """True where SQL alone breaks: a check that Redis does not answer in time is not answered at all."""
+        return self.name.startswith("sql")
+
+    @property
+    def spares_sql(self) -> bool:
+        """True where Redis alone breaks: SQL answers for it."""
+        return self.name.startswith("redis")
 
     @property
     def is_fitful(self) -> bool:
@@ -83,7 +91,7 @@ class Fault:
     @property
     def may_lag(self) -> bool:
         """True where Redis may not take what invalidates a copy of a user."""
-        return not self.name.startswith("sql")
+        return not self.spares_redis
 
 
 _REDIS = frozenset({"redis", "redis_proof"})

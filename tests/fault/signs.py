@@ -42,8 +42,8 @@ class Signs:
         """The events in the log since then."""
         with self.service.log.open("rb") as log:
             log.seek(self.log_bytes)
-            lines = log.read().splitlines()
-        return {json.loads(line)["event"] for line in lines if line.endswith(b"}")}
+            whole, _, _ = log.read().rpartition(b"\n")
+        return {json.loads(line)["event"] for line in whole.splitlines() if line.startswith(b'{"')}
 
     def _shows(self, sign: str, now: dict[str, float], events: set[str]) -> bool:
         kind, _, event = sign.partition(" ")

@@ -22,7 +22,7 @@ from authsvc.cache import (
 )
 from tests.clusters import SLOTS, Cluster, cluster
 from tests.fault.ledger import Findings, Tally
-from tests.fault.world import RECOVERY_S
+from tests.fault.world import WHOLE_WITHIN_S
 from tests.processes import wait_until
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def test_a_lost_primary_costs_its_own_keys_alone(three, window_s, score):
         refusals = [refusal for one in everybody for refusal in tuple(one.refusals)]
         three.nodes[2].start()
         began = time.monotonic()
-        wait_until(lambda: all(is_served(one) for one in everybody), timeout_s=RECOVERY_S)
+        wait_until(lambda: all(is_served(one) for one in everybody), timeout_s=WHOLE_WITHIN_S)
         score.recovery_s = time.monotonic() - began
 
     findings = held_against(three, everybody, lost_node=2)

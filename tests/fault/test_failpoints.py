@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,7 +13,10 @@ from tests.fault.audit import audit
 from tests.fault.failpoints import BEFORE_COMMIT, CLOCK, ENTRY, FOLDER, SEAMS
 from tests.fault.ledger import ACCEPTED_FOR_S, Findings
 from tests.fault.load import Person, load, settle
-from tests.fault.world import START_S, refused_within
+from tests.fault.pulse import feeling
+from tests.fault.verdicts import PATIENCE_S, refused_within
+from tests.fault.world import START_S
+from tests.processes import wait_until
 from tests.rig import Service
 
 if TYPE_CHECKING:
@@ -27,6 +31,8 @@ pytestmark = [pytest.mark.fault, pytest.mark.slow]
 DEEDS = ("register", "log_in", "refresh", "write", "log_out", "change_password")
 #: In the short run: nothing was done, and the worst moment.
 SHORT_SEAMS = SEAMS[:2]
+#: How often a deed is begun that the machine, not the service, kept from its seam.
+TRIES = 4
 #: docs/install.md: clocks may differ by a few seconds; tokens bear 5.  Backwards first: forwards would be 10.
 SKEWS_S = (-5, 5)
 
@@ -100,11 +106,7 @@ def test_a_worker_killed_half_way_has_done_all_or_nothing(world, ledger, frail, 
     account = ledger[0]
 
     for deed in DEEDS:
-        tokens = make_room(world, account)
-        before = written(world)
-        (points_of(frail) / seam).touch()
-        getattr(Person(account, [frail], random.Random(seam), findings), deed)()
-        assert not (points_of(frail) / seam).exists(), f"{deed} did not come by"
+        tokens, before = die(world, account, frail, findings, deed, seam)
         score.recovery_s = max(score.recovery_s, frail.wait_ready(START_S))
         assert (written(world) != before) == (seam != BEFORE_COMMIT), deed
         for token in ended(world, tokens):
@@ -119,15 +121,41 @@ def test_a_worker_killed_half_way_has_done_all_or_nothing(world, ledger, frail, 
     assert findings.faults(may_break=True) == {}
 
 
+def die(
+    world: World, account: Account, frail: Service, findings: Findings, deed: str, seam: str
+) -> tuple[dict[str, str], tuple[Any, ...]]:
+    """
+    Kill the worker in the middle of *deed*; living tokens and how much was written before.
+
+    Where the machine kept a store from answering (503), *deed* did not come by the seam: once more.
+    """
+    seams = points_of(frail) / seam
+    for _ in range(TRIES):
+        tokens, before = make_room(world, account), written(world)
+        seams.touch()
+        refused = len(findings.refusals_s)
+        getattr(Person(account, [frail], random.Random(seam), findings), deed)()
+        if not seams.exists() or len(findings.refusals_s) == refused:
+            break
+    assert not seams.exists(), f"{deed} did not come by"
+    return tokens, before
+
+
 def make_room(world: World, account: Account) -> dict[str, str]:
     """Three sessions and one password, however the last deed ended; the tokens of all."""
     person = Person(account, world.replicas, random.Random(0))
     person.settle()
-    person.find_password()
-    while len(account.sessions) < 3:
-        person.log_in()
+    wait_until(partial(has_room, person), timeout_s=PATIENCE_S, what="three sessions")
     assert person.findings.faults() == {}
     return {held.session_id: held.access[-1] for held in account.sessions}
+
+
+def has_room(person: Person) -> bool:
+    """Log in once more, unless there are enough sessions and one password."""
+    person.find_password()
+    if len(person.account.sessions) < 3:
+        person.log_in()
+    return len(person.account.sessions) >= 3
 
 
 def written(world: World) -> tuple[Any, ...]:
@@ -153,14 +181,14 @@ def test_a_clock_that_is_off_by_5_s_harms_nobody(world, ledger, frail, window_s,
     """Also when it jumps while the worker runs: forwards, and back."""
     score.name = f"clock-off-by-{skew_s}-s"
 
-    with load(ledger, [frail, world.ahead], seed=score.name) as findings:
+    with feeling(world) as pulse, load(ledger, [frail, world.ahead], seed=score.name) as findings:
         for shift_s in (skew_s, 0, skew_s):
             set_clock(frail, shift_s)
-            time.sleep(max(1.0, window_s / 3))
+            time.sleep(max(0.7, window_s / 3))
     set_clock(frail, 0)
     findings.add(settle(ledger, [frail]))
     findings.add(audit(world, ledger))
     score.take(findings)
 
     assert findings.faults() == {}
-    assert not any(answer.endswith(" 503") for answer in findings.answers)
+    assert pulse.is_late or not any(answer.endswith(" 503") for answer in findings.answers)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import psutil
 import pytest
 
+from tests.fault.verdicts import ALL_ACCEPTED, ALL_REFUSED, PATIENCE_S, answered, everywhere, verdict
 from tests.fault.watch import watching
-from tests.fault.world import ALL_ACCEPTED, ALL_REFUSED, everywhere
-from tests.processes import wait_until
+from tests.fault.world import START_S
+from tests.processes import kill_tree, wait_until
 
 if TYPE_CHECKING:
     from tests.fault.world import World
@@ -23,7 +25,7 @@ def test_a_killed_worker_is_replaced_and_the_revoked_stay_out(world):
 
     with watching(world.service, good=[cast.stays.access], bad=[cast.gone.access]):
         killed = kill_workers(world, 1)
-        during = {world.service.verify(cast.gone.access) for _ in range(20)}
+        during = {verdict(world.service, cast.gone.access) for _ in range(20)}
         wait_replaced(world, killed)
 
     assert during == {401}
@@ -34,7 +36,7 @@ def test_what_was_accepted_is_finished_by_workers_that_never_heard_of_it(world):
     """202 means that SQL has it: all who knew are killed, and it is carried over all the same."""
     member = world.log_in("leaves")
     world.redis.kill()
-    accepted = world.log_out(member)
+    accepted = answered(partial(world.log_out, member))
     killed = kill_workers(world, 2)
     world.redis.start()
 
@@ -43,23 +45,24 @@ def test_what_was_accepted_is_finished_by_workers_that_never_heard_of_it(world):
 
     assert accepted.status == 202
     assert refused == [ALL_REFUSED]
-    wait_until(lambda: world.redis_session(member) == "ended")
+    wait_until(lambda: world.redis_session(member) == "ended", timeout_s=PATIENCE_S)
 
 
 def kill_workers(world: World, count: int) -> set[int]:
-    """SIGKILL to *count* workers; their pids."""
+    """SIGKILL to *count* workers; their pids, when they are gone."""
     pids = world.service.workers()[:count]
     for pid in pids:
-        psutil.Process(pid).kill()
+        kill_tree(psutil.Process(pid))
     return set(pids)
 
 
 def wait_replaced(world: World, killed: set[int]) -> None:
     """Wait until two workers serve again, none of them *killed*."""
-    wait_until(lambda: len(set(world.service.workers()) - killed) == 2)
-    world.service.wait_ready()
-    wait_until(lambda: all(world.service.from_each_worker(lambda: is_ready(world))))
+    wait_until(lambda: len(set(world.service.workers()) - killed) == 2, timeout_s=START_S)
+    world.service.wait_ready(START_S)
+    wait_until(lambda: all(world.service.from_each_worker(lambda: is_ready(world))), timeout_s=START_S)
 
 
 def is_ready(world: World) -> bool:
-    return world.ask("GET", "/v1/health/ready").status == 200
+    """True if the worker that is not frozen answers, soon: frozen for long the other would be killed."""
+    return world.ask("GET", "/v1/health/ready", patience_s=3).status == 200

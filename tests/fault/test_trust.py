@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.fault import breaking_redis, breaking_sql
+from tests.fault.ledger import ACCEPTED_FOR_S
+from tests.fault.verdicts import ALL_ACCEPTED, ALL_REFUSED, PATIENCE_S, answered, everywhere, refused_within
 from tests.fault.watch import watching
-from tests.fault.world import ALL_ACCEPTED, ALL_REFUSED, everywhere, refused_within
 from tests.processes import wait_until
 
 if TYPE_CHECKING:
@@ -19,8 +21,6 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.fault, pytest.mark.slow]
 
-#: docs/failure-modes.md: a 202 holds in every worker so long after it, unless one is cut off.
-ACCEPTED_FOR_S = 2.0
 OFF = dict.fromkeys(
     ("RATE_LIMIT_LOGIN_IP", "RATE_LIMIT_LOGIN_ACCOUNT", "RATE_LIMIT_REGISTER_IP", "RATE_LIMIT_REFRESH"), "off"
 )
@@ -44,13 +44,13 @@ def test_a_202_of_one_worker_holds_in_the_other_and_is_finished_later(
     assert everywhere(world.service, *tokens) == [ALL_ACCEPTED] * 2
 
     with breaking(world):
-        accepted = world.service.from_worker(0, lambda: world.log_out(member))
+        accepted = world.service.from_worker(0, lambda: answered(partial(world.log_out, member)))
         for token in tokens:
             refused_within(world.service, token, ACCEPTED_FOR_S)
         meanwhile = everywhere(world.service, *tokens)
 
     with watching(world.service, bad=tokens):
-        wait_until(lambda: world.redis_session(member) == "ended", timeout_s=10)
+        wait_until(lambda: world.redis_session(member) == "ended", timeout_s=PATIENCE_S)
     assert accepted.status == 202
     assert meanwhile == everywhere(world.service, *tokens) == [ALL_REFUSED] * 2
 
@@ -59,7 +59,7 @@ def test_with_limits_off_redis_is_not_needed_to_come_in(world):
     """There is nothing to count: login and register are answered from SQL."""
     with world.replica(**OFF) as other, breaking_redis.killed(world):
         registered = other.register("uncounted@example.com")
-        login = other.try_login("uncounted@example.com")
+        login = answered(partial(other.try_login, "uncounted@example.com"))
 
         assert (registered.status, login.status) == (201, 200)
         assert everywhere(other.service, login.body["access_token"]) == [ALL_ACCEPTED]
@@ -68,7 +68,7 @@ def test_with_limits_off_redis_is_not_needed_to_come_in(world):
 def test_the_marker_is_there_as_soon_as_the_service_is(world):
     """A new key prefix is an empty Redis: the first comparison fills it; a marker lives for 10 s."""
     with world.replica(CACHE_KEY_PREFIX="other"), world.redis_admin() as client:
-        wait_until(lambda: client.exists("other:v1:auth:revocations:seq") == 1, timeout_s=2)
+        wait_until(lambda: client.exists("other:v1:auth:revocations:seq") == 1, timeout_s=PATIENCE_S)
 
         assert 0 < client.ttl("other:v1:auth:revocations:seq") <= 10
 
@@ -80,7 +80,8 @@ def test_trust_in_redis_alone_ends_at_its_limit(world):
         before = everywhere(other.service, member.access)
         with breaking_sql.killed(world):
             wait_until(
-                lambda: set(other.service.verify_everywhere(member.access, times=1)) == {503}, timeout_s=5
+                lambda: set(other.service.verify_everywhere(member.access, times=1)) == {503},
+                timeout_s=PATIENCE_S,
             )
             ready = other.service.from_each_worker(lambda: other.ask("GET", "/v1/health/ready").status)
         other.wait_whole()
