@@ -194,6 +194,39 @@ def test_a_waiter_gets_what_another_process_stores(redis_url, rows):
     assert answer == Row("7", 3)
 
 
+class Overtaken:
+    """A client behind whose second look something happens."""
+
+    def __init__(self, client, then):
+        self.client, self.then = client, then
+        self.looks = 0
+
+    def __getattr__(self, name):
+        return getattr(self.client, name)
+
+    def mget(self, keys):
+        """Look, and then."""
+        found = self.client.mget(keys)
+        self.looks += 1
+        if self.looks == 2:
+            self.then()
+        return found
+
+
+def test_what_was_stored_between_a_look_and_a_lease_is_not_loaded_again(redis_url, rows):
+    """The owner stores and goes behind a waiter's back: the waiter's lease is free, and needless."""
+    rows.client.call("SET", LEASE, "another's", "PX", 60_000)
+
+    def store_and_go():
+        rows.client.call("SET", SPACE.key("7"), b'{"id":"7","_v":3,"_s":1}', "PX", 60_000)
+        rows.client.call("DEL", LEASE)
+
+    overtaken = replace(rows, client=Overtaken(rows.client, store_and_go))
+
+    assert overtaken.get_or_load("7", lambda _: pytest.fail("loaded")) == Row("7", 3)
+    assert rows.client.call("EXISTS", LEASE) == 0
+
+
 def test_a_dead_owner_costs_its_lease_and_no_more(redis_url, rows):
     """When the lease ends a waiter takes it, loads and stores."""
     began = time.monotonic()

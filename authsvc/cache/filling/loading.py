@@ -132,14 +132,6 @@ class Loading(Generic[T]):
         """Load under the lease, if it is still needed, or wait for whoever has it; carry what is proven."""
         until_s = flights.clock() + flights.patience_s
         leases = self._lease({ident: look.outcome})
-        if leases:
-            # Somebody may have filled it and gone between the reader's look and this lease.
-            flight.seal()
-            again = self._look_again(ident)
-            if again.outcome in SERVED:
-                self.give_up(leases)
-                flight.carry(again.value)
-                return again.value
         while leases == {} and flights.clock() < until_s:
             flights.pause(flights.retry_s)
             flight.seal()
@@ -150,6 +142,14 @@ class Loading(Generic[T]):
             if look.outcome in UNSURE:
                 break
             leases = self._lease({ident: look.outcome}, is_first=False)
+        if leases:
+            # Somebody may have filled it and gone between the last look and this lease.
+            flight.seal()
+            again = self._look_again(ident)
+            if again.outcome in SERVED:
+                self.give_up(leases)
+                flight.carry(again.value)
+                return again.value
         value, is_current = self._load(ident, loader, look, leases or {}, flight.seal)
         if is_current:
             flight.carry(value)
