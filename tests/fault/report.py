@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 HEADINGS = (
     *("fault", "answers", "lost", "doubled", "let in", "foreign", "500s"),
-    *("503s", "their p99", "whole in"),
+    *("503s", "their p99", "whole in", "machine"),
 )
 
 
@@ -28,6 +28,8 @@ class Score:
     wrongs: dict[str, int] = field(default_factory=lambda: dict.fromkeys(WRONGS, 0))
     refusals_s: list[float] = field(default_factory=list)
     recovery_s: float = 0.0
+    #: The longest bare round trip to a store that was not broken: long ones are laid to the machine.
+    pulse_s: float = 0.0
     survived: bool = False
 
     def take(self, findings: Findings) -> None:
@@ -42,7 +44,14 @@ class Score:
         name = self.name if self.survived else f"{self.name} FAILED"
         wrongs = (str(self.wrongs[wrong]) for wrong in WRONGS)
         refused = (str(len(self.refusals_s)), f"{p99(self.refusals_s):.2f} s" if self.refusals_s else "-")
-        return (name, str(self.answers), *wrongs, *refused, f"{self.recovery_s:.1f} s")
+        return (
+            name,
+            str(self.answers),
+            *wrongs,
+            *refused,
+            f"{self.recovery_s:.1f} s",
+            f"{self.pulse_s:.2f} s",
+        )
 
     def plain(self) -> dict[str, Any]:
         """What goes from one process of the test run to another."""
@@ -63,6 +72,7 @@ def table(scores: Sequence[Score]) -> list[str]:
         wrongs={wrong: sum(score.wrongs[wrong] for score in scores) for wrong in WRONGS},
         refusals_s=[seconds for score in scores for seconds in score.refusals_s],
         recovery_s=max((score.recovery_s for score in scores), default=0),
+        pulse_s=max((score.pulse_s for score in scores), default=0),
         survived=True,
     )
     lines = [HEADINGS, *rows, total.line()]
