@@ -5,8 +5,8 @@ PYTHON ?= python3
 UV ?= uv
 VENV := .venv
 BIN := $(VENV)/bin
-# Each has servers of its own; a file's tests stay together, and share what they start.
-TEST_PROCESSES ?= 2
+# Each has servers of its own; a file's tests stay together, and share what they start. Two cores carry three: they wait a lot.
+TEST_PROCESSES ?= 3
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip -qq --no-input
 # Hashed mode refuses whatever the lock does not name; the project itself follows, with nothing to resolve.
 INSTALL_PROJECT := $(PIP) install --no-deps --no-build-isolation --editable .
