@@ -1,13 +1,11 @@
-"""Log records: what they carry, what they must not carry, and what happens when nobody reads them."""
+"""Log records: what they carry, and what they must not carry."""
 
 from __future__ import annotations
 
 import atexit
 import json
 import logging
-import os
 import threading
-import time
 import warnings
 from typing import NoReturn
 from uuid import UUID
@@ -15,7 +13,6 @@ from uuid import UUID
 import pytest
 import structlog
 
-from authsvc.observability.lines import Record
 from authsvc.observability.logs import (
     ForeignRecords,
     LogPipe,
@@ -24,6 +21,7 @@ from authsvc.observability.logs import (
     email_digest,
     get_logger,
 )
+from tests.unit.piped import Reader
 
 NOON_S = 1_795_176_000.25
 NOON = "2026-11-20T12:00:00.250000Z"
@@ -47,24 +45,6 @@ SECRET_FIELDS = [
     *("password", "new_password", "token", "access_token", "refreshToken", "Authorization", "TOKEN_SECRET"),
     *("pepper", "password_hash", "dsn", "database_url", "email", "user-email", "jti", "cookie", "api_key"),
 ]
-
-
-class Reader:
-    """A pipe, and what has been written into it."""
-
-    def __init__(self) -> None:
-        self.out, self.fd = os.pipe()
-
-    def text(self) -> str:
-        os.set_blocking(self.out, False)
-        try:
-            return os.read(self.out, 1 << 20).decode()
-        except BlockingIOError:
-            return ""
-
-    def close(self) -> None:
-        os.close(self.out)
-        os.close(self.fd)
 
 
 def fail(text: str) -> NoReturn:
@@ -353,76 +333,6 @@ def test_a_line_is_never_longer_than_a_pipe_keeps_whole(written, reader):
     assert [(r["event"], r["truncated"]) for r in records] == [("x.y", True), ("x.failed", True)]
     assert all(len(json.dumps(record)) < 4096 for record in records)
     assert records[1]["exception"].endswith("\n")
-
-
-def test_a_reader_that_stops_costs_records_not_requests():
-    """Beyond the queue records are dropped and counted; the count is told when somebody reads again."""
-    reader = Reader()
-    told: list[int] = []
-    text: list[bytes] = []
-    pipe = LogPipe(
-        reader.fd, lambda record: record.event.encode() + b"\n" + b"." * 9000 + b"\n", capacity=100
-    )
-    pipe.on_drop = lambda: told.append(1)
-    emit = records_into(pipe)
-
-    begun = time.perf_counter()
-    for _ in range(1000):
-        emit("x.y")
-    lasted_s = time.perf_counter() - begun
-
-    assert lasted_s < 1
-    assert 850 <= pipe.dropped <= 900
-    assert len(told) == pipe.dropped
-    assert not pipe.flush(timeout_s=0.05)
-
-    reading = threading.Thread(target=lambda: text.extend(iter(lambda: os.read(reader.out, 1 << 16), b"")))
-    reading.start()
-    for writer in [thread for thread in threading.enumerate() if thread.name == "log-writer"]:
-        writer.join(timeout=5)
-    os.close(reader.fd)
-    reading.join(timeout=5)
-    os.close(reader.out)
-    assert b"".join(text).count(b"x.y\n") == 1000 - pipe.dropped
-    assert b"".join(text).count(b"log.dropped\n") == 1
-
-
-def records_into(pipe: LogPipe):
-    return lambda event: pipe.put(Record(NOON_S, "info", event, ("", ""), {}))
-
-
-def test_a_reader_that_goes_away_stops_nothing():
-    """A closed pipe is counted, record by record, and nobody gets an error."""
-    reader = Reader()
-    os.close(reader.out)
-    pipe = LogPipe(reader.fd, lambda _: b"line\n")
-    emit = records_into(pipe)
-
-    for _ in range(10):
-        emit("x.y")
-
-    assert pipe.flush()
-    assert pipe.dropped >= 10
-    os.close(reader.fd)
-
-
-def test_a_forked_child_writes_its_own_records_and_not_its_parent_s(reader):
-    """The queue is the parent's; the child gets a thread of its own with its first record."""
-    pipe = LogPipe(reader.fd, lambda record: record.event.encode() + b"\n")
-    emit = records_into(pipe)
-    emit("parent.ran")
-    pipe.flush()
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 and later: of forks beside threads
-        child = os.fork()
-    if child == 0:
-        emit("child.ran")
-        os._exit(0 if pipe.flush() else 1)
-    _, status = os.waitpid(child, 0)
-
-    assert status == 0
-    assert reader.text().splitlines() == ["parent.ran", "child.ran"]
 
 
 def test_configuring_again_replaces_what_was_there(configured, reader):
