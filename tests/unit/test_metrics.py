@@ -150,7 +150,7 @@ def run(script: str, folder: Path) -> dict[str, float]:
         env={**environment, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stderr

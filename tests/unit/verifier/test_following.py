@@ -261,13 +261,13 @@ def test_a_thread_follows_until_it_is_closed(script, hands):
 
     def hang() -> Answer:
         asked.set()
-        script.is_aborted.wait(5)
+        script.is_aborted.wait(60)
         raise TransportError("aborted")
 
     script.answers = [page(), hang]
     feed.start()
     feed.start()
-    assert asked.wait(5)
+    assert asked.wait(60)
     names = [thread.name for thread in threading.enumerate()]
 
     feed.close()

@@ -20,7 +20,7 @@ from tests.unit.verifier.fake_service import FakeService
 
 PATH = "/thing"
 #: Far above what anything here takes, far below what would hang.
-SAFE_S = 5
+SAFE_S = 60
 
 
 def origin(url: str, **options: Any) -> Origin:

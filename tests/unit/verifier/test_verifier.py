@@ -151,17 +151,17 @@ def test_no_yes_before_the_feed_was_read_whole(make, service):
 
     def feed(_handler: object) -> Answer:
         if len(pages) == 1:
-            gate.wait(5)
+            gate.wait(60)
         return pages.pop(0) if pages else page(retry_after_ms=20)
 
     service.answers[FEED] = feed
-    early, late = make(start_within_s=0.1), make(start_within_s=5)
+    early, late = make(start_within_s=0.1), make(start_within_s=60)
     with pytest.raises(FeedStale):
         early.verify(TOKEN)
     assert early.lag_s == inf
     assert not early.wait_ready(0.01)
     gate.set()
-    assert early.wait_ready(5)
+    assert early.wait_ready(60)
 
     with pytest.raises(TokenInvalid):
         early.verify(TOKEN)
@@ -293,7 +293,7 @@ def test_introspections_are_bounded_in_number_and_time(make, service, hands):
     assert len(answers) == 6
     assert "yes" not in answers
     assert most <= 4  # two at a time from here; the fake goes on with those that were given up
-    assert time.monotonic() - began_s < 5
+    assert time.monotonic() - began_s < 60
 
 
 def test_without_keys_nothing_is_said(make, service):

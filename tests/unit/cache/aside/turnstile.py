@@ -32,7 +32,7 @@ class Turnstile:
 
     def await_stop(self):
         """Wait until the actor stands before a step, or is done."""
-        assert self._stopped.acquire(timeout=10)
+        assert self._stopped.acquire(timeout=60)
 
     def step(self, *, crash=False):
         """Let the actor do one step, or die instead."""
