@@ -14,6 +14,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from schemathesis import checks
 from schemathesis.core.result import Ok
 
+from authsvc.api.frame.docs import SWAGGER_UI
 from tests.api.driver import Api, MakeApi, Person
 from tests.api.gateway import Gateway
 from tests.api.test_routes import ROUTES
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 #: The page, its files and the description itself are not described; the alias is known by its full name.
-NOT_DESCRIBED = {"/openapi.json", "/docs", "/docs/assets/<path:filename>", "/health"}
+NOT_DESCRIBED = {"/openapi.json", "/docs", "/docs/assets/<name>", "/health"}
 NOT_DESCRIBED |= {"/.well-known/oauth-authorization-server/<path:issuer_path>"}
 #: Any method is one and the same check: one of them will do.
 VERIFY, ALIKE = "^/v1/auth/verify", ["HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
@@ -143,12 +144,14 @@ def test_the_page_needs_no_internet(pg_api):
 
 
 def test_the_files_of_the_page_are_what_they_say(pg_api):
-    """Scripts and styles with their types, under ``nosniff``."""
+    """Scripts and styles with their types, under ``nosniff``; no other file of the package is sent."""
     for name, media_type in (("swagger-ui.css", "text/css"), ("swagger-ui-bundle.js", "text/javascript")):
         answer = pg_api.call("GET", f"/docs/assets/{name}")
 
         assert (answer.status_code, answer.mimetype) == (200, media_type)
         assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert (SWAGGER_UI / "oauth2-redirect.html").exists()
+    assert pg_api.call("GET", "/docs/assets/oauth2-redirect.html").status_code == 404
 
 
 def test_switched_off_there_is_neither_description_nor_page(make_api):

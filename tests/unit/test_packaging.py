@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import tomllib
@@ -28,16 +27,6 @@ SECRETS = {
     "REDIS_PASSWORD_FILE": "redis-Pa55word",
     "TOKEN_SECRET_FILE": TOKEN_SECRET,
     "PASSWORD_PEPPER_FILE": PEPPER,
-}
-
-
-#: SHA-256 of what is not ours: swagger-ui-dist 5.35.0, see docs/decisions/0011-swagger-ui.md.
-CARRIED = {
-    "LICENSE": "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30",
-    "NOTICE": "0d20d1adef18aee3f40dd258172155521ce702ac445cb5f7b7d60ed32dad2fb2",
-    "swagger-ui-bundle.js": "e6a898692f2d768e807c3ba4626068a69a2c5dd960dd6c76f3e4d3a3de180af2",
-    "swagger-ui-bundle.js.LICENSE.txt": "37eb6e7e59aed57b2c1acf076574b818ea07b74265717e0bd67b59e0baf9abbb",
-    "swagger-ui.css": "a6a4cf68f069eb89984d5d43644e6a812e749df08d2b1320c6e06e6973847d10",
 }
 
 
@@ -170,13 +159,3 @@ def test_the_image_is_built_from_the_locked_production_set():
     assert 'CMD ["authsvc", "serve"]' in text
     assert "'/v1/health/live'" in text
     assert [name for name in extras["dev"] if re.split(r"[\[>=<]", name)[0] in production] == []
-
-
-def test_carried_files_are_as_they_were_published():
-    """A change to one of them is never an accident; beside them there is one file of our own."""
-    folder = ROOT / "authsvc" / "api" / "static" / "swagger"
-
-    digests = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
-
-    assert digests.pop("init.js")
-    assert digests == CARRIED

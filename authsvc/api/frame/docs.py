@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
-from flask import Blueprint, Flask, Response
+from flask import Blueprint, Flask, Response, abort, send_from_directory
 from flask_smorest import Api
 
 from authsvc.api.frame.errors import MEDIA_TYPE, ProblemView
 from authsvc.api.frame.guards import public
 from authsvc.domain.users import ROLES
 
-#: Files of the page; the folder says which release they are of.
-blp = Blueprint("docs", __name__, static_folder="../static/swagger", static_url_path="/docs/assets")
+blp = Blueprint("docs", __name__)
+
+#: Where the package keeps Swagger UI as published.
+SWAGGER_UI = Path(str(files("flask_swagger_ui"))) / "dist"
+#: What the page needs, and where it lies.
+_ASSETS = {
+    "swagger-ui.css": SWAGGER_UI,
+    "swagger-ui-bundle.js": SWAGGER_UI,
+    "init.js": Path(__file__).parents[1] / "static",
+}
 
 #: Where gateways ask; answered before Flask.
 VERIFY_PATH = "/v1/auth/verify"
@@ -107,6 +117,15 @@ class DescribedApi(Api):
             # Registered again: the latest description is the one that operations refer to.
             components.response(name, {"description": description, **content}, lazy=True)
         components.schemas.pop("PaginationMetadata", None)
+
+
+@blp.get("/docs/assets/<name>")
+@public
+def asset(name: str) -> Response:
+    """Send a file of the page, and no other of the package."""
+    if name not in _ASSETS:
+        abort(404)
+    return send_from_directory(_ASSETS[name], name)
 
 
 @blp.get("/docs")
