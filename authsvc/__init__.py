@@ -1,3 +1,3 @@
 """Self-hosted auth and session service for microservices."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
