@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -21,6 +22,8 @@ from authsvc.wiring.preflight import local_problems, problems
 
 if TYPE_CHECKING:
     from wsgiref.types import WSGIApplication
+
+log = logging.getLogger(__name__)
 
 #: Imported once before the workers fork: they share the memory and start at once.
 PRELOAD = ("authsvc.app", "authsvc.wiring", "psycopg_binary", "sqlalchemy.dialects.postgresql.psycopg")
@@ -135,10 +138,10 @@ def _upgrade(settings: Settings) -> str:
 def _serve(settings: Settings) -> int:
     pipe = logs.configure(settings.log.level.value, settings.log.format.value)
     for warning in settings.warnings:
-        logs.get_logger().warning("settings.warned", message=warning)
+        log.warning("settings.warned", extra={"text": warning})
 
     url = f"http://{settings.http.host}:{settings.http.port}"
-    logs.get_logger().info("service.starting", public=url, metrics_port=settings.http.metrics_port)
+    log.info("service.starting", extra={"public": url, "metrics_port": settings.http.metrics_port})
 
     def load() -> WSGIApplication:
         from authsvc.app import create_app

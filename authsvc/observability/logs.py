@@ -1,9 +1,9 @@
 """
 Structured logs: one line a record, rendered and written by a thread of its own.
 
-A request hands its record over and goes on (1.5 µs); a reader that stops reading costs records, which
-are counted, and never a request.  A record is an event, ``noun.verb``, and fields.  Rooms that must not
-know this one use the standard library: ``logging.getLogger(__name__).warning("noun.verb", extra={…})``.
+All code logs through the standard library: ``log.warning("noun.verb", extra={…})``, an event and its fields.
+The thread that logs only queues the record.  If nobody reads the output, records are dropped and counted;
+a request never waits.
 """
 
 from __future__ import annotations
@@ -13,50 +13,31 @@ import logging
 import os
 import re
 import select
-import sys
 import threading
 import time
 import traceback
 import weakref
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable
 from contextvars import ContextVar
 from functools import partial
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
 
 from authsvc.observability.lines import Record, Render, console_line, json_line, plain
 from authsvc.observability.redaction import email_digest
 
-# Where rich is installed structlog imports it, for a renderer that is not used here: 0.28 s of start-up.
-_HIDES_RICH = "rich" not in sys.modules
-if _HIDES_RICH:
-    sys.modules["rich"] = None  # type: ignore[assignment]  # the documented way to say "not installed"
-import structlog  # noqa: E402 - once rich is hidden
-
-if _HIDES_RICH:
-    del sys.modules["rich"]
-
-if TYPE_CHECKING:
-    from structlog.typing import FilteringBoundLogger
-
-__all__ = ["LogPipe", "bind_request", "configure", "email_digest", "get_logger"]
+__all__ = ["LogPipe", "bind_request", "configure", "email_digest"]
 
 CAPACITY = 10_000
 FLUSH_TIMEOUT_S = 1.0
 #: At most one ``log.dropped`` line in this time, or a slow reader would read of nothing else.
 DROP_REPORT_PERIOD_S = 1.0
 
-_PLAIN = frozenset((str, int, float, bool, type(None)))
 _EVENT = re.compile(r"[a-z_]+(?:\.[a-z_]+)+")
 _OWN_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"asctime", "message", "taskName"}
 
+log = logging.getLogger(__name__)
+
 _request: ContextVar[tuple[str, str]] = ContextVar("request", default=("", ""))
-
-
-def get_logger() -> FilteringBoundLogger:
-    """Return a logger; hot paths keep ``get_logger().bind()``, which saves 2 µs a line."""
-    logger: FilteringBoundLogger = structlog.get_logger()
-    return logger
 
 
 def bind_request(request_id: str, trace_id: str = "") -> None:
@@ -150,8 +131,8 @@ class LogPipe:
                 return
 
 
-class ForeignRecords(logging.Handler):
-    """Brings what libraries, and the rooms below, log through the standard library into the same pipe."""
+class PipeHandler(logging.Handler):
+    """Queues every record of the standard library in *pipe*; a text that is no event becomes a field."""
 
     def __init__(self, pipe: LogPipe) -> None:
         super().__init__()
@@ -170,56 +151,24 @@ class ForeignRecords(logging.Handler):
         self.pipe.put(Record(record.created, level, event, _request.get(), fields))
 
 
-def configure(level: str, log_format: str, *, fd: int = 1, now: Callable[[], float] = time.time) -> LogPipe:
+def configure(level: str, log_format: str, *, fd: int = 1) -> LogPipe:
     """
     Send all logging of this process to *fd* (standard output); may be called again to change it.
 
-    *level* is the least severe that is written, *log_format* ``json`` or ``console``; *now* gives
-    seconds since the epoch.  What is queued at the end of the process is written in 1 s at most.
+    *level* is the least severe that is written, *log_format* ``json`` or ``console``.  At the end of the
+    process, what is still queued is written for at most 1 s.
     """
     pipe = LogPipe(fd, console_line if log_format == "console" else json_line)
-    _replace_root_handler(ForeignRecords(pipe), level.upper())
-    structlog.configure(
-        processors=[_Capture(now)],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=lambda *_: _Direct(pipe),
-        cache_logger_on_first_use=False,
-    )
+    _replace_root_handler(PipeHandler(pipe), level.upper())
     logging.captureWarnings(capture=True)
     threading.excepthook = _log_thread_failure
     atexit.register(pipe.flush)
     return pipe
 
 
-class _Capture:
-    """The only processor: makes the record in the caller, where the request and the error are known."""
-
-    def __init__(self, now: Callable[[], float]) -> None:
-        self.now = now
-
-    def __call__(
-        self, _: object, level: str, fields: MutableMapping[str, object]
-    ) -> tuple[tuple[Record], dict[str, object]]:
-        event = str(fields.pop("event"))
-        error = _current_error(fields.pop("exc_info", None))
-        for name, value in fields.items():
-            if type(value) not in _PLAIN:
-                fields[name] = plain(value)
-        if error is not None:
-            fields["exception"] = _traceback_of(error)
-        return (Record(self.now(), level, event, _request.get(), fields),), {}
-
-
-class _Direct:
-    """What structlog calls in the end: every level is the same way into the pipe."""
-
-    def __init__(self, pipe: LogPipe) -> None:
-        self.debug = self.info = self.warning = self.error = self.critical = pipe.put
-
-
-def _replace_root_handler(handler: ForeignRecords, level: str) -> None:
+def _replace_root_handler(handler: PipeHandler, level: str) -> None:
     root = logging.getLogger()
-    for previous in [h for h in root.handlers if isinstance(h, ForeignRecords)]:
+    for previous in [h for h in root.handlers if isinstance(h, PipeHandler)]:
         root.removeHandler(previous)
         atexit.unregister(previous.pipe.flush)
         previous.pipe.flush()
@@ -234,14 +183,6 @@ def _message(record: logging.LogRecord) -> str:
         return str(record.msg)
 
 
-def _current_error(exc_info: object) -> BaseException | None:
-    if isinstance(exc_info, BaseException):
-        return exc_info
-    if isinstance(exc_info, tuple):
-        return exc_info[1] if isinstance(exc_info[1], BaseException) else None
-    return sys.exc_info()[1] if exc_info else None
-
-
 def _traceback_of(error: BaseException) -> str:
     return "".join(traceback.format_exception(error))
 
@@ -249,7 +190,7 @@ def _traceback_of(error: BaseException) -> str:
 def _log_thread_failure(args: threading.ExceptHookArgs) -> None:
     if args.exc_value is not None and not isinstance(args.exc_value, SystemExit):
         name = args.thread.name if args.thread else ""
-        get_logger().error("thread.failed", thread=name, exc_info=args.exc_value)
+        log.error("thread.failed", extra={"thread_name": name}, exc_info=args.exc_value)
 
 
 def _start_afresh(pipe: weakref.ref[LogPipe]) -> None:

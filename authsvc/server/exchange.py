@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import secrets
 import socket
 import struct
@@ -22,7 +23,7 @@ from gunicorn.http.body import Body as GunicornBody
 from gunicorn.http.message import Request
 from gunicorn.http.wsgi import Response
 
-from authsvc.observability.logs import get_logger
+log = logging.getLogger(__name__)
 
 #: For an answer as a whole, from the moment on at which the client does not take a piece at once.
 SEND_DEADLINE_S = 10.0
@@ -190,7 +191,7 @@ class ErrorLog(io.TextIOBase):
     def write(self, text: str) -> int:
         """Log *text*, unless it is blank."""
         if text.strip():
-            get_logger().error("application.complained", message=text.rstrip())
+            log.error("application.complained", extra={"text": text.rstrip()})
         return len(text)
 
 
@@ -248,15 +249,15 @@ def refuse(sock: socket.socket, client_ip: str, error: BaseException) -> None:
     """Answer, and log, a request that never reached the application or that it failed to answer."""
     status = _status_of(error)
     request_id = secrets.token_hex(16)
-    log = get_logger().bind(status=status.value, client_ip=client_ip, refusal_id=request_id)
+    fields = {"status": status.value, "client_ip": client_ip, "refusal_id": request_id}
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        log.error("request.failed", exc_info=error)
+        log.error("request.failed", extra=fields, exc_info=error)
     else:
-        log.info("request.refused", reason=type(error).__name__)
+        log.info("request.refused", extra=fields | {"reason": type(error).__name__})
     try:
         sock.send(_problem(status, request_id))  # whoever has no room for it has not read what came before
     except OSError as lost:
-        log.debug("connection.lost", reason=type(lost).__name__)
+        log.debug("connection.lost", extra=fields | {"reason": type(lost).__name__})
 
 
 def _status_of(error: BaseException) -> HTTPStatus:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import logging
 import os
 import resource
 import shutil
@@ -22,7 +23,6 @@ from gunicorn.errors import HaltServer
 from gunicorn.glogging import Logger
 
 from authsvc.observability.figures import FOLDER_VARIABLE, forget_process
-from authsvc.observability.logs import get_logger
 from authsvc.server import GRACEFUL_TIMEOUT_S
 from authsvc.server.arrival import MAX_FIELD_BYTES, MAX_FIELDS, MAX_LINE_BYTES
 from authsvc.server.worker import Worker
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from wsgiref.types import WSGIApplication
 
     from authsvc.server import ServerOptions
+
+log = logging.getLogger(__name__)
 
 #: A worker whose main loop stands still for so long is killed.
 TIMEOUT_S = 15
@@ -171,8 +173,8 @@ def _stopping_all_on_failure() -> Iterator[None]:
         yield
     except SystemExit as refusal:
         sys.exit(Arbiter.WORKER_BOOT_ERROR if refusal.code else 0)
-    except Exception as error:  # noqa: BLE001 - the edge of the process; gunicorn would print it unredacted
-        get_logger().critical("worker.failed", exc_info=error)
+    except Exception as error:
+        log.critical("worker.failed", exc_info=error)
         sys.exit(Arbiter.WORKER_BOOT_ERROR)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
 import time
@@ -12,10 +13,12 @@ from gunicorn.http.errors import InvalidHeader, NoMoreData, ParseException
 from gunicorn.http.message import Request
 from gunicorn.http.parser import RequestParser
 
-from authsvc.observability.logs import bind_request, get_logger
+from authsvc.observability.logs import bind_request
 from authsvc.server.arrival import Verdict
 from authsvc.server.exchange import Answer, Body, ClientLost, ErrorLog, Outlet, Refusal, length_of, refuse
 from authsvc.server.parking import Connection, ParkingWorker
+
+log = logging.getLogger(__name__)
 
 #: A stopping worker still accepts for so long while it has work, to say to probes that it is not ready.
 NOTICE_S = 2.0
@@ -69,9 +72,9 @@ class Worker(ParkingWorker):
             request = next(conn.parser)
             return self.handle_request(request, conn) and _is_read(conn.parser)
         except ClientLost as lost:
-            get_logger().debug("connection.lost", reason=str(lost))
+            log.debug("connection.lost", extra={"reason": str(lost)})
         except (StopIteration, NoMoreData) as error:  # their text is what the client has sent
-            get_logger().debug("connection.lost", reason=type(error).__name__)
+            log.debug("connection.lost", extra={"reason": type(error).__name__})
         except Exception as error:  # noqa: BLE001 - the edge of the process: whatever it is, it is answered
             self.handle_error(request, conn.sock, conn.client, error)
         return False
@@ -94,9 +97,9 @@ class Worker(ParkingWorker):
             self._answer(answer, environ)
         except ClientLost:
             raise
-        except Exception as error:
+        except Exception:
             if answer.headers_sent:  # too late for another status: the client must see that it is cut off
-                get_logger().error("response.broken", exc_info=error)
+                log.exception("response.broken")
                 return False
             raise
         return not answer.should_close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 
@@ -9,12 +10,13 @@ from authsvc.cache.lock import Locks
 from authsvc.cache.monitor import Monitor
 from authsvc.cache.warmer import Warmed, Warming
 from authsvc.domain.users import UserStore
-from authsvc.observability.logs import get_logger
 from authsvc.observability.metrics import Metrics
 from authsvc.settings import Settings
 from authsvc.store.copies.admin import CacheAdmin, user_warmers
 from authsvc.store.copies.users import CachedUserStore
 from authsvc.wiring.stores import Stores
+
+log = logging.getLogger(__name__)
 
 
 def cache_admin(settings: Settings, stores: Stores, users: UserStore, metrics: Metrics) -> CacheAdmin:
@@ -54,4 +56,5 @@ def starter(settings: Settings, stores: Stores, admin: CacheAdmin) -> Callable[[
 
 
 def _tell(progress: Warmed) -> None:
-    get_logger().debug("cache.warming", warmer=progress.name, seen=progress.seen, warmed=progress.warmed)
+    fields = {"warmer": progress.name, "seen": progress.seen, "warmed": progress.warmed}
+    log.debug("cache.warming", extra=fields)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -11,11 +12,13 @@ from pathlib import Path
 
 from flask import Flask, abort, request
 
-from authsvc.observability.logs import configure, get_logger
+from authsvc.observability.logs import configure
 from authsvc.observability.metrics import make_metrics
 from authsvc.server import ServerOptions, exchange, parking, serve, worker
 
 MAX_BYTES = 65_536
+
+log = logging.getLogger(__name__)
 
 
 class Application(Flask):
@@ -63,7 +66,7 @@ class Application(Flask):
 
     def chatter(self) -> str:
         for number in range(500):
-            get_logger().info("chatter.made", number=number, text="x" * 200)
+            log.info("chatter.made", extra={"number": number, "text": "x" * 200})
         return "said"
 
     def ready(self) -> tuple[str, int]:

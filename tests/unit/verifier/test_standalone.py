@@ -28,7 +28,7 @@ class Wall(MetaPathFinder):
 
 ALLOWED = {"jwt", "cryptography", "_cffi_backend", "cffi", "typing_extensions"}
 sys.meta_path.insert(0, Wall())
-for absent in "flask redis sqlalchemy marshmallow gunicorn structlog prometheus_client bcrypt".split():
+for absent in "flask redis sqlalchemy marshmallow gunicorn prometheus_client bcrypt".split():
     try:
         __import__(absent)
     except ImportError:
