@@ -21,6 +21,8 @@ DEVICE_HEADER = "X-Device-Token"
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
+#: An address with a port, as Azure Application Gateway (always) and AWS ALB (by option) write it.
+_HOP = re.compile(r"(?:(?P<v4>[0-9.]+)|\[(?P<v6>[^\[\]]*:[^\[\]]*)\])(?::[0-9]{1,5})?")
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 USER_AGENT_LENGTH = 512
 
@@ -62,18 +64,25 @@ def resolve_client(environ: Mapping[str, Any], trusted: Sequence[Network]) -> st
     """
     Walk ``X-Forwarded-For`` from the right, past trusted hops, to the first that is not.
 
-    All trusted: the leftmost.  A hop that is no address ends the walk at the last good one.
+    All trusted: the leftmost.  A hop that is no address, with or without a port, ends the walk at the last
+    good one.  ``Forwarded`` (RFC 7239) is ignored: a proxy that sets one header passes the other on as sent.
     """
     current = _address(environ.get("REMOTE_ADDR", ""))
     if current is None:
         return "0.0.0.0"  # noqa: S104 - a UNIX socket has no address; nothing is bound here
     hops = [hop.strip() for hop in environ.get("HTTP_X_FORWARDED_FOR", "").split(",")]
     while hops and any(current in network for network in trusted):
-        following = _address(hops.pop())
+        following = _hop(hops.pop())
         if following is None:
             break
         current = following
     return str(current)
+
+
+def _hop(text: str) -> Address | None:
+    """The address in *text*: ``v4``, ``v6``, ``v4:port``, ``[v6]`` or ``[v6]:port``."""
+    found = _HOP.fullmatch(text)
+    return _address((found["v4"] or found["v6"]) if found else text)
 
 
 def _address(text: str) -> Address | None:
