@@ -136,6 +136,8 @@ def _upgrade(settings: Settings) -> str:
 
 
 def _serve(settings: Settings) -> int:
+    from authsvc.api.frame.docs import VERIFY_PATH
+
     pipe = logs.configure(settings.log.level.value, settings.log.format.value)
     for warning in settings.warnings:
         log.warning("settings.warned", extra={"text": warning})
@@ -158,5 +160,6 @@ def _serve(settings: Settings) -> int:
         workers=settings.http.workers,
         log_level=settings.log.level.value,
         preload=PRELOAD,
+        bodiless=VERIFY_PATH,
     )
     serve(options, load)

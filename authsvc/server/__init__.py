@@ -30,6 +30,8 @@ class ServerOptions:
     log_level: str = "info"
     #: Modules to import before the fork, so that the workers share their memory and start at once.
     preload: tuple[str, ...] = ()
+    #: A path: requests on it and below it are answered after their head, for nobody reads their bodies.
+    bodiless: str = ""
 
 
 def serve(options: ServerOptions, load: Callable[[], WSGIApplication]) -> NoReturn:

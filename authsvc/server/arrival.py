@@ -26,6 +26,11 @@ _CHUNK_SIZE = re.compile(rb"([0-9a-f]+)[ \t]*(?:;[^\r\n]*)?", re.IGNORECASE)
 _FIRST_LINE_1_1 = re.compile(rb"(?:\r\n)?[^\r\n]* HTTP/1\.1\r\n")
 
 
+def heads_below(path: str) -> re.Pattern[bytes]:
+    """Return what matches the beginning of a request on *path*, or on one below it."""
+    return re.compile(rb"(?:\r\n)?[^ \r\n]+ %b[/? ]" % re.escape(path.encode()))
+
+
 class Verdict(Enum):
     """What to do with a request of which so much has arrived."""
 
@@ -39,6 +44,8 @@ class Verdict(Enum):
     HEAD_TOO_LONG = auto()
     #: Answer it without the rest of its body, which is too long.
     BODY_TOO_LONG = auto()
+    #: Answer it without its body, of which something is missing and nothing is needed.
+    BODY_UNREAD = auto()
 
 
 class Arrival:

@@ -23,7 +23,7 @@ from gunicorn.http.parser import RequestParser
 from gunicorn.sock import BaseSocket
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
-from authsvc.server.arrival import Arrival, Verdict
+from authsvc.server.arrival import Arrival, Verdict, heads_below
 from authsvc.server.exchange import BodyTooLong, HeadTooLong, RequestUnfinished, Source, refuse
 
 #: A request must have arrived, its body included, so long after its first byte.
@@ -82,6 +82,8 @@ class ParkingWorker(ThreadWorker):  # type: ignore[misc]
         self.reading_conns: deque[Connection] = deque()
         self.lingering_conns: deque[Connection] = deque()
         self.held_bytes = 0
+        bodiless: str = self.app.options.bodiless
+        self._bodiless = heads_below(bodiless) if bodiless else None
 
     def accept(self, listener: BaseSocket) -> None:
         """Take a new connection and park it; where too many are open, a silent one gives way."""
@@ -150,12 +152,17 @@ class ParkingWorker(ThreadWorker):  # type: ignore[misc]
         conn.held_bytes += len(piece)
         self.held_bytes += len(piece)
         verdict = conn.arrival.add(piece)
+        if verdict is Verdict.PARTIAL and self._reads_no_body(conn.arrival):
+            verdict = Verdict.BODY_UNREAD
         if verdict is Verdict.PARTIAL:
             self._wait_on(conn)
         elif verdict is Verdict.HEAD_TOO_LONG:
             self._refuse(conn, HeadTooLong())
         else:
             self._hand_over(conn, verdict)
+
+    def _reads_no_body(self, arrival: Arrival) -> bool:
+        return arrival.has_head and self._bodiless is not None and bool(self._bodiless.match(arrival.data))
 
     def _wait_on(self, conn: Connection) -> None:
         if self.held_bytes > MAX_HELD_BYTES:

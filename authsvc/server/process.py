@@ -69,13 +69,13 @@ class Service(BaseApplication):  # type: ignore[misc]
     """gunicorn's view of the application."""
 
     def __init__(self, options: ServerOptions, load: Callable[[], WSGIApplication]) -> None:
-        self._options = options
+        self.options = options
         self._load = load
         super().__init__(prog="authsvc")
 
     def load_config(self) -> None:
         """Take the options from here alone: neither command line nor environment has a say."""
-        for name, value in gunicorn_options(self._options).items():
+        for name, value in gunicorn_options(self.options).items():
             self.cfg.set(name, value)
 
     def load(self) -> WSGIApplication:

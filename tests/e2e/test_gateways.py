@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -294,6 +295,19 @@ def test_traefik_gets_its_answer(service, tokens):
         check_granted(traefik.ask("GET", of_admins, TRAEFIK, admin["access_token"]), admin)
         check_refused(traefik.ask("GET", of_admins, TRAEFIK, user["access_token"]), 403)
         check_refused(traefik.ask("GET", VERIFY.encode(), TRAEFIK, None), 401)
+
+
+@pytest.mark.parametrize("path", [VERIFY, f"{VERIFY}?role=user", f"{VERIFY}/orders/7"])
+def test_a_length_that_no_body_follows_is_answered_after_the_head(service, tokens, path):
+    """A gateway copied the headers of a POST and not its body: yes, and an end of the connection."""
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {tokens['ada']['access_token']}\r\n"
+
+    with socket.create_connection((HOST, service.port), timeout=HOPELESS_S) as connection:
+        connection.sendall(f"{head}Content-Length: 1234\r\n\r\n".encode())
+        answer = b"".join(iter(lambda: connection.recv(65_536), b""))
+
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"\r\nConnection: close\r\n" in answer
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -190,6 +190,36 @@ def test_a_broken_body_is_the_client_s_fault(shared_server, body):
     assert answer.startswith(b"HTTP/1.1 400 ")
 
 
+@pytest.mark.parametrize(
+    "framing",
+    [
+        pytest.param(b"Content-Length: 9\r\n\r\n", id="no body"),
+        pytest.param(b"Content-Length: 9\r\n\r\nabc", id="half a body"),
+        pytest.param(b"Content-Length: 9\r\nExpect: 100-continue\r\n\r\n", id="a body on demand"),
+        pytest.param(b"Transfer-Encoding: chunked\r\n\r\n", id="no chunk"),
+    ],
+)
+def test_where_no_body_is_read_none_is_waited_for(shared_server, framing):
+    """Gateways send the Content-Length of the original request without its body: 200, then an end."""
+    with socket.create_connection((HOST, shared_server.port), timeout=HOPELESS_S) as connection:
+        connection.sendall(b"GET /port?x=1 HTTP/1.1\r\nHost: x\r\n" + framing)
+        answer = b"".join(iter(lambda: connection.recv(65_536), b""))
+
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b"\r\nConnection: close\r\n" in answer
+
+
+def test_where_no_body_is_read_one_that_came_along_keeps_the_connection(shared_server):
+    """What arrived as a whole is passed over: the next request on the connection is read from its begin."""
+    whole = b"GET /port/ HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc"
+    last = b"GET /port HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+
+    answers = exchange(shared_server.port, whole + last)
+
+    assert answers.count(b"HTTP/1.1 404 ") == 1
+    assert answers.count(b"HTTP/1.1 200 ") == 1
+
+
 def test_requests_in_one_packet_are_answered_in_order(shared_server):
     """Pipelining works, also where the last request of a packet is only half there."""
     post = b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n"

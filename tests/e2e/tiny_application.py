@@ -79,7 +79,9 @@ def main(folder: str, port: str, metrics_port: str) -> None:
     if patience_s := float(os.environ.get("PATIENCE_S", "0")):
         parking.READ_DEADLINE_S = parking.LINGER_S = patience_s
         exchange.SEND_DEADLINE_S = worker.NOTICE_S = patience_s
-    options = ServerOptions(host="127.0.0.1", port=int(port), metrics_port=int(metrics_port), workers=2)
+    options = ServerOptions(
+        host="127.0.0.1", port=int(port), metrics_port=int(metrics_port), workers=2, bodiless="/port"
+    )
     serve(options, lambda: sys.exit("refused") if folder == "refuse" else Application(Path(folder)))
 
 
