@@ -8,10 +8,10 @@ and any of them answers for all; without it there is one process and its memory.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, cast
 
 from flask import Flask
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -19,12 +19,36 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_flask_exporter import PrometheusMetrics
 from prometheus_flask_exporter.multiprocess import GunicornInternalPrometheusMetrics
 
+from authsvc.cache.errors import Reason
+from authsvc.domain import errors
+from authsvc.domain.audit import Action
+from authsvc.domain.ratelimits import Rule
+from authsvc.domain.tokens.checks import Source as CheckSource
 from authsvc.observability.figures import FOLDER_VARIABLE, SharedFigures, shared_figures
 from authsvc.observability.totals import CacheTotals, Ratios, Source, cache_totals
 
 CACHE_BUCKETS_S = (0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 HASH_BUCKETS_S = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 1.5, 2, 3, 5)
 PROPAGATION_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 300)
+
+#: Label values that exist from the start, as 0: ``increase()`` does not see an event that begins its series.
+_ALWAYS = ("ok", "malformed", errors.Invalid.code, errors.RateLimited.code, errors.StoreUnavailable.code)
+_LOGINS = (*_ALWAYS, errors.InvalidCredentials.code, errors.HashingBusy.code)
+_REGISTRATIONS = (*_ALWAYS, errors.EmailTaken.code, errors.HashingBusy.code)
+_REFRESHES = (*_ALWAYS, errors.RefreshInvalid.code, errors.RefreshReused.code, errors.SessionOver.code)
+_CHECKS = (
+    *(
+        (result, source)
+        for result in ("active", "revoked")
+        for source in (CheckSource.REDIS, CheckSource.SQL)
+    ),
+    *((result, CheckSource.NONE) for result in ("invalid", "unavailable")),
+)
+_READS = ("get", "get_many", "page")
+_BATCHES = ("create", "lookup", "last_login")
+_FAILURES = tuple(
+    (method, str(status)) for method in ("GET", "POST", "PUT", "PATCH", "DELETE") for status in (500, 503)
+)
 
 #: How the gauges of the living workers become one number.
 _Mode: TypeAlias = Literal["livesum", "livemax"]
@@ -102,6 +126,7 @@ class Metrics:
         else:
             exporter = GunicornInternalPrometheusMetrics(None, **options)
         exporter.init_app(app)
+        _begin_failures(exporter.registry)
 
 
 def make_metrics(registry: CollectorRegistry | None = None) -> Metrics:
@@ -112,13 +137,17 @@ def make_metrics(registry: CollectorRegistry | None = None) -> Metrics:
     return Metrics(
         registry=make.registry,
         shared=shared,
-        login=make.counts("authsvc_logins", "Logins by result.", "result"),
-        registration=make.counts("authsvc_registrations", "Registrations by result.", "result"),
-        refresh=make.counts("authsvc_refreshes", "Refreshes by result.", "result"),
+        login=make.counts("authsvc_logins", "Logins by result.", "result", known=_LOGINS),
+        registration=make.counts(
+            "authsvc_registrations", "Registrations by result.", "result", known=_REGISTRATIONS
+        ),
+        refresh=make.counts("authsvc_refreshes", "Refreshes by result.", "result", known=_REFRESHES),
         logout=make.counter("authsvc_logouts", "Sessions ended by their users."),
-        token_check=make.counts("authsvc_token_checks", "Token checks.", "result", "source"),
-        rate_limited=make.counts("authsvc_rate_limited", "Requests refused by a limit.", "rule"),
-        security_event=make.counts("authsvc_security_events", "Security events by name.", "event"),
+        token_check=make.counts("authsvc_token_checks", "Token checks.", "result", "source", known=_CHECKS),
+        rate_limited=make.counts("authsvc_rate_limited", "Requests refused by a limit.", "rule", known=Rule),
+        security_event=make.counts(
+            "authsvc_security_events", "Security events by name.", "event", known=Action
+        ),
         password_hash=make.histogram(
             "authsvc_password_hash_seconds", "Time one password took to hash.", HASH_BUCKETS_S
         ),
@@ -136,13 +165,13 @@ def make_metrics(registry: CollectorRegistry | None = None) -> Metrics:
         user_cache_hits=make.counter("user_cache_hits", "Users found in the cache."),
         user_cache_misses=make.counter("user_cache_misses", "Users not found in the cache."),
         user_cache_operation=make.durations(
-            "user_cache_operation_duration_seconds", "Time of one read of users.", CACHE_BUCKETS_S
+            "user_cache_operation_duration_seconds", "Time of one read of users.", CACHE_BUCKETS_S, _READS
         ),
         user_batch=make.batches(),
         cache_operation=make.histogram(
             "cache_operation_latency_seconds", "Time of one call to Redis.", CACHE_BUCKETS_S
         ),
-        cache_error=make.counts("cache_errors", "Calls to Redis that failed.", "reason"),
+        cache_error=make.counts("cache_errors", "Calls to Redis that failed.", "reason", known=Reason),
         breaker_state=make.breaker("cache_circuit_breaker_state"),
         sql_connections=make.gauge(
             "authsvc_sql_connections_in_use", "Connections to SQL in use, over all workers.", "livesum"
@@ -152,6 +181,14 @@ def make_metrics(registry: CollectorRegistry | None = None) -> Metrics:
         audit_unwritten=make.counter("authsvc_audit_unwritten", "Security events that never became a row."),
         log_dropped=make.counter("authsvc_log_records_dropped", "Log records that nobody read in time."),
     )
+
+
+def _begin_failures(registry: CollectorRegistry) -> None:
+    """Have the exporter's counter of requests begin at 0 where the service fails."""
+    # The exporter keeps its counter in closures; the registry alone knows it by name.
+    requests = cast("Counter", registry._names_to_collectors["flask_http_request_total"])  # noqa: SLF001
+    for values in _FAILURES:
+        requests.labels(*values)
 
 
 def _text(source: Source) -> bytes:
@@ -184,8 +221,12 @@ class _Maker:
     def counter(self, name: str, about: str) -> Callable[..., None]:
         return Counter(name, about, registry=self.registry).inc
 
-    def counts(self, name: str, about: str, *labels: str) -> Callable[..., None]:
+    def counts(
+        self, name: str, about: str, *labels: str, known: Iterable[str | tuple[str, ...]]
+    ) -> Callable[..., None]:
         children = _Children(Counter(name, about, labels, registry=self.registry))
+        for values in known:
+            children[(values,) if isinstance(values, str) else values]
 
         def count(*values: str) -> None:
             children[values].inc()
@@ -195,14 +236,18 @@ class _Maker:
     def histogram(self, name: str, about: str, buckets_s: Sequence[float]) -> Callable[[float], None]:
         return Histogram(name, about, registry=self.registry, buckets=buckets_s).observe
 
-    def durations(self, name: str, about: str, buckets_s: Sequence[float]) -> Callable[[str, float], None]:
+    def durations(
+        self, name: str, about: str, buckets_s: Sequence[float], known: Iterable[str]
+    ) -> Callable[[str, float], None]:
         histogram = Histogram(name, about, ["operation"], registry=self.registry, buckets=buckets_s)
+        for operation in known:
+            histogram.labels(operation)
         return lambda operation, seconds: histogram.labels(operation).observe(seconds)
 
     def batches(self) -> Callable[[str, float], None]:
-        count = self.counts("user_batch_operations", "Batches by operation.", "operation")
+        count = self.counts("user_batch_operations", "Batches by operation.", "operation", known=_BATCHES)
         name, about = "user_batch_operation_duration_seconds", "Time of one batch."
-        observe = self.durations(name, about, HASH_BUCKETS_S)
+        observe = self.durations(name, about, HASH_BUCKETS_S, _BATCHES)
 
         def note(operation: str, seconds: float) -> None:
             count(operation)

@@ -112,7 +112,7 @@ def test_images_of_others_are_pinned():
 
 
 def test_prometheus_scrapes_the_metrics_port_and_grafana_shows_the_dashboard():
-    """Each of the mounted files leads to the next: target, rules, data source, folder of the dashboard."""
+    """Each of the mounted files leads to the next; the dashboard asks which Prometheus, wherever it is."""
     folder = ROOT / "k8s" / "observability"
     services = compose()["services"]
     prometheus = yaml.safe_load((folder / "prometheus.yaml").read_text())
@@ -128,7 +128,10 @@ def test_prometheus_scrapes_the_metrics_port_and_grafana_shows_the_dashboard():
     assert set(prometheus["rule_files"]) <= mounted
     assert source["url"] == "http://prometheus:9090"
     assert f"{provider['options']['path']}/authsvc.json" in mounted
-    assert json.loads((folder / "dashboard.json").read_text())["panels"]
+    dashboard = json.loads((folder / "dashboard.json").read_text())
+    (variable,) = dashboard["templating"]["list"]
+    assert (variable["type"], variable["query"]) == ("datasource", source["type"])
+    assert {panel["datasource"]["uid"] for panel in dashboard["panels"]} == {f"${{{variable['name']}}}"}
 
 
 def test_the_upgrade_runs_before_the_service():
