@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -145,15 +146,19 @@ class Importer:
 
 
 def numbered(source: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
-    """The lines of *source* with their numbers, without the blank ones; None for one that is too long."""
+    """
+    The lines of *source* with their numbers, without the blank ones; None for one that is too long.
+
+    A byte order mark, which some editors write and joined files repeat, is no part of a line.
+    """
     number = 0
     while line := source.readline(MAX_LINE_BYTES):
         number += 1
         if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
             _skip_line(source)
             yield number, None
-        elif line.strip():
-            yield number, line
+        elif bare := line.removeprefix(codecs.BOM_UTF8).strip():
+            yield number, bare
 
 
 def _skip_line(source: BinaryIO) -> None:

@@ -14,7 +14,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from authsvc.domain.credentials import Credentials
 from authsvc.domain.errors import StoreUnavailable
-from authsvc.domain.passwords.hasher import SCHEME
+from authsvc.domain.passwords.hasher import SCHEME, SHA256_SCHEME
 from authsvc.domain.revocations import Committed
 from authsvc.domain.users import User
 from authsvc.domain.values.clocks import Clock
@@ -176,5 +176,8 @@ def _verdicts(connection: Connection, arriving: Sequence[User], added: set[tuple
 
 def _kind_of(stored: ColumnElement[str]) -> ColumnElement[str]:
     """The scheme and the cost of a stored hash, without its salt."""
-    own = stored.startswith(f"{SCHEME}$", autoescape=True)
-    return case((own, func.substr(stored, 1, len(SCHEME) + _KIND)), else_=func.substr(stored, 1, _KIND))
+    tagged = [
+        (stored.startswith(f"{tag}$", autoescape=True), func.substr(stored, 1, len(tag) + _KIND))
+        for tag in (SCHEME, SHA256_SCHEME)
+    ]
+    return case(*tagged, else_=func.substr(stored, 1, _KIND))

@@ -11,6 +11,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from threading import Barrier
 from typing import TYPE_CHECKING
@@ -54,6 +55,10 @@ OWN_HASH = re.compile(r"bcrypt-hmac-sha384\$2b\$10\$.{53}")
 HTPASSWD = ("grüezi mitenand", "$2y$05$mxH3qDh1U1gVVDKfcJMTlOF3kfWQP4bTfLF/N8B9/M0sMBEZPa3O.")
 
 
+#: Longer than bcrypt reads by itself.
+DJANGO_LONG = "grüezi " * 12 + "mitenand"
+
+
 @pytest.fixture(scope="module")
 def service(postgres_server, redis_server, tmp_path_factory) -> Iterator[Service]:
     """A service whose database the commands share."""
@@ -90,20 +95,39 @@ def status_of_login(service: Service, name: str, password: str) -> int:
 
 
 def test_hashes_of_every_origin_let_their_owners_in_once(service, desk):
-    """Verified as htpasswd, PHP and Python made them, then replaced by our own, but by no wrong password."""
+    """Verified as their origin made them, then replaced by one of authsvc, but by no wrong password."""
     passwords = {
         "htpasswd": HTPASSWD,
         "php": ("kurz", hashed(b"kurz", "$2y$", 6)),
+        "laravel": ("kurz", hashed(b"kurz", "$2y$", 7)),
         "old": ("a", hashed(b"a", "$2a$")),
+        "spring": ("kurz", "{bcrypt}" + hashed(b"kurz", "$2a$")),
+        "django": ("kurz", "bcrypt$" + hashed(b"kurz")),
+        "django-sha256": (
+            DJANGO_LONG,
+            "bcrypt_sha256$" + hashed(sha256(DJANGO_LONG.encode()).hexdigest().encode()),
+        ),
     }
-    desk.take(*(user(name, stored) for name, (_, stored) in passwords.items()))
+    taken = desk.take(*(user(name, foreign) for name, (_, foreign) in passwords.items()))
+    assert {result["result"] for result in taken} == {"imported"}, taken
 
     for name, (password, foreign) in passwords.items():
+        stored = foreign.removeprefix("{bcrypt}").removeprefix("bcrypt$")
         assert status_of_login(service, name, password + "!") == 401
-        assert stored_hash(service, name) == foreign
+        assert stored_hash(service, name) == stored
         assert status_of_login(service, name, password) == 200
         assert OWN_HASH.fullmatch(stored_hash(service, name))
         assert status_of_login(service, name, password) == 200
+
+
+def test_a_byte_order_mark_is_no_part_of_a_line(desk):
+    """It is dropped at the start of a file, and of a later line, where two files were joined."""
+    mark = b"\xef\xbb\xbf"
+    lines = [mark + json.dumps(user(f"marked-{number}")).encode() for number in range(2)]
+
+    results = desk.take(lines[0], mark, lines[1])
+
+    assert [(result["line"], result["result"]) for result in results] == [(1, "imported"), (3, "imported")]
 
 
 def test_what_htpasswd_writes_today_can_be_imported(service, desk):
@@ -353,6 +377,7 @@ def test_hashes_in_use_are_counted_by_scheme_and_cost(postgres_server, redis_ser
         own = {"password_hash": "bcrypt-hmac-sha384$2b$10$" + "." * 53, "pepper_id": services.pepper_id}
         Desk(services).take(
             *foreign,
+            user("django", "bcrypt_sha256$" + SOME_HASH),
             user("own") | own,
             user("weak") | own | {"password_hash": "bcrypt-hmac-sha384$2b$04$" + "." * 53},
         )
@@ -362,13 +387,14 @@ def test_hashes_in_use_are_counted_by_scheme_and_cost(postgres_server, redis_ser
     done = run_command("users", "hashes", env=env, folder=tmp_path, entry=PATIENT)
 
     assert json.loads(done.stdout) == {
-        "users": 5,
-        "not_logged_in_since_import": 2,
-        "to_rehash": 4,
+        "users": 6,
+        "not_logged_in_since_import": 3,
+        "to_rehash": 5,
         "hashes": [
             {"scheme": "bcrypt 2b", "cost": 12, "users": 2},
             {"scheme": "bcrypt-hmac-sha384", "cost": 10, "users": 1},
             {"scheme": "bcrypt-hmac-sha384", "cost": 4, "users": 1},
+            {"scheme": "bcrypt_sha256 2b", "cost": 4, "users": 1},
             {"scheme": "malformed", "cost": None, "users": 1},
         ],
     }

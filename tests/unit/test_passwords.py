@@ -36,6 +36,14 @@ FOREIGN = [
 SEVENTY_TWO = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 FOREIGN_LONG = "$2a$05$abcdefghijklmnopqrstuu5s2v8.iXieOjg/.AySBTTZIIVFJeBui"
 
+#: What `BCryptPasswordHasher` and `BCryptSHA256PasswordHasher` of Django 5.2 wrote, at cost 4.
+DJANGO_PLAIN = ("grüezi mitenand", "bcrypt$$2b$04$hJ1MhgCShUJfSC69i5g9Z.QxeKecQmcBx65xxEt5J9NmfVMyPAZWO")
+DJANGO = ("grüezi mitenand", "bcrypt_sha256$$2b$04$tEfSHMPo/xE2n4fmozogWORYomzTr1XzK5gbCQ14wTZaNncmBfQj.")
+DJANGO_LONG = (
+    "ü" * 40 + " tail",
+    "bcrypt_sha256$$2b$04$9CiC9hE3eBn40h3B/GhyNupOcgfeKxtklUUtoF/5rpSpnv.P9/pcq",
+)
+
 #: Lone surrogates, too.
 ANY_TEXT = st.text(alphabet=st.characters(codec=None))
 
@@ -56,6 +64,13 @@ MALFORMED = [
     "$2b$04$" + "=" * 53,
     "$2b$04$" + "." * 21 + "a" + "." * 31,
     "$2b$04$" + "." * 52 + "b",
+    "bcrypt_sha256$2b$04$" + "." * 53,
+    "bcrypt_sha256$" + DJANGO_PLAIN[1],
+    "bcrypt-hmac-sha384" + DJANGO[1],
+    "{bcrypt}" + DJANGO[1],
+    "{bcrypt}{bcrypt}$2a$04$" + "." * 53,
+    "bcrypt$" + DJANGO[1],
+    "{argon2}$2b$04$" + "." * 53,
     "\ud800" * 60,
     "$argon2id$v=19$m=65536,t=3,p=4$c29tZXNhbHQ$RdescudvJCsgt3ub+b",
 ]
@@ -344,7 +359,26 @@ def test_a_cost_out_of_range_is_refused(cost_log2: int) -> None:
         PasswordHasher(PEPPER, cost_log2=cost_log2)
 
 
-@pytest.mark.parametrize("text", [stored for _, stored in FOREIGN] + ["$2y$15$" + "." * 53])
+@pytest.mark.parametrize(("password", "text"), [DJANGO_PLAIN, DJANGO, DJANGO_LONG])
+def test_what_django_writes_verifies_as_there(password: str, text: str) -> None:
+    """Both of its bcrypt hashers; with SHA-256 every byte counts, also beyond the 72 that bcrypt reads."""
+    stored = parse_imported_hash(text)
+
+    assert HASHER.verify(password, stored).is_match
+    assert not HASHER.verify(password + "x", stored).is_match
+    assert HASHER.needs_rehash(stored)
+
+
+def test_what_spring_writes_in_front_is_no_part_of_the_hash() -> None:
+    """Its encoder names the scheme in braces."""
+    for password, bare in FOREIGN:
+        stored = parse_imported_hash("{bcrypt}" + bare)
+
+        assert stored == bare
+        assert HASHER.verify(password, stored).is_match
+
+
+@pytest.mark.parametrize("text", [stored for _, stored in FOREIGN] + ["$2y$15$" + "." * 53, DJANGO[1]])
 def test_whole_foreign_hashes_can_be_imported(text: str) -> None:
     """They are stored as they came, and verify."""
     assert parse_imported_hash(text) == text

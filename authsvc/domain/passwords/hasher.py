@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import hmac
 import re
 import unicodedata
@@ -18,15 +19,22 @@ MIN_COST_LOG2, MAX_COST_LOG2 = 4, 15
 
 #: Tags a hash of the peppered digest, so that it is never taken for one of the bare password.
 SCHEME = "bcrypt-hmac-sha384"
+#: What Django puts in front of bcrypt over the SHA-256 of a password, in hexadecimal digits. Kept as it came.
+SHA256_SCHEME = "bcrypt_sha256$"
 #: What stands in place of a scheme where a stored hash is none.
 MALFORMED = "malformed"
 
 # The last characters of salt and checksum carry two and four bits: only those that leave the rest
 # zero can have come out of bcrypt, and only those compare equal again.
-_BCRYPT = re.compile(
-    r"\$2[aby]\$(?P<cost>0[4-9]|1[0-5])\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{30}[.CGKOSWaeimquy26]"
+_STORED = re.compile(
+    rf"(?P<scheme>{SCHEME}|{re.escape(SHA256_SCHEME)})?"
+    r"(?P<bcrypt>\$2[aby]\$(?P<cost>0[4-9]|1[0-5])\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{30}[.CGKOSWaeimquy26])"
 )
-_KIND = re.compile(rf"(?P<own>{SCHEME})?\$(?P<version>2[aby])\$(?P<cost>\d\d)\$")
+_KIND = re.compile(
+    rf"(?:(?P<own>{SCHEME})|(?P<sha256>{re.escape(SHA256_SCHEME)}))?\$(?P<version>2[aby])\$(?P<cost>\d\d)\$"
+)
+#: What other systems write in front of a plain bcrypt hash: Spring, Django.
+_PLAIN_PREFIXES = ("{bcrypt}", "bcrypt$")
 _BCRYPT_READS_BYTES = 72
 
 
@@ -56,10 +64,12 @@ class PasswordHasher:
     """
     bcrypt over base64(HMAC-SHA384(pepper, NFC password)): 64 bytes that depend on every byte typed.
 
-    Stored as ``bcrypt-hmac-sha384$2b$<cost>$<salt and checksum>``.  Bare ``$2a$``, ``$2b$`` and ``$2y$``
-    hashes (imported) are verified as their origin did: over the UTF-8 bytes as typed, not normalized,
-    the first 72 of them.  Work is 2**``cost_log2`` rounds for every verification, except for stored
-    hashes of higher cost: they take longer, visibly, until their owner's next login rehashes them.
+    Stored as ``bcrypt-hmac-sha384$2b$<cost>$<salt and checksum>``.  Imported hashes are verified as their
+    origin did, over the UTF-8 bytes as typed, not normalized: bare ``$2a$``, ``$2b$`` and ``$2y$`` over the
+    first 72 of them, ``bcrypt_sha256$$2b$`` over their SHA-256 in hexadecimal digits.
+
+    Work is 2**``cost_log2`` rounds for every verification, except for stored hashes of higher cost: they
+    take longer, visibly, until their owner's next login rehashes them.
     """
 
     pepper: bytes = field(repr=False)
@@ -84,13 +94,12 @@ class PasswordHasher:
         """
         digest = self._digest(password)
         text = self._decoy() if stored is None else stored
-        bare = text.removeprefix(SCHEME)
-        found = _BCRYPT.fullmatch(bare)
+        found = _STORED.fullmatch(text)
         if found is None:
             self.verify(password, None)
             return Verification(is_match=False, is_malformed=True)
-        secret = utf8(password)[:_BCRYPT_READS_BYTES] if bare == text else digest
-        is_match = bcrypt.checkpw(secret, bare.encode()) and not UNTYPABLE.search(password)
+        secret = digest if found["scheme"] == SCHEME else _foreign_secret(found["scheme"], utf8(password))
+        is_match = bcrypt.checkpw(secret, found["bcrypt"].encode()) and not UNTYPABLE.search(password)
         self._pad(digest, int(found["cost"]))
         return Verification(is_match=is_match)
 
@@ -112,17 +121,26 @@ class PasswordHasher:
             bcrypt.hashpw(digest, f"$2b${missing_log2:02d}${'.' * 22}".encode())
 
 
+def _foreign_secret(scheme: str | None, typed: bytes) -> bytes:
+    """What another system hands to bcrypt for the bytes that were typed."""
+    if scheme == SHA256_SCHEME:
+        return hashlib.sha256(typed).hexdigest().encode()
+    return typed[:_BCRYPT_READS_BYTES]
+
+
 def parse_imported_hash(text: str) -> str:
     """
-    *text* itself, if it is a whole ``$2a$``, ``$2b$`` or ``$2y$`` hash of cost 4 to 15.
+    The stored form of *text*: a whole bcrypt hash of cost 4 to 15, as another system wrote it.
 
     Raises:
         ValueError: it is not; the message does not repeat it.
     """
-    if _BCRYPT.fullmatch(text) is None:
+    prefix = next(filter(text.startswith, _PLAIN_PREFIXES), "")
+    found = _STORED.fullmatch(text.removeprefix(prefix))
+    if found is None or found["scheme"] == SCHEME or (prefix and found["scheme"]):
         msg = f"not a $2a$, $2b$ or $2y$ bcrypt hash of cost {MIN_COST_LOG2} to {MAX_COST_LOG2}"
         raise ValueError(msg)
-    return text
+    return found[0]
 
 
 def parse_own_hash(text: str) -> str:
@@ -132,7 +150,8 @@ def parse_own_hash(text: str) -> str:
     Raises:
         ValueError: it is not; the message does not repeat it.
     """
-    if not text.startswith(SCHEME) or _BCRYPT.fullmatch(text.removeprefix(SCHEME)) is None:
+    found = _STORED.fullmatch(text)
+    if found is None or found["scheme"] != SCHEME:
         msg = f"not a whole {SCHEME} hash"
         raise ValueError(msg)
     return text
@@ -148,4 +167,5 @@ def kind_of_hash(beginning: str) -> tuple[str, int | None]:
     found = _KIND.match(beginning)
     if found is None:
         return MALFORMED, None
-    return SCHEME if found["own"] else f"bcrypt {found['version']}", int(found["cost"])
+    name = "bcrypt_sha256" if found["sha256"] else "bcrypt"
+    return SCHEME if found["own"] else f"{name} {found['version']}", int(found["cost"])
