@@ -19,6 +19,7 @@ from typing import Generic, Protocol, TypeVar
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.values.emails import Email
 from authsvc.domain.values.identifiers import SessionId, TokenId, UserId
+from authsvc.domain.values.jsontext import InvalidJson, parse
 
 T = TypeVar("T")
 
@@ -81,12 +82,15 @@ class Verdict(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenKeys:
-    """What a check needs to know of a token to look it up."""
+    """What a check needs to know of a token to look it up, and to compare it with what was issued."""
 
     token_id: TokenId
     session_id: SessionId
     user_id: UserId
+    roles: tuple[str, ...]
     epoch: int
+    #: SHA-256 of the signed text (the JWS signing input, RFC 7515 §2), base64url.
+    digest: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,16 +115,45 @@ def judge(token: TokenKeys, answer: IndexAnswer) -> Verdict:
     """A yes needs presence and proof, a no needs proof; all else is for SQL to say."""
     if not answer.is_proven:
         return Verdict.UNKNOWN
-    if answer.blacklist is not None or answer.session == b"ended":
-        return Verdict.REVOKED
+    is_issued = _is_issued(token, answer.record)
     epoch = whole_number(answer.epoch)
-    if epoch is None:
-        return Verdict.UNKNOWN
-    if epoch > token.epoch:
+    is_cut_off = epoch is not None and epoch > token.epoch
+    if answer.blacklist is not None or answer.session == b"ended" or is_cut_off or is_issued is False:
         return Verdict.REVOKED
-    if answer.record is None or answer.session != b"alive" or epoch != token.epoch:
+    if is_issued is None or answer.session != b"alive" or epoch != token.epoch:
         return Verdict.UNKNOWN
     return Verdict.ACTIVE
+
+
+#: How a record begins that is bound to the text of its token; what follows is the digest and a quote.
+BOUND_RECORD = b'{"digest": "'
+
+
+def _is_issued(token: TokenKeys, record: bytes | None) -> bool | None:
+    """
+    True if *record* was made for *token*, False if for another token of the same id, None if nobody can say.
+
+    A record made by the issuer is bound to the signed text.  One that SQL's answer put back, or that the
+    first release wrote, has no digest: it is bound to the session, user, roles and epoch, since SQL knows
+    those and not the text.
+    """
+    if record is None:
+        return None
+    if record.startswith(BOUND_RECORD):
+        return record.startswith(b'%b%b"' % (BOUND_RECORD, token.digest.encode()))
+    try:
+        found = parse(record)
+    except InvalidJson:
+        return None
+    claims = {
+        "session_id": token.session_id,
+        "user_id": token.user_id,
+        "roles": list(token.roles),
+        "epoch": token.epoch,
+    }
+    if not isinstance(found, dict) or not claims.keys() <= found.keys():
+        return None
+    return all(found[name] == value for name, value in claims.items())
 
 
 class Proof:

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, utils
 from jwt.algorithms import get_default_algorithms
 
 from authsvc.domain.tokens.keys import SigningKey
+from authsvc.domain.values.identifiers import new_id
 from tests.unit.domain.samples import signing_key
 
 Claims: TypeAlias = dict[str, Any]
@@ -83,6 +84,8 @@ class Forger:
 
     def __post_init__(self) -> None:
         self.header, self.claims = (json.loads(decoded(part)) for part in self.genuine.split(".")[:2])
+        # Bound to its text, the genuine id would be refused whatever else is forged.
+        self.claims["jti"] = new_id()
 
     def forgeries(self, count: int) -> Iterator[Forgery]:
         """*count* texts, as many of each kind; a change that changed nothing is no forgery."""

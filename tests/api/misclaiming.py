@@ -10,8 +10,7 @@ from tests.api.forging import ODD, Forger, dumped
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# What is not here: another user, other roles or another token id in otherwise good claims.  Whoever can
-# sign with our key is the service, and can say so of anybody.
+# What is not here: a token of a new id with otherwise good claims.  Who can sign with our key is the service.
 
 
 def claim_removed(forger: Forger) -> str:

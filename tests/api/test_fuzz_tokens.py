@@ -39,6 +39,7 @@ def is_same_claim_for_claim(text: str, genuine: str) -> bool:
 def test_no_forgery_is_accepted_and_none_raises_anything_else(pg_api, forger):
     """Refused by the one refusal; what is taken is the very token in another spelling, and dies with it."""
     check, spellings, refused = pg_api.services.checks.check, [forger.genuine], Counter[str]()
+    assert check(forger.claiming()), "an unchanged forgery is refused: those below would prove nothing"
     for kind, text in forger.forgeries(COUNT):
         try:
             check(text)

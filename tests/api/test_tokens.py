@@ -13,7 +13,9 @@ import pytest
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from redis import Redis
 
+from authsvc.domain.values.identifiers import new_id
 from tests.api.driver import Api, Person, code_of
 from tests.rig import PASSWORD
 
@@ -53,9 +55,14 @@ class Forge:
         return f"{signed}.{b64(raw)}"
 
     def token(self, header: dict[str, Any] | None = None, key: Any = None, **claims: Any) -> str:
-        """The person's token with some claims or header fields replaced; None leaves one out."""
+        """
+        A token like the person's with some claims or header fields replaced; None leaves one out.
+
+        It has an id of its own, so that nothing but the change can be what it is refused for.
+        """
         head = {name: value for name, value in {**self.header, **(header or {})}.items() if value is not None}
-        return self.sign(json.dumps(head).encode(), json.dumps({**self.claims, **claims}).encode(), key)
+        payload = json.dumps({**self.claims, "jti": new_id(), **claims}).encode()
+        return self.sign(json.dumps(head).encode(), payload, key)
 
     def payload(self, text: str) -> str:
         """The token with *text* as its payload."""
@@ -105,8 +112,43 @@ def test_the_forge_makes_good_tokens(pg_api, forge):
     """Else nothing below would prove anything."""
     assert set(forge.claims) == set(CLAIMS)
     assert pg_api.verify(forge.token()) == 200
-    assert pg_api.verify(forge.payload(json.dumps(forge.claims))) == 200
+    assert pg_api.verify(forge.payload(json.dumps(forge.claims | {"jti": new_id()}))) == 200
     assert pg_api.verify(forge.token(roles=["user"])) == 200
+
+
+@pytest.mark.parametrize(
+    ("change", "is_sql_sure"),
+    [
+        ({"sub": "other"}, True),
+        ({"roles": ["user", "admin"]}, True),
+        ({"exp": "sooner"}, False),
+        ({"exp": "sooner", "iat": "sooner"}, False),
+        ({}, False),
+    ],
+    ids=str,
+)
+def test_a_token_is_what_was_issued(pg_api, change, is_sql_sure):
+    """
+    Our own key signs another text with the id and the session of a genuine token: it was never issued.
+
+    Once Redis has lost the record, SQL is asked: it knows user and roles, and not the times or the spelling.
+    """
+    forge = Forge(pg_api.someone(), key_file(pg_api).read_bytes())
+    stranger = pg_api.someone().claims()["sub"]
+    values = {"other": lambda _: stranger, "sooner": lambda name: forge.claims[name] - 1}
+    claims = {
+        name: values[value](name) if isinstance(value, str) else value for name, value in change.items()
+    }
+    text = forge.payload(json.dumps(forge.claims | claims))
+
+    while_bound = pg_api.verify(text)
+    with Redis.from_url(pg_api.env["REDIS_URL"]) as redis:
+        assert redis.delete(f"{pg_api.env['CACHE_KEY_PREFIX']}:v1:auth:token:{forge.claims['jti']}")
+    after_the_loss = [pg_api.verify(text) for _ in range(2)]
+
+    assert while_bound == 401
+    assert after_the_loss == [401 if is_sql_sure else 200] * 2
+    assert forge.person.is_accepted()
 
 
 @pytest.mark.parametrize("claim", CLAIMS)

@@ -21,7 +21,7 @@ from authsvc.cache import (
 )
 from authsvc.cache.connections import Generations, Pool
 from authsvc.domain.revocations import Proof
-from authsvc.domain.tokens.access import AccessToken, TokenProfile
+from authsvc.domain.tokens.access import AccessToken, TokenProfile, signed_digest
 from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.identifiers import SessionId, TokenId, UserId, new_id
 from authsvc.store.copies.index import IndexKeys, RedisIndex
@@ -109,6 +109,7 @@ def access_token(clock: Clock, *, life_s: int = 3600, **changes: object) -> Acce
         "expires_at": issued_at + life_s,
         "issuer": PROFILE.issuer,
         "audience": PROFILE.audience,
+        "digest": signed_digest(f"{new_id()}.signature"),
     }
     return AccessToken(**(fields | changes))  # type: ignore[arg-type]  # named by the tests
 

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from authsvc.domain.revocations import Verdict
-from authsvc.domain.values.identifiers import TokenId, new_id
+from authsvc.domain.tokens.access import signed_digest
+from authsvc.domain.values.identifiers import TokenId, UserId, new_id
 from tests.contract.index_side import ALICE, LONGEST_MS, cut_off, end_of, standing_of
 from tests.contract.redis_side import KEYS, access_token
 
@@ -38,6 +39,7 @@ def test_the_keys_are_those_that_are_published(side):
     epoch = f"authsvc:v1:auth:epoch:{token.user_id}"
     assert {key.decode() for key in side.client.call("KEYS", "*")} == {record, session, epoch}
     assert json.loads(side.value(record)) == {
+        "digest": token.digest,
         "user_id": token.user_id,
         "email": ALICE,
         "roles": ["user", "admin"],
@@ -162,6 +164,61 @@ def test_a_refill_puts_back_what_sql_said(side):
 
     side.prove(marker=b"0")
     assert side.verdict(token) is Verdict.ACTIVE
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_another_text_of_an_issued_token_is_refused(side, is_kept):
+    """Bound to the text from the start, and still so after its session or epoch was lost and put back."""
+    token = access_token(side.clock, epoch=3)
+    forged = replace(token, digest=signed_digest("another.text.x"), expires_at=token.expires_at - 1)
+    side.index.remember(token, ALICE)
+    side.prove(marker=b"0")
+    if not is_kept:
+        side.client.call("DEL", KEYS.session(token.session_id), KEYS.epoch(token.user_id))
+        side.index.refill(token, standing_of(token, side.clock))
+
+    assert (side.verdict(token), side.verdict(forged)) == (Verdict.ACTIVE, Verdict.REVOKED)
+
+
+def test_a_refill_binds_no_text(side):
+    """SQL cannot tell which text was issued: a forged one that came first must not lock out the real."""
+    token = access_token(side.clock, epoch=3)
+    forged = replace(token, digest=signed_digest("another.text.x"))
+    promoted = replace(forged, roles=("user", "admin"))
+    side.prove(marker=b"0")
+
+    side.index.refill(forged, standing_of(token, side.clock))
+
+    assert "digest" not in json.loads(side.value(KEYS.token(token.token_id)))
+    assert side.verdict(token) is Verdict.ACTIVE
+    assert side.verdict(promoted) is Verdict.REVOKED
+
+
+def test_a_refill_of_another_text_leaves_the_record_bound(side):
+    """Asked while Redis was unproven, SQL knows nothing against it: the binding outlives that answer."""
+    token = access_token(side.clock, epoch=3)
+    forged = replace(token, digest=signed_digest("another.text.x"))
+    side.index.remember(token, ALICE)
+
+    side.index.refill(forged, standing_of(token, side.clock))
+
+    side.prove(marker=b"0")
+    assert (side.verdict(token), side.verdict(forged)) == (Verdict.ACTIVE, Verdict.REVOKED)
+
+
+def test_records_of_the_first_release_stay_good(side):
+    """They have no digest; a process of that release can also replace one that has."""
+    token = access_token(side.clock, epoch=3)
+    side.index.remember(token, ALICE)
+    side.prove(marker=b"0")
+    key = KEYS.token(token.token_id)
+    record = json.loads(side.value(key))
+    del record["digest"]
+    side.client.call("SET", key, json.dumps(record), "EX", 3600)
+
+    verdicts = [side.verdict(text) for text in (token, replace(token, user_id=UserId(new_id())))]
+
+    assert verdicts == [Verdict.ACTIVE, Verdict.REVOKED]
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from jwt import PyJWS
 from jwt.exceptions import PyJWTError
-from jwt.utils import base64url_decode
+from jwt.utils import base64url_decode, base64url_encode
 
 from authsvc.domain.errors import TokenInvalid
 from authsvc.domain.revocations import TokenKeys
@@ -44,12 +45,19 @@ class AccessToken:
     expires_at: int
     issuer: str
     audience: str
+    #: SHA-256 of the signed text, base64url; empty before it is signed.
+    digest: str
 
     @property
     def keys(self) -> TokenKeys:
         """What the revocation index needs to look this token up."""
         return TokenKeys(
-            token_id=self.token_id, session_id=self.session_id, user_id=self.user_id, epoch=self.epoch
+            token_id=self.token_id,
+            session_id=self.session_id,
+            user_id=self.user_id,
+            roles=self.roles,
+            epoch=self.epoch,
+            digest=self.digest,
         )
 
 
@@ -95,8 +103,10 @@ class TokenSigner:
             expires_at=min(issued_at + self.profile.lifetime_s, int(not_after.timestamp())),
             issuer=self.profile.issuer,
             audience=self.profile.audience,
+            digest="",
         )
-        return _sign(token, self.ring().signer(now)), token
+        text = _sign(token, self.ring().signer(now))
+        return text, replace(token, digest=signed_digest(text))
 
 
 class TokenReader:
@@ -145,9 +155,9 @@ class TokenReader:
             claims = parse(payload)
         except (PyJWTError, InvalidJson, ValueError) as error:
             raise TokenInvalid("signature or form") from error
-        return self._accepted(claims)
+        return self._accepted(claims, signed_digest(text))
 
-    def _accepted(self, claims: Json) -> AccessToken:
+    def _accepted(self, claims: Json, digest: str) -> AccessToken:
         """*claims* as a token, if there is every claim, of its type, and none besides."""
         if not isinstance(claims, dict) or claims.keys() != _CLAIMS:
             raise TokenInvalid("claims")
@@ -162,10 +172,22 @@ class TokenReader:
             expires_at=_natural(claims["exp"]),
             issuer=_constant(claims["iss"], self._profile.issuer),
             audience=_constant(claims["aud"], self._profile.audience),
+            digest=digest,
         )
         if token.expires_at - token.issued_at > self._profile.lifetime_s:
             raise TokenInvalid("lives longer than configured")
         return token
+
+
+def signed_digest(text: str) -> str:
+    """
+    The digest of what is signed in the compact JWS *text*: header and payload as they are spelt there.
+
+    Without the signature, which has several spellings: unused bits of its last character, and with ECDSA
+    also (r, n - s).
+    """
+    signed, _, _ = text.rpartition(".")
+    return base64url_encode(hashlib.sha256(signed.encode()).digest()).decode()
 
 
 def _sign(token: AccessToken, key: SigningKey) -> str:

@@ -12,7 +12,14 @@ from authsvc.cache.client import CacheClient, Command, Script
 from authsvc.cache.errors import CacheError
 from authsvc.cache.keys import KeySpace
 from authsvc.domain.errors import StoreUnavailable
-from authsvc.domain.revocations import COPY_MARGIN_S, IndexAnswer, Proof, Revocation, TokenKeys
+from authsvc.domain.revocations import (
+    BOUND_RECORD,
+    COPY_MARGIN_S,
+    IndexAnswer,
+    Proof,
+    Revocation,
+    TokenKeys,
+)
 from authsvc.domain.sessions import Standing
 from authsvc.domain.tokens.access import AccessToken, TokenProfile, is_about
 from authsvc.domain.users import User
@@ -71,6 +78,7 @@ class RedisIndex:
     monotonic: Monotonic
     epoch_script: Script = field(default_factory=lambda: Script.load("authsvc.store", "epoch"), repr=False)
     alive_script: Script = field(default_factory=lambda: Script.load("authsvc.store", "alive"), repr=False)
+    record_script: Script = field(default_factory=lambda: Script.load("authsvc.store", "record"), repr=False)
 
     def look_up(self, token: TokenKeys) -> IndexAnswer:
         """Everything a check needs, over one connection whose generation is known."""
@@ -92,10 +100,18 @@ class RedisIndex:
 
     def remember(self, token: AccessToken, email: Email) -> None:
         """Note *token* as issued, its session as alive, its user's epoch; never over a tombstone."""
-        self._send(self._issued(token, email))
+        life_s = self._life_s(token)
+        record = json.dumps({"digest": token.digest, **_record(token, email, life_s)})
+        key = self.key_names.token(token.token_id)
+        self._send([("SET", key, record, "EX", life_s), *self._alive(token)])
 
     def refill(self, token: AccessToken, standing: Standing | None) -> None:
-        """Put back what SQL said when it was asked about *token*."""
+        """
+        Put back what SQL said when it was asked about *token*.
+
+        SQL does not know the text of a token.  So the record gets no digest: the text that was presented
+        may not be the one that was issued.  A record that has a digest stays as it is.
+        """
         if standing is None:
             self._send([self._tombstone(token.session_id, self._longest_ms())])
             return
@@ -104,7 +120,7 @@ class RedisIndex:
         if session.revoked_at is not None:
             commands.append(self._tombstone(session.id, self._longest_ms()))
         elif is_about(token, user) and standing.is_good(self.clock()):
-            commands = self._issued(token, user.email)
+            commands = [self._put_back(token, user.email), *self._alive(token)]
         self._send(commands)
 
     def write(
@@ -144,21 +160,18 @@ class RedisIndex:
             commands.extend(self.drop_copies(entry.user_id, entry.email))
         return commands
 
-    def _issued(self, token: AccessToken, email: Email) -> list[Command]:
-        """The commands for a token that is good now."""
-        life_s = max(1, token.expires_at - int(self.clock().timestamp()))
-        record = {
-            "user_id": token.user_id,
-            "email": email,
-            "roles": token.roles,
-            "session_id": token.session_id,
-            "epoch": token.epoch,
-            "expires_in": life_s,
-            "created_at": token.issued_at,
-        }
+    def _put_back(self, token: AccessToken, email: Email) -> Command:
+        """The command for the record of a token that SQL vouches for."""
+        life_s = self._life_s(token)
+        record = json.dumps(_record(token, email, life_s))
+        return self.record_script.command(
+            [self.key_names.token(token.token_id)], [record, life_s, BOUND_RECORD.decode()]
+        )
+
+    def _alive(self, token: AccessToken) -> list[Command]:
+        """The commands for the session and the epoch of a token that is good now."""
         margin_ms = self._copy_ms(token)
         return [
-            ("SET", self.key_names.token(token.token_id), json.dumps(record), "EX", life_s),
             self.alive_script.command([self.key_names.session(token.session_id)], [margin_ms]),
             self.epoch_script.command([self.key_names.epoch(token.user_id)], [token.epoch, margin_ms]),
         ]
@@ -169,6 +182,10 @@ class RedisIndex:
     def _epoch_command(self, user: User, life_ms: int) -> Command:
         return self.epoch_script.command([self.key_names.epoch(user.id)], [user.epoch, life_ms])
 
+    def _life_s(self, token: AccessToken) -> int:
+        """What is left of *token* (seconds), one at least: Redis takes no less."""
+        return max(1, token.expires_at - int(self.clock().timestamp()))
+
     def _copy_ms(self, token: AccessToken) -> int:
         """How long copies about *token* matter."""
         left_s = max(0, token.expires_at - int(self.clock().timestamp()))
@@ -177,6 +194,19 @@ class RedisIndex:
     def _longest_ms(self) -> int:
         """How long copies about any token that is issued now matter."""
         return (self.profile.lifetime_s + self.profile.leeway_s + COPY_MARGIN_S) * 1000
+
+
+def _record(token: AccessToken, email: Email, life_s: int) -> dict[str, object]:
+    """What Redis holds of a token that was issued."""
+    return {
+        "user_id": token.user_id,
+        "email": email,
+        "roles": token.roles,
+        "session_id": token.session_id,
+        "epoch": token.epoch,
+        "expires_in": life_s,
+        "created_at": token.issued_at,
+    }
 
 
 @contextmanager

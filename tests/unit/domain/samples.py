@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from authsvc.domain.sessions import Session
-from authsvc.domain.tokens.access import AccessToken, TokenProfile
+from authsvc.domain.tokens.access import AccessToken, TokenProfile, signed_digest
 from authsvc.domain.tokens.keys import Algorithm, KeyRing, SigningKey, generate
 from authsvc.domain.users import User
 from authsvc.domain.values.emails import Email
@@ -22,6 +22,7 @@ ALICE_ID = UserId("00000000-0000-4000-8000-00000000000a")
 SESSION_ID = SessionId("00000000-0000-4000-8000-00000000000b")
 TOKEN_ID = TokenId("00000000-0000-4000-8000-00000000000c")
 SALT = bytes(range(16))
+DIGEST = signed_digest("header.payload.signature")
 
 PROFILE = TokenProfile(issuer="http://issuer.test", audience="tests", lifetime_s=3600, leeway_s=5)
 
@@ -73,6 +74,7 @@ def access_token(**changes: Any) -> AccessToken:
             expires_at=issued_at + 3600,
             issuer=PROFILE.issuer,
             audience=PROFILE.audience,
+            digest=DIGEST,
         ),
         **changes,
     )

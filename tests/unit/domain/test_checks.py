@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -27,11 +28,13 @@ from tests.unit.domain.samples import (
 if TYPE_CHECKING:
     from authsvc.domain.tokens.access import AccessToken
 
-YES = IndexAnswer(b"{}", b"alive", b"3", None, is_proven=True)
-NO = IndexAnswer(b"{}", b"ended", b"3", None, is_proven=True)
+#: Of the one token that is checked here, without its digest: each test signs it anew.
+RECORD = json.dumps({"user_id": ALICE_ID, "session_id": SESSION_ID, "roles": ["user"], "epoch": 3}).encode()
+YES = IndexAnswer(RECORD, b"alive", b"3", None, is_proven=True)
+NO = IndexAnswer(RECORD, b"ended", b"3", None, is_proven=True)
 NOTHING = IndexAnswer(None, None, None, None, is_proven=True)
-UNPROVEN_YES = IndexAnswer(b"{}", b"alive", b"3", None, is_proven=False)
-UNPROVEN_NO = IndexAnswer(b"{}", b"ended", b"4", b"{}", is_proven=False)
+UNPROVEN_YES = IndexAnswer(RECORD, b"alive", b"3", None, is_proven=False)
+UNPROVEN_NO = IndexAnswer(RECORD, b"ended", b"4", b"{}", is_proven=False)
 GOOD = Standing(session=session(), user=user())
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -19,40 +20,88 @@ from authsvc.domain.revocations import (
     judge,
     whole_number,
 )
+from authsvc.domain.tokens.access import signed_digest
 from tests.unit.domain.samples import ALICE_ID, NOW, access_token, later
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 MAX_STALENESS_S = 300.0
-RECORDS = (None, b'{"user_id": "a"}')
+#: The token's own epoch is 3.
+TOKEN = access_token(epoch=3).keys
+#: What SQL vouches for, as a record without a digest holds it.
+CLAIMS: dict[str, Any] = {
+    "user_id": TOKEN.user_id,
+    "roles": ["user"],
+    "session_id": TOKEN.session_id,
+    "epoch": 3,
+}
+BOUND = json.dumps({"digest": TOKEN.digest, **CLAIMS}).encode()
+UNBOUND = json.dumps({"email": "alice@example.com", **CLAIMS}).encode()
+#: Of a token that is not the one checked: another text, another user.
+OTHERS = (
+    json.dumps({"digest": signed_digest("a.b.c"), **CLAIMS}).encode(),
+    json.dumps({**CLAIMS, "user_id": "00000000-0000-4000-8000-00000000ffff"}).encode(),
+)
+DAMAGED = (None, b"", b"{}", b"[]", b"nul", b'{"user_id": "a"}', b"\xff", b"[" * 5000)
+RECORDS = (BOUND, UNBOUND, *OTHERS, *DAMAGED)
 SESSIONS = (None, b"alive", b"ended", b"Alive", b"")
 EPOCHS = (None, b"2", b"3", b"4", b"", b"-4", b"3.0", b"abc", b"9" * 5000)
 BLACKLISTS = (None, b'{"reason": "logout"}', b"")
 TABLE = list(product(RECORDS, SESSIONS, EPOCHS, BLACKLISTS, (True, False)))
-#: The token's own epoch is 3.
-TOKEN = access_token(epoch=3).keys
 
 
 @pytest.mark.parametrize("is_proven", [True, False])
-def test_one_answer_alone_is_a_yes(is_proven):
-    """Of all that Redis can hold, presence of everything under a proven marker is a yes, and nothing else."""
+def test_only_presence_of_everything_is_a_yes(is_proven):
+    """Of all that Redis can hold: the token's own record, its session and epoch under a proven marker."""
     rows = [row for row in TABLE if row[4] is is_proven]
     yeses = [row for row in rows if judge(TOKEN, IndexAnswer(*row)) is Verdict.ACTIVE]
 
-    assert yeses == ([(RECORDS[1], b"alive", b"3", None, True)] if is_proven else [])
+    expected = [(record, b"alive", b"3", None, True) for record in (BOUND, UNBOUND)]
+    assert yeses == (expected if is_proven else [])
 
 
-def test_a_no_is_a_tombstone_a_blacklist_entry_or_a_higher_epoch_under_proof():
-    """Whatever else is there or missing: one of the three is a no, none of them never is."""
+def test_a_no_is_a_revocation_or_the_record_of_another_token_under_proof():
+    """A tombstone, a blacklist entry, a higher epoch, another token's record: nothing else is a no."""
     noes = {row for row in TABLE if judge(TOKEN, IndexAnswer(*row)) is Verdict.REVOKED}
 
     expected = {
         (record, session, epoch, blacklist, is_proven)
         for record, session, epoch, blacklist, is_proven in TABLE
-        if is_proven and (session == b"ended" or epoch == b"4" or blacklist is not None)
+        if is_proven and (session == b"ended" or epoch == b"4" or blacklist is not None or record in OTHERS)
     }
     assert noes == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("user_id", "00000000-0000-4000-8000-00000000ffff"),
+        ("session_id", "00000000-0000-4000-8000-00000000ffff"),
+        ("roles", ["user", "admin"]),
+        ("roles", []),
+        ("epoch", 2),
+    ],
+)
+def test_a_record_without_a_digest_is_bound_to_what_sql_knows(name, value):
+    """Session, user, roles and epoch: what another token of the same id says of them was never issued."""
+    record = json.dumps({**CLAIMS, name: value}).encode()
+
+    assert judge(TOKEN, IndexAnswer(record, b"alive", b"3", None, is_proven=True)) is Verdict.REVOKED
+
+
+def test_a_record_with_a_digest_is_bound_to_the_signed_text():
+    """Equal claims are not enough: the digest alone decides, also where all else in the record is damaged."""
+    other = replace(TOKEN, digest=signed_digest("other.text.x"))
+    cut = BOUND[: BOUND.index(b",")]
+
+    verdicts = [
+        judge(token, IndexAnswer(record, b"alive", b"3", None, is_proven=True))
+        for token in (TOKEN, other)
+        for record in (BOUND, cut)
+    ]
+
+    assert verdicts == [Verdict.ACTIVE, Verdict.ACTIVE, Verdict.REVOKED, Verdict.REVOKED]
 
 
 def test_without_proof_redis_says_nothing():
