@@ -94,16 +94,20 @@ def run_check(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     if found:
         raise SettingsError(found)
     for warning in settings.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        _warn(warning)
     print("the settings are complete and consistent", file=sys.stderr)
     return 0
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)
 
 
 def _check_manifest(name: str) -> int:
     from authsvc.cli.manifest import check_manifest
 
     text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
-    print(f"the manifest fits: {check_manifest(text)}", file=sys.stderr)
+    print(f"the manifest fits: {check_manifest(text, _warn)}", file=sys.stderr)
     return 0
 
 

@@ -9,7 +9,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 from authsvc.settings import variables as v
-from authsvc.settings.kinds import SERVICE_LINK_ADVICE
+from authsvc.settings.kinds import SERVICE_LINK, SERVICE_LINK_ADVICE
 from authsvc.settings.locations import redis_url_database
 from authsvc.settings.problems import Problem, shown
 from authsvc.settings.sections import VARIABLES, all_names
@@ -31,11 +31,23 @@ if TYPE_CHECKING:
 MIN_PRODUCTION_BCRYPT_COST = 10
 
 PREFIX = "AUTHSVC_"
-#: Start scripts choose the executable by it; the service itself has no use for it.
-_KNOWN_ELSEWHERE = frozenset({"AUTHSVC_BIN"})
-_SERVICE_LINK_NAME = re.compile(
-    r"AUTHSVC_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_[0-9]+_(TCP|UDP|SCTP)(_\w+)?)?)"
+#: Nobody but the service has names that begin so: an unknown one is refused.
+_OWN = (PREFIX, "BCRYPT_", "CACHE_CB_", "CACHE_KEY_", "CACHE_LOCK_", "RATE_LIMIT_", "REVOCATION_")
+#: Other programs may have names that begin so: one that is like no setting is a warning.
+_SHARED = (
+    *("CACHE_", "JWT_", "PASSWORD_", "REDIS_", "REFRESH_"),
+    *("SESSION_", "TOKEN_", "TRACING_", "TRUSTED_"),
 )
+#: Start scripts choose the executable by the first, X11 names its session by the second.
+_KNOWN_ELSEWHERE = frozenset({"AUTHSVC_BIN", "SESSION_MANAGER"})
+_SERVICE_LINK_NAME = re.compile(
+    r"\w+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
+#: How alike two names with a common prefix are (0 to 1), if one is taken for a slip of the other.
+_ALIKE = 0.8
+#: Elsewhere so few changed characters are a slip, in names that are long enough.
+_SLIP_CHARACTERS = 2
+_LONG_NAME = 8
 
 _REDIS_PARTS = (
     v.REDIS_HOST,
@@ -49,28 +61,82 @@ _REDIS_PLACES = (v.REDIS_URL, v.REDIS_HOST, v.REDIS_SENTINELS, v.REDIS_CLUSTER_N
 
 
 def unknown_names(env: Mapping[str, str]) -> Iterator[Problem]:
-    """Names under the service's own prefix that mean nothing: typing errors, or service links."""
-    known = all_names()
-    unknown = sorted(n for n in env if n.startswith(PREFIX) and n not in known | _KNOWN_ELSEWHERE)
-    links = [name for name in unknown if _SERVICE_LINK_NAME.fullmatch(name)]
+    """Names that mean nothing: under the service's own prefixes, slips of a setting's name, service links."""
+    links = sorted(name for name, value in env.items() if name.startswith(PREFIX) and _is_link(name, value))
     if links:
         others = f" (and {len(links) - 1} more like it)" if len(links) > 1 else ""
         yield Problem(name=links[0], message=f"is unknown{others}: it {SERVICE_LINK_ADVICE}")
-    for name in unknown:
-        if name not in links:
-            yield Problem(name=_printable(name), message=_unknown(name, known))
+    for name in _strangers(env):
+        meant = _meant(name)
+        if _is_refused(name, meant, env):
+            advice = f"did you mean {meant}?" if meant else "remove it"
+            yield Problem(name=_printable(name), message=f"is unknown; {advice}")
 
 
-def _unknown(name: str, known: frozenset[str]) -> str:
-    """Names are compared without the prefix, which alone would make all of them look alike."""
+def ignored_names(env: Mapping[str, str]) -> Iterator[str]:
+    """Warnings of names that may be other programs', and that look as if the service were meant."""
+    for name in _strangers(env):
+        meant = _meant(name)
+        if _is_refused(name, meant, env) or not (meant or name.startswith(_SHARED)):
+            continue
+        beside = f"; {meant} is set" if meant else ""
+        yield f"{_printable(name)} is no setting of the service, and has no effect on it{beside}"
+
+
+def _is_refused(name: str, meant: str | None, env: Mapping[str, str]) -> bool:
+    """
+    True where an unknown *name* is the service's own, or a slip of the setting *meant*.
+
+    What is only like a setting may be another program's: it is allowed where that setting is there, too.
+    """
+    if name.startswith(_OWN):
+        return True
+    is_slip = meant is not None and name.startswith(_SHARED) and _is_slip(name, meant)
+    return is_slip or (meant is not None and not _is_set(meant, env))
+
+
+def _is_set(name: str, env: Mapping[str, str]) -> bool:
+    """True if the variable is there under any of its names."""
+    bare = name.removesuffix("_FILE")
+    return name in env or bare in env or f"{bare}_FILE" in env
+
+
+def _strangers(env: Mapping[str, str]) -> list[str]:
+    """The names that are no settings, and no service links."""
+    known = all_names() | _KNOWN_ELSEWHERE
+    return sorted(name for name, value in env.items() if name not in known and not _is_link(name, value))
+
+
+def _is_link(name: str, value: str) -> bool:
+    """True where Kubernetes wrote the variable for a Service of the namespace."""
+    is_address = name.endswith("_PORT") and SERVICE_LINK.match(value)
+    return bool(is_address or _SERVICE_LINK_NAME.fullmatch(name))
+
+
+def _meant(name: str) -> str | None:
+    """
+    The setting that *name* is a slip of, if it looks like one.
+
+    Names are compared without the service's own prefix, which alone would make all of them look alike.
+    """
     bare = name.removeprefix(PREFIX)
-    names = {candidate.removeprefix(PREFIX): candidate for candidate in sorted(known)}
-    near = [bare] if bare in names else difflib.get_close_matches(bare, names)
-    return (
-        f"is unknown; did you mean {' or '.join(names[x] for x in near)}?"
-        if near
-        else "is unknown; remove it"
-    )
+    names = {candidate.removeprefix(PREFIX): candidate for candidate in sorted(all_names())}
+    if bare in names:
+        return names[bare]
+    cutoff = 0.6 if name.startswith(_OWN) else _ALIKE
+    near = difflib.get_close_matches(bare, names, n=1, cutoff=cutoff)
+    if not near or not (name.startswith((*_OWN, *_SHARED)) or _is_slip(bare, near[0])):
+        return None
+    return names[near[0]]
+
+
+def _is_slip(name: str, meant: str) -> bool:
+    """True for a few changed characters; a whole word more makes another name (``TEST_DATABASE_URL``)."""
+    if len(meant) < _LONG_NAME or name.endswith(f"_{meant}") or name.startswith(f"{meant}_"):
+        return False
+    steps = difflib.SequenceMatcher(None, name, meant, autojunk=False).get_opcodes()
+    changed = sum(max(i2 - i1, j2 - j1) for kind, i1, i2, j1, j2 in steps if kind != "equal")
+    return changed <= _SLIP_CHARACTERS
 
 
 def _printable(name: str) -> str:

@@ -20,7 +20,7 @@ _WHOLE = re.compile(r"0|[1-9][0-9]{0,17}")
 _LIMIT = re.compile(r"([1-9][0-9]{0,17})/([1-9][0-9]{0,17})?(second|minute|hour|day)s?")
 _SWITCH = {"true": True, "on": True, "1": True, "false": False, "off": False, "0": False}
 _UNIT_S = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400}
-_SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://")
+SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://")
 
 SERVICE_LINK_ADVICE = (
     "comes from a Kubernetes service link: set `enableServiceLinks: false` in the pod's spec"
@@ -97,7 +97,7 @@ def port() -> Kind[int]:
     number = whole(1, 65_535)
 
     def parse(text: str) -> int:
-        if _SERVICE_LINK.match(text):
+        if SERVICE_LINK.match(text):
             raise Unfit(f"is {shown(text)}, which {SERVICE_LINK_ADVICE}")
         return number.parse(text)
 

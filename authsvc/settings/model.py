@@ -111,6 +111,7 @@ def _warnings(draft: Settings, reader: Reader) -> Iterator[str]:
     yield from cautions.http_cautions(draft.http)
     yield from cautions.issuer_cautions(draft.tokens)
     yield from cautions.limit_cautions(draft.limits)
+    yield from checks.ignored_names(reader.env)
     if draft.is_development:
         yield from cautions.redis_cautions(draft.redis, reader)
         yield from map(str, cautions.weak_secrets(_secrets(draft)))

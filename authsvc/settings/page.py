@@ -34,11 +34,18 @@ repeats a secret.
   `REDIS_PASSWORD`, `REDIS_DB` or `REDIS_TLS`; Sentinel, cluster, URL and host with each other; a cluster
   with a database number; `PORT` equal to `METRICS_PORT`; `SESSION_IDLE_TTL` or `REDIS_AUTH_TOKEN_TTL` above
   `SESSION_MAX_TTL`.
-- **Unknown names** that begin with `AUTHSVC_` are refused (`AUTHSVC_BIN`, which start scripts use, is
-  ignored). In Kubernetes set `enableServiceLinks: false`, or a Service named `redis` or `authsvc` writes
-  such names and `REDIS_PORT=tcp://…` into the pod.
+- **Unknown names** are refused where they begin with `AUTHSVC_`, `BCRYPT_`, `CACHE_CB_`, `CACHE_KEY_`,
+  `CACHE_LOCK_`, `RATE_LIMIT_` or `REVOCATION_`, and where they look like a slip of a setting
+  (`SESSION_IDLE_TLL`, `TRUSTED_PROXY`, `DATABASE_URI`); the message says what was probably meant. What is
+  only like a setting and may be another program's name (`DATABASE_URI`, `SESSION_TTL`) is a warning where
+  that setting is there, too. So are other unknown names that begin with `CACHE_`, `JWT_`, `PASSWORD_`,
+  `REDIS_`, `REFRESH_`, `SESSION_`, `TOKEN_`, `TRACING_` or `TRUSTED_`. `AUTHSVC_BIN`, which start scripts
+  use, is ignored.
+- **Kubernetes service links** (`REDIS_SERVICE_HOST`, `REDIS_PORT_6379_TCP`) are ignored, but not where a
+  Service is named `authsvc`, and not `REDIS_PORT=tcp://…`, which takes the place of a setting: set
+  `enableServiceLinks: false`.
 - **Allowed, but logged as a warning at start:** a limit that is `off`, a `JWT_ISSUER` with http:// that is
-  not of this host, `TRUSTED_PROXIES` that hold every address, Redis in memory.
+  not of this host, `TRUSTED_PROXIES` that hold every address, Redis in memory, unknown names as above.
 """
 
 

@@ -34,6 +34,7 @@ class Draft:
     """A copy of a rendered overlay that a test breaks."""
 
     def __init__(self, overlay: str = "prod") -> None:
+        self.warnings: list[str] = []
         self.documents: list[Document] = copy.deepcopy(RENDERED[overlay])
         self.pod: Document = only(self.documents, "Deployment", "authsvc")["spec"]["template"]["spec"]
         self.upgrade: Document = self.pod["initContainers"][0]
@@ -43,7 +44,7 @@ class Draft:
     def verdict(self) -> str:
         """Return what the check says."""
         try:
-            return check_manifest(yaml.safe_dump_all(self.documents))
+            return check_manifest(yaml.safe_dump_all(self.documents), self.warnings.append)
         except ManifestError as error:
             return str(error)
 
@@ -82,6 +83,26 @@ def test_unknown_and_contradictory_variables_are_named_with_their_container():
     assert "METRICS_PORT contradicts PORT: both are 8080; expected two ports" in found
     assert "REDIS_URL contradicts REDIS_HOST: set the URL alone or the parts alone" in found
     assert any(line.startswith("Deployment/authsvc, container upgrade: AUTHSVC_ENVV") for line in found)
+
+
+def test_a_slip_is_refused_and_a_stranger_s_name_is_a_warning():
+    """Before anything is applied: the pod would start, and go by the default."""
+    draft = Draft()
+    draft.config["data"] |= {
+        "SESSION_IDLE_TLL": "60",
+        "REDIS_POOL_SIZE": "7",
+        "REDIS_PORT_6379_TCP": "tcp://h:6379",
+    }
+
+    found = draft.problems()
+
+    assert "SESSION_IDLE_TLL is unknown; did you mean SESSION_IDLE_TTL?" in found
+    assert [line for line in draft.warnings if "container authsvc:" in line] == [
+        (
+            "Deployment/authsvc, container authsvc: REDIS_POOL_SIZE is no setting of the service,"
+            " and has no effect on it"
+        )
+    ]
 
 
 def test_a_missing_variable_is_named():
@@ -301,10 +322,10 @@ def test_service_links_must_be_off():
 def test_what_is_no_manifest_is_refused_in_words(text, said):
     """A broken file gets one line that says what is wrong, never a traceback."""
     with pytest.raises(ManifestError, match="1 problem in the manifest"):
-        check_manifest(text)
+        check_manifest(text, print)
 
     with pytest.raises(ManifestError) as refusal:
-        check_manifest(text)
+        check_manifest(text, print)
     assert said in str(refusal.value)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from authsvc.settings import Settings
+from authsvc.settings.sections import VARIABLES
 from tests.unit.settings_env import (
     CLUSTER,
     DEVELOPMENT,
@@ -12,6 +13,7 @@ from tests.unit.settings_env import (
     only_problem,
     problems,
     production,
+    read,
 )
 
 
@@ -57,6 +59,122 @@ def test_unknown_names_of_the_service_s_prefix_are_refused(tmp_path, name, hint)
     assert problem.name == name
     assert hint in problem.message
     assert "some-value" not in problem.message
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("SESSION_IDLE_TLL", "SESSION_IDLE_TTL"),
+        ("RATE_LIMIT_LOGIN_ACOUNT", "RATE_LIMIT_LOGIN_ACCOUNT"),
+        ("TRUSTED_PROXY", "TRUSTED_PROXIES"),
+        ("BCRYPT_COSTS", "BCRYPT_COST"),
+        ("BCRYPT_ROUNDS", None),
+        ("CACHE_CB_TRESHOLD", "CACHE_CB_FAILURE_THRESHOLD"),
+        ("SESSION_TTL", "SESSION_MAX_TTL"),
+        ("LOGLEVEL", "LOG_LEVEL"),
+        ("TOKEN_SECRETS", "TOKEN_SECRET"),
+        ("WEB_CONCURENCY", "WEB_CONCURRENCY"),
+        ("LGO_LEVEL", "LOG_LEVEL"),
+        ("METRIC_PORT", "METRICS_PORT"),
+        ("SESION_MAX_TTL", "SESSION_MAX_TTL"),
+    ],
+)
+def test_a_slip_of_a_setting_s_name_is_refused(tmp_path, name, meant):
+    """It would leave the default in force; the message names what was meant, and never the value."""
+    problem = only_problem(production(tmp_path, **{name: "some-value"}))
+
+    assert problem.name == name
+    assert "is unknown" in problem.message
+    assert meant is None or problem.message.endswith(f"did you mean {meant}?")
+    assert "some-value" not in problem.message
+
+
+@pytest.mark.parametrize("name", [variable.name for variable in VARIABLES if len(variable.name) > 7])
+def test_every_setting_is_recognised_with_one_letter_missing(tmp_path, name):
+    """Whichever setting it is: a slip never passes in silence."""
+    slip = name[:-2] + name[-1]
+
+    found = problems(production(tmp_path, **{slip: "x", name: None}))
+
+    assert f"{slip} is unknown; did you mean {name}?" in map(str, found)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        # Kubernetes writes these for Services named redis, session-store and cache.
+        *("REDIS_SERVICE_HOST", "REDIS_SERVICE_PORT", "REDIS_SERVICE_PORT_REDIS", "REDIS_PORT_6379_TCP"),
+        *("REDIS_PORT_6379_TCP_ADDR", "SESSION_STORE_SERVICE_HOST", "CACHE_PORT_11211_TCP_PROTO"),
+        # Of libpq, Python, OpenTelemetry, Prometheus, shells, images, and of other programs.
+        *(
+            "PGHOST",
+            "PGPASSWORD",
+            "PGSSLROOTCERT",
+            "PYTHONUNBUFFERED",
+            "PYTHONPATH",
+            "PROMETHEUS_MULTIPROC_DIR",
+        ),
+        *(
+            "OTEL_EXPORTER_OTLP_ENDPOINT",
+            "OTEL_TRACES_SAMPLER",
+            "HOSTNAME",
+            "LOGNAME",
+            "LANGUAGE",
+            "PORTS",
+            "HOSTS",
+        ),
+        *(
+            "SESSION_MANAGER",
+            "AUTHSVC_BIN",
+            "POSTGRES_PASSWORD",
+            "KUBERNETES_SERVICE_HOST",
+            "KUBERNETES_PORT",
+        ),
+        *("TEST_DATABASE_URL", "TEST_REDIS_URL", "DATABASE_URL_REPORTS", "DATABASE_USER", "DATABASE_HOST"),
+        *("APP_LOG_LEVEL", "DB_LOG_LEVEL", "API_KEY", "API_URL", "GPG_KEY", "LC_ALL", "SSL_CERT_FILE"),
+    ],
+)
+def test_other_programs_names_are_nobody_s_business(tmp_path, name):
+    """No problem, and no warning in each log."""
+    assert read(tmp_path, **{name: "tcp://10.0.0.1:1"}).warnings == ()
+
+
+@pytest.mark.parametrize(
+    "name", ["REDIS_POOL_SIZE", "JWT_PRIVATE_KEY", "SESSION_COOKIE_NAME", "PASSWORD_STORE_DIR"]
+)
+def test_a_name_that_others_may_have_is_a_warning(tmp_path, name):
+    """A ConfigMap may serve several programs; whoever meant the service hears of it."""
+    assert read(tmp_path, **{name: "x"}).warnings == (
+        f"{name} is no setting of the service, and has no effect on it",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("DATABASE_URI", "DATABASE_URL"), ("JWT_ISSUER_FILE", "JWT_ISSUER"), ("REDIS_HOSTNAME", "REDIS_HOST")],
+)
+def test_a_name_like_a_setting_is_a_warning_where_that_setting_is_there(tmp_path, name, meant):
+    """It may be another program's, and the operator has a way to keep both."""
+    ignored = f"{name} is no setting of the service, and has no effect on it; {meant} is set"
+
+    assert read(tmp_path, **{name: "x"}).warnings == (ignored,)
+
+
+def test_a_setting_from_a_file_is_there_too(tmp_path):
+    """Whichever name it came by."""
+    secret = tmp_path / "url"
+    secret.write_text("postgresql://authsvc@db.internal/authsvc")
+
+    settings = read(tmp_path, DATABASE_URL=None, DATABASE_URL_FILE=str(secret), DATABASE_URI="x")
+
+    assert settings.warnings[0].startswith("DATABASE_URI is no setting")
+
+
+def test_a_slip_under_a_prefix_of_the_service_is_refused_beside_the_setting(tmp_path):
+    """A base sets it, and an overlay misses it: the base's value would stay in force."""
+    found = only_problem(production(tmp_path, SESSION_IDLE_TTL="600", SESSION_IDLE_TLL="60"))
+
+    assert str(found) == "SESSION_IDLE_TLL is unknown; did you mean SESSION_IDLE_TTL?"
 
 
 @pytest.mark.parametrize(

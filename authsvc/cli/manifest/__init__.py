@@ -6,17 +6,20 @@ Rendered Kubernetes YAML, held against what the service needs: ``authsvc config 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from authsvc.cli.manifest.checks import problems
 from authsvc.cli.manifest.documents import Manifest, ManifestError
 
 __all__ = ["ManifestError", "check_manifest"]
 
 
-def check_manifest(text: str) -> str:
+def check_manifest(text: str, warn: Callable[[str], None]) -> str:
     """
     Check every pod that runs the service; what was checked, in words.
 
-    Connects to nothing.  The values of Secrets that are not in *text* are taken for good.
+    Connects to nothing; *warn* hears of what is allowed, but looks wrong.  The values of
+    Secrets that are not in *text* are taken for good.
 
     Raises:
         ManifestError: something does not fit; names all of it.
@@ -25,7 +28,7 @@ def check_manifest(text: str) -> str:
     pods = [pod for pod in manifest.pods() if pod.own_containers()]
     if not pods:
         raise ManifestError(["no workload runs authsvc: no container has its image, command or name"])
-    found = [problem for pod in pods for problem in problems(pod, manifest)]
+    found = [problem for pod in pods for problem in problems(pod, manifest, warn)]
     if found:
         raise ManifestError(found)
     return "; ".join(f"{pod.title} ({', '.join(each.name for each in pod.own_containers())})" for pod in pods)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from authsvc.cli.manifest.documents import Container, Manifest, Pod, mapping, sequence, words
@@ -15,6 +15,7 @@ from authsvc.cli.manifest.environment import (
 )
 from authsvc.server import GRACEFUL_TIMEOUT_S
 from authsvc.settings import Settings, SettingsError
+from authsvc.settings.checks import ignored_names
 from authsvc.settings.sections import VARIABLES
 from authsvc.settings.variables import JWT_KEYS_DIR, METRICS_PORT, PORT
 
@@ -31,13 +32,15 @@ UNKNOWN_FILE = "/dev/null"
 KNOWN_FOLDER = "/"
 
 
-def problems(pod: Pod, manifest: Manifest) -> Iterator[str]:
-    """Everything that does not fit in *pod*, each with its place."""
+def problems(pod: Pod, manifest: Manifest, warn: Callable[[str], None]) -> Iterator[str]:
+    """Everything that does not fit in *pod*, each with its place; *warn* hears of what has no effect."""
     containers = pod.own_containers()
     if pod.spec.get("enableServiceLinks") is not False:
         yield f"{pod.title}: enableServiceLinks is not false: a Service named redis would write REDIS_PORT"
     for container in containers:
         environment = environment_of(container, pod, manifest)
+        for warning in ignored_names({name: value or "" for name, value in environment.values.items()}):
+            warn(f"{container.where}: {warning}")
         found = [*environment.problems, *_settings_problems(environment, container, pod, manifest)]
         if container.is_server():
             ports = _Ports.of(container, environment)
