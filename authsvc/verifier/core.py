@@ -65,7 +65,7 @@ class Options:
     deadline_s: float = 2.0
     #: How long the first checks of a process wait for the feed (seconds, from its start).
     start_within_s: float = 2.0
-    #: An unknown key id makes the keys be fetched, but not twice within this time (seconds).
+    #: A key id that the service does not publish is not looked for again within this time (seconds).
     refetch_keys_s: float = 10.0
     #: Introspections at a time.
     introspections: int = 8
@@ -159,7 +159,7 @@ class Verifier:
         Raises:
             TokenInvalid: forged, expired, revoked, its session over or its user changed.
             RoleMissing: good, without one of *roles*.
-            KeysUnknown: there are no keys to verify with.
+            KeysUnknown: the key to verify with cannot be fetched now.
             FeedStale, Unavailable: whether it was revoked cannot be said now.
         """
         here = self._here()

@@ -38,7 +38,7 @@ class Unavailable(VerifierError):
 
 
 class KeysUnknown(Unavailable):
-    """There are no signing keys, or they are older than their publisher allows, and no new ones."""
+    """There are no signing keys that may be used, or a new key cannot be told from a forged id now."""
 
 
 class FeedStale(Unavailable):

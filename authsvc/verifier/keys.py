@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import threading
 from collections.abc import Callable, Mapping
@@ -27,7 +28,7 @@ RSA_MIN_BITS = 2048
 DEFAULT_AGE_S, LEAST_AGE_S, MOST_AGE_S = 300.0, 30.0, 3600.0
 #: At this part of their age keys are fetched anew, beside the requests.
 REFRESH_AT = 0.8
-#: With no keys that may be used, they are asked for so often (seconds).
+#: Keys that are needed and not there are asked for so often at most (seconds).
 RETRY_S = 1.0
 
 _MAX_AGE = re.compile(r"(?:^|[,\s])max-age=(\d{1,9})(?:$|[,\s])")
@@ -45,9 +46,10 @@ class VerifyingKey:
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """Keys, with the monotonic times (seconds) at which they are to be renewed, and are too old."""
+    """Keys, with the monotonic times (seconds) of their request, of their renewal, and of their end."""
 
     keys: Mapping[str, VerifyingKey]
+    asked_s: float
     renew_s: float
     expires_s: float
 
@@ -56,9 +58,9 @@ class KeySet:
     """
     The keys of one issuer.
 
-    An unknown id makes it fetch them once more, but not again within *refetch_s* (seconds) of the last
-    time, however many unknown ids are shown.  Whoever needs keys while they are being fetched waits for
-    that one answer.
+    An unknown id makes it fetch them once more, at most once in RETRY_S seconds, however many unknown ids
+    are shown.  One that was looked for and not found is not looked for again within *refetch_s* (seconds).
+    Whoever needs keys while they are being fetched waits for that one answer.
     """
 
     def __init__(
@@ -68,33 +70,61 @@ class KeySet:
         self._monotonic = monotonic
         self._refetch_s = refetch_s
         self._held: _Held | None = None
+        #: Ids that were looked for and not found, with the time of the request (monotonic seconds).
+        self._absent: Mapping[str, float] = {}
         self._asked_s = -MOST_AGE_S
         self._flight = threading.Lock()
         self._renewing = threading.Lock()
 
     def find(self, kid: str) -> VerifyingKey | None:
-        """The key *kid*; raises KeysUnknown where there are none that may be used."""
+        """
+        The key *kid*; None if the publisher had no such key when it was asked, a second ago at most.
+
+        Raises:
+            KeysUnknown: there are no keys that may be used, or nobody can say now whether *kid* is a new one.
+        """
+        now_s = self._monotonic()
         held = self._usable()
-        if held is None:
-            self._ask(not_within_s=RETRY_S)
-        elif kid not in held.keys:
-            self._ask(not_within_s=self._refetch_s)
-        elif self._monotonic() >= held.renew_s:
+        if held is None or kid not in held.keys:
+            return self._look_for(kid, now_s)
+        if now_s >= held.renew_s:
             self._renew_aside()
+        return held.keys[kid]
+
+    def _look_for(self, kid: str, shown_s: float) -> VerifyingKey | None:
+        """What :meth:`find` returns for a key that is not there at *shown_s* (monotonic seconds)."""
+        if self._usable() and shown_s - self._absent.get(kid, -math.inf) < self._refetch_s:
+            return None
+        self._ask()
         held = self._usable()
         if held is None:
             raise KeysUnknown("no signing keys")
+        if kid not in held.keys:
+            self._require_news(held, shown_s)
+            self._note_absent(kid, held.asked_s, shown_s)
         return held.keys.get(kid)
+
+    def _require_news(self, held: _Held, shown_s: float) -> None:
+        """Raise KeysUnknown if an id shown at *shown_s* may be that of a key which is newer than *held*."""
+        if held.asked_s < shown_s - RETRY_S:
+            raise KeysUnknown("the keys could not be fetched since this id was shown")
+
+    def _note_absent(self, kid: str, asked_s: float, shown_s: float) -> None:
+        """Note that *kid* is no key if it was asked for, and forget old notes: few are ever kept."""
+        if asked_s < shown_s:
+            return
+        recent = {other: at_s for other, at_s in self._absent.items() if asked_s - at_s < self._refetch_s}
+        self._absent = recent | {kid: asked_s}
 
     def _usable(self) -> _Held | None:
         held = self._held
         return held if held and self._monotonic() < held.expires_s else None
 
-    def _ask(self, *, not_within_s: float) -> None:
-        """Fetch, unless that was done within *not_within_s* seconds; keeps what it has where it fails."""
+    def _ask(self) -> None:
+        """Fetch, unless that was done within RETRY_S seconds; keeps what it has where it fails."""
         with self._flight:
             now_s = self._monotonic()
-            if now_s - self._asked_s < not_within_s:
+            if now_s - self._asked_s < RETRY_S:
                 return
             try:
                 self._held = _hold(self._fetch(), now_s)
@@ -110,7 +140,7 @@ class KeySet:
 
         def renew() -> None:
             try:
-                self._ask(not_within_s=RETRY_S)
+                self._ask()
             finally:
                 self._renewing.release()
 
@@ -123,7 +153,12 @@ def _hold(answer: Answer, now_s: float) -> _Held:
         raise ValueError(f"status {answer.status}")
     found = _MAX_AGE.search(answer.headers.get("cache-control", ""))
     age_s = min(MOST_AGE_S, max(LEAST_AGE_S, float(found[1]))) if found else DEFAULT_AGE_S
-    return _Held(parse_keys(answer.body), now_s + REFRESH_AT * age_s, now_s + age_s)
+    return _Held(
+        keys=parse_keys(answer.body),
+        asked_s=now_s,
+        renew_s=now_s + REFRESH_AT * age_s,
+        expires_s=now_s + age_s,
+    )
 
 
 def parse_keys(body: bytes) -> Mapping[str, VerifyingKey]:

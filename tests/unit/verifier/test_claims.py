@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from authsvc.domain.errors import TokenInvalid as ServiceRefusal
-from authsvc.domain.tokens.access import TokenReader, TokenSigner
+from authsvc.domain.tokens.access import TokenReader
 from authsvc.domain.tokens.keys import Algorithm
 from authsvc.verifier import claims as verifier
 from authsvc.verifier.errors import KeysUnknown, TokenInvalid
-from tests.unit.domain.samples import NOW, PROFILE, SESSION_ID, later, ring, signing_key, user
+from tests.unit.domain.samples import PROFILE, ring, signing_key
 from tests.unit.verifier.samples import (
     CLAIMS,
     NOW_S,
@@ -41,7 +41,7 @@ def of_service(text: str, now_s: float) -> tuple[Any, ...] | None:
         token = SERVICE.read(text, now=datetime.fromtimestamp(now_s, UTC))
     except ServiceRefusal:
         return None
-    return tuple(getattr(token, name) for name in token.__slots__)
+    return tuple(getattr(token, name) for name in FIELDS)
 
 
 def of_verifier(text: str, now_s: float) -> tuple[Any, ...] | None:
@@ -50,12 +50,10 @@ def of_verifier(text: str, now_s: float) -> tuple[Any, ...] | None:
         claims = verifier.read(text, RULES, FIND, now_s=now_s)
     except TokenInvalid:
         return None
-    return tuple(getattr(claims, name) for name in SERVICE_FIELDS)
+    return tuple(getattr(claims, name) for name in FIELDS)
 
 
-SERVICE_FIELDS = (
-    TokenSigner(PROFILE, lambda: RING).issue(user(), SESSION_ID, now=NOW, not_after=later(3600))[1].__slots__
-)
+FIELDS = verifier.Claims.__slots__
 
 
 def agreed(text: str, now_s: float = NOW_S) -> bool:

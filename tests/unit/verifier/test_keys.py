@@ -85,17 +85,77 @@ def test_a_new_key_is_seen_at_its_first_token(keys, publisher, hands):
     assert publisher.asked == 2
 
 
-def test_a_storm_of_unknown_ids_is_one_request_in_ten_seconds(keys, publisher, hands):
-    """Whatever the load: counted exactly, over half a minute and ten threads."""
+def test_a_storm_of_unknown_ids_is_one_request_a_second(keys, publisher, hands):
+    """Whatever the load and however many ids: counted exactly, over half a minute and ten threads."""
+    keys.find(OLD.kid)
+    for second in range(30):
+        hands.tick(1)
+        with ThreadPoolExecutor(10) as threads:
+            found = list(threads.map(keys.find, [f"made-up-{second}-{number}" for number in range(30)]))
+        assert found == [None] * 30
+
+    assert publisher.asked == 1 + 30
+    assert keys.find(OLD.kid) is not None
+
+
+def test_an_id_that_is_known_to_be_no_key_is_one_request_in_ten_seconds(keys, publisher, hands):
+    """A client that goes on showing a token of a key that was removed costs next to nothing."""
     keys.find(OLD.kid)
     for _ in range(30):
         hands.tick(1)
-        with ThreadPoolExecutor(10) as threads:
-            found = list(threads.map(lambda number: keys.find(f"made-up-{number}"), range(30)))
-        assert found == [None] * 30
+        assert [keys.find("removed") for _ in range(30)] == [None] * 30
 
     assert publisher.asked == 1 + 3
-    assert keys.find(OLD.kid) is not None
+
+
+def test_a_new_key_is_not_taken_for_a_forged_one_while_the_publisher_is_away(keys, publisher, hands):
+    """Nobody can say that it is none: unknown, not invalid; found a second after the publisher is back."""
+    keys.find(OLD.kid)
+    hands.tick(10)
+    publisher.keys, publisher.is_away = (OLD, NEW), True
+
+    for _ in range(20):
+        with pytest.raises(KeysUnknown):
+            keys.find(NEW.kid)
+        assert keys.find(OLD.kid) is not None
+        hands.tick(0.5)
+    publisher.is_away = False
+    hands.tick(0.5)
+
+    assert keys.find(NEW.kid) is not None
+    assert publisher.asked == 1 + 10 + 1
+
+
+def test_forged_ids_delay_a_new_key_by_a_second_at_most(keys, publisher, hands):
+    """Each had the keys fetched a moment ago; that one second later is enough, whatever comes in between."""
+    keys.find(OLD.kid)
+    hands.tick(10)
+    assert keys.find("forged") is None
+    publisher.keys = (OLD, NEW)
+    hands.tick(0.5)
+
+    assert keys.find("also forged") is None
+    assert keys.find(NEW.kid) is None
+    hands.tick(0.5)
+
+    assert keys.find("also forged") is None
+    assert keys.find(NEW.kid) is not None
+
+
+def test_an_answer_that_took_long_refuses_nobody_who_came_later(keys, publisher, hands):
+    """The key may have been published while it was on its way: unknown, not invalid."""
+    keys.find(OLD.kid)
+    hands.tick(10)
+    publisher.gate.clear()
+    with ThreadPoolExecutor(2) as threads:
+        forged = threads.submit(keys.find, "forged")
+        wait_until(lambda: publisher.asked == 2)
+        hands.tick(1.5)
+        late = threads.submit(keys.find, NEW.kid)
+        publisher.gate.set()
+
+        assert forged.result() is None
+        assert isinstance(late.exception(), KeysUnknown)
 
 
 def test_who_comes_while_keys_are_fetched_waits_for_that_answer(keys, publisher):
@@ -191,7 +251,8 @@ def test_what_is_no_key_set_changes_nothing(hands, answer):
     keys.find(OLD.kid)
     hands.tick(20)
 
-    assert keys.find("unknown") is None
+    with pytest.raises(KeysUnknown):
+        keys.find("unknown")
     assert not answers
     assert keys.find(OLD.kid) is not None
 
