@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from flask import Response, jsonify, request
 
 from authsvc.api.frame.bodies import MERGE_PATCH, Blueprint
@@ -13,6 +15,10 @@ from authsvc.domain.preferences import Condition, Preferences, entity_tag
 blp = Blueprint(
     "preferences", __name__, url_prefix="/v1/me/preferences", description="The caller's preferences."
 )
+
+#: What proxies add to the tag of an answer that they compress: Apache and Caddy ``-gzip``, Jetty ``--gzip``,
+#: others ``;gzip``.
+_CODING = re.compile(r"(?:--?|;)(?:gzip|br|zstd|deflate)\Z")
 
 
 @blp.get("")
@@ -52,9 +58,15 @@ def _tagged(preferences: Preferences) -> Response:
 
 
 def _condition() -> Condition:
-    """The request's ``If-Match``, by strong comparison (RFC 9110 §13.1.1)."""
+    """
+    The request's ``If-Match``.
+
+    RFC 9110 §13.1.1 wants strong comparison, which would refuse for ever what comes back through a proxy
+    that compresses.  Our tags are digests of the content, so that a proxy's mark on them changes nothing.
+    """
     if "If-Match" not in request.headers:
         return Condition()
     if request.if_match.star_tag:
         return Condition(frozenset("*"))
-    return Condition(frozenset(f'"{tag}"' for tag in request.if_match.as_set()))
+    tags = request.if_match.as_set(include_weak=True)
+    return Condition(frozenset(f'"{_CODING.sub("", tag)}"' for tag in tags if tag))

@@ -107,11 +107,37 @@ def test_a_write_on_an_old_read_is_refused(person):
     assert put(person, {"n": 6}, If_Match="*").status_code == 200
 
 
-@pytest.mark.parametrize("condition", ["", "W/{tag}", '"*"', "nonsense", '"', '""'])
-def test_a_condition_that_names_no_current_tag_fails(pg_api, condition):
-    """Comparison is strong: a weak tag, a quoted star, an empty header match nothing."""
+@pytest.mark.parametrize(
+    "condition",
+    [
+        'W/"{tag}"',
+        *(f'"{{tag}}{suffix}"' for suffix in ("-gzip", "-br", "-zstd", "-deflate", ";gzip", "--gzip", ";br")),
+        'W/"{tag}-gzip"',
+        '"x", W/"{tag}--gzip"',
+    ],
+)
+def test_a_tag_that_a_compressing_proxy_has_marked_is_still_the_tag(pg_api, condition):
+    """The content is the same: a write on the current read goes on, one on an old read is refused."""
     person = pg_api.someone()
-    tag = put(person, {"n": 1}).headers["ETag"]
+    old = put(person, {"n": 1}).headers["ETag"].strip('"')
+    tag = put(person, {"n": 2}).headers["ETag"].strip('"')
+
+    late = [write(person, {"n": 3}, If_Match=condition.format(tag=old)) for write in (put, patch)]
+    current = put(person, {"n": 2}, If_Match=condition.format(tag=tag))
+
+    assert [code_of(answer) for answer in late] == ["precondition_failed"] * 2
+    assert current.status_code == 200
+    assert patch(person, {"n": 4}, If_Match=condition.format(tag=tag)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "condition",
+    ["", '"*"', "nonsense", '"', '""', '"{tag}-tar"', '"{tag}gzip"', '"{tag}-gzip-gzip"', '"-gzip"'],
+)
+def test_a_condition_that_names_no_current_tag_fails(pg_api, condition):
+    """A quoted star, an empty header, the current tag with anything but a content coding behind it."""
+    person = pg_api.someone()
+    tag = put(person, {"n": 1}).headers["ETag"].strip('"')
 
     answer = put(person, {"n": 2}, If_Match=condition.format(tag=tag))
 
