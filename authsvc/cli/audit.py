@@ -13,6 +13,7 @@ from typing import Any
 
 from authsvc.cli.admin import migrated
 from authsvc.domain.audit import AuditTrail
+from authsvc.domain.values.clocks import rfc3339
 from authsvc.store.audit import SqlAuditTrail
 from authsvc.wiring import now
 from authsvc.wiring.stores import open_database
@@ -38,7 +39,7 @@ def run_prune(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     before = now() - options.older_than
     with closing(open_database(migrated(env))) as database:
         deleted = prune(SqlAuditTrail(database), before=before)
-    print(json.dumps({"deleted": deleted, "before": before.isoformat()}))
+    print(json.dumps({"deleted": deleted, "before": rfc3339(before)}))
     return 0
 
 

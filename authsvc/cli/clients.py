@@ -11,6 +11,7 @@ from typing import Any
 from authsvc.cli.admin import open_services
 from authsvc.domain.clients import Client
 from authsvc.domain.errors import NotFound
+from authsvc.domain.values.clocks import rfc3339
 
 
 def add_commands(commands: Any) -> None:
@@ -57,4 +58,4 @@ def run_delete(options: argparse.Namespace, env: Mapping[str, str]) -> int:
 
 
 def _described(client: Client) -> dict[str, object]:
-    return {"client_id": client.id, "name": client.name, "created_at": client.created_at.isoformat()}
+    return {"client_id": client.id, "name": client.name, "created_at": rfc3339(client.created_at)}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 from authsvc.domain.passwords.hasher import MALFORMED, SCHEME, kind_of_hash
 from authsvc.domain.users import User
+from authsvc.domain.values.clocks import rfc3339
 from authsvc.store.transfers import SqlUserTransfers
 
 
@@ -49,9 +49,9 @@ def _described(user: User) -> dict[str, Any]:
         "roles": list(user.roles),
         "status": user.status,
         "preferences": user.preferences,
-        "created_at": _written(user.created_at),
-        "updated_at": _written(user.updated_at),
-        "last_login": _written(user.last_login) if user.last_login else None,
+        "created_at": rfc3339(user.created_at),
+        "updated_at": rfc3339(user.updated_at),
+        "last_login": rfc3339(user.last_login) if user.last_login else None,
     }
 
 
@@ -60,8 +60,3 @@ def _hash(stored: str | None, pepper_id: str | None) -> dict[str, Any]:
         return {}
     is_own = stored.startswith(SCHEME)
     return {"password_hash": stored, "pepper_id": pepper_id} if is_own else {"password_hash": stored}
-
-
-def _written(moment: datetime) -> str:
-    """RFC 3339, with all that the database knows of it."""
-    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")

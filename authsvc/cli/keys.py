@@ -20,6 +20,7 @@ from authsvc.domain.tokens.keys import (
     generate,
     stamp,
 )
+from authsvc.domain.values.clocks import rfc3339
 from authsvc.settings import SettingsError
 from authsvc.settings import variables as v
 from authsvc.settings.development import KEYS_DIR
@@ -228,7 +229,7 @@ def _described(key: SigningKey, *, signs: bool) -> dict[str, str]:
         "kid": key.kid,
         "alg": key.algorithm,
         "file": key.file_name,
-        "created_at": key.created_at.isoformat(),
+        "created_at": rfc3339(key.created_at),
         "state": "signing" if signs else "published",
     }
 

@@ -10,6 +10,7 @@ from contextlib import closing
 from typing import Any
 
 from authsvc.cli.admin import migrated
+from authsvc.domain.values.clocks import rfc3339
 from authsvc.store.pruning import MARGIN, SqlPruning
 from authsvc.wiring import now
 from authsvc.wiring.stores import open_database
@@ -35,7 +36,7 @@ def run_prune(_options: argparse.Namespace, env: Mapping[str, str]) -> int:
             "sessions": _total("sessions", pruning.sessions(before=before)),
             "revocations": _total("revocations", pruning.revocations(before=before)),
         }
-    print(json.dumps({"deleted": deleted, "before": before.isoformat()}))
+    print(json.dumps({"deleted": deleted, "before": rfc3339(before)}))
     return 0
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from authsvc import __version__
 from authsvc.domain.errors import StoreUnavailable
-from authsvc.domain.values.clocks import Clock, Monotonic
+from authsvc.domain.values.clocks import Clock, Monotonic, rfc3339
 from authsvc.observability.totals import CacheTotals
 
 #: How long one look at the stores is good for: probes are public and must not become a load.
@@ -119,7 +119,7 @@ class Health:
         return {
             "status": _word(vitals),
             "service": "authsvc",
-            "timestamp": self.clock().isoformat(),
+            "timestamp": rfc3339(self.clock()),
             "redis": "in-memory" if self.probes.is_in_memory else redis,
             "database": "up" if vitals.is_sql_up else "down",
             "cache": {

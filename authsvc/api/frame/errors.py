@@ -234,13 +234,18 @@ def _fail(error: Exception) -> Response:
     return _respond(Problem(status=500, code="internal_error"))
 
 
-def flat(messages: Messages, path: str = "") -> dict[str, list[str]]:
-    """marshmallow's tree of messages as field path -> messages; the location is not part of the path."""
+def flat(messages: Messages, path: str = "", *, whole: str = "body") -> dict[str, list[str]]:
+    """
+    marshmallow's tree of messages as field path -> messages.
+
+    The location is not part of the path; it names, as *whole*, what is wrong as a whole.
+    """
     if isinstance(messages, list):
-        return {path or "body": [str(message) for message in messages]}
+        return {path or whole: [str(message) for message in messages]}
     found: dict[str, list[str]] = {}
     for name, inner in messages.items():
         is_location = not path and name in {"json", "query"}
         is_part = not is_location and _FIELD.fullmatch(str(name))
-        found.update(flat(inner, f"{path}.{name}".lstrip(".") if is_part else path))
+        inner_path = f"{path}.{name}".lstrip(".") if is_part else path
+        found.update(flat(inner, inner_path, whole="query" if is_location and name == "query" else whole))
     return found

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from marshmallow import RAISE, Schema, ValidationError, fields, post_load, validate, validates_schema
 
 from authsvc.api.frame.bodies import JSON, MERGE_PATCH, Body
+from authsvc.api.schemas.kinds import Time
 from authsvc.domain.authentication import Registration
 from authsvc.domain.users import ROLES, Profile, Role, Status, UserFilter
 from authsvc.domain.values.identifiers import UserId, is_id
@@ -230,9 +231,9 @@ class UserView(Schema):
     roles = fields.List(fields.String())
     status = fields.String()
     preferences = fields.Dict(keys=fields.String())
-    created_at = fields.AwareDateTime()
-    updated_at = fields.AwareDateTime()
-    last_login = fields.AwareDateTime(allow_none=True)
+    created_at = Time()
+    updated_at = Time()
+    last_login = Time(allow_none=True)
 
 
 class UserPage(Schema):
@@ -250,9 +251,9 @@ class SessionView(Schema):
     device_id = fields.String(allow_none=True)
     ip = fields.String()
     user_agent = fields.String(allow_none=True)
-    created_at = fields.AwareDateTime()
-    last_used_at = fields.AwareDateTime()
-    expires_at = fields.AwareDateTime()
+    created_at = Time()
+    last_used_at = Time()
+    expires_at = Time()
 
 
 class SessionList(Schema):

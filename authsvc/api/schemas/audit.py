@@ -7,6 +7,7 @@ from typing import Any
 
 from marshmallow import RAISE, Schema, ValidationError, fields, post_load, validate
 
+from authsvc.api.schemas.kinds import Time, TimeInQuery
 from authsvc.domain.audit import OPERATIONAL, Action, AuditFilter
 from authsvc.domain.values.identifiers import is_id
 
@@ -58,8 +59,8 @@ class EventQuery(OwnEventQuery):
     user_id = fields.String(validate=_known_id)
     actor_id = fields.String(validate=_known_id)
     ip = fields.String(validate=_address)
-    since = fields.AwareDateTime(format="iso")
-    until = fields.AwareDateTime(format="iso")
+    since = TimeInQuery()
+    until = TimeInQuery()
 
 
 def _filter(data: dict[str, Any]) -> AuditFilter:
@@ -79,7 +80,7 @@ class OwnEventView(Schema):
     """An event as its user sees it."""
 
     id = fields.String()
-    at = fields.AwareDateTime()
+    at = Time()
     action = fields.String()
     session_id = fields.String(allow_none=True)
     ip = fields.String(allow_none=True)
@@ -99,7 +100,7 @@ class EventView(Schema):
     """An event as admins see it."""
 
     id = fields.String()
-    at = fields.AwareDateTime()
+    at = Time()
     action = fields.String()
     user_id = fields.String(allow_none=True)
     actor_id = fields.String(allow_none=True)

@@ -12,6 +12,7 @@ from authsvc.api.schemas.accounts import RegisterBody, UserView
 from authsvc.domain.authentication import Registration
 from authsvc.domain.errors import AuthError, Invalid
 from authsvc.domain.users import User
+from authsvc.domain.values.clocks import rfc3339
 from authsvc.domain.values.identifiers import UserId, is_id
 
 MAX_CREATED = 20
@@ -124,9 +125,9 @@ class PlainUser(fields.Nested):
             "roles": user.roles,
             "status": user.status,
             "preferences": user.preferences,
-            "created_at": user.created_at.isoformat(),
-            "updated_at": user.updated_at.isoformat(),
-            "last_login": user.last_login.isoformat() if user.last_login else None,
+            "created_at": rfc3339(user.created_at),
+            "updated_at": rfc3339(user.updated_at),
+            "last_login": rfc3339(user.last_login) if user.last_login else None,
         }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from marshmallow import RAISE, Schema, ValidationError, fields, post_load, validate
 
+from authsvc.api.schemas.kinds import Time
 from authsvc.domain.feed import MAX_PAGE, MAX_WAIT_S, FeedAnswer, FeedQuery
 from authsvc.domain.revocations import Revocation
 
@@ -50,7 +51,7 @@ class FeedItem(Schema):
     user_id = fields.String()
     epoch = fields.Integer(metadata={"description": "Tokens of the user with a lower one are dead."})
     token_id = fields.String()
-    until = fields.AwareDateTime()
+    until = Time()
 
 
 class FeedView(Schema):
