@@ -11,7 +11,7 @@ from authsvc.api.frame.outcomes import revoked
 from authsvc.api.schemas.accounts import SessionList
 from authsvc.domain.errors import Invalid, NotFound
 from authsvc.domain.sessions import Session
-from authsvc.domain.values.identifiers import SessionId, is_id
+from authsvc.domain.values.identifiers import SessionId, canonical_id
 
 blp = Blueprint("sessions", __name__, url_prefix="/v1/me/sessions", description="The caller's own sessions.")
 
@@ -32,9 +32,10 @@ def own() -> dict[str, list[dict[str, object]]]:
 @blp.refuses(404, "`not_found`")
 def end(session_id: str) -> Response:
     """End one session; the current one, too."""
-    if not is_id(session_id):
+    named = canonical_id(session_id)
+    if named is None:
         raise NotFound
-    return revoked(services().sessions.end(SessionId(session_id), owner=identity().user_id))
+    return revoked(services().sessions.end(SessionId(named), owner=identity().user_id))
 
 
 @blp.delete("")

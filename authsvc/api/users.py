@@ -11,7 +11,7 @@ from authsvc.api.frame.outcomes import changed, revoked
 from authsvc.api.schemas.accounts import StandingBody, StandingForm, UserPage, UserQuery, UserView
 from authsvc.domain.errors import NotFound
 from authsvc.domain.users import User, UserFilter
-from authsvc.domain.values.identifiers import UserId, is_id
+from authsvc.domain.values.identifiers import UserId, canonical_id
 
 blp = Blueprint("users", __name__, url_prefix="/v1/users", description="Users, for admins.")
 
@@ -74,6 +74,7 @@ def end_sessions(user_id: str) -> Response:
 
 def _id(text: str) -> UserId:
     """*text* as a user's id; a malformed one names nobody."""
-    if not is_id(text):
+    named = canonical_id(text)
+    if named is None:
         raise NotFound
-    return UserId(text)
+    return UserId(named)

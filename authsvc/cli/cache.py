@@ -12,7 +12,7 @@ from typing import Any
 
 from authsvc.cli.admin import open_services
 from authsvc.domain.errors import StoreUnavailable
-from authsvc.domain.values.identifiers import UserId, is_id
+from authsvc.domain.values.identifiers import UserId, canonical_id
 from authsvc.services import Services
 
 COMPARISONS = 5
@@ -44,10 +44,11 @@ def run_warm(_options: argparse.Namespace, env: Mapping[str, str]) -> int:
 
 def run_clear(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Drop cached users."""
-    if options.user is not None and not is_id(options.user):
+    named = None if options.user is None else canonical_id(options.user)
+    if options.user is not None and named is None:
         raise ValueError("--user takes the id of a user")
     with closing(open_services(env)) as services:
-        user_id = UserId(options.user) if options.user else None
+        user_id = UserId(named) if named else None
         print(json.dumps({"cleared": services.cache.clear(user_id)}))
     return 0
 

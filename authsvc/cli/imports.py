@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 from marshmallow import Schema, ValidationError, fields, validate
 
 from authsvc.api.schemas.accounts import storable, text
+from authsvc.api.schemas.kinds import Identifier
 from authsvc.domain.credentials import Credentials
 from authsvc.domain.errors import Invalid
 from authsvc.domain.passwords.hasher import SCHEME, parse_imported_hash, parse_own_hash
@@ -20,7 +21,7 @@ from authsvc.domain.revocations import Revocations
 from authsvc.domain.users import ROLES, User, with_roles
 from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.emails import InvalidEmail, canonical_email
-from authsvc.domain.values.identifiers import UserId, is_id, new_id
+from authsvc.domain.values.identifiers import UserId, new_id
 from authsvc.domain.values.jsontext import Json, parse
 from authsvc.store.transfers import Arrival, SqlUserTransfers
 
@@ -44,11 +45,6 @@ def _moment(**options: Any) -> fields.AwareDateTime:
     return fields.AwareDateTime(format="iso", validate=_in_utc, **options)
 
 
-def _canonical_id(value: str) -> None:
-    if not is_id(value):
-        raise ValidationError("Not a UUID in lower case.")
-
-
 def _within_limits(value: dict[str, Json]) -> None:
     try:
         checked(value)
@@ -62,7 +58,7 @@ class Line(Schema):
     email = text(1024, required=True)
     password_hash = fields.String(required=True)
     pepper_id = fields.String()
-    id = fields.String(validate=_canonical_id)
+    id = Identifier()
     name = text(200, allow_none=True)
     phone = text(64, allow_none=True)
     device_id = text(200, allow_none=True)

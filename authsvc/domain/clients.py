@@ -15,7 +15,7 @@ from authsvc.domain.audit import Action, AuditLog, Event
 from authsvc.domain.errors import ClientRefused, Invalid, NotFound, StoreUnavailable
 from authsvc.domain.ratelimits import Limits, Rule, ip_subject
 from authsvc.domain.values.clocks import Clock, Monotonic
-from authsvc.domain.values.identifiers import is_id, new_id
+from authsvc.domain.values.identifiers import canonical_id, is_id, new_id
 
 ClientId = NewType("ClientId", str)
 #: SHA-256 of a secret, in hex: with 256 random bits nothing slower is needed.
@@ -126,9 +126,10 @@ class ClientRegistry:
 
     def delete(self, client_id: str) -> None:
         """Forget a client: its next request is refused; raises NotFound, StoreUnavailable."""
-        if not is_id(client_id) or not self.store.remove(ClientId(client_id)):
+        named = canonical_id(client_id)
+        if named is None or not self.store.remove(ClientId(named)):
             raise NotFound
-        self.audit.record(Event(Action.CLIENT_DELETED, detail=client_id))
+        self.audit.record(Event(Action.CLIENT_DELETED, detail=named))
 
 
 class Acquaintances:

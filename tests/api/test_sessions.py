@@ -91,7 +91,7 @@ def test_what_belongs_to_somebody_else_does_not_exist(api):
     mangled = [
         stranger.session_id,
         str(uuid.uuid4()),
-        person.session_id.upper(),
+        stranger.session_id.upper(),
         f"{{{person.session_id}}}",
         person.session_id.replace("-", ""),
         "current",

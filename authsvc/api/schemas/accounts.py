@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 from marshmallow import RAISE, Schema, ValidationError, fields, post_load, validate, validates_schema
 
 from authsvc.api.frame.bodies import JSON, MERGE_PATCH, Body
-from authsvc.api.schemas.kinds import Time
+from authsvc.api.schemas.kinds import Identifier, Time
 from authsvc.domain.authentication import Registration
 from authsvc.domain.users import ROLES, Profile, Role, Status, UserFilter
-from authsvc.domain.values.identifiers import UserId, is_id
+from authsvc.domain.values.identifiers import UserId
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 PROFILE_FIELDS = ("name", "phone", "device_id")
@@ -208,7 +208,7 @@ class UserQuery(Schema):
     role = fields.String(validate=validate.OneOf(ROLES))
     status = fields.String(validate=validate.OneOf(("active", "disabled")))
     limit = fields.String(validate=validate.Regexp(r"\A[1-9][0-9]{0,2}\Z"))
-    cursor = fields.String(validate=lambda cursor: is_id(cursor) or _fail("Not a cursor of this list."))
+    cursor = Identifier(error_messages={"invalid_uuid": "Not a cursor of this list."})
 
     @post_load
     def build(self, data: dict[str, Any], **_: Any) -> UserFilter:
@@ -281,7 +281,3 @@ def _profile(data: dict[str, Any]) -> Profile:
 def _require_some(data: dict[str, Any]) -> None:
     if not data:
         raise ValidationError("Name at least one field.")
-
-
-def _fail(message: str) -> bool:
-    raise ValidationError(message)

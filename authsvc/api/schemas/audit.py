@@ -7,23 +7,18 @@ from typing import Any
 
 from marshmallow import RAISE, Schema, ValidationError, fields, post_load, validate
 
-from authsvc.api.schemas.kinds import Time, TimeInQuery
+from authsvc.api.schemas.kinds import Identifier, Time, TimeInQuery
 from authsvc.domain.audit import OPERATIONAL, Action, AuditFilter
-from authsvc.domain.values.identifiers import is_id
 
 ACTIONS = sorted(action.value for action in Action if action not in OPERATIONAL)
 #: Where a UUID shows its version: events have the seventh.
 _VERSION_AT = 14
+_NO_CURSOR = "Not a cursor of this list."
 
 
-def _known_id(text: str) -> None:
-    if not is_id(text):
-        raise ValidationError("Must be an id.")
-
-
-def _cursor(text: str) -> None:
-    if not is_id(text) or text[_VERSION_AT] != "7":
-        raise ValidationError("Not a cursor of this list.")
+def _of_events(cursor: str) -> None:
+    if cursor[_VERSION_AT] != "7":
+        raise ValidationError(_NO_CURSOR)
 
 
 def _address(text: str) -> None:
@@ -44,7 +39,7 @@ class OwnEventQuery(Schema):
         unknown = RAISE
 
     limit = fields.String(validate=validate.Regexp(r"\A(?:[1-9][0-9]?|1[0-9]{2}|200)\Z"))
-    cursor = fields.String(validate=_cursor)
+    cursor = Identifier(validate=_of_events, error_messages={"invalid_uuid": _NO_CURSOR})
 
     @post_load
     def build(self, data: dict[str, Any], **_: Any) -> AuditFilter:
@@ -56,8 +51,8 @@ class EventQuery(OwnEventQuery):
     """Which events, and which page of them."""
 
     action = fields.String(validate=validate.OneOf(ACTIONS))
-    user_id = fields.String(validate=_known_id)
-    actor_id = fields.String(validate=_known_id)
+    user_id = Identifier()
+    actor_id = Identifier()
     ip = fields.String(validate=_address)
     since = TimeInQuery()
     until = TimeInQuery()

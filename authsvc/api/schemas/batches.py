@@ -9,20 +9,15 @@ from marshmallow import RAISE, Schema, ValidationError, fields, post_load, valid
 from authsvc.api.frame.bodies import Body
 from authsvc.api.frame.errors import flat
 from authsvc.api.schemas.accounts import RegisterBody, UserView
+from authsvc.api.schemas.kinds import Identifier
 from authsvc.domain.authentication import Registration
 from authsvc.domain.errors import AuthError, Invalid
 from authsvc.domain.users import User
 from authsvc.domain.values.clocks import rfc3339
-from authsvc.domain.values.identifiers import UserId, is_id
+from authsvc.domain.values.identifiers import UserId, canonical_id
 
 MAX_CREATED = 20
 MAX_IDS = 100
-
-
-def identifier(value: str) -> None:
-    """Refuse what is no identifier as this service writes it."""
-    if not is_id(value):
-        raise ValidationError("Not an id.")
 
 
 class CreateBatchBody(Body):
@@ -41,9 +36,7 @@ class CreateBatchBody(Body):
 class IdsBody(Body):
     """Some users."""
 
-    ids = fields.List(
-        fields.String(validate=identifier), required=True, validate=validate.Length(min=1, max=MAX_IDS)
-    )
+    ids = fields.List(Identifier(), required=True, validate=validate.Length(min=1, max=MAX_IDS))
 
     @post_load
     def build(self, data: dict[str, Any], **_: Any) -> list[UserId]:
@@ -64,18 +57,19 @@ class IdsQuery(Schema):
     @post_load
     def build(self, data: dict[str, Any], **_: Any) -> list[UserId]:
         """Their ids, each once."""
-        ids = data["ids"].split(",")
-        if len(ids) > MAX_IDS:
+        named = data["ids"].split(",")
+        if len(named) > MAX_IDS:
             raise ValidationError(f"At most {MAX_IDS} ids.", "ids")
-        if not all(is_id(one) for one in ids):
+        ids = [UserId(one) for one in map(canonical_id, named) if one]
+        if len(ids) != len(named):
             raise ValidationError("Not an id.", "ids")
-        return [UserId(one) for one in dict.fromkeys(ids)]
+        return list(dict.fromkeys(ids))
 
 
 class ClearBody(Body):
     """Whose copies to drop; everybody's without a name."""
 
-    user_id = fields.String(validate=identifier)
+    user_id = Identifier()
 
     @post_load
     def build(self, data: dict[str, Any], **_: Any) -> UserId | None:

@@ -9,9 +9,22 @@ from typing import Any
 from marshmallow import fields
 
 from authsvc.domain.values.clocks import rfc3339
+from authsvc.domain.values.identifiers import canonical_id
 
 #: An offset whose plus was sent as it is: in a query that means a space.
 _LOST_PLUS = re.compile(r" (?=[0-9]{2}:[0-9]{2}\Z)")
+
+
+class Identifier(fields.UUID):
+    """A UUID in either case, loaded as text in lower case."""
+
+    default_error_messages = {"invalid_uuid": "Not an id."}  # noqa: RUF012 - as marshmallow declares it
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> Any:
+        found = canonical_id(value) if isinstance(value, str) else None
+        if found is None:
+            raise self.make_error("invalid_uuid")
+        return found
 
 
 class Time(fields.AwareDateTime):

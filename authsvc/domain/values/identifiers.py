@@ -1,4 +1,4 @@
-"""Identifiers in the one form that the service writes: lower-case UUIDs with hyphens."""
+"""Identifiers: UUIDs with hyphens, taken in either case and written in lower case (RFC 9562 §4)."""
 
 from __future__ import annotations
 
@@ -45,3 +45,9 @@ def is_id(text: str) -> bool:
         return str(uuid.UUID(text)) == text
     except ValueError:
         return False
+
+
+def canonical_id(text: str) -> str | None:
+    """The identifier that *text* is in upper, lower or mixed case; None for anything else."""
+    lower = text.lower()
+    return lower if is_id(lower) else None
