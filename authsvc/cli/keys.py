@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from authsvc.domain.tokens.keys import (
     PUBLISHED_FIRST_S,
@@ -21,8 +21,7 @@ from authsvc.domain.tokens.keys import (
     stamp,
 )
 from authsvc.domain.values.clocks import rfc3339
-from authsvc.settings import SettingsError
-from authsvc.settings import variables as v
+from authsvc.settings import VARIABLES, SettingsError
 from authsvc.settings.development import KEYS_DIR
 from authsvc.settings.reader import Reader
 from authsvc.store.key_folder import read_folder
@@ -169,10 +168,10 @@ def _folder(options: argparse.Namespace, env: Mapping[str, str]) -> Path:
 def _lifetime_s(env: Mapping[str, str]) -> int:
     """The lifetime of an access token, in seconds; the service's, if the environment is the service's."""
     reader = Reader(env)
-    lifetime_s = reader.value(v.REDIS_AUTH_TOKEN_TTL)
-    if not reader.is_sound(v.REDIS_AUTH_TOKEN_TTL):
+    lifetime_s = reader.value(VARIABLES["REDIS_AUTH_TOKEN_TTL"])
+    if reader.problems:
         raise SettingsError(reader.problems)
-    return lifetime_s
+    return cast("int", lifetime_s)
 
 
 def _require_unused(ring: KeyRing, key: SigningKey, lifetime_s: int) -> None:

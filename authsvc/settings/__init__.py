@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from authsvc.settings.groups import (
+from authsvc.settings.kinds import LimitSetting, Secret
+from authsvc.settings.locations import Address
+from authsvc.settings.model import VARIABLES, Environment, Settings, all_names
+from authsvc.settings.problems import Problem, SettingsError
+from authsvc.settings.sections import (
     CacheSettings,
     DatabaseSettings,
-    Environment,
     HttpSettings,
     LimitSettings,
     LogFormat,
@@ -18,12 +21,9 @@ from authsvc.settings.groups import (
     TracingMode,
     TracingSettings,
 )
-from authsvc.settings.kinds import LimitSetting, Secret
-from authsvc.settings.locations import Address
-from authsvc.settings.model import Settings
-from authsvc.settings.problems import Problem, SettingsError
 
 __all__ = [
+    "VARIABLES",
     "Address",
     "CacheSettings",
     "DatabaseSettings",
@@ -44,4 +44,5 @@ __all__ = [
     "TokenSettings",
     "TracingMode",
     "TracingSettings",
+    "all_names",
 ]

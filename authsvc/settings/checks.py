@@ -8,17 +8,16 @@ import re
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from authsvc.settings import variables as v
 from authsvc.settings.kinds import SERVICE_LINK, SERVICE_LINK_ADVICE
 from authsvc.settings.locations import redis_url_database
 from authsvc.settings.problems import Problem, shown
-from authsvc.settings.sections import VARIABLES, all_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from authsvc.settings.groups import (
+    from authsvc.settings.reader import Reader
+    from authsvc.settings.sections import (
         DatabaseSettings,
         HttpSettings,
         PasswordSettings,
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
         SessionSettings,
         TokenSettings,
     )
-    from authsvc.settings.reader import Reader
 
 MIN_PRODUCTION_BCRYPT_COST = 10
 
@@ -38,8 +36,10 @@ _SHARED = (
     *("CACHE_", "JWT_", "PASSWORD_", "REDIS_", "REFRESH_"),
     *("SESSION_", "TOKEN_", "TRACING_", "TRUSTED_"),
 )
+#: Settings of earlier releases, and why they are gone.
+REMOVED = {"CACHE_STALE_TTL": "nothing that is cached is served stale"}
 #: Start scripts choose the executable by the first, X11 names its session by the second.
-_KNOWN_ELSEWHERE = frozenset({"AUTHSVC_BIN", "SESSION_MANAGER"})
+_KNOWN_ELSEWHERE = frozenset({"AUTHSVC_BIN", "SESSION_MANAGER", *REMOVED})
 _SERVICE_LINK_NAME = re.compile(
     r"\w+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )
@@ -50,33 +50,36 @@ _SLIP_CHARACTERS = 2
 _LONG_NAME = 8
 
 _REDIS_PARTS = (
-    v.REDIS_HOST,
-    v.REDIS_PORT,
-    v.REDIS_USERNAME,
-    v.REDIS_PASSWORD,
-    v.REDIS_DB,
-    v.REDIS_TLS,
+    "REDIS_HOST",
+    "REDIS_PORT",
+    "REDIS_USERNAME",
+    "REDIS_PASSWORD",
+    "REDIS_DB",
+    "REDIS_TLS",
 )
-_REDIS_PLACES = (v.REDIS_URL, v.REDIS_HOST, v.REDIS_SENTINELS, v.REDIS_CLUSTER_NODES)
+_REDIS_PLACES = ("REDIS_URL", "REDIS_HOST", "REDIS_SENTINELS", "REDIS_CLUSTER_NODES")
 
 
-def unknown_names(env: Mapping[str, str]) -> Iterator[Problem]:
-    """Names that mean nothing: under the service's own prefixes, slips of a setting's name, service links."""
+def unknown_names(env: Mapping[str, str], known: frozenset[str]) -> Iterator[Problem]:
+    """Names that are not *known*: the service's own, slips of a setting's name, service links."""
     links = sorted(name for name, value in env.items() if name.startswith(PREFIX) and _is_link(name, value))
     if links:
         others = f" (and {len(links) - 1} more like it)" if len(links) > 1 else ""
         yield Problem(name=links[0], message=f"is unknown{others}: it {SERVICE_LINK_ADVICE}")
-    for name in _strangers(env):
-        meant = _meant(name)
+    for name in _strangers(env, known):
+        meant = _meant(name, known)
         if _is_refused(name, meant, env):
             advice = f"did you mean {meant}?" if meant else "remove it"
             yield Problem(name=_printable(name), message=f"is unknown; {advice}")
 
 
-def ignored_names(env: Mapping[str, str]) -> Iterator[str]:
-    """Warnings of names that may be other programs', and that look as if the service were meant."""
-    for name in _strangers(env):
-        meant = _meant(name)
+def ignored_names(env: Mapping[str, str], known: frozenset[str]) -> Iterator[str]:
+    """Warnings of settings that were removed, and of other programs' names that look like settings."""
+    for name, why in REMOVED.items():
+        if name in env:
+            yield f"{name} has no effect any more ({why}): remove it"
+    for name in _strangers(env, known):
+        meant = _meant(name, known)
         if _is_refused(name, meant, env) or not (meant or name.startswith(_SHARED)):
             continue
         beside = f"; {meant} is set" if meant else ""
@@ -101,10 +104,10 @@ def _is_set(name: str, env: Mapping[str, str]) -> bool:
     return name in env or bare in env or f"{bare}_FILE" in env
 
 
-def _strangers(env: Mapping[str, str]) -> list[str]:
+def _strangers(env: Mapping[str, str], known: frozenset[str]) -> list[str]:
     """The names that are no settings, and no service links."""
-    known = all_names() | _KNOWN_ELSEWHERE
-    return sorted(name for name, value in env.items() if name not in known and not _is_link(name, value))
+    expected = known | _KNOWN_ELSEWHERE
+    return sorted(name for name, value in env.items() if name not in expected and not _is_link(name, value))
 
 
 def _is_link(name: str, value: str) -> bool:
@@ -113,14 +116,14 @@ def _is_link(name: str, value: str) -> bool:
     return bool(is_address or _SERVICE_LINK_NAME.fullmatch(name))
 
 
-def _meant(name: str) -> str | None:
+def _meant(name: str, known: frozenset[str]) -> str | None:
     """
     The setting that *name* is a slip of, if it looks like one.
 
     Names are compared without the service's own prefix, which alone would make all of them look alike.
     """
     bare = name.removeprefix(PREFIX)
-    names = {candidate.removeprefix(PREFIX): candidate for candidate in sorted(all_names())}
+    names = {candidate.removeprefix(PREFIX): candidate for candidate in sorted(known)}
     if bare in names:
         return names[bare]
     cutoff = 0.6 if name.startswith(_OWN) else _ALIKE
@@ -145,7 +148,7 @@ def _printable(name: str) -> str:
 
 def http_problems(http: HttpSettings, reader: Reader) -> Iterator[Problem]:
     """The two ports must differ."""
-    if reader.is_sound(v.PORT, v.METRICS_PORT) and http.port == http.metrics_port:
+    if reader.is_sound("PORT", "METRICS_PORT") and http.port == http.metrics_port:
         yield Problem(
             name="METRICS_PORT", message=f"contradicts PORT: both are {http.port}; expected two ports"
         )
@@ -153,11 +156,11 @@ def http_problems(http: HttpSettings, reader: Reader) -> Iterator[Problem]:
 
 def lifetime_problems(tokens: TokenSettings, sessions: SessionSettings, reader: Reader) -> Iterator[Problem]:
     """Nothing may outlive the session's absolute end."""
-    lives = ((v.SESSION_IDLE_TTL, sessions.idle_ttl_s), (v.REDIS_AUTH_TOKEN_TTL, tokens.access_ttl_s))
-    for variable, life_s in lives:
-        if reader.is_sound(variable, v.SESSION_MAX_TTL) and life_s > sessions.max_ttl_s:
+    lives = (("SESSION_IDLE_TTL", sessions.idle_ttl_s), ("REDIS_AUTH_TOKEN_TTL", tokens.access_ttl_s))
+    for name, life_s in lives:
+        if reader.is_sound(name, "SESSION_MAX_TTL") and life_s > sessions.max_ttl_s:
             message = f"contradicts SESSION_MAX_TTL: {life_s} s outlive its {sessions.max_ttl_s} s"
-            yield Problem(name=variable.name, message=message)
+            yield Problem(name=name, message=message)
 
 
 def redis_problems(redis: RedisSettings, http: HttpSettings, reader: Reader) -> Iterator[Problem]:
@@ -165,12 +168,12 @@ def redis_problems(redis: RedisSettings, http: HttpSettings, reader: Reader) -> 
     yield from _redis_places(reader)
     yield from _redis_pairs(redis, reader)
     yield from _redis_unsupported(reader)
-    if redis.is_in_memory and reader.is_sound(*_REDIS_PLACES, v.REDIS_CLUSTER_ENABLED):
+    if redis.is_in_memory and reader.is_sound(*_REDIS_PLACES, "REDIS_CLUSTER_ENABLED"):
         yield from _redis_missing(http, reader)
 
 
 def _redis_missing(http: HttpSettings, reader: Reader) -> Iterator[Problem]:
-    if not reader.is_development and not reader.given(*_REDIS_PLACES, v.REDIS_CLUSTER_ENABLED):
+    if not reader.is_development and not reader.given(*_REDIS_PLACES, "REDIS_CLUSTER_ENABLED"):
         yield Problem(
             name="REDIS_URL", message="is missing, and REDIS_HOST too; expected one of the two in production"
         )
@@ -184,7 +187,7 @@ def _redis_missing(http: HttpSettings, reader: Reader) -> Iterator[Problem]:
 
 def _redis_places(reader: Reader) -> Iterator[Problem]:
     parts = reader.given(*_REDIS_PARTS)
-    if reader.given(v.REDIS_URL) and parts:
+    if reader.given("REDIS_URL") and parts:
         yield Problem(
             name="REDIS_URL", message=f"contradicts {', '.join(parts)}: set the URL alone or the parts alone"
         )
@@ -195,24 +198,24 @@ def _redis_places(reader: Reader) -> Iterator[Problem]:
 
 def _redis_pairs(redis: RedisSettings, reader: Reader) -> Iterator[Problem]:
     needs = (
-        (v.REDIS_SENTINELS, v.REDIS_SENTINEL_SERVICE),
-        (v.REDIS_SENTINEL_SERVICE, v.REDIS_SENTINELS),
-        (v.REDIS_SENTINEL_PASSWORD, v.REDIS_SENTINELS),
+        ("REDIS_SENTINELS", "REDIS_SENTINEL_SERVICE"),
+        ("REDIS_SENTINEL_SERVICE", "REDIS_SENTINELS"),
+        ("REDIS_SENTINEL_PASSWORD", "REDIS_SENTINELS"),
     )
-    for variable, needed in needs:
-        if reader.given(variable) and not reader.given(needed):
-            yield Problem(name=variable.name, message=f"has no meaning without {needed.name}; expected both")
-    if reader.is_sound(v.REDIS_CLUSTER_ENABLED):
+    for name, needed in needs:
+        if reader.given(name) and not reader.given(needed):
+            yield Problem(name=name, message=f"has no meaning without {needed}; expected both")
+    if reader.is_sound("REDIS_CLUSTER_ENABLED"):
         yield from _cluster_pairs(redis, reader)
 
 
 def _cluster_pairs(redis: RedisSettings, reader: Reader) -> Iterator[Problem]:
-    if bool(reader.given(v.REDIS_CLUSTER_NODES)) != redis.is_cluster:
+    if bool(reader.given("REDIS_CLUSTER_NODES")) != redis.is_cluster:
         yield Problem(
             name="REDIS_CLUSTER_ENABLED",
             message="contradicts REDIS_CLUSTER_NODES; expected `true` and a list of nodes, or neither",
         )
-    if redis.is_cluster and reader.given(v.REDIS_SENTINELS) and not reader.given(v.REDIS_CLUSTER_NODES):
+    if redis.is_cluster and reader.given("REDIS_SENTINELS") and not reader.given("REDIS_CLUSTER_NODES"):
         yield Problem(name="REDIS_CLUSTER_ENABLED", message="contradicts REDIS_SENTINELS: set one of the two")
     if redis.is_cluster and _database_number(redis) != 0:
         yield Problem(
@@ -225,8 +228,8 @@ def _database_number(redis: RedisSettings) -> int:
 
 
 def _redis_unsupported(reader: Reader) -> Iterator[Problem]:
-    """Sentinel and Cluster are parsed and checked; the table says whether the service speaks to them."""
-    for name in reader.given(*(variable for variable in VARIABLES if not variable.is_supported)):
+    """What is declared as not supported is parsed and checked, and then refused."""
+    for name in reader.given(*(name for name, each in reader.variables.items() if not each.is_supported)):
         message = "is not supported by this version yet; expected REDIS_URL or REDIS_HOST"
         yield Problem(name=name, message=message)
 
@@ -235,7 +238,7 @@ def production_problems(
     database: DatabaseSettings, passwords: PasswordSettings, reader: Reader
 ) -> Iterator[Problem]:
     """What is good enough for development alone."""
-    if reader.is_sound(v.DATABASE_URL) and database.is_sqlite:
+    if reader.is_sound("DATABASE_URL") and database.is_sqlite:
         yield Problem(
             name="DATABASE_URL", message="is SQLite, for development alone; expected postgresql://…"
         )
@@ -246,7 +249,7 @@ def production_problems(
 
 def key_folder_problems(tokens: TokenSettings, reader: Reader) -> Iterator[Problem]:
     """The folder must be there; development makes one where nothing is in its way."""
-    if not reader.is_sound(v.JWT_KEYS_DIR) or _is_directory(tokens.keys_dir):
+    if not reader.is_sound("JWT_KEYS_DIR") or _is_directory(tokens.keys_dir):
         return
     if not reader.is_development or os.path.lexists(tokens.keys_dir):
         message = "is no directory that can be reached; expected one with PEM files"

@@ -8,16 +8,14 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from authsvc.settings import variables as v
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 DEVELOPMENT_DIR = Path(".authsvc")
 KEYS_DIR = DEVELOPMENT_DIR / "keys"
-DATABASE_URL = f"sqlite:///{DEVELOPMENT_DIR}/dev.sqlite3"
 
-_SECRETS = {v.TOKEN_SECRET: "token-secret", v.PASSWORD_PEPPER: "password-pepper"}
+#: The file of each secret.
+_SECRETS = {"TOKEN_SECRET": "token-secret", "PASSWORD_PEPPER": "password-pepper"}
 _SECRET_BYTES = 48
 
 
@@ -31,11 +29,13 @@ def ensure_development_files(env: Mapping[str, str]) -> dict[str, str]:
     Raises:
         OSError: the folder or a file cannot be made.
     """
-    if env.get(v.ENVIRONMENT.name, "").lower() != "development":
+    if env.get("AUTHSVC_ENV", "").lower() != "development":
         return {}
     DEVELOPMENT_DIR.mkdir(mode=0o700, exist_ok=True)
-    missing = {x: name for x, name in _SECRETS.items() if not any(n in env for n in x.names)}
-    return {x.file_name: str(_ensure_secret(DEVELOPMENT_DIR / name)) for x, name in missing.items()}
+    files = {f"{name}_FILE": file for name, file in _SECRETS.items() if name not in env}
+    return {
+        name: str(_ensure_secret(DEVELOPMENT_DIR / file)) for name, file in files.items() if name not in env
+    }
 
 
 def _ensure_secret(path: Path) -> Path:

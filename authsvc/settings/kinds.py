@@ -29,13 +29,13 @@ MAX_QUOTA = 1_000_000
 MAX_WINDOW_S = 30 * 86_400
 
 
-class Unfit(ValueError):
+class InvalidValue(ValueError):
     """A text is no value of its kind; the message says why and never repeats a secret."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind(Generic[T]):
-    """How a text becomes a value: ``parse`` raises Unfit, ``expected`` completes the sentence."""
+    """How a text becomes a value: ``parse`` raises InvalidValue, ``expected`` completes the sentence."""
 
     expected: str
     parse: Callable[[str], T]
@@ -86,7 +86,7 @@ def whole(low: int, high: int) -> Kind[int]:
 
     def parse(text: str) -> int:
         if not _WHOLE.fullmatch(text) or not low <= int(text) <= high:
-            raise Unfit(f"is {shown(text)}")
+            raise InvalidValue(f"is {shown(text)}")
         return int(text)
 
     return Kind(expected=f"a whole number from {low} to {high}", parse=parse)
@@ -98,7 +98,7 @@ def port() -> Kind[int]:
 
     def parse(text: str) -> int:
         if SERVICE_LINK.match(text):
-            raise Unfit(f"is {shown(text)}, which {SERVICE_LINK_ADVICE}")
+            raise InvalidValue(f"is {shown(text)}, which {SERVICE_LINK_ADVICE}")
         return number.parse(text)
 
     return Kind(expected=number.expected, parse=parse)
@@ -109,7 +109,7 @@ def switch() -> Kind[bool]:
 
     def parse(text: str) -> bool:
         if text.lower() not in _SWITCH:
-            raise Unfit(f"is {shown(text)}")
+            raise InvalidValue(f"is {shown(text)}")
         return _SWITCH[text.lower()]
 
     return Kind(expected="`true`, `on` or `1`, or `false`, `off` or `0`", parse=parse)
@@ -121,7 +121,7 @@ def choice(members: type[E]) -> Kind[E]:
 
     def parse(text: str) -> E:
         if text.lower() not in by_text:
-            raise Unfit(f"is {shown(text)}")
+            raise InvalidValue(f"is {shown(text)}")
         return by_text[text.lower()]
 
     return Kind(expected="one of " + ", ".join(f"`{name}`" for name in by_text), parse=parse)
@@ -132,7 +132,7 @@ def matching(pattern: str, expected: str) -> Kind[str]:
 
     def parse(text: str) -> str:
         if not re.fullmatch(pattern, text):
-            raise Unfit(f"is {shown(text)}")
+            raise InvalidValue(f"is {shown(text)}")
         return text
 
     return Kind(expected=expected, parse=parse)
@@ -151,7 +151,7 @@ def limit() -> Kind[LimitSetting | None]:
             return None
         match = _LIMIT.fullmatch(text.lower())
         if not match:
-            raise Unfit(f"is {shown(text)}")
+            raise InvalidValue(f"is {shown(text)}")
         quota, count, unit = match.groups()
         return _bounded(LimitSetting(quota=int(quota), window_s=int(count or 1) * _UNIT_S[unit]))
 
@@ -164,5 +164,5 @@ def limit() -> Kind[LimitSetting | None]:
 
 def _bounded(setting: LimitSetting) -> LimitSetting:
     if setting.quota > MAX_QUOTA or setting.window_s > MAX_WINDOW_S:
-        raise Unfit(f"is out of range ({setting.quota} in {setting.window_s} s)")
+        raise InvalidValue(f"is out of range ({setting.quota} in {setting.window_s} s)")
     return setting

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import SplitResult, urlsplit
 
-from authsvc.settings.kinds import Kind, Secret, Unfit, port
+from authsvc.settings.kinds import InvalidValue, Kind, Secret, port
 from authsvc.settings.problems import shown
 
 T = TypeVar("T")
@@ -75,7 +75,7 @@ def directory() -> Kind[Path]:
 
     def parse(text: str) -> Path:
         if not text.isprintable():
-            raise Unfit(f"is {shown(text)}")
+            raise InvalidValue(f"is {shown(text)}")
         return Path(text)
 
     return Kind(expected="the path of a directory", parse=parse)
@@ -91,7 +91,7 @@ def _host(text: str) -> str:
     if ":" in bare and "://" not in bare and _is_ipv6(bare):
         return bare
     if bare != text or not _HOST.fullmatch(text):
-        raise Unfit("is no host name")
+        raise InvalidValue("is no host name")
     return text
 
 
@@ -104,17 +104,17 @@ def _is_ipv6(text: str) -> bool:
 
 def _address(item: str, number: int) -> Address:
     match = _ADDRESS.fullmatch(item)
-    wrong = Unfit(f"has an entry, number {number}, that is no address")
+    wrong = InvalidValue(f"has an entry, number {number}, that is no address")
     if not match or (match["six"] and not _is_ipv6(match["six"])):
         raise wrong
     try:
         return Address(host=_host(match["six"] or match["name"]), port=port().parse(match["port"]))
-    except Unfit:
+    except InvalidValue:
         raise wrong from None
 
 
 def _network(item: str) -> Network:
-    wrong = Unfit(f"has {shown(item)}, which is no network")
+    wrong = InvalidValue(f"has {shown(item)}, which is no network")
     if not _NETWORK.fullmatch(item):
         raise wrong
     try:
@@ -126,23 +126,23 @@ def _network(item: str) -> Network:
 def _split(text: str) -> SplitResult:
     """*text* in parts; the parser's own complaints would repeat pieces of a password."""
     if not text.isascii() or not text.isprintable() or " " in text:
-        raise Unfit("has spaces, control characters or letters outside ASCII")
+        raise InvalidValue("has spaces, control characters or letters outside ASCII")
     try:
         parts = urlsplit(text)
         port_number = parts.port
     except ValueError:
-        raise Unfit(f"is no URL that can be read: {_ENCODING_ADVICE}") from None
+        raise InvalidValue(f"is no URL that can be read: {_ENCODING_ADVICE}") from None
     if port_number == 0:
-        raise Unfit("has port 0")
+        raise InvalidValue("has port 0")
     return parts
 
 
 def _issuer(text: str) -> str:
     parts = _split(text)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise Unfit("is no absolute http:// or https:// URL")
+        raise InvalidValue("is no absolute http:// or https:// URL")
     if "?" in text or "#" in text or "@" in parts.netloc:
-        raise Unfit("has a query, a fragment or a user name")
+        raise InvalidValue("has a query, a fragment or a user name")
     return text
 
 
@@ -152,29 +152,29 @@ def _database_url(text: str) -> Secret:
         return _sqlite_url(text)
     parts = _split(text)
     if scheme == "postgres" or scheme.startswith("postgresql+"):
-        raise Unfit("has another scheme than `postgresql://`: no short form, no driver's name")
+        raise InvalidValue("has another scheme than `postgresql://`: no short form, no driver's name")
     if scheme != "postgresql":
-        raise Unfit("is of no database that is supported")
+        raise InvalidValue("is of no database that is supported")
     if parts.fragment or "@" in parts.path or parts.path in {"", "/"}:
-        raise Unfit(f"names no database after the host: add its name, and {_ENCODING_ADVICE}")
+        raise InvalidValue(f"names no database after the host: add its name, and {_ENCODING_ADVICE}")
     return Secret(text)
 
 
 def _sqlite_url(text: str) -> Secret:
     path = text.removeprefix("sqlite:///")
     if path == text or not path or path.startswith((":memory:", "file:")):
-        raise Unfit("names no file (a database in memory would differ from thread to thread)")
+        raise InvalidValue("names no file (a database in memory would differ from thread to thread)")
     return Secret(text)
 
 
 def _redis_url(text: str) -> Secret:
     parts = _split(text)
     if not text.startswith(("redis://", "rediss://")) or not parts.hostname:
-        raise Unfit("is no redis:// or rediss:// URL with a host")
+        raise InvalidValue("is no redis:// or rediss:// URL with a host")
     if "?" in text or "#" in text:
-        raise Unfit(f"has a query or a fragment: {_ENCODING_ADVICE}")
+        raise InvalidValue(f"has a query or a fragment: {_ENCODING_ADVICE}")
     if not _REDIS_PATH.fullmatch(parts.path):
-        raise Unfit(f"has a path that is no database number: {_ENCODING_ADVICE}")
+        raise InvalidValue(f"has a path that is no database number: {_ENCODING_ADVICE}")
     return Secret(text)
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from authsvc.settings.sections import SECTIONS
+from authsvc.settings.model import SECTIONS
 
 if TYPE_CHECKING:
-    from authsvc.settings.sections import Section
-    from authsvc.settings.variables import Variable
+    from authsvc.settings.declaration import Variable
 
 _HEAD = """\
 # Settings
@@ -51,12 +50,12 @@ repeats a secret.
 
 def settings_page() -> str:
     """``docs/settings.md`` in full."""
-    return "\n".join((_HEAD, *map(_section, SECTIONS)))
+    return "\n".join((_HEAD, *(_section(title, variables) for title, variables in SECTIONS)))
 
 
-def _section(section: Section) -> str:
-    rows = "".join(map(_row, section.variables))
-    return f"## {section.title}\n\n| Variable | Meaning | Accepted | Default |\n|---|---|---|---|\n{rows}"
+def _section(title: str, variables: tuple[Variable[object], ...]) -> str:
+    rows = "".join(map(_row, variables))
+    return f"## {title}\n\n| Variable | Meaning | Accepted | Default |\n|---|---|---|---|\n{rows}"
 
 
 def _row(variable: Variable[object]) -> str:

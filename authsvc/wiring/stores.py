@@ -169,7 +169,7 @@ def _open_redis(settings: Settings, metrics: Metrics, tracing: Tracing) -> _Fast
     # The reconciler asks at its own pace, also while the breaker of the requests is open.
     reconciling = CacheClient(single, breaker=CircuitBreaker(clock=time.monotonic), clock=time.monotonic)
     keys = KeySpace(cache.key_prefix, cache.key_version, cache.max_key_length)
-    proof = Proof(settings.revocation_max_staleness_s)
+    proof = Proof(settings.redis.max_staleness_s)
     trusted = CacheProof(
         marker_key=IndexKeys(keys).marker,
         trusted=lambda marker, generation: proof.holds(marker, generation, time.monotonic()),

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from authsvc.settings.sections import all_names
+from authsvc.settings import all_names
 from tests.kubelet import Failed, Pod, make_secrets
 from tests.manifests import OVERLAYS, only, render
 from tests.processes import wait_until

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from redis import Redis
 
-from authsvc.settings import Settings
-from authsvc.settings.sections import VARIABLES
+from authsvc.settings import VARIABLES, Settings
 from authsvc.wiring.preflight import problems
 from tests.processes import HOST, free_port
 from tests.rig import environment, migrate, run_command
@@ -175,12 +174,12 @@ def test_a_wrong_redis_password_and_hung_stores_are_refused_in_time(env, tmp_pat
 
 def test_every_setting_wrong_at_once_is_one_message(env, tmp_path):
     """What a template that nobody filled in looks like: each variable by name, no secret, in time."""
-    secrets = {variable.name for variable in VARIABLES if variable.kind.is_secret}
-    garbage = {variable.name: "{{ hunter2 }} " for variable in VARIABLES}
+    secrets = {variable.name for variable in VARIABLES.values() if variable.kind.is_secret}
+    garbage = {variable.name: "{{ hunter2 }} " for variable in VARIABLES.values()}
 
     message = refusal(env | garbage, tmp_path)
 
-    named = {variable.name for variable in VARIABLES if f"\n  {variable.name} " in message}
+    named = {variable.name for variable in VARIABLES.values() if f"\n  {variable.name} " in message}
     assert named | secrets == garbage.keys()
     assert {"DATABASE_URL", "REDIS_URL", "TOKEN_SECRET", "PASSWORD_PEPPER"} <= named
     assert not [line for line in message.splitlines() if "hunter2" in line and line.split()[0] in secrets]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from authsvc.settings import Settings, SettingsError
+from authsvc.settings import VARIABLES, Settings, SettingsError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,14 +16,7 @@ if TYPE_CHECKING:
 TOKEN_SECRET = "rV1-token-secret-sZ8qL0wXo5tYb2mNc7"
 PEPPER = "kQ4-pepper-hJ3uPq9eRt6yUi1oAs5dFg8"
 DEVELOPMENT = {"AUTHSVC_ENV": "development"}
-SECRETS = [
-    "DATABASE_URL",
-    "REDIS_URL",
-    "REDIS_PASSWORD",
-    "REDIS_SENTINEL_PASSWORD",
-    "TOKEN_SECRET",
-    "PASSWORD_PEPPER",
-]
+SECRETS = [each.name for each in VARIABLES.values() if each.kind.is_secret]
 SENTINEL = {"REDIS_SENTINELS": "s1:26379,s2:26379", "REDIS_SENTINEL_SERVICE": "main"}
 CLUSTER = {"REDIS_CLUSTER_ENABLED": "true", "REDIS_CLUSTER_NODES": "n1:6379,[::1]:6379"}
 

@@ -12,7 +12,7 @@ from flask import Flask
 
 from authsvc import __version__
 from authsvc.api.health import blp as health
-from authsvc.settings.sections import VARIABLES, all_names
+from authsvc.settings import VARIABLES, all_names
 from tests.manifests import OVERLAYS, ROOT, Unknown, kinds, load, only, render
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ def test_every_pod_meets_the_restricted_standard(rendered, overlay):
 def test_no_secret_is_in_a_manifest(rendered, overlay):
     """Secrets come as mounted files: no Secret is applied, and no variable holds the text of one."""
     documents = rendered[overlay]
-    secrets = {variable.name for variable in VARIABLES if variable.kind.is_secret}
+    secrets = {variable.name for variable in VARIABLES.values() if variable.kind.is_secret}
     spec = pod(documents)
     given = {
         item["name"]
@@ -248,7 +248,9 @@ def test_the_settings_are_all_listed_with_their_defaults():
     text = (K8S / "base" / "settings.env").read_text()
     lines = [line.removeprefix("# ").partition("=") for line in text.splitlines() if "=" in line]
     listed = {name: value for name, sign, value in lines if name.isupper()}
-    plain = {variable.name: variable.default for variable in VARIABLES if not variable.kind.is_secret}
+    plain = {
+        variable.name: variable.default for variable in VARIABLES.values() if not variable.kind.is_secret
+    }
 
     assert listed.keys() == plain.keys()
     assert {name: listed[name] for name in plain.keys() - DECIDED} == {

@@ -10,8 +10,7 @@ from typing import Any
 
 import yaml
 
-from authsvc.settings import Settings
-from authsvc.settings.sections import VARIABLES, all_names
+from authsvc.settings import VARIABLES, Settings, all_names
 from tests.unit.settings_env import PEPPER, TOKEN_SECRET
 
 ROOT = Path(__file__).parents[2]
@@ -60,7 +59,7 @@ def test_the_service_starts_on_what_it_is_given(tmp_path):
 
 def test_no_file_holds_a_secret():
     """Secrets come as files; where one is named, there is a path and no value."""
-    secrets = {variable.name for variable in VARIABLES if variable.kind.is_secret}
+    secrets = {variable.name for variable in VARIABLES.values() if variable.kind.is_secret}
     environments = [service.get("environment", {}) for service in compose()["services"].values()]
 
     assert [name for environment in environments for name in environment if name in secrets] == []

@@ -30,39 +30,22 @@ def test_production_has_the_documented_defaults(tmp_path):
     settings = read(tmp_path)
 
     assert settings.environment is Environment.PRODUCTION
-    assert dataclasses.asdict(settings.http) == {
-        "host": "0.0.0.0",
-        "port": 8080,
-        "metrics_port": 9464,
-        "workers": 4,
-        "trusted_proxies": (),
-        "api_docs": True,
-    }
-    assert dataclasses.asdict(settings.cache) == {
-        "is_enabled": True,
-        "is_warmup_enabled": True,
-        "ttl_s": 3600,
-        "list_ttl_s": 300,
-        "stale_ttl_s": 60,
-        "key_prefix": "authsvc",
-        "key_version": "v1",
-        "max_key_length": 250,
-        "batch_size": 100,
-        "breaker_failure_threshold": 5,
-        "breaker_recovery_ms": 2000,
-        "breaker_monitoring_ms": 10_000,
-        "breaker_half_open_max_calls": 3,
-        "lock_ttl_s": 30,
-        "lock_retry_delay_ms": 100,
-        "lock_max_retries": 3,
-    }
+    assert (settings.http.host, settings.http.port, settings.http.metrics_port) == ("0.0.0.0", 8080, 9464)
+    assert (settings.http.workers, settings.http.trusted_proxies, settings.http.api_docs) == (4, (), True)
+    cache = settings.cache
+    assert (cache.is_enabled, cache.ttl_s, cache.list_ttl_s) == (True, 3600, 300)
+    assert (cache.key_prefix, cache.key_version, cache.max_key_length) == ("authsvc", "v1", 250)
+    assert (cache.breaker_failure_threshold, cache.breaker_recovery_ms) == (5, 2000)
+    assert (cache.breaker_monitoring_ms, cache.breaker_half_open_max_calls) == (10_000, 3)
+    assert (cache.lock_ttl_s, cache.lock_retry_delay_ms, cache.lock_max_retries) == (30, 100, 3)
+    assert (cache.batch_size, cache.is_warmup_enabled) == (100, True)
     assert dataclasses.asdict(settings.sessions) == {
         "idle_ttl_s": 604_800,
         "max_ttl_s": 2_592_000,
         "max_per_user": 10,
         "refresh_grace_s": 10,
     }
-    assert settings.revocation_max_staleness_s == 300
+    assert settings.redis.max_staleness_s == 300
     assert (settings.tokens.access_ttl_s, settings.tokens.leeway_s) == (3600, 5)
     assert (settings.passwords.min_length, settings.passwords.bcrypt_cost) == (15, 12)
     assert (settings.log.level, settings.log.format) == (LogLevel.INFO, LogFormat.JSON)
@@ -178,6 +161,13 @@ def test_names_of_others_are_left_alone(tmp_path):
     )
 
     assert settings.warnings == ()
+
+
+def test_a_setting_that_was_removed_is_named_and_stops_nothing(tmp_path):
+    """Deployments that still set it go on working."""
+    (warning,) = read(tmp_path, CACHE_STALE_TTL="60").warnings
+
+    assert warning.startswith("CACHE_STALE_TTL has no effect any more")
 
 
 def test_limits_that_are_off_are_warned_about(tmp_path):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from authsvc.settings import Settings
-from authsvc.settings.sections import VARIABLES
+from authsvc.settings import VARIABLES, Settings
 from tests.unit.settings_env import (
     CLUSTER,
     DEVELOPMENT,
@@ -89,7 +88,7 @@ def test_a_slip_of_a_setting_s_name_is_refused(tmp_path, name, meant):
     assert "some-value" not in problem.message
 
 
-@pytest.mark.parametrize("name", [variable.name for variable in VARIABLES if len(variable.name) > 7])
+@pytest.mark.parametrize("name", [variable.name for variable in VARIABLES.values() if len(variable.name) > 7])
 def test_every_setting_is_recognised_with_one_letter_missing(tmp_path, name):
     """Whichever setting it is: a slip never passes in silence."""
     slip = name[:-2] + name[-1]

@@ -13,7 +13,7 @@ from authsvc.settings import (
     Settings,
     SettingsError,
 )
-from authsvc.settings.kinds import Unfit, limit, whole
+from authsvc.settings.kinds import InvalidValue, limit, whole
 from authsvc.settings.locations import addresses, networks
 from tests.unit.settings_env import (
     DEVELOPMENT,
@@ -27,7 +27,7 @@ def accepted(kind, text):
     """Return the value, or None when *text* is refused; any other exception fails the test."""
     try:
         return kind.parse(text)
-    except Unfit:
+    except InvalidValue:
         return None
 
 

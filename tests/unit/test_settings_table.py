@@ -12,14 +12,11 @@ import pytest
 
 from authsvc.cli import main
 from authsvc.cli.keys import generate_key
-from authsvc.settings import Settings
-from authsvc.settings.sections import VARIABLES
-from tests.unit.settings_env import CLUSTER, SENTINEL, only_problem, problems, production
+from authsvc.settings import VARIABLES, Settings
+from tests.unit.settings_env import CLUSTER, SECRETS, SENTINEL, only_problem, problems, production
 
-ALL = {variable.name: variable for variable in VARIABLES}
-SECRETS = [variable.name for variable in VARIABLES if variable.kind.is_secret]
-OPEN = [variable.name for variable in VARIABLES if not variable.kind.is_secret]
-REQUIRED = [variable.name for variable in VARIABLES if variable.is_required]
+OPEN = [variable.name for variable in VARIABLES.values() if not variable.kind.is_secret]
+REQUIRED = [variable.name for variable in VARIABLES.values() if variable.is_required]
 #: No kind of value is written so; a secret may be any text, but not one that is no text.
 NEVER = {
     "no UTF-8": "a\udcff", "NUL": "a\x00b", "a line break": "a\nb", "an escape": "\x1b[2J",
@@ -118,7 +115,7 @@ def test_everything_wrong_at_once_is_named_at_once(check, keys):
 
     status, message = check(env)
 
-    named = {name for name in (*ALL, "AUTHSVC_TYPO") if f"\n  {name} " in message}
+    named = {name for name in (*VARIABLES, "AUTHSVC_TYPO") if f"\n  {name} " in message}
     # Passwords of servers are somebody else's policy: any text may be one.
     assert named >= {*OPEN, "DATABASE_URL", "REDIS_URL", "TOKEN_SECRET", "PASSWORD_PEPPER", "AUTHSVC_TYPO"}
     assert status == 1

@@ -14,10 +14,8 @@ from authsvc.cli.manifest.environment import (
     is_mounted,
 )
 from authsvc.server import GRACEFUL_TIMEOUT_S
-from authsvc.settings import Settings, SettingsError
+from authsvc.settings import VARIABLES, Settings, SettingsError, all_names
 from authsvc.settings.checks import ignored_names
-from authsvc.settings.sections import VARIABLES
-from authsvc.settings.variables import JWT_KEYS_DIR, METRICS_PORT, PORT
 
 #: Kubernetes' own.
 DEFAULT_GRACE_S = 30
@@ -39,7 +37,8 @@ def problems(pod: Pod, manifest: Manifest, warn: Callable[[str], None]) -> Itera
         yield f"{pod.title}: enableServiceLinks is not false: a Service named redis would write REDIS_PORT"
     for container in containers:
         environment = environment_of(container, pod, manifest)
-        for warning in ignored_names({name: value or "" for name, value in environment.values.items()}):
+        given = {name: value or "" for name, value in environment.values.items()}
+        for warning in ignored_names(given, all_names()):
             warn(f"{container.where}: {warning}")
         found = [*environment.problems, *_settings_problems(environment, container, pod, manifest)]
         if container.is_server():
@@ -55,7 +54,7 @@ def _settings_problems(
     """What ``config check`` would say in the container, but for what only the cluster knows."""
     env = {name: value or "" for name, value in environment.values.items()}
     unknown = {name for name, value in environment.values.items() if value is None}
-    for variable in VARIABLES:
+    for variable in VARIABLES.values():
         path = env.get(variable.file_name)
         if not variable.kind.is_secret or not path:
             continue
@@ -65,10 +64,10 @@ def _settings_problems(
             yield f"{variable.file_name}: {nothing}"
             text = None
         _put_file(variable.name, text, env, unknown)
-    if folder := env.get(JWT_KEYS_DIR.name):
+    if folder := env.get("JWT_KEYS_DIR"):
         if not is_mounted(folder, container, pod):
-            yield f"{JWT_KEYS_DIR.name}: nothing is mounted at {folder}"
-        env[JWT_KEYS_DIR.name] = KNOWN_FOLDER
+            yield f"JWT_KEYS_DIR: nothing is mounted at {folder}"
+        env["JWT_KEYS_DIR"] = KNOWN_FOLDER
     yield from _refusals(env, unknown, is_open=environment.is_open)
 
 
@@ -108,7 +107,8 @@ class _Ports:
             str(port.get("name", port.get("containerPort"))): port.get("containerPort") for port in ports
         }
         numbers = {name: port for name, port in named.items() if isinstance(port, int)}
-        listening = (environment.values.get(each.name, each.default) for each in (PORT, METRICS_PORT))
+        declared = (VARIABLES["PORT"], VARIABLES["METRICS_PORT"])
+        listening = (environment.values.get(each.name, each.default) for each in declared)
         return cls(numbers, *(int(text) if text and text.isdecimal() else None for text in listening))
 
     def number(self, port: object) -> int | None:
