@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from authsvc.settings.kinds import Kind
-    from authsvc.settings.reader import Reader
 
 T = TypeVar("T")
+
+
+class ReadSoFar(Protocol):
+    """What a computed default may depend on."""
+
+    is_development: bool
+    cpu_count: int
+    #: The values of the variables that are declared before it, by name.
+    read: dict[str, object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +33,7 @@ class Variable(Generic[T]):
     #: Where development differs.
     development: str | None = None
     #: The default where it depends on what was read before; ``otherwise`` says it in words.
-    computed: Callable[[Reader], T] | None = None
+    computed: Callable[[ReadSoFar], T] | None = None
     otherwise: str = ""
     #: Missing in production is a problem.
     is_required: bool = False

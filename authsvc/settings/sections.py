@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar
 
 from authsvc.settings import kinds, locations
-from authsvc.settings.declaration import optional, setting
+from authsvc.settings.declaration import ReadSoFar, optional, setting
 from authsvc.settings.development import DEVELOPMENT_DIR
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from authsvc.settings.kinds import LimitSetting, Secret
     from authsvc.settings.locations import Address, Network
-    from authsvc.settings.reader import Reader
 
 DAY_S = 86_400
 YEAR_S = 365 * DAY_S
@@ -54,15 +53,15 @@ class TracingMode(StrEnum):
     OTLP = "otlp"
 
 
-def _workers(reader: Reader) -> int:
-    return 1 if reader.is_development else max(MIN_PRODUCTION_WORKERS, reader.cpu_count)
+def _workers(known: ReadSoFar) -> int:
+    return 1 if known.is_development else max(MIN_PRODUCTION_WORKERS, known.cpu_count)
 
 
-def _own_address(reader: Reader) -> str:
-    return f"http://127.0.0.1:{reader.read['PORT']}"
+def _own_address(known: ReadSoFar) -> str:
+    return f"http://127.0.0.1:{known.read['PORT']}"
 
 
-def _none(_: Reader) -> tuple[Address, ...]:
+def _none(_: ReadSoFar) -> tuple[Address, ...]:
     return ()
 
 
