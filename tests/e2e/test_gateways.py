@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import requests
 
+from authsvc.api.frame.errors import DETAILS
 from tests.binaries import BinaryMissing, nginx_binary
 from tests.gateways import Asking, Gateway, Server
 from tests.nginx import Nginx, nginx_block
@@ -27,13 +29,14 @@ pytestmark = pytest.mark.e2e
 
 VERIFY = "/v1/auth/verify"
 USERS, ADMINS, PUBLIC = "/orders/7", "/orders/admin/7", "/about"
-#: What a client might say of himself, also in the spelling that many servers take for the same.
+#: What a client may claim about itself, also in spellings that many servers take for the same name.
 LIES = {
     "X-Auth-User-Id": "evil",
     "X-Auth-Session-Id": "evil",
     "X-Auth-Roles": "admin",
     "x-auth-roles": "user,admin",
     "X_Auth_User_Id": "evil",
+    "X.Auth.Roles": "admin",
 }
 
 
@@ -84,7 +87,7 @@ def nginx_before(authsvc_port: int, orders: Server) -> Nginx:
 def auth_headers(seen: dict[str, Any]) -> dict[str, str]:
     """What the service behind was told of who is asking, in any spelling."""
     headers: dict[str, str] = seen["headers"]
-    return {name: value for name, value in headers.items() if name.replace("_", "-").startswith("x-auth-")}
+    return {name: value for name, value in headers.items() if re.match("x.auth.", name)}
 
 
 def test_nginx_has_nothing_to_say_against_the_page(gateway):
@@ -128,6 +131,32 @@ def test_without_a_good_token_nobody_gets_through(gateway):
     assert bad.status_code == 401
     assert bad.headers["WWW-Authenticate"] == 'Bearer realm="authsvc", error="invalid_token"'
     assert gateway.refused("/_authsvc/user", gateway.user["access_token"]).status_code == 404
+
+
+@pytest.mark.parametrize("who", ["nobody", "forged", "user"])
+def test_a_refusal_reads_as_authsvc_wrote_it(gateway, service, who):
+    """Its challenge once, its problem document, its media type: a client need not know who refused it."""
+    token = {"nobody": None, "forged": "x", "user": gateway.user["access_token"]}[who]
+
+    direct = service.call("GET", f"{VERIFY}?role=admin", token=token)
+    through = gateway.refused(ADMINS, token)
+
+    kept = ("Content-Type", "WWW-Authenticate", "Cache-Control")
+    assert through.status_code == direct.status_code == (403 if who == "user" else 401)
+    assert [through.headers.get(name) for name in kept] == [direct.headers.get(name) for name in kept]
+    assert through.json() == direct.json() | {"request_id": through.headers["X-Request-Id"]}
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refusal_of_the_service_behind_is_its_own(gateway, status):
+    """Its 401 or 403 is passed on as it is, body and challenge."""
+    with Server(status, {"WWW-Authenticate": "Basic"}) as orders:
+        with nginx_before(gateway.proxy.port, orders) as nginx:
+            headers = {"Authorization": f"Bearer {gateway.user['access_token']}"}
+            answer = requests.get(nginx.url + USERS, headers=headers, timeout=HOPELESS_S)
+
+    assert (answer.status_code, answer.text) == (status, "ok")
+    assert answer.headers["WWW-Authenticate"] == "Basic"
 
 
 def test_a_role_is_asked_for_by_the_location(gateway):
@@ -176,7 +205,14 @@ def test_nobody_gets_through_while_authsvc_is_away(gateway, mode):
 
     assert (away.status_code, away.headers["Retry-After"]) == (503, "2")
     assert away.headers["Content-Type"] == "application/problem+json"
-    assert away.json()["code"] == "unavailable"
+    assert away.json() == {
+        "type": "urn:authsvc:problem:unavailable",
+        "title": "Service Unavailable",
+        "status": 503,
+        "detail": DETAILS["unavailable"],
+        "code": "unavailable",
+        "request_id": away.headers["X-Request-Id"],
+    }
     assert public.status_code == 200
     assert gateway.ask(USERS, gateway.user["access_token"]).status_code == 200
 
@@ -228,7 +264,7 @@ TRAEFIK = {
     "X-Forwarded-Proto": "https",
     "X-Forwarded-Uri": "/orders/7?role=admin",
     "X-Real-Ip": "203.0.113.7",
-} | {name: value for name, value in LIES.items() if "_" not in name}
+} | {name: value for name, value in LIES.items() if not {"_", "."} & set(name)}
 
 #: What a client may put behind Envoy's prefix.
 ORIGINAL_PATHS = [
