@@ -71,7 +71,7 @@ def run_dev(_options: argparse.Namespace, env: Mapping[str, str]) -> int:
     settings = _development(env)
     if settings.redis.is_in_memory and find_spec("fakeredis") is None:
         raise ValueError(
-            "Redis in memory needs the extra `dev`: pip install 'authsvc[dev]', or set REDIS_URL"
+            "Redis in memory needs packages of development: start it by `make run`, or set REDIS_URL"
         )
     _upgrade(settings)
     return _serve(settings)

@@ -9,11 +9,12 @@ import ssl
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
 from enum import Enum
 from functools import partial
-from typing import Final, Self
+from pathlib import Path
+from typing import Any, Final, Self
 
 from authsvc.verifier.claims import Claims, Rules, read
 from authsvc.verifier.errors import FeedStale, RoleMissing, TokenInvalid, TokenMissing, Unavailable
@@ -22,6 +23,8 @@ from authsvc.verifier.introspection import Introspection
 from authsvc.verifier.keys import KeySet
 from authsvc.verifier.transport import Answer, Line, Origin
 
+#: What the variables of :meth:`Options.from_env` begin with.
+PREFIX: Final = "AUTHSVC_VERIFIER_"
 JWKS_PATH: Final = "/.well-known/jwks.json"
 #: Staleness below this (seconds) would be reached between two answers of a healthy service.
 LEAST_STALENESS_S: Final = 1.0
@@ -78,9 +81,80 @@ class Options:
         # It refuses an address that is none.
         self.origin()
 
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] = os.environ) -> Self:
+        """
+        The options that *environ* holds under ``AUTHSVC_VERIFIER_*``, each under its name in upper case.
+
+        ``CLIENT_SECRET_FILE`` is a file with the secret, ``CA_FILE`` a PEM file of the certificates to trust.
+        A variable that is set to nothing counts as not set.
+
+        Raises:
+            ValueError: with every variable that is missing, unknown or wrong, and the value of none.
+        """
+        given = {name: text for name, text in environ.items() if name.startswith(PREFIX) and text}
+        problems = [f"{name} is unknown" for name in given if name not in _VARIABLES]
+        values: dict[str, Any] = {}
+        for name in given.keys() & _VARIABLES.keys():
+            option, read, kind = _VARIABLES[name]
+            try:
+                values[option] = read(given[name])
+            except (ValueError, OSError):
+                problems.append(f"{name} is not {kind}")
+        problems += [f"{name} and {name}_FILE are both set" for name in given if f"{name}_FILE" in given]
+        required = {one.name for one in fields(cls) if one.default is MISSING}
+        problems += [f"{PREFIX}{option.upper()} is missing" for option in required - values.keys()]
+        if problems:
+            raise ValueError("; ".join(sorted(problems)))
+        return cls(**values)
+
     def origin(self) -> Origin:
         """Where requests go, and in whose name."""
         return Origin(url=self.url, client_id=self.client_id, client_secret=self.client_secret, tls=self.tls)
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise ValueError("not a length of time")
+    return number
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()):
+        raise ValueError("not a number without a sign")
+    return int(text)
+
+
+def _secret(path: str) -> str:
+    secret = Path(path).read_text(encoding="utf-8").removesuffix("\n")
+    if not secret:
+        raise ValueError("empty")
+    return secret
+
+
+def _trusting(path: str) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=path)
+
+
+#: Variables: the option of each, how it is read, and what a wrong value is not.
+_VARIABLES: Final[Mapping[str, tuple[str, Callable[[str], Any], str]]] = {
+    PREFIX + "URL": ("url", str, "a text"),
+    PREFIX + "CLIENT_ID": ("client_id", str, "a text"),
+    PREFIX + "CLIENT_SECRET": ("client_secret", str, "a text"),
+    PREFIX + "CLIENT_SECRET_FILE": ("client_secret", _secret, "a file that holds a secret"),
+    PREFIX + "ISSUER": ("issuer", str, "a text"),
+    PREFIX + "AUDIENCE": ("audience", str, "a text"),
+    PREFIX + "LIFETIME_S": ("lifetime_s", _count, "a whole number"),
+    PREFIX + "LEEWAY_S": ("leeway_s", _count, "a whole number"),
+    PREFIX + "MAX_STALENESS_S": ("max_staleness_s", _seconds, "a positive number"),
+    PREFIX + "WHEN_STALE": ("when_stale", WhenStale, "refuse or introspect"),
+    PREFIX + "DEADLINE_S": ("deadline_s", _seconds, "a positive number"),
+    PREFIX + "START_WITHIN_S": ("start_within_s", _seconds, "a positive number"),
+    PREFIX + "REFETCH_KEYS_S": ("refetch_keys_s", _seconds, "a positive number"),
+    PREFIX + "INTROSPECTIONS": ("introspections", _count, "a whole number"),
+    PREFIX + "CA_FILE": ("tls", _trusting, "a PEM file that can be read"),
+}
 
 
 class _Process:

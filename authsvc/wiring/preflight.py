@@ -49,7 +49,7 @@ def _keys(settings: Settings) -> Iterator[Problem]:
 
 def _tracing(settings: Settings) -> Iterator[Problem]:
     if settings.tracing.mode is TracingMode.OTLP and not is_installed():
-        yield Problem(name="TRACING", message="otlp needs OpenTelemetry: install authsvc[otel]")
+        yield Problem(name="TRACING", message="otlp needs OpenTelemetry: install requirements/otel.txt")
 
 
 def _database(settings: Settings) -> Iterator[Problem]:

@@ -150,10 +150,10 @@ def test_a_refusal_reads_as_authsvc_wrote_it(gateway, service, who):
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_refusal_of_the_service_behind_is_its_own(gateway, status):
     """Its 401 or 403 is passed on as it is, body and challenge."""
-    with Server(status, {"WWW-Authenticate": "Basic"}) as orders:
-        with nginx_before(gateway.proxy.port, orders) as nginx:
-            headers = {"Authorization": f"Bearer {gateway.user['access_token']}"}
-            answer = requests.get(nginx.url + USERS, headers=headers, timeout=HOPELESS_S)
+    orders = Server(status, {"WWW-Authenticate": "Basic"})
+    with orders, nginx_before(gateway.proxy.port, orders) as nginx:
+        headers = {"Authorization": f"Bearer {gateway.user['access_token']}"}
+        answer = requests.get(nginx.url + USERS, headers=headers, timeout=HOPELESS_S)
 
     assert (answer.status_code, answer.text) == (status, "ok")
     assert answer.headers["WWW-Authenticate"] == "Basic"

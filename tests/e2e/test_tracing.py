@@ -154,5 +154,5 @@ def test_without_the_extra_the_service_does_not_start(monkeypatch, tmp_path, pos
     problems = local_problems(Settings.from_env(env))
 
     assert [str(problem) for problem in problems] == [
-        "TRACING otlp needs OpenTelemetry: install authsvc[otel]"
+        "TRACING otlp needs OpenTelemetry: install requirements/otel.txt"
     ]

@@ -42,8 +42,11 @@ RESERVED = {
     ),
     "the environment": Reserved(
         r"os\.(environb?|getenvb?|putenv|unsetenv)",
-        # The last two: the folder of the metrics' files has its name in a variable of prometheus_client's.
-        frozenset({"settings", "cli", "server", "observability.metrics", "observability.figures"}),
+        # observability: the folder of the metrics' files has its name in a variable of prometheus_client's.
+        # verifier: a library of its own, whose options may come from its user's environment.
+        frozenset(
+            {"settings", "cli", "server", "observability.metrics", "observability.figures", "verifier.core"}
+        ),
     ),
 }
 
