@@ -44,6 +44,8 @@ class Mode(Enum):
     CUT = "cut"
     #: The request is lost, and the connection with it.
     LOSE = "lose"
+    #: For Redis: each command is answered with a reply of our own, and never reaches the server.
+    ANSWER = "answer"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,13 +53,14 @@ class Rule:
     """
     A mode with its figures: *late_s* of ``DELAY`` and ``DRIP``, *after_bytes* of ``CUT``.
 
-    ``CUT`` and ``LOSE`` spare all requests but those that contain *request*.
+    *answer* is the reply of ``ANSWER``.  Without *request* in it, a request is spared by the last three.
     """
 
     mode: Mode = Mode.PASS
     late_s: float = 0.0
     after_bytes: int = 0
     request: bytes = b""
+    answer: bytes = b""
 
 
 @dataclass(slots=True)
@@ -182,7 +185,7 @@ class TcpProxy:
             return
         exchange = _Exchange()
         directions = [
-            asyncio.create_task(self._pump_requests(requests, server, exchange)),
+            asyncio.create_task(self._pump_requests(requests, (server, client), exchange)),
             asyncio.create_task(self._pump_answers(answers, client, exchange)),
         ]
         try:
@@ -194,11 +197,18 @@ class TcpProxy:
             await asyncio.gather(*directions, return_exceptions=True)
 
     async def _pump_requests(
-        self, source: asyncio.StreamReader, server: asyncio.StreamWriter, exchange: _Exchange
+        self,
+        source: asyncio.StreamReader,
+        ends: tuple[asyncio.StreamWriter, asyncio.StreamWriter],
+        exchange: _Exchange,
     ) -> None:
+        server, client = ends
         while data := await source.read(CHUNK_BYTES):
             await self._wait_unless(Mode.SILENT)
             exchange.is_meant = self.rule.request in data
+            if self.mode is Mode.ANSWER and exchange.is_meant:
+                await self._hand_over(client, self.rule.answer * _commands_in(data))
+                continue
             if server.is_closing() or (self.mode is Mode.LOSE and exchange.is_meant):
                 return
             server.write(data)
@@ -230,3 +240,16 @@ class TcpProxy:
     async def _wait_unless(self, *modes: Mode) -> None:
         async with self._changed:
             await self._changed.wait_for(lambda: self.mode not in modes)
+
+
+def _commands_in(data: bytes) -> int:
+    """How many commands of Redis are in *data*, which holds whole ones alone."""
+    count = at = 0
+    while at < len(data):
+        end = data.index(b"\r\n", at)
+        parts, at = int(data[at + 1 : end]), end + 2
+        for _ in range(parts):
+            end = data.index(b"\r\n", at)
+            at = end + 2 + int(data[at + 1 : end]) + 2
+        count += 1
+    return count

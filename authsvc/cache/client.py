@@ -34,7 +34,10 @@ REPEATABLE: Final = frozenset({"GET", "MGET", "EXISTS", "TTL", "PTTL"})
 # As replies to a command: the server is up and answers at once, it only refuses writes, or this one
 # command, which is no reason to stop reading from it.  (A refused log-in is DENIED too, and no reply.)
 # READONLY counts against the server, since after a failover it may be the wrong one.
-_ANSWERED: Final = frozenset({Reason.OOM, Reason.MISCONF, Reason.NOREPLICAS, Reason.DENIED})
+_ANSWERED: Final = frozenset(
+    {Reason.OOM, Reason.MISCONF, Reason.NOREPLICAS, Reason.DENIED, Reason.UNSUPPORTED}
+)
+_NO_INFO: Final = frozenset({Reason.DENIED, Reason.UNSUPPORTED})
 
 
 def _ignore(*_: object) -> None:
@@ -78,7 +81,8 @@ class CacheClient:
 
     *pool* comes from :func:`~authsvc.cache.connections.bounded_pool`, or is any redis-py pool of
     :func:`~authsvc.cache.connections.stamped` connections.  *clock* is monotonic, in seconds.
-    Every method raises CacheUnavailable or CacheMisuse.
+    Every method raises CacheUnavailable or CacheMisuse; with *misuse_is_outage* CacheUnavailable alone, for
+    a service that must answer whatever Redis says.  ``on_operation`` hears of ``misuse`` all the same.
     """
 
     def __init__(
@@ -88,6 +92,7 @@ class CacheClient:
         breaker: CircuitBreaker,
         clock: Callable[[], float],
         events: CacheEvents | None = None,
+        misuse_is_outage: bool = False,
     ) -> None:
         #: What carries the commands: one server or several.
         self.link: Link = _link(pool)
@@ -96,6 +101,7 @@ class CacheClient:
         self._breaker = breaker
         self._clock = clock
         self._on_operation = (events or CacheEvents()).on_operation
+        self._misuse_is_outage = misuse_is_outage
 
     def mget(self, keys: Sequence[str]) -> Stamped[bytes | None]:
         """Return the values of *keys*, None for each that is missing or not a string; one round trip."""
@@ -132,10 +138,8 @@ class CacheClient:
         """Return INFO's fields of *section*; None where an ACL denies it or the server has no INFO."""
         try:
             text = self.call("INFO", section)
-        except CacheMisuse:
-            return None
         except CacheUnavailable as error:
-            if error.reason is Reason.DENIED:
+            if error.reason in _NO_INFO:
                 return None
             raise
         return _fields(text) if isinstance(text, bytes) else None
@@ -166,6 +170,8 @@ class CacheClient:
         self._judge(permit, refusal, error)
         outcome = refusal.reason if isinstance(refusal, CacheUnavailable) else "misuse"
         self._on_operation(name, took_s, outcome)
+        if self._misuse_is_outage and isinstance(refusal, CacheMisuse):
+            raise CacheUnavailable(Reason.OTHER) from error
         raise refusal from error
 
     def _judge(self, permit: Permit, refusal: CacheError, error: RedisError) -> None:

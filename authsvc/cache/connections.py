@@ -196,7 +196,8 @@ class _Stamping(AbstractConnection):
         self.generation = self.generations.next()
         try:
             super().on_connect_check_health(check_health)
-        except ResponseError as error:
+        except (ResponseError, AttributeError, TypeError) as error:
+            # The last two are the driver's own, where the reply to HELLO is none of HELLO's.
             raise HandshakeRefused from error
         if self.announced_name:
             self._announce(self.announced_name)

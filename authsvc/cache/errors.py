@@ -5,6 +5,9 @@ CacheError
 ├── CacheUnavailable   no answer, or one that says "not now"    (reason)
 └── CacheMisuse        the command itself is wrong: a bug on this side, no outage on that one
 
+An error reply is a misuse only where its words say so; all others, those of proxies and of hosted services
+included, are an outage.
+
 Messages hold a reason and nothing else: commands, addresses and values stay in the driver's error,
 which is the ``__cause__``.
 """
@@ -12,6 +15,9 @@ which is the ``__cause__``.
 from __future__ import annotations
 
 import re
+import socket
+import ssl
+from collections.abc import Iterator
 from enum import StrEnum
 from queue import Empty
 from typing import Final
@@ -22,7 +28,9 @@ from redis import exceptions as driver
 class Reason(StrEnum):
     """Why Redis could not be used; short and finite, so that it may label a metric."""
 
-    REFUSED = "refused"  # refused, reset, closed, name not resolved
+    REFUSED = "refused"  # refused, reset, closed
+    UNRESOLVED = "unresolved"  # the name of the server leads nowhere
+    TLS = "tls"  # no TLS there, or a certificate that is not believed
     TIMEOUT = "timeout"
     LOADING = "loading"
     READONLY = "readonly"
@@ -32,6 +40,7 @@ class Reason(StrEnum):
     CLUSTERDOWN = "clusterdown"
     DENIED = "denied"  # wrong or missing password, or an ACL that forbids the command
     BUSY = "busy"  # a script blocks the server
+    UNSUPPORTED = "unsupported"  # a command that the server does not have, or has under another name
     OPEN = "open"  # the circuit breaker's: nothing was sent
     EXHAUSTED = "exhausted"  # the connection pool's: nothing was sent
     OTHER = "other"
@@ -50,11 +59,15 @@ class CacheUnavailable(CacheError):
 
 
 class CacheMisuse(CacheError):
-    """The server understood and refused: wrong type, wrong syntax, unknown command."""
+    """The server understood and refused: wrong type, wrong syntax, a script that fails."""
 
 
 class HandshakeRefused(driver.ConnectionError):
     """The server let us connect and then refused HELLO, AUTH or SELECT; the refusal is the cause."""
+
+
+class SentinelsFailed(driver.ConnectionError):
+    """No Sentinel named a primary: the cause is why the first did not answer, None if all answered."""
 
 
 _BY_CLASS: Final[tuple[tuple[tuple[type[Exception], ...], Reason], ...]] = (
@@ -66,6 +79,8 @@ _BY_CLASS: Final[tuple[tuple[tuple[type[Exception], ...], Reason], ...]] = (
     ((driver.OutOfMemoryError,), Reason.OOM),
     ((driver.ReadOnlyError,), Reason.READONLY),
     ((driver.ClusterDownError, driver.TryAgainError, driver.AskError), Reason.CLUSTERDOWN),
+    ((ssl.SSLError,), Reason.TLS),
+    ((socket.gaierror,), Reason.UNRESOLVED),
     ((driver.TimeoutError,), Reason.TIMEOUT),
     ((driver.ConnectionError,), Reason.REFUSED),
 )
@@ -76,6 +91,14 @@ _REFUSAL: Final = re.compile(
     r"(?:ERR )?(?:Error running script .*?: -?)?"
     r"(OOM|READONLY|MISCONF|NOREPLICAS|CLUSTERDOWN|MASTERDOWN|LOADING|BUSY|NOPERM|NOAUTH|WRONGPASS"
     r"|ACL failure in script)\b"
+)
+_UNSUPPORTED: Final = re.compile(r"unknown (?:redis )?(?:sub)?command\b", re.IGNORECASE)
+# What a server says to a command that can never work, as the driver hands it on: mostly without its "ERR".
+_MISUSE: Final = re.compile(
+    r"(?:ERR )?(?:WRONGTYPE|BUSYGROUP|NOGROUP|NOSCRIPT|EXECABORT|wrong number of arguments|syntax error"
+    r"|invalid expire time|no such key|index out of range|(?:hash )?value is not|min or max is not"
+    r"|increment or decrement|Number of keys)|.*\bscript\b",
+    re.IGNORECASE | re.DOTALL,
 )
 _BY_WORD: Final = {
     "MASTERDOWN": Reason.CLUSTERDOWN,
@@ -90,14 +113,21 @@ def translate(error: driver.RedisError) -> CacheError:
     """Return *error* in this library's words; raise the result ``from`` *error*."""
     if isinstance(error, HandshakeRefused):
         return CacheUnavailable(_reason(error.__cause__) or Reason.OTHER)
+    if isinstance(error, SentinelsFailed):
+        return CacheUnavailable(_reason(error.__cause__ or error) or Reason.OTHER)
     if is_exhaustion(error):
         return CacheUnavailable(Reason.EXHAUSTED)
     reason = _reason(error)
-    if reason is not None:
-        return CacheUnavailable(reason)
-    if isinstance(error, driver.ResponseError | driver.DataError):
+    if reason is None and is_misuse(error):
         return CacheMisuse(type(error).__name__)
-    return CacheUnavailable(Reason.OTHER)
+    return CacheUnavailable(reason or Reason.OTHER)
+
+
+def is_misuse(error: driver.RedisError) -> bool:
+    """Return whether *error* says of the command that it can never work."""
+    if isinstance(error, driver.DataError | driver.ClusterCrossSlotError | driver.NoScriptError):
+        return True
+    return isinstance(error, driver.ResponseError) and _MISUSE.match(str(error)) is not None
 
 
 def is_exhaustion(error: driver.RedisError) -> bool:
@@ -106,11 +136,20 @@ def is_exhaustion(error: driver.RedisError) -> bool:
 
 
 def _reason(error: BaseException | None) -> Reason | None:
+    causes = tuple(_with_causes(error))
     for classes, reason in _BY_CLASS:
-        if isinstance(error, classes):
+        if any(isinstance(cause, classes) for cause in causes):
             return reason
     found = _REFUSAL.match(str(error))
-    if found is None:
-        return None
-    word = found.group(1)
-    return _BY_WORD.get(word) or Reason(word.lower())
+    if found is not None:
+        word = found.group(1)
+        return _BY_WORD.get(word) or Reason(word.lower())
+    return Reason.UNSUPPORTED if _UNSUPPORTED.search(str(error)) else None
+
+
+def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield *error*, and what the system said to the driver, which repeats it as a text alone."""
+    if error is not None:
+        yield error
+        if isinstance(error, driver.ConnectionError) and isinstance(error.__context__, OSError):
+            yield error.__context__

@@ -200,11 +200,15 @@ def _redis_pairs(redis: RedisSettings, reader: Reader) -> Iterator[Problem]:
     needs = (
         ("REDIS_SENTINELS", "REDIS_SENTINEL_SERVICE"),
         ("REDIS_SENTINEL_SERVICE", "REDIS_SENTINELS"),
+        ("REDIS_SENTINEL_USERNAME", "REDIS_SENTINELS"),
         ("REDIS_SENTINEL_PASSWORD", "REDIS_SENTINELS"),
     )
     for name, needed in needs:
-        if reader.given(name) and not reader.given(needed):
+        if reader.given(name) and reader.is_sound(name) and not reader.given(needed):
             yield Problem(name=name, message=f"has no meaning without {needed}; expected both")
+    if redis.ca_file and reader.is_sound("REDIS_TLS", "REDIS_URL") and not redis.has_tls:
+        message = "has no meaning without TLS; expected `REDIS_TLS=true`, or a URL with `rediss://`"
+        yield Problem(name="REDIS_CA_FILE", message=message)
     if reader.is_sound("REDIS_CLUSTER_ENABLED"):
         yield from _cluster_pairs(redis, reader)
 

@@ -72,13 +72,25 @@ def redis_url() -> Kind[Secret]:
 
 def directory() -> Kind[Path]:
     """A path; whether something is there is another question."""
+    return Kind(expected="the path of a directory", parse=_path)
+
+
+def file() -> Kind[Path]:
+    """The absolute path of a file; whether it is there is another question."""
 
     def parse(text: str) -> Path:
-        if not text.isprintable():
+        path = _path(text)
+        if not path.is_absolute():
             raise InvalidValue(f"is {shown(text)}")
-        return Path(text)
+        return path
 
-    return Kind(expected="the path of a directory", parse=parse)
+    return Kind(expected="the absolute path of a file", parse=parse)
+
+
+def _path(text: str) -> Path:
+    if not text.isprintable():
+        raise InvalidValue(f"is {shown(text)}")
+    return Path(text)
 
 
 def _items(text: str) -> list[str]:

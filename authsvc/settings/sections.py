@@ -172,6 +172,11 @@ class RedisSettings:
     password: Secret | None = optional("REDIS_PASSWORD", kinds.hidden("a password"), "That user's password")
     db: int = setting("REDIS_DB", kinds.whole(0, 9_999), "Database number", default="0")
     is_tls: bool = setting("REDIS_TLS", kinds.switch(), "Connect with TLS", default="false")
+    ca_file: Path | None = optional(
+        "REDIS_CA_FILE",
+        locations.file(),
+        "PEM file of the CAs that TLS to Redis and Sentinels believes, in place of the system's",
+    )
     protocol: int = setting(
         "REDIS_PROTOCOL",
         kinds.whole(2, 3),
@@ -182,6 +187,9 @@ class RedisSettings:
         "REDIS_SENTINELS", locations.addresses(), "Sentinels to ask for the primary", computed=_none
     )
     sentinel_service: str | None = optional("REDIS_SENTINEL_SERVICE", _PLAIN, "The primary's name")
+    sentinel_username: str | None = optional(
+        "REDIS_SENTINEL_USERNAME", _PRINTABLE, "ACL user of the Sentinels themselves"
+    )
     sentinel_password: Secret | None = optional(
         "REDIS_SENTINEL_PASSWORD", kinds.hidden("a password"), "Password of the Sentinels themselves"
     )
@@ -203,6 +211,11 @@ class RedisSettings:
         " the worst case of a revocation under a partition",
         default="300",
     )
+
+    @property
+    def has_tls(self) -> bool:
+        """True where the connection is encrypted, however the server is named."""
+        return self.url.reveal().startswith("rediss://") if self.url else self.is_tls
 
     @property
     def is_in_memory(self) -> bool:

@@ -10,7 +10,7 @@ from typing import Literal, TypedDict, cast
 
 from authsvc.cache.aside import Proof as CacheProof
 from authsvc.cache.breaker import CircuitBreaker, State
-from authsvc.cache.client import CacheClient
+from authsvc.cache.client import CacheClient, CacheEvents
 from authsvc.cache.connections import Generations, Pool, RedisAddress, bounded_pool, stamped
 from authsvc.cache.keys import KeySpace
 from authsvc.cache.monitor import Meter, joined
@@ -145,8 +145,7 @@ def open_pools(redis: RedisSettings, *, size: int) -> tuple[Pool, Pool]:
         common = _Common(size=size, protocol=protocol, client_name="authsvc", generations=generations)
         if redis.sentinels:
             return sentinel_pool(_sentinels(redis), **common)
-        address = RedisAddress.from_url(redis.url.reveal()) if redis.url else _address(redis)
-        return bounded_pool(address, **common)
+        return bounded_pool(_address(redis), **common)
 
     return pool(size), pool(1)
 
@@ -165,9 +164,9 @@ def _open_redis(settings: Settings, metrics: Metrics, tracing: Tracing) -> _Fast
     meter = Meter(time.monotonic)
     events = joined(counting(metrics), meter.events(), tracing.redis)
     pool, single = open_pools(settings.redis, size=REDIS_POOL)
-    redis = CacheClient(pool, breaker=breaker, clock=time.monotonic, events=events)
+    redis = _client(pool, breaker, events)
     # The reconciler asks at its own pace, also while the breaker of the requests is open.
-    reconciling = CacheClient(single, breaker=CircuitBreaker(clock=time.monotonic), clock=time.monotonic)
+    reconciling = _client(single, CircuitBreaker(clock=time.monotonic))
     keys = KeySpace(cache.key_prefix, cache.key_version, cache.max_key_length)
     proof = Proof(settings.redis.max_staleness_s)
     trusted = CacheProof(
@@ -182,6 +181,10 @@ def _open_redis(settings: Settings, metrics: Metrics, tracing: Tracing) -> _Fast
         user_caches=user_caches(settings, redis, keys, trusted, events),
         meter=meter,
     )
+
+
+def _client(pool: Pool, breaker: CircuitBreaker, events: CacheEvents | None = None) -> CacheClient:
+    return CacheClient(pool, breaker=breaker, clock=time.monotonic, events=events, misuse_is_outage=True)
 
 
 def _reconciler(fast: _Fast, index: RedisIndex, log: SqlRevocationLog, metrics: Metrics) -> Reconciler:
@@ -223,6 +226,7 @@ def _sentinels(redis: RedisSettings) -> SentinelAddress:
         sentinels=tuple((address.host, address.port) for address in redis.sentinels),
         service=redis.sentinel_service or "",
         redis=_address(redis),
+        username=redis.sentinel_username,
         password=_revealed(redis.sentinel_password),
     )
 
@@ -232,6 +236,9 @@ def _revealed(secret: Secret | None) -> str | None:
 
 
 def _address(redis: RedisSettings) -> RedisAddress:
+    authorities = str(redis.ca_file) if redis.ca_file else None
+    if redis.url:
+        return replace(RedisAddress.from_url(redis.url.reveal()), tls_ca=authorities)
     return RedisAddress(
         host=redis.host or "",
         port=redis.port,
@@ -239,6 +246,7 @@ def _address(redis: RedisSettings) -> RedisAddress:
         username=redis.username,
         password=_revealed(redis.password),
         tls=redis.is_tls,
+        tls_ca=authorities,
     )
 
 

@@ -134,7 +134,7 @@ def test_an_acl_for_another_prefix_is_refused(env, tmp_path):
         url = server.url.replace("redis://", "redis://narrow:hunter2@")
         message = refusal(env | {"REDIS_URL": url}, tmp_path)
 
-    assert "REDIS_URL denies its user keys or scripts under authsvc:v1" in message
+    assert "REDIS_URL denies its user MGET, or keys under authsvc:v1: see its ACL" in message
     assert "hunter2" not in message
 
 

@@ -205,6 +205,14 @@ REDIS_FAULTS = (
         row=WITHOUT_REDIS, impaired=_REDIS, is_on_the_wire=True, signs=(_errors("refused"), _FROM_SQL),
     ),
     Fault(
+        name="redis-refuses-everything",
+        breaking=redis.on_the_wire(
+            Rule(mode=Mode.ANSWER, answer=b"-ERR max daily request limit exceeded. Limit: 10000\r\n")
+        ),
+        row=WITHOUT_REDIS, impaired=_REDIS, is_on_the_wire=True, is_short=True,
+        signs=(_errors("other"), _FROM_SQL),
+    ),
+    Fault(
         name="redis-connections-killed", breaking=redis.connections_killed, row=SOME_REDIS,
         impaired=_REDIS, signs=(_FROM_SQL,),
     ),

@@ -199,6 +199,8 @@ def test_a_slip_under_a_prefix_of_the_service_is_refused_beside_the_setting(tmp_
         ({"REDIS_AUTH_TOKEN_TTL": "2592001"}, "REDIS_AUTH_TOKEN_TTL", "SESSION_MAX_TTL"),
         ({"REDIS_SENTINEL_SERVICE": "main"}, "REDIS_SENTINEL_SERVICE", "REDIS_SENTINELS"),
         ({"REDIS_SENTINEL_PASSWORD": "p"}, "REDIS_SENTINEL_PASSWORD", "REDIS_SENTINELS"),
+        ({"REDIS_SENTINEL_USERNAME": "u"}, "REDIS_SENTINEL_USERNAME", "REDIS_SENTINELS"),
+        ({"REDIS_CA_FILE": "/ca.pem"}, "REDIS_CA_FILE", "TLS"),
         ({"REDIS_CLUSTER_ENABLED": "true"}, "REDIS_CLUSTER_ENABLED", "REDIS_CLUSTER_NODES"),
     ],
 )

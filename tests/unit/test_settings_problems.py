@@ -79,6 +79,8 @@ GARBAGE = {
     ],
     "JWT_AUDIENCE": ["a b", "ü", "a\n"],
     "JWT_KEYS_DIR": ["/keys\n"],
+    "REDIS_CA_FILE": ["ca.pem", "/ca\n"],
+    "REDIS_SENTINEL_USERNAME": ["a b", "ü"],
 }
 
 

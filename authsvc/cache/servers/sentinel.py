@@ -7,6 +7,7 @@ from typing import Any, Literal, cast
 
 from redis.backoff import NoBackoff
 from redis.connection import BlockingConnectionPool
+from redis.exceptions import RedisError
 from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelManagedConnection, SentinelManagedSSLConnection
 
@@ -19,6 +20,7 @@ from authsvc.cache.connections import (
     socket_options,
     stamped,
 )
+from authsvc.cache.errors import SentinelsFailed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +98,17 @@ class _Primary:
         )
 
     def get_master_address(self) -> tuple[str, int]:
-        """Ask the Sentinels in turn; raises the driver's MasterNotFoundError."""
-        found = self._sentinel.discover_master(self.service_name)  # type: ignore[no-untyped-call]
-        return cast("tuple[str, int]", found)
+        """Ask the Sentinels in turn, first who answered last time; raises SentinelsFailed."""
+        sentinels = self._sentinel.sentinels
+        failure: RedisError | None = None
+        for number, sentinel in enumerate(sentinels):
+            try:
+                known = cast("dict[str, dict[str, Any]]", sentinel.sentinel_masters())
+            except RedisError as error:
+                failure = failure or error
+                continue
+            state = known.get(self.service_name)
+            if state and self._sentinel.check_master_state(state, self.service_name):  # type: ignore[no-untyped-call]
+                sentinels[0], sentinels[number] = sentinel, sentinels[0]
+                return cast("str", state["ip"]), cast("int", state["port"])
+        raise SentinelsFailed from failure

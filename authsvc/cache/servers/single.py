@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar, cast
 
 from redis.exceptions import ConnectionError as DriverConnectionError
-from redis.exceptions import ResponseError
+from redis.exceptions import InvalidResponse, ResponseError
 
 from authsvc.cache.connections import Connections, Pool, Reply, Wire
 from authsvc.cache.servers.link import Command, Link, Stamped
@@ -25,7 +25,10 @@ class SingleServer:
 
         def talk(wire: Wire) -> list[bytes | None]:
             wire.send_command("MGET", *keys)
-            return wire.read_response()  # type: ignore[return-value]  # what MGET replies
+            values = wire.read_response()
+            if not isinstance(values, list) or len(values) != len(keys):
+                raise InvalidResponse("not what MGET replies")
+            return cast("list[bytes | None]", values)
 
         return self._attempt(talk, repeatable=True)
 

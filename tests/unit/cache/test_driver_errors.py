@@ -29,6 +29,11 @@ from authsvc.cache.errors import CacheMisuse, CacheUnavailable, HandshakeRefused
         (driver.NoPermissionError("User u has no permissions to run the 'get' command"), "denied"),
         (driver.ResponseError("NOAUTH Authentication required."), "denied"),
         (driver.ResponseError("ACL failure in script: User u has no permissions"), "denied"),
+        (driver.ResponseError("unknown command 'FOO', with args beginning with: 'secret'"), "unsupported"),
+        (driver.ResponseError("Unknown Redis command called from script script: 5bca"), "unsupported"),
+        (driver.ResponseError("max daily request limit exceeded. Limit: 10000, Usage: 10000"), "other"),
+        (driver.ResponseError("no upstream host"), "other"),
+        (driver.ResponseError("DENIED Redis is running in protected mode"), "other"),
         (driver.ResponseError("BUSY Redis is busy running a script."), "busy"),
         (driver.MaxConnectionsError("Too many connections"), "exhausted"),
         (driver.InvalidResponse("Protocol Error: b'HTTP/1.1 400'"), "other"),
@@ -57,7 +62,8 @@ def test_what_means_not_now_is_unavailable(error, reason):
     [
         driver.ResponseError("WRONGTYPE Operation against a key holding the wrong kind of value"),
         driver.ResponseError("wrong number of arguments for 'get' command"),
-        driver.ResponseError("unknown command 'FOO', with args beginning with: 'secret'"),
+        driver.ResponseError("value is not an integer or out of range"),
+        driver.ResponseError("user_script:1: Script attempted to access nonexistent global variable"),
         driver.ResponseError("BUSYGROUP Consumer Group name already exists"),
         driver.DataError("Invalid input of type: 'NoneType'."),
     ],
@@ -75,7 +81,7 @@ def test_a_refused_handshake_is_never_a_misuse():
 
     reasons = [str(translate(error)) for error in (unknown, denied)]
 
-    assert reasons == ["other", "denied"]
+    assert reasons == ["unsupported", "denied"]
 
 
 @pytest.mark.parametrize(

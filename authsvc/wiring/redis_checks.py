@@ -1,0 +1,199 @@
+"""Whether Redis does what the service needs of it; what it does not is named in one line each."""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import Iterator
+from typing import Final
+
+from redis.exceptions import AuthenticationError, ClusterCrossSlotError, NoPermissionError, ResponseError
+
+from authsvc.cache.breaker import CircuitBreaker
+from authsvc.cache.client import CacheClient, Command, Script
+from authsvc.cache.errors import (
+    CacheError,
+    CacheUnavailable,
+    HandshakeRefused,
+    Reason,
+    SentinelsFailed,
+)
+from authsvc.cache.keys import KeySpace
+from authsvc.settings import Problem, RedisSettings, Settings
+from authsvc.wiring.stores import open_pools
+
+#: What is written meanwhile is gone after a second.
+_LIFE_MS: Final = 1_000
+#: Each command that the scripts of the service call.
+_EVERYTHING_IN_A_SCRIPT: Final = Script(
+    "redis.call('SET', KEYS[1], redis.call('TIME')[1], 'PX', ARGV[1])"
+    " redis.call('PEXPIRE', KEYS[1], redis.call('PTTL', KEYS[1]))"
+    " redis.call('GET', KEYS[1])"
+    " redis.call('EXISTS', KEYS[1])"
+    " redis.call('DEL', KEYS[1])"
+    " redis.call('ZADD', KEYS[1], 0, 'x')"
+    " redis.call('ZCARD', KEYS[1])"
+    " redis.call('ZRANGE', KEYS[1], 0, 0)"
+    " redis.call('ZREMRANGEBYSCORE', KEYS[1], 0, 0)"
+    " return redis.call('DEL', KEYS[1])"
+)
+#: A server that is full or read-only for now is no wrong setting: the service starts, and says so.
+_FOR_NOW: Final = frozenset({Reason.OOM, Reason.READONLY, Reason.MISCONF, Reason.NOREPLICAS})
+_LOGIN: Final = "cannot be used: the server refuses the login; check user and password"
+_BY_REASON: Final = {
+    Reason.CLUSTERDOWN: "leads to a node in cluster mode; expected a single primary, or Sentinels",
+    Reason.REFUSED: "cannot be used: the connection is refused or closed;"
+    " check host, port and network, and whether the server expects TLS",
+    Reason.UNRESOLVED: "cannot be used: its host name leads nowhere;"
+    " check the spelling, and the DNS of this machine",
+    Reason.TIMEOUT: "cannot be used: no answer in time;"
+    " check the network, and with TLS whether the server speaks it on that port",
+    Reason.LOADING: "cannot be used: the server is still loading its data; start again when it is ready",
+    Reason.BUSY: "cannot be used: the server is blocked by a script; end it with SCRIPT KILL",
+}
+#: OpenSSL's numbers for a certificate that is not of the host, and for one that is over.
+_OTHER_NAME: Final = frozenset({62, 64})
+_EXPIRED: Final = 10
+_SHOWN_CHARACTERS: Final = 80
+
+
+def redis_problems(settings: Settings) -> Iterator[Problem]:
+    """What is wrong with Redis; connects, and writes a key or two that live for a second."""
+    redis = settings.redis
+    fault = _authority_fault(redis)
+    if fault:
+        yield Problem(name="REDIS_CA_FILE", message=fault)
+        return
+    pool, _ = open_pools(redis, size=1)
+    client = CacheClient(pool, breaker=CircuitBreaker(clock=time.monotonic), clock=time.monotonic)
+    keys = KeySpace(settings.cache.key_prefix, settings.cache.key_version)
+    try:
+        yield from _problems(client, keys, redis)
+    finally:
+        client.close()
+
+
+def _authority_fault(redis: RedisSettings) -> str:
+    if redis.ca_file is None:
+        return ""
+    try:
+        ssl.create_default_context(cafile=str(redis.ca_file))
+    except ssl.SSLError:
+        return "names a file that holds no certificate in PEM format"
+    except OSError as error:
+        return f"names a file that cannot be read ({error.strerror})"
+    return ""
+
+
+def _problems(client: CacheClient, keys: KeySpace, redis: RedisSettings) -> Iterator[Problem]:
+    name = _name(redis)
+    for command in _trials(keys):
+        try:
+            client.call(*command)
+        except CacheError as error:
+            if isinstance(error, CacheUnavailable) and error.reason in _FOR_NOW:
+                continue
+            yield Problem(name=name, message=_message(error, command, keys, redis))
+            return
+    policy = (client.info("memory") or {}).get("maxmemory_policy", "noeviction")
+    if policy != "noeviction":
+        message = f"evicts keys (maxmemory-policy {policy}): revocations would be lost; set noeviction"
+        yield Problem(name=name, message=message)
+
+
+def _name(redis: RedisSettings) -> str:
+    """The variable that Redis was named by."""
+    if redis.url:
+        return "REDIS_URL"
+    return "REDIS_SENTINELS" if redis.sentinels else "REDIS_HOST"
+
+
+def _trials(keys: KeySpace) -> tuple[Command, ...]:
+    """What the service sends, on two keys that a cluster would keep apart."""
+    one, other = keys.key("preflight", "1"), keys.key("preflight", "2")
+    return (
+        ("PING",),
+        ("MGET", one, other),
+        ("EXISTS", one, other),
+        ("SET", one, "1", "PX", _LIFE_MS),
+        _EVERYTHING_IN_A_SCRIPT.command([other], [_LIFE_MS]),
+        ("ZREM", other, "x"),
+        ("PTTL", one),
+        ("DEL", one),
+    )
+
+
+def _message(error: CacheError, command: Command, keys: KeySpace, redis: RedisSettings) -> str:
+    cause = error.__cause__
+    if isinstance(cause, SentinelsFailed):
+        return _about_sentinels(error, cause, redis)
+    if isinstance(cause, HandshakeRefused):
+        return _about_handshake(error, cause.__cause__)
+    if isinstance(cause, AuthenticationError):
+        return _LOGIN
+    return _about_command(error, command, keys)
+
+
+def _about_sentinels(error: CacheError, cause: SentinelsFailed, redis: RedisSettings) -> str:
+    if cause.__cause__ is None:
+        return f"name no primary for REDIS_SENTINEL_SERVICE {redis.sentinel_service}: check that name"
+    if _reason(error) is Reason.DENIED:
+        return (
+            "cannot be used: they refuse the login, or deny its user SENTINEL MASTERS;"
+            " check REDIS_SENTINEL_USERNAME, REDIS_SENTINEL_PASSWORD and their ACL"
+        )
+    return _about_connection(error, cause.__cause__)
+
+
+def _about_handshake(error: CacheError, refusal: BaseException | None) -> str:
+    if "DB index" in str(refusal):
+        return "cannot be used: the server has no database of that number"
+    if isinstance(refusal, NoPermissionError):
+        return "cannot be used: the ACL denies its user HELLO or SELECT"
+    if _reason(error) is Reason.DENIED:
+        return _LOGIN
+    if _reason(error) in {Reason.UNSUPPORTED, Reason.OTHER}:
+        return "cannot be used: the server refuses HELLO; where it does not know it, set REDIS_PROTOCOL=2"
+    return _about_connection(error, refusal)
+
+
+def _about_command(error: CacheError, command: Command, keys: KeySpace) -> str:
+    name = "a script" if command[0] == "EVAL" else str(command[0])
+    if isinstance(error.__cause__, ClusterCrossSlotError):
+        return _BY_REASON[Reason.CLUSTERDOWN]
+    if _reason(error) is Reason.DENIED:
+        return f"denies its user {name}, or keys under {keys.root}: see its ACL"
+    if _reason(error) is Reason.UNSUPPORTED:
+        return f"cannot be used: the server does not know {name}, or a command in it: is one renamed?"
+    if isinstance(error.__cause__, ResponseError) and _reason(error) not in _BY_REASON:
+        # These commands carry no secret, so that the answer to one repeats none.
+        return f"cannot be used: {name} is answered with {_shown(error.__cause__)}"
+    return _about_connection(error, error.__cause__)
+
+
+def _about_connection(error: CacheError, cause: BaseException | None) -> str:
+    reason = _reason(error)
+    if reason is Reason.TLS and cause is not None:
+        return f"cannot be used: {_about_tls(cause.__context__)}"
+    return _BY_REASON.get(reason, "cannot be used: what answers there is no Redis")
+
+
+def _about_tls(fault: BaseException | None) -> str:
+    if not isinstance(fault, ssl.SSLCertVerificationError):
+        return "no TLS connection comes about; does the server speak TLS on that port?"
+    if fault.verify_code in _OTHER_NAME:
+        return "the certificate of the server is for another name; connect by the name that it holds"
+    if fault.verify_code == _EXPIRED:
+        return "the certificate of the server has expired"
+    return (
+        f"the certificate of the server is not trusted ({fault.verify_message}); name its CA in REDIS_CA_FILE"
+    )
+
+
+def _shown(error: BaseException) -> str:
+    text = "".join(letter for letter in str(error) if letter.isprintable())
+    return f'"{text[:_SHOWN_CHARACTERS]}"'
+
+
+def _reason(error: CacheError) -> Reason:
+    return error.reason if isinstance(error, CacheUnavailable) else Reason.OTHER
