@@ -21,6 +21,8 @@ from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.identifiers import SessionId, TokenId, UserId
 
 SALT_BYTES = 16
+#: How far the clocks of two nodes may be apart (seconds).
+CLOCK_SKEW_S = 5
 
 _SID_BYTES, _COUNTER_BYTES, _TAG_BYTES = 16, 4, 32
 _TOKEN_BYTES = _SID_BYTES + _COUNTER_BYTES + _TAG_BYTES
@@ -134,11 +136,18 @@ class Presented(Enum):
 
 
 def recognise(counter: int, session: Session, *, now: datetime, grace_s: int) -> Presented:
-    """Which of the three *counter* is; a rotation time in the future is another node's clock: no age."""
+    """
+    Which of the three *counter* is at *now*; *grace_s* in seconds, 0 forgives nothing.
+
+    A rotation time in the future is that of another node's clock, within CLOCK_SKEW_S.  Beyond that the
+    clock was wrong, and how long ago the rotation was cannot be said: a reuse.
+    """
     if counter == session.counter:
         return Presented.CURRENT
-    is_parent = counter == session.counter - 1
-    if grace_s and is_parent and now - session.rotated_at <= timedelta(seconds=grace_s):
+    if not grace_s or counter != session.counter - 1:
+        return Presented.REUSED
+    age = now - session.rotated_at
+    if timedelta(seconds=-CLOCK_SKEW_S) <= age <= timedelta(seconds=grace_s):
         return Presented.REPEATED
     return Presented.REUSED
 

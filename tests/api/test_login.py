@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import psycopg
 import pytest
 from redis import Redis
@@ -107,6 +109,37 @@ def test_every_failure_looks_the_same(api):
     assert failures[0].status_code == 401
     assert code_of(failures[0]) == "invalid_credentials"
     assert failures[0].headers["WWW-Authenticate"].startswith("Bearer")
+
+
+def hashes(api) -> float:
+    """How many passwords were hashed or verified so far."""
+    scrape = api.call("GET", "/metrics", environ={"SERVER_PORT": api.env["METRICS_PORT"]}).text
+    found = re.search(r"^authsvc_password_hash_seconds_count (\S+)$", scrape, re.MULTILINE)
+    return float(found[1]) if found else 0.0
+
+
+def test_every_login_does_the_hashing_work_exactly_once(api):
+    """Right or wrong, unknown, disabled or no address at all: neither no work nor twice tells them apart."""
+    person, disabled = api.someone(), api.someone()
+    api.services.users.change_standing(disabled.id, roles=None, status="disabled", actor=None)
+    wrong = "wrong horse battery staple"
+    attempts = [
+        (person.email, PASSWORD),
+        (person.email, wrong),
+        (disabled.email, PASSWORD),
+        (new_email(), wrong),
+        ("no address at all", wrong),
+        ("", ""),
+        (new_email(), "nul\x00"),
+    ]
+
+    work = []
+    for email, password in attempts:
+        before = hashes(api)
+        api.log_in(email, password)
+        work.append(hashes(api) - before)
+
+    assert work == [1.0] * len(attempts)
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,36 @@ def test_the_grace_time_ends_when_it_says(make_api):
     assert code_of(answer) == "refresh_reused"
 
 
+@pytest.mark.parametrize("clock_back_s", [0, 5])
+def test_without_grace_the_parent_is_reuse_at_the_very_moment(make_api, clock_back_s):
+    """The clock stands still, or is that of a node which is behind: the session ends."""
+    api = make_api(REFRESH_GRACE_SECONDS="0")
+    api.clock.stop()
+    first = api.someone()
+    second = first.refresh()
+    api.clock.tick(-clock_back_s)
+
+    answer = api.refresh(first.refresh_token)
+
+    assert (answer.status_code, code_of(answer)) == (401, "refresh_reused")
+    assert not second.is_accepted()
+
+
+def test_a_rotation_by_a_clock_that_was_far_ahead_does_not_prolong_the_grace(make_api):
+    """An hour ahead for a moment: the parent is no good for an hour and ten seconds."""
+    api = make_api()
+    api.clock.stop()
+    first = api.someone()
+    api.clock.tick(3600)
+    second = first.refresh()
+    api.clock.tick(-3600)
+
+    answer = api.refresh(first.refresh_token)
+
+    assert (answer.status_code, code_of(answer)) == (401, "refresh_reused")
+    assert not second.is_accepted()
+
+
 def test_a_grandparent_is_reuse_at_once(api):
     """Grace is for the immediate parent alone."""
     first = api.someone()

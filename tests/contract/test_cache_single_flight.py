@@ -227,6 +227,46 @@ def test_what_was_stored_between_a_look_and_a_lease_is_not_loaded_again(redis_ur
     assert rows.client.call("EXISTS", LEASE) == 0
 
 
+class SettledThen:
+    """A client behind whose second batch, the one that stores the row, something happens."""
+
+    def __init__(self, client, then):
+        self.client, self.then = client, then
+        self.batches = 0
+
+    def __getattr__(self, name):
+        return getattr(self.client, name)
+
+    def pipeline(self, commands):
+        """Send, and then."""
+        replies = self.client.pipeline(commands)
+        self.batches += 1
+        if self.batches == 2:
+            self.then()
+        return replies
+
+
+def test_who_comes_after_an_invalidation_behind_the_fill_does_not_share_it(rows, table):
+    """The leader's row was current when it was stored, and is not any more: latecomers load again."""
+    table.gate.set()
+    late = []
+
+    def invalidate_and_join():
+        table.version = 2
+        rows.drop(["7"])
+        latecomer.start()
+        flight, _ = rows.flights.board(SPACE.key("7"))
+        wait_until(lambda: flight.aboard == 3, what="leader, latecomer and this observer aboard")
+
+    overtaken = replace(rows, client=SettledThen(rows.client, invalidate_and_join))
+    latecomer = threading.Thread(target=lambda: late.append(overtaken.get_or_load("7", table.load)))
+
+    first = overtaken.get_or_load("7", table.load)
+    latecomer.join(60)
+
+    assert (first, late) == (Row("7", 1), [Row("7", 2)])
+
+
 def test_a_dead_owner_costs_its_lease_and_no_more(redis_url, rows):
     """When the lease ends a waiter takes it, loads and stores."""
     began = time.monotonic()

@@ -258,6 +258,23 @@ def test_reset_tells_when_the_attempt_that_blocks_leaves(counters) -> None:
     assert lowered.reset_s > full.reset_s
 
 
+def test_a_full_redis_counts_nothing_though_an_old_attempt_makes_room(private_redis) -> None:
+    """Redis would let what follows a removal in the same script through, full as it is."""
+    client = client_of(real(private_redis.url))
+    counters = Counters(RedisRateLimiter(client, KeySpace()), client)
+    counters.limiter.attempt(FIVE, ALICE)
+    client.call("ZADD", counters.key_of(FIVE, ALICE), 1, "of long ago")
+
+    client.call("CONFIG", "SET", "maxmemory", 1)
+    with pytest.raises(StoreUnavailable):
+        counters.limiter.attempt(FIVE, ALICE)
+    client.call("CONFIG", "SET", "maxmemory", 0)
+
+    assert client.call("ZCARD", counters.key_of(FIVE, ALICE)) == 2
+    assert counters.limiter.attempt(FIVE, ALICE).remaining == 3
+    client.close()
+
+
 def unreachable() -> CacheClient:
     """A client of a port that nobody listens on."""
     return client_of(bounded_pool(RedisAddress(host="127.0.0.1", port=1), size=1))

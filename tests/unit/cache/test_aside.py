@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import pytest
@@ -92,6 +94,34 @@ def test_a_fill_leaves_no_lease(books, shelf, client):
     books.get_or_load("7", shelf)
 
     assert client.call("EXISTS", LEASE) == 0
+
+
+@pytest.mark.parametrize("error", [None, LookupError("shelf")], ids=["finds nothing", "fails"])
+def test_who_stores_nothing_takes_no_lease_of_another(books, error):
+    """The row is made and dropped while a reader looks: the lease is the next reader's, who will store."""
+    early, late = Shelf(), Shelf(EMMA)
+    begun, early_is_done = threading.Event(), threading.Event()
+
+    def next_reader_loads():
+        begun.set()
+        assert early_is_done.wait(60)
+
+    def made_and_dropped():
+        books.drop(["7"])
+        next_reader.start()
+        assert begun.wait(60)
+        if error:
+            raise error
+
+    early.meanwhile, late.meanwhile = made_and_dropped, next_reader_loads
+    next_reader = threading.Thread(target=books.get_or_load, args=("7", late))
+
+    with suppress(LookupError):
+        books.get_or_load("7", early)
+    early_is_done.set()
+    next_reader.join(60)
+
+    assert books.get("7") == EMMA
 
 
 def test_what_the_loader_does_not_have_is_not_stored(books, client):
@@ -280,6 +310,27 @@ def test_a_proof_travels_with_the_value(proven, shelf, client, log, verdicts):
     assert proven.get("7") == EMMA
     assert [subject for subject, _ in log if " " not in subject] == ["mget"]
     assert verdicts == [(b"yes", 1), (b"yes", 1)]
+
+
+@pytest.mark.parametrize("marker_before", ["yes", "no"])
+def test_a_write_without_proof_drops(proven, shelf, client, log, marker_before):
+    """What is written while Redis may have lost an invalidation is not there when it is proven again."""
+    client.call("SET", MARKER, "yes")
+    proven.get_or_load("7", shelf)
+    client.call("SET", MARKER, marker_before)
+    revised = replace(EMMA, title="Emma, revised", version=2)
+
+    def change():
+        client.call("SET", MARKER, "no")
+        return revised
+
+    written = proven.write_through("7", change)
+    client.call("SET", MARKER, "yes")
+
+    assert (written.value, written.is_coherent) == (revised, True)
+    assert proven.get("7") is MISSING
+    assert "fill dropped" in outcomes(log)
+    assert client.call("EXISTS", LEASE) == 0
 
 
 @pytest.mark.parametrize("marker", [None, b"no"])

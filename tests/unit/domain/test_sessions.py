@@ -129,6 +129,7 @@ def test_the_secret_is_not_shown():
         pytest.param(4, 10, Presented.REPEATED, id="parent at the end of the grace"),
         pytest.param(4, 10.001, Presented.REUSED, id="parent after the grace"),
         pytest.param(4, -5, Presented.REPEATED, id="parent, rotated by a fast clock"),
+        pytest.param(4, -5.001, Presented.REUSED, id="parent, rotated by a clock that was wrong"),
         pytest.param(3, 0, Presented.REUSED, id="grandparent within the grace"),
         pytest.param(3, -5, Presented.REUSED, id="grandparent, rotated by a fast clock"),
         pytest.param(0, 0, Presented.REUSED, id="the very first"),
@@ -142,11 +143,12 @@ def test_a_genuine_token_is_current_repeated_or_reused(counter, rotated_s_ago, e
     assert recognise(counter, rotated, now=NOW, grace_s=10) is expected
 
 
-def test_without_grace_the_parent_is_forgiven_at_the_very_moment_alone():
-    """A grace of 0 seconds is a strict rotation."""
-    rotated = session(counter=5, rotated_at=NOW)
+@pytest.mark.parametrize("rotated_s_ago", [-3600, -5, -0.001, 0, 0.001, 10])
+def test_without_grace_the_parent_is_a_reuse_at_any_time(rotated_s_ago):
+    """A grace of 0 seconds is a strict rotation: at the very moment too, and whatever another clock says."""
+    rotated = session(counter=5, rotated_at=later(-rotated_s_ago))
 
-    assert recognise(4, rotated, now=later(0.001), grace_s=0) is Presented.REUSED
+    assert recognise(4, rotated, now=NOW, grace_s=0) is Presented.REUSED
 
 
 def test_the_first_token_of_a_session_has_no_parent():
