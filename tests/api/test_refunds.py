@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from threading import Event
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 from redis import Redis
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from werkzeug.test import TestResponse
 
+    from authsvc.domain.passwords.lane import BoundedPasswords
     from tests.api.driver import Person
 
 #: More jobs than any lane has threads and places.
@@ -57,7 +58,7 @@ def api(sql_proxy, redis_server, tmp_path_factory) -> Iterator[Api]:
 @pytest.fixture
 def person(api) -> Person:
     """Somebody with an account, and no attempt counted for anybody."""
-    person = api.someone()
+    person: Person = api.someone()
     with Redis.from_url(api.env["REDIS_URL"]) as redis:
         redis.delete(*redis.scan_iter("refunds:v1:auth:rate-limit:*"))
     return person
@@ -73,7 +74,8 @@ def attempts(api: Api) -> dict[str, int]:
 @contextmanager
 def full_lane(api: Api, _proxy: TcpProxy) -> Iterator[None]:
     """Let no password be hashed: every thread of the lane is busy, and every place to wait is taken."""
-    lane, opened = api.services.authentication.proof.passwords.lane, Event()
+    lane = cast("BoundedPasswords", api.services.authentication.proof.passwords).lane
+    opened = Event()
     with ThreadPoolExecutor(CROWD) as crowd:
         wait([crowd.submit(lane.run, opened.wait) for _ in range(CROWD)], return_when=FIRST_EXCEPTION)
         try:

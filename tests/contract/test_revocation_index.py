@@ -11,14 +11,14 @@ import pytest
 from authsvc.domain.revocations import Verdict
 from authsvc.domain.tokens.access import signed_digest
 from authsvc.domain.values.identifiers import TokenId, UserId, new_id
-from tests.contract.index_side import ALICE, LONGEST_MS, cut_off, end_of, standing_of
+from tests.contract.index_side import ALICE, LONGEST_MS, Side, cut_off, end_of, standing_of
 from tests.contract.redis_side import KEYS, access_token
 
 #: Beyond the token itself: leeway and a margin.
 MARGIN_MS = 65_000
 
 
-def lives_for(side, key, life_ms, began_s) -> bool:
+def lives_for(side: Side, key: str, life_ms: int, began_s: float) -> bool:
     """True if *key* was given exactly *life_ms* since *began_s*: what is left, and at most the time since."""
     left_ms = side.ttl_ms(key)
     since_ms = 1 + (time.monotonic() - began_s) * 1000
