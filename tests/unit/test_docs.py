@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
+PAGES = [*(ROOT / name for name in ("README.md", "CHANGELOG.md", "SECURITY.md")), *sorted(DOCS.rglob("*.md"))]
 EVENT = re.compile(r"[a-z_]+(?:\.[a-z_]+)+")
 CODE = re.compile(r"`([^`\n]+)`")
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
@@ -143,6 +143,17 @@ def broken(page: Path) -> Iterator[str]:
 def test_every_link_between_pages_resolves(page):
     """Neither a moved page nor a renamed heading leaves a link to nowhere."""
     assert list(broken(page)) == []
+
+
+def test_the_index_names_every_page_once():
+    """One list of the pages: a question for each, and no second list to keep."""
+    index = LINK.findall((DOCS / "README.md").read_text())
+    pages = {page.name for page in DOCS.glob("*.md")} - {"README.md"}
+    row = re.compile(r"^\|.*\]\((?:docs/)?(\w[\w-]*\.md)\)", re.MULTILINE)
+    lists = [title(page) for page in PAGES if len(pages & {*row.findall(page.read_text())}) > 9]
+
+    assert sorted(link for link in index if "/" not in link) == sorted(pages)
+    assert lists == ["docs/README.md"]
 
 
 def test_every_page_is_reached_from_the_readme():
