@@ -11,6 +11,8 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
+
 #: PostgreSQL refuses to run as root; containers and CI often are.  65534 is `nobody`.
 NOBODY = 65534
 FIX = "run `make test`, which installs it from requirements/test.txt, or {advice}"
@@ -101,3 +103,14 @@ def _copied_to_the_open(install: Path) -> Path:
         if (site / part).is_dir():
             shutil.copytree(site / part, target / part, ignore=shutil.ignore_patterns("*.a", "include"))
     return target / install.relative_to(site)
+
+
+def tool(name: str, package: str) -> Path:
+    """Return a program of the machine; without it the test is skipped, but never in CI."""
+    path = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
+    if path is not None:
+        return Path(path)
+    message = f"no {name} here (Debian, Ubuntu: apt install {package})"
+    if os.environ.get("CI") == "true":
+        raise BinaryMissing(message)
+    pytest.skip(message)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.binaries import tool
 from tests.patient import PATIENT
 from tests.processes import free_port
 from tests.rig import HOPELESS_S, ROOT, Service
@@ -22,6 +23,7 @@ BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 def toured(port: int, shell: str, folder: Path) -> str:
     """What somebody sees who pastes the tour into *shell*; curl is all it needs."""
+    tool("curl", "curl")
     section = (ROOT / "README.md").read_text().split("\n## Five minutes\n")[1].split("\n## ")[0]
     script = f"PORT={port}\n" + "".join(BLOCK.findall(section))
     done = subprocess.run(
