@@ -31,7 +31,7 @@ def merge(target: Json, patch: Preferences) -> Preferences:
 
 
 def entity_tag(preferences: Preferences) -> str:
-    """A strong entity tag: equal tags mean equal objects."""
+    """An entity tag: equal tags mean equal objects, whatever the order of their members."""
     return f'"{hashlib.sha256(canonical(preferences).encode()).hexdigest()[:32]}"'
 
 

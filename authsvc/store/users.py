@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -17,7 +18,6 @@ from authsvc.domain.users import User, UserFilter
 from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.emails import Email
 from authsvc.domain.values.identifiers import SessionId, UserId
-from authsvc.domain.values.jsontext import canonical
 from authsvc.store.revocations import SqlRevocationLog
 from authsvc.store.sessions import add_session, end_oldest_beyond, end_sessions_of, locked_user
 from authsvc.store.sql import Database
@@ -224,8 +224,8 @@ class SqlCredentialStore:
 
 
 def _is_same(one: User, other: User) -> bool:
-    """Equal, also as JSON, where ``1``, ``1.0`` and ``true`` are three values."""
-    return one == other and canonical(one.preferences) == canonical(other.preferences)
+    """Equal, also as JSON text, which tells ``1`` from ``true`` and keeps the order of members."""
+    return one == other and json.dumps(one.preferences) == json.dumps(other.preferences)
 
 
 def _rehashed(rehash: Rehash | None) -> dict[str, object]:

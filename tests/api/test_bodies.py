@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 
@@ -61,6 +62,63 @@ def test_what_is_not_json_or_is_ambiguous_is_malformed(pg_api, body):
     assert (answer.status_code, code_of(answer)) == (400, "malformed_request")
     if body:
         assert code_of(pg_api.send_raw(LOGOUT, body)) == "malformed_request"
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"", "empty"),
+        ('{"email": "ü"}'.encode("latin-1"), "not UTF-8 at byte 12"),
+        (GOOD.decode().encode("utf-16"), "not UTF-8 at byte 1"),
+        (b"\xef\xbb\xbf" + GOOD, "begins with a byte order mark"),
+        (b'{"email": "a",}', "a trailing comma at line 1, column 14"),
+        (b'{"email": [1, 2,\n ]}', "a trailing comma at line 1, column 16"),
+        (b'{"email": "a"\n "password": "b"}', "not JSON at line 2, column 2"),
+        (GOOD[:-1], f"not JSON at line 1, column {len(GOOD)}"),
+        (b"{'email': 'a'}", "not JSON at line 1, column 2"),
+        (b'{"email": "se\\cret"}', "not JSON at line 1, column 14"),
+        (b'{"x": [{"a": 1, "a": 1}]}', "an object has one name twice"),
+        (b'{"email": NaN}', "NaN and infinities are not JSON"),
+        (b'{"email": 1e999}', "a number is out of range"),
+        (b"9" * 5_000, "a number is too long"),
+        (nested(33, b"[", b"]"), "nested deeper than 32"),
+    ],
+)
+def test_what_is_wrong_with_the_text_is_said(pg_api, body, reason):
+    """The cause and its place: a caller who sees one text for all has to guess. Nothing sent is repeated."""
+    answer = pg_api.send_raw(LOGIN, body)
+
+    assert code_of(answer) == "malformed_request"
+    assert answer.json["detail"] == f"The body is not the JSON that is expected: {reason}."
+
+
+@pytest.mark.parametrize("coding", ["gzip", "br", "deflate", "identity, gzip", "x-nonsense"])
+def test_an_encoded_body_is_not_supported(pg_api, coding):
+    """415, and which coding would be taken (RFC 9110 §15.5.16); a plain body marked gzip is not taken."""
+    admin = pg_api.an_admin()
+    headers = {"Content-Encoding": coding}
+    bodies = [GOOD, gzip.compress(GOOD)]
+
+    answers = [
+        admin.call(method, path, data=body, content_type="application/json", headers=headers)
+        for method, path in (("POST", LOGIN), ("POST", LOGOUT), ("PUT", "/v1/me/preferences"))
+        for body in bodies
+    ]
+
+    for answer in answers:
+        assert (answer.status_code, code_of(answer)) == (415, "unsupported_media_type")
+        assert answer.headers["Accept-Encoding"] == "identity"
+    plain = pg_api.send_raw(LOGIN, GOOD, "text/plain")
+    assert "Accept-Encoding" not in plain.headers
+
+
+def test_a_body_that_says_it_is_not_encoded_is_taken(pg_api):
+    """*identity* means nothing was done to it."""
+    headers = {"Content-Encoding": "identity"}
+
+    answer = pg_api.call("POST", LOGIN, data=GOOD, content_type="application/json", headers=headers)
+
+    assert answer.status_code == 401
 
 
 def test_every_view_with_a_body_reads_it_strictly(pg_api):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 from urllib.parse import quote, quote_plus
 
 import pytest
@@ -156,6 +157,18 @@ def test_any_text_may_be_asked_about(gateway, token):
 
     assert (asked.status_code, asked.json) == (200, INACTIVE)
     assert revoked.status_code == 200
+
+
+@ENDPOINTS
+def test_an_encoded_form_is_not_supported(gateway, person, path):
+    """415, and which coding would be taken; the token in it is not looked at."""
+    body = gzip.compress(f"token={person.access}".encode())
+
+    answer = gateway.post(path, body, content_type=FORM, headers={"Content-Encoding": "gzip"})
+
+    assert refusal(answer) == (415, "invalid_request")
+    assert answer.headers["Accept-Encoding"] == "identity"
+    assert person.is_accepted()
 
 
 @pytest.mark.parametrize("content_type", [FORM.upper(), f"{FORM}; charset=UTF-8", f'{FORM};charset="utf-8"'])

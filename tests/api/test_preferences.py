@@ -144,6 +144,49 @@ def test_a_condition_that_names_no_current_tag_fails(pg_api, condition):
     assert (answer.status_code, code_of(answer)) == (412, "precondition_failed")
 
 
+def in_order(text: str) -> object:
+    """JSON *text* with its objects as lists of pairs."""
+    return json.loads(text, object_pairs_hook=list)
+
+
+SENT = '{"zeta":1,"beta":{"y":[{"q":0,"b":0}],"a":2},"alpha":null,"eta":3,"10":4,"2":5}'
+
+
+def test_the_order_of_members_is_that_of_the_caller(person):
+    """On every level, written and read, from SQL and from the cache, in the profile and for an admin."""
+    admin = person.api.an_admin()
+
+    written = person.call("PUT", PATH, data=SENT, content_type="application/json")
+
+    assert in_order(written.text) == in_order(SENT)
+    for _ in range(2):
+        assert in_order(person.call("GET", PATH).text) == in_order(SENT)
+    for path in ("/v1/me", f"/v1/users/{person.id}", f"/v1/batch/users/lookup?ids={person.id}"):
+        reader = person if path == "/v1/me" else admin
+        assert SENT in reader.call("GET", path).text
+
+
+def test_a_patch_keeps_the_order_and_adds_at_the_end(person):
+    """As RFC 7396 describes the merge: what is there stays where it is."""
+    person.call("PUT", PATH, data=SENT, content_type="application/json")
+
+    answer = person.call(
+        "PATCH", PATH, data='{"omega":6,"beta":{"c":3,"y":null},"chi":7}', content_type="application/json"
+    )
+
+    merged = '{"zeta":1,"beta":{"a":2,"c":3},"alpha":null,"eta":3,"10":4,"2":5,"omega":6,"chi":7}'
+    assert in_order(answer.text) == in_order(merged)
+
+
+def test_another_order_is_a_change(person):
+    """Who puts the same members in another order reads them in that order."""
+    person.call("PUT", PATH, data='{"a":1,"b":2}', content_type="application/json")
+
+    person.call("PUT", PATH, data='{"b":2,"a":1}', content_type="application/json")
+
+    assert in_order(person.call("GET", PATH).text) == [("b", 2), ("a", 1)]
+
+
 def test_equal_objects_have_equal_tags(person):
     """The order of members means nothing, and ``If-None-Match`` is not honoured."""
     first = person.call("PUT", PATH, data=b'{"a":1,"b":2}', content_type="application/json")

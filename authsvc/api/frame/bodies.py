@@ -17,7 +17,7 @@ from werkzeug.exceptions import (
     UnsupportedMediaType,
 )
 
-from authsvc.api.frame.errors import MEDIA_TYPE, ProblemView
+from authsvc.api.frame.errors import MEDIA_TYPE, NotJson, ProblemView
 from authsvc.domain.values.jsontext import InvalidJson, Json, parse
 
 P = ParamSpec("P")
@@ -38,6 +38,14 @@ class Body(Schema):
 
     #: The media types that may carry it.
     media_types: ClassVar[tuple[str, ...]] = (JSON,)
+
+
+class Encoded(UnsupportedMediaType):
+    """The body has a content coding; the answer says that none is taken (RFC 9110 §15.5.16)."""
+
+    def get_headers(self, *args: Any, **options: Any) -> list[tuple[str, str]]:
+        """Return the headers with ``Accept-Encoding``."""
+        return [*super().get_headers(*args, **options), ("Accept-Encoding", "identity")]
 
 
 class StrictParser(FlaskParser):
@@ -70,7 +78,7 @@ def read_json(req: Request, media_types: tuple[str, ...] = (JSON,)) -> Json:
     try:
         return parse(data)
     except InvalidJson as error:
-        raise BadRequest from error
+        raise NotJson(str(error)) from error
 
 
 def read_form(req: Request) -> dict[str, str]:
@@ -94,7 +102,9 @@ def read_form(req: Request) -> dict[str, str]:
 
 
 def _read(req: Request, media_types: tuple[str, ...]) -> bytes:
-    """The body of *req*; raises 413 beyond MAX_BYTES, 415 for another type or charset."""
+    """The body of *req*; raises 413 beyond MAX_BYTES, 415 for another type, charset or coding."""
+    if req.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise Encoded
     data = req.get_data(cache=True)
     if len(data) > MAX_BYTES:
         raise RequestEntityTooLarge

@@ -11,7 +11,7 @@ from typing import Any
 
 from flask import Flask, Response, g, request
 from marshmallow import Schema, fields
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import BadRequest, HTTPException
 
 from authsvc.domain import errors
 from authsvc.domain.ratelimits import policy_header, state_header
@@ -64,7 +64,7 @@ DETAILS = {
     "malformed_request": "The body is not the JSON that is expected.",
     "method_not_allowed": "This method is not offered here.",
     "too_large": "The body is larger than 64 KiB.",
-    "unsupported_media_type": "Send JSON in UTF-8, with the Content-Type that the documentation names.",
+    "unsupported_media_type": "Send JSON in UTF-8, uncompressed, with the Content-Type that is documented.",
     "internal_error": "Something went wrong. The request id helps to find out what.",
 }
 
@@ -77,7 +77,7 @@ _OAUTH_DETAILS = {
     404: DETAILS["not_found"],
     405: DETAILS["method_not_allowed"],
     413: DETAILS["too_large"],
-    415: "Send a form in UTF-8: application/x-www-form-urlencoded.",
+    415: "Send a form in UTF-8, uncompressed: application/x-www-form-urlencoded.",
     429: "Too many wrong client secrets. Try again later.",
     500: DETAILS["internal_error"],
     503: DETAILS["unavailable"],
@@ -98,6 +98,8 @@ _HTTP_CODES = {
     415: "unsupported_media_type",
     422: "validation_failed",
 }
+#: Headers of werkzeug's errors that the answer keeps.
+_PASSED_ON = {"Allow", "Accept-Encoding"}
 
 
 class ProblemView(Schema):
@@ -119,6 +121,14 @@ class OAuthErrorView(Schema):
     error_description = fields.String()
 
 
+class NotJson(BadRequest):
+    """A body that is not JSON as it is read here; *reason* is for the caller and repeats nothing of it."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__()
+        self.reason = reason
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
     """One error answer, for Flask and for what is answered without it."""
@@ -127,6 +137,8 @@ class Problem:
     code: str
     headers: dict[str, str] = field(default_factory=dict)
     errors: dict[str, list[str]] | None = None
+    #: What the code's own text leaves open.
+    reason: str = ""
 
     def body(self, request_id: str) -> bytes:
         """The problem details; nothing in them comes from the request."""
@@ -134,7 +146,7 @@ class Problem:
             "type": f"urn:authsvc:problem:{self.code}",
             "title": HTTPStatus(self.status).phrase,
             "status": self.status,
-            "detail": DETAILS[self.code],
+            "detail": f"{DETAILS[self.code][:-1]}: {self.reason}." if self.reason else DETAILS[self.code],
             "code": self.code,
             "request_id": request_id,
         }
@@ -209,13 +221,14 @@ def _refuse(error: errors.AuthError) -> Response:
 def _refuse_http(error: HTTPException) -> Response:
     """A refusal of Flask, werkzeug or webargs."""
     status = _status(error)
-    headers = {name: value for name, value in error.get_headers() if name == "Allow"}
+    headers = {name: value for name, value in error.get_headers() if name in _PASSED_ON}
     messages = getattr(error, "data", {}).get("messages")
     problem = Problem(
         status=status,
         code=_HTTP_CODES.get(status, "internal_error"),
         headers=headers,
         errors=flat(messages) if messages else None,
+        reason=error.reason if isinstance(error, NotJson) else "",
     )
     return _respond(problem)
 

@@ -162,6 +162,11 @@ class PreferencesBody(Body):
         """No NUL and no lone surrogate anywhere."""
         storable(data)
 
+    @post_load(pass_original=True)
+    def as_sent(self, _data: dict[str, Any], original: dict[str, Any], **_: Any) -> dict[str, Any]:
+        """Members in the caller's order: marshmallow hands unknown ones on in the order of a set."""
+        return original
+
 
 class PreferencesPatch(PreferencesBody):
     """A merge patch (RFC 7396)."""

@@ -15,6 +15,8 @@ MAX_DEPTH = 32
 #: A string, also one without an end, or a bracket outside of strings.  The optional end lets no match fail
 #: half-way and be tried again from each of its quotes: that took seconds for a body of escaped quotes.
 _STRING_OR_BRACKET = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[\]{}]', re.DOTALL)
+#: The white space is that of RFC 8259 §2.
+_TRAILING_COMMA = re.compile(r",[ \t\n\r]*[}\]]")
 
 
 class InvalidJson(ValueError):
@@ -31,7 +33,11 @@ def parse(data: bytes, *, max_depth: int = MAX_DEPTH) -> Json:
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InvalidJson("not UTF-8") from error
+        raise InvalidJson(f"not UTF-8 at byte {error.start + 1}") from error
+    if not text:
+        raise InvalidJson("empty")
+    if text.startswith("\ufeff"):
+        raise InvalidJson("begins with a byte order mark")
     if depth(text) > max_depth:
         raise InvalidJson(f"nested deeper than {max_depth}")
     try:
@@ -40,8 +46,10 @@ def parse(data: bytes, *, max_depth: int = MAX_DEPTH) -> Json:
         )
     except InvalidJson:
         raise
-    except (ValueError, RecursionError) as error:
-        raise InvalidJson("not JSON") from error
+    except json.JSONDecodeError as error:
+        raise InvalidJson(_fault(text, error.pos)) from error
+    except ValueError as error:  # int() refuses thousands of digits
+        raise InvalidJson("a number is too long") from error
 
 
 def depth(text: str) -> int:
@@ -61,22 +69,35 @@ def canonical(value: Json) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True, allow_nan=False)
 
 
+def _fault(text: str, at: int) -> str:
+    """What is wrong with *text* at the index *at*, where the reader gave up; in words of our own."""
+    comma = text.rfind(",", 0, at + 1)
+    trailing = _TRAILING_COMMA.match(text, max(comma, 0))
+    if trailing and trailing.end() > at:
+        return f"a trailing comma at {_place(text, comma)}"
+    return f"not JSON at {_place(text, at)}"
+
+
+def _place(text: str, at: int) -> str:
+    return f"line {text.count(chr(10), 0, at) + 1}, column {at - text.rfind(chr(10), 0, at)}"
+
+
 def _unique(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
     """An object without duplicate names: the last of two would win in one reader, the first in another."""
     members = dict(pairs)
     if len(members) != len(pairs):
-        raise InvalidJson("duplicate names")
+        raise InvalidJson("an object has one name twice")
     return members
 
 
 def _refuse(_name: str) -> NoReturn:
     """NaN and the infinities are not JSON."""
-    raise InvalidJson("not a JSON number")
+    raise InvalidJson("NaN and infinities are not JSON")
 
 
 def _finite(text: str) -> float:
     """A float that JSON can write again: ``1e999`` is none."""
     value = float(text)
     if not math.isfinite(value):
-        raise InvalidJson("number out of range")
+        raise InvalidJson("a number is out of range")
     return value
