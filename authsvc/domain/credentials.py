@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -12,7 +12,7 @@ from authsvc.domain.audit import Action, AuditLog, Event
 from authsvc.domain.errors import AuthError, HashingBusy, Invalid, InvalidCredentials, WrongPassword
 from authsvc.domain.passwords.hasher import Passwords
 from authsvc.domain.passwords.policy import PasswordPolicy
-from authsvc.domain.ratelimits import Limits, Rule, account_subject, device_subject
+from authsvc.domain.ratelimits import Limits, Rule, account_subject, device_subject, session_subject
 from authsvc.domain.revocations import Committed, Outcome, Revocations
 from authsvc.domain.sessions import Session
 from authsvc.domain.tokens.access import AccessToken
@@ -21,6 +21,7 @@ from authsvc.domain.users import User, UserDirectory
 from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.emails import Email
 from authsvc.domain.values.identifiers import SessionId, UserId
+from authsvc.domain.values.limits import Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,10 +86,9 @@ class PasswordProof:
     limits: Limits
     audit: AuditLog
 
-    @contextmanager
-    def attempt(self, account: str, device: Device | None = None) -> Iterator[None]:
+    def attempt(self, account: str, device: Device | None = None) -> AbstractContextManager[None]:
         """
-        Count one attempt on *account* (an address as typed or canonical); give it back unless it failed.
+        Count one attempt to log in to *account* (an address as typed or canonical), if it fails.
 
         A known *device* has a budget of its own; all others share the account's.
 
@@ -96,15 +96,39 @@ class PasswordProof:
             RateLimited: too many failures.
             StoreUnavailable: the attempt cannot be counted.
         """
-        verdict = self.limits.take(*self._bucket(account_subject(account), device))
+        return self._counted(self._bucket(account_subject(account), device))
+
+    def attempt_of_session(self, account: Email, session_id: SessionId) -> AbstractContextManager[None]:
+        """
+        Count one proof by somebody who is logged in to *account*, if it fails; raises like :meth:`attempt`.
+
+        Strangers' failures do not count here: they would keep the owner from the new password that would
+        shut them out.  A stolen session has its own few tries, and all sessions of the account share a bound.
+        """
+        if not self.limits.counts(Rule.LOGIN_ACCOUNT):
+            return nullcontext()  # whoever is logged in is no worse off than a stranger
+        subject = account_subject(account)
+        of_session = Rule.PASSWORD_SESSION, session_subject(subject, session_id)
+        return self._counted(of_session, (Rule.PASSWORD_ACCOUNT, subject))
+
+    @contextmanager
+    def _counted(self, *buckets: tuple[Rule, str]) -> Iterator[None]:
+        """Take from every one of *buckets*, and give back unless the password was wrong."""
+        taken: list[Verdict | None] = []
         try:
+            for rule, subject in buckets:
+                taken.append(self.limits.take(rule, subject))
             yield
         except (InvalidCredentials, WrongPassword):
             raise
         except AuthError:
-            self.limits.refund(verdict)
+            self._give_back(taken)
             raise
-        self.limits.refund(verdict)
+        self._give_back(taken)
+
+    def _give_back(self, taken: Iterable[Verdict | None]) -> None:
+        for verdict in taken:
+            self.limits.refund(verdict)
 
     def _bucket(self, account: str, device: Device | None) -> tuple[Rule, str]:
         """What counts an attempt; where either limit is off a device is a stranger, and never worse off."""
@@ -161,7 +185,7 @@ class OwnAccount:
             Invalid: *new* breaks the policy.
             RateLimited, HashingBusy, StoreUnavailable.
         """
-        verified = self._prove(token.user_id, current)
+        verified = self._prove(token, current)
         require_policy(self.policy, new, email=verified.user.email, field="new_password")
         new_hash = self.proof.passwords.hash(new)
         committed = self.credentials.replace_password(verified, new_hash, keep=token.session_id)
@@ -175,14 +199,14 @@ class OwnAccount:
 
     def close(self, token: AccessToken, password: str) -> Outcome[User]:
         """Delete the caller's account; raises WrongPassword, LastAdmin, RateLimited, HashingBusy."""
-        self._prove(token.user_id, password)
+        self._prove(token, password)
         return self.users.remove(token.user_id, actor=token.user_id)
 
-    def _prove(self, user_id: UserId, password: str) -> Credentials:
+    def _prove(self, token: AccessToken, password: str) -> Credentials:
         """The caller's credentials, if *password* is his."""
-        credentials = self.credentials.by_user(user_id)
-        with self.proof.attempt(credentials.user.email):
+        credentials = self.credentials.by_user(token.user_id)
+        with self.proof.attempt_of_session(credentials.user.email, token.session_id):
             if not self.proof.holds(password, credentials):
-                self.audit.record(Event(Action.PASSWORD_REFUSED, user_id=user_id))
+                self.audit.record(Event(Action.PASSWORD_REFUSED, user_id=token.user_id))
                 raise WrongPassword
         return credentials

@@ -13,6 +13,7 @@ from typing import Protocol
 from authsvc.domain.audit import Action, AuditLog, Event
 from authsvc.domain.errors import RateLimited, StoreUnavailable
 from authsvc.domain.tokens.devices import Device
+from authsvc.domain.values.identifiers import SessionId
 from authsvc.domain.values.limits import Limit, Verdict
 
 _verdicts: ContextVar[list[Verdict] | None] = ContextVar("verdicts", default=None)
@@ -24,6 +25,8 @@ class Rule(StrEnum):
     LOGIN_IP = "login-ip"
     LOGIN_ACCOUNT = "login-account"
     LOGIN_DEVICE = "login-device"
+    PASSWORD_SESSION = "password-session"  # noqa: S105 - the name of a limit
+    PASSWORD_ACCOUNT = "password-account"  # noqa: S105 - the name of a limit
     REGISTER_IP = "register-ip"
     REFRESH = "refresh"
     CLIENT_IP = "client-ip"
@@ -42,10 +45,16 @@ ON_OUTAGE: Mapping[Rule, OnOutage] = {
     Rule.LOGIN_IP: OnOutage.REFUSE,
     Rule.LOGIN_ACCOUNT: OnOutage.REFUSE,
     Rule.LOGIN_DEVICE: OnOutage.REFUSE,
+    Rule.PASSWORD_SESSION: OnOutage.REFUSE,
+    Rule.PASSWORD_ACCOUNT: OnOutage.REFUSE,
     Rule.REGISTER_IP: OnOutage.REFUSE,
     Rule.REFRESH: OnOutage.ALLOW,
     Rule.CLIENT_IP: OnOutage.ALLOW,
 }
+
+
+#: Their subjects begin with the account's.
+_OF_ACCOUNTS = {Rule.LOGIN_ACCOUNT, Rule.LOGIN_DEVICE, Rule.PASSWORD_SESSION, Rule.PASSWORD_ACCOUNT}
 
 
 class RateLimiter(Protocol):
@@ -121,6 +130,11 @@ def device_subject(account: str, device: Device) -> str:
     return f"{account}.{device.nonce.hex()}"
 
 
+def session_subject(account: str, session_id: SessionId) -> str:
+    """The subject of a session: that of its account, and the session's id."""
+    return f"{account}.{session_id}"
+
+
 def ip_subject(ip: str) -> str:
     """
     The subject of a client address: IPv4 as it is, IPv6 by its /64 (``2001:db8:1:2::``).
@@ -155,7 +169,7 @@ def state_header(verdict: Verdict) -> str:
 
 def _reached(rule: Rule, subject: str) -> Event:
     """The event of a refusal, with the subject in the field that it belongs to."""
-    if rule in {Rule.LOGIN_ACCOUNT, Rule.LOGIN_DEVICE}:
+    if rule in _OF_ACCOUNTS:
         return Event(Action.LIMIT_REACHED, account=subject.partition(".")[0], detail=rule)
     if rule is Rule.REFRESH:
         return Event(Action.LIMIT_REACHED, session_id=subject, detail=rule)

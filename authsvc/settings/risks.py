@@ -27,6 +27,8 @@ def limit_warnings(limits: LimitSettings) -> Iterator[str]:
     by_name = {
         "RATE_LIMIT_LOGIN_IP": limits.login_ip,
         "RATE_LIMIT_LOGIN_ACCOUNT": limits.login_account,
+        "RATE_LIMIT_PASSWORD_SESSION": limits.password_session,
+        "RATE_LIMIT_PASSWORD_ACCOUNT": limits.password_account,
         "RATE_LIMIT_REGISTER_IP": limits.register_ip,
         "RATE_LIMIT_REFRESH": limits.refresh,
     }

@@ -336,6 +336,18 @@ class LimitSettings:
         "Failed logins of one device that logged in before (`off`: it counts as a stranger)",
         default="5/15minutes",
     )
+    password_session: LimitSetting | None = setting(
+        "RATE_LIMIT_PASSWORD_SESSION",
+        kinds.limit(),
+        "Wrong current passwords of one session, for a change of password or the end of the account",
+        default="5/15minutes",
+    )
+    password_account: LimitSetting | None = setting(
+        "RATE_LIMIT_PASSWORD_ACCOUNT",
+        kinds.limit(),
+        "The same of all sessions of one account together",
+        default="20/15minutes",
+    )
     register_ip: LimitSetting | None = setting(
         "RATE_LIMIT_REGISTER_IP", kinds.limit(), "Registrations of one address", default="20/hour"
     )

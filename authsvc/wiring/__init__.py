@@ -292,6 +292,8 @@ def _limits(settings: Settings) -> Mapping[Rule, Limit]:
         Rule.LOGIN_IP: settings.limits.login_ip,
         Rule.LOGIN_ACCOUNT: settings.limits.login_account,
         Rule.LOGIN_DEVICE: settings.limits.login_device,
+        Rule.PASSWORD_SESSION: settings.limits.password_session,
+        Rule.PASSWORD_ACCOUNT: settings.limits.password_account,
         Rule.REGISTER_IP: settings.limits.register_ip,
         Rule.REFRESH: settings.limits.refresh,
     }

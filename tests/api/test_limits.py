@@ -9,10 +9,12 @@ from collections import Counter
 import pytest
 from redis import Redis
 
-from tests.api.driver import Api, at_once, code_of, new_email
+from tests.api.driver import Api, Person, at_once, code_of, new_email
 from tests.rig import PASSWORD
 
 WRONG = "wrong horse battery staple"
+#: Counted for accounts at all.
+ACCOUNT = {"RATE_LIMIT_LOGIN_ACCOUNT": "10/15minutes"}
 
 
 def statuses(answers) -> list[int]:
@@ -171,26 +173,82 @@ def test_refreshes_count_by_session(make_api):
     assert other.refresh().is_accepted()
 
 
-@pytest.mark.parametrize("first", ["login", "password", "close"])
-def test_every_way_to_guess_a_password_shares_the_accounts_bucket(make_api, first):
-    """Login, change of password, closing the account: three failures in all, then 429 everywhere."""
+def change(person: Person, current: str = WRONG):
+    """Ask for another password."""
+    body = {"current_password": current, "new_password": PASSWORD * 2}
+    return person.call("POST", "/v1/me/password", json=body)
+
+
+def close(person: Person, password: str = WRONG):
+    """Ask for the end of the account."""
+    return person.call("DELETE", "/v1/me", json={"password": password})
+
+
+@pytest.mark.parametrize("prove", [change, close])
+def test_strangers_keep_no_signed_in_owner_from_his_password(make_api, prove):
+    """While their guesses use the account's bucket up, without end, a session has one of its own."""
     api = make_api(RATE_LIMIT_LOGIN_ACCOUNT="3/15minutes")
     person = api.someone()
-    guess = {
-        "login": lambda: api.log_in(person.email, WRONG),
-        "password": lambda: person.call(
-            "POST", "/v1/me/password", json={"current_password": WRONG, "new_password": PASSWORD * 2}
-        ),
-        "close": lambda: person.call("DELETE", "/v1/me", json={"password": WRONG}),
-    }
-    for _ in range(3):
-        assert guess[first]().status_code in {401, 403}
+    assert statuses(api.log_in(person.email, WRONG) for _ in range(4)) == [401, 401, 401, 429]
 
-    answers = [ask() for ask in guess.values()]
+    refused, done = prove(person), prove(person, PASSWORD)
 
-    for answer in answers:
-        assert_limited(answer, "login-account", 3, 900)
+    assert (refused.status_code, done.status_code) == (403, 204)
+    assert api.log_in(person.email).status_code == 429
+
+
+@pytest.mark.parametrize("first", [change, close])
+def test_every_proof_of_a_session_shares_its_bucket(make_api, first):
+    """A stolen session guesses three times, by whatever way; another session and a login go on."""
+    api = make_api(**ACCOUNT, RATE_LIMIT_PASSWORD_SESSION="3/15minutes")
+    person = api.someone()
+    other = person.log_in()
+    assert statuses(first(person) for _ in range(3)) == [403] * 3
+
+    for answer in (change(person, PASSWORD), close(person, PASSWORD), change(person.refresh(), PASSWORD)):
+        assert_limited(answer, "password-session", 3, 900)
+
     assert person.is_accepted()
+    assert api.log_in(person.email).status_code == 200
+    assert change(other, PASSWORD).status_code == 204
+
+
+def test_all_sessions_of_an_account_together_are_bounded(make_api):
+    """Who has stolen several gets no more than the account's quota; what one is refused it has not used."""
+    api = make_api(
+        **ACCOUNT, RATE_LIMIT_PASSWORD_SESSION="3/15minutes", RATE_LIMIT_PASSWORD_ACCOUNT="5/15minutes"
+    )
+    person = api.someone()
+    one, other, third = (person.log_in() for _ in range(3))
+
+    answers = at_once(change, [one, other] * 8)
+
+    assert Counter(statuses(answers)) == {403: 5, 429: 11}
+    assert_limited(change(third, PASSWORD), "password-account", 5, 900)
+    assert api.log_in(person.email).status_code == 200
+
+
+def test_proofs_that_succeed_are_given_back(make_api):
+    """Both buckets are for failures."""
+    api = make_api(
+        **ACCOUNT, RATE_LIMIT_PASSWORD_SESSION="1/15minutes", RATE_LIMIT_PASSWORD_ACCOUNT="1/15minutes"
+    )
+    person = api.someone()
+
+    answers = [
+        person.call("POST", "/v1/me/password", json={"current_password": old, "new_password": new})
+        for old, new in ((PASSWORD, PASSWORD * 2), (PASSWORD * 2, PASSWORD))
+    ]
+
+    assert statuses(answers) == [204, 204]
+
+
+def test_where_nothing_bounds_guesses_at_an_account_nothing_bounds_a_session(make_api):
+    """`off` for strangers is `off` for whoever has logged in."""
+    api = make_api(RATE_LIMIT_LOGIN_ACCOUNT="off", RATE_LIMIT_PASSWORD_SESSION="1/15minutes")
+    person = api.someone()
+
+    assert statuses(change(person) for _ in range(3)) == [403] * 3
 
 
 def test_a_change_of_password_that_is_refused_for_its_form_is_given_back(make_api):

@@ -121,7 +121,7 @@ def test_a_limit_that_is_off_asks_nobody(rule, audit) -> None:
     assert audit.events == []
 
 
-@pytest.mark.parametrize("rule", [Rule.LOGIN_IP, Rule.LOGIN_ACCOUNT, Rule.LOGIN_DEVICE, Rule.REGISTER_IP])
+@pytest.mark.parametrize("rule", set(Rule) - {Rule.REFRESH, Rule.CLIENT_IP})
 def test_what_guesses_or_creates_is_refused_uncounted(rule, audit) -> None:
     """Login and registration answer 503 while attempts cannot be counted."""
     limits = Limits(every_rule(quota=5), Unreachable(), audit)
@@ -160,6 +160,20 @@ def test_a_device_is_counted_apart_and_written_down_with_its_account(audit) -> N
 
     assert subject == f"account.{device.nonce.hex()}"
     assert audit.events == [Event(Action.LIMIT_REACHED, account="account", detail="login-device")]
+
+
+def test_a_session_is_counted_apart_and_written_down_with_its_account(audit) -> None:
+    """As a device is."""
+    limits = Limits(every_rule(quota=0), QuotaForEver(), audit)
+
+    for rule, subject in ((Rule.PASSWORD_SESSION, "account.session"), (Rule.PASSWORD_ACCOUNT, "account")):
+        with pytest.raises(RateLimited):
+            limits.take(rule, subject)
+
+    assert audit.events == [
+        Event(Action.LIMIT_REACHED, account="account", detail=detail)
+        for detail in ("password-session", "password-account")
+    ]
 
 
 @pytest.mark.parametrize(
