@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
+from ipaddress import ip_network
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -66,6 +68,34 @@ def overlay(request) -> str:
 def rendered() -> dict[str, list[Document]]:
     """Return the documents of each overlay."""
     return {name: render(folder) for name, folder in OVERLAYS.items()}
+
+
+#: A line of YAML that is commented out; prose has a space behind the sign.
+SWITCHED_OFF = re.compile(r"^( *)#(?=-|  )", re.MULTILINE)
+
+
+def test_commented_rules_of_the_network_policy_can_be_taken(tmp_path):
+    """Each of them, by removing the signs: name servers, IPv6, Sentinels, a pooler, traces, mail."""
+    shutil.copytree(K8S, tmp_path / "k8s")
+    for place in ("base/networkpolicy.yaml", "overlays/prod/stores.yaml"):
+        file = tmp_path / "k8s" / place
+        file.write_text(SWITCHED_OFF.sub(r"\1", file.read_text()))
+
+    policy = only(render(tmp_path / "k8s" / "overlays" / "prod"), "NetworkPolicy", "authsvc")
+
+    rules = policy["spec"]["egress"]
+    ports = [[(port["protocol"], port["port"]) for port in rule["ports"]] for rule in rules]
+    assert ports[2:] == [
+        [("UDP", 5353), ("TCP", 5353)],
+        [("UDP", 53), ("TCP", 53)],
+        [("TCP", 26379)],
+        [("TCP", 6432)],
+        [("TCP", 4318)],
+        [("TCP", 465), ("TCP", 587)],
+    ]
+    assert all(rule["to"] for rule in rules)
+    networks = [peer["ipBlock"]["cidr"] for rule in rules for peer in rule["to"] if "ipBlock" in peer]
+    assert [network for network in networks if ip_network(network).version == 6] == ["fd00::/8", "fd00::/8"]
 
 
 def title(document: Document) -> str:
