@@ -8,13 +8,14 @@ from authsvc.api.frame.bodies import Blueprint
 from authsvc.api.frame.context import services
 from authsvc.api.frame.guards import requires_client
 from authsvc.api.schemas.feed import FeedParameters, FeedView, shown
+from authsvc.domain.clients import Right
 from authsvc.domain.feed import FeedQuery
 
 blp = Blueprint("feed", __name__, description="What has been revoked, for verifiers.")
 
 
 @blp.get("/v1/revocations")
-@requires_client
+@requires_client(Right.FEED)
 @blp.arguments(FeedParameters, location="query")
 @blp.response(200, FeedView)
 def revocations(query: FeedQuery) -> dict[str, object]:

@@ -14,6 +14,7 @@ from authsvc.api.frame.context import caller, services
 from authsvc.api.frame.errors import OAUTH_PREFIX, OAuthErrorView
 from authsvc.api.frame.guards import public, requires_client
 from authsvc.api.schemas.tokens import IntrospectionView, TokenForm
+from authsvc.domain.clients import Right
 from authsvc.domain.errors import NotFound
 from authsvc.domain.tokens.introspection import ActiveToken, Introspection
 
@@ -44,21 +45,25 @@ _FORM = {"required": True, "content": {FORM: {"schema": TokenForm}}}
 _REFUSALS = {
     "401": _json("`invalid_client`", OAuthErrorView),
     "503": _json("`temporarily_unavailable`", OAuthErrorView),
-    "default": _json("`invalid_request` (400, 413, 415); `temporarily_unavailable` (429)", OAuthErrorView),
+    "default": _json(
+        "`invalid_request` (400, 413, 415); `unauthorized_client` (400); `temporarily_unavailable` (429)",
+        OAuthErrorView,
+    ),
 }
 
 
 @blp.post(INTROSPECT)
-@requires_client
+@requires_client(Right.INTROSPECT)
 @blp.doc(requestBody=_FORM, responses={"200": _json("The token", IntrospectionView), **_REFUSALS})
 def introspect() -> Response:
     """Say whether a token is good on this very request, and whose it is (RFC 7662)."""
-    found = _introspection().describe(_token())
+    sees_refresh = caller().client.has(Right.INTROSPECT_REFRESH)
+    found = _introspection().describe(_token(), sees_refresh=sees_refresh)
     return jsonify(_described(found) if found else {"active": False})
 
 
 @blp.post(REVOKE)
-@requires_client
+@requires_client(Right.REVOKE)
 @blp.doc(requestBody=_FORM, responses={"200": {"description": "It is worth nothing now."}, **_REFUSALS})
 def revoke() -> Response:
     """End the session of an access or a refresh token (RFC 7009)."""

@@ -9,7 +9,7 @@ from contextlib import closing
 from typing import Any
 
 from authsvc.cli.admin import open_services
-from authsvc.domain.clients import Client
+from authsvc.domain.clients import USUAL_RIGHTS, Client, Right
 from authsvc.domain.errors import NotFound
 from authsvc.domain.values.clocks import rfc3339
 
@@ -21,6 +21,13 @@ def add_commands(commands: Any) -> None:
     ).add_subparsers(required=True, metavar="ACTION")
     create = actions.add_parser("create", help="create a client; its secret is shown once")
     create.add_argument("name", metavar="NAME", help="for people; need not be unique")
+    create.add_argument(
+        "--may",
+        action="append",
+        choices=list(Right),
+        metavar="RIGHT",
+        help=f"what it may do: {', '.join(Right)}; may be repeated (default: {', '.join(USUAL_RIGHTS)})",
+    )
     create.set_defaults(run=run_create)
     listing = actions.add_parser("list", help="list the clients, without their secrets")
     listing.set_defaults(run=run_list)
@@ -34,7 +41,7 @@ def add_commands(commands: Any) -> None:
 def run_create(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Create a client and show its secret."""
     with closing(open_services(env)) as services:
-        made = services.client_registry.create(options.name)
+        made = services.client_registry.create(options.name, may=options.may or USUAL_RIGHTS)
     print(json.dumps({"client_id": made.client.id, "client_secret": made.secret}))
     return 0
 
@@ -58,4 +65,9 @@ def run_delete(options: argparse.Namespace, env: Mapping[str, str]) -> int:
 
 
 def _described(client: Client) -> dict[str, object]:
-    return {"client_id": client.id, "name": client.name, "created_at": rfc3339(client.created_at)}
+    return {
+        "client_id": client.id,
+        "name": client.name,
+        "may": list(client.may),
+        "created_at": rfc3339(client.created_at),
+    }

@@ -6,9 +6,10 @@ import hashlib
 import hmac
 import secrets
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import StrEnum
 from typing import NewType, Protocol
 
 from authsvc.domain.audit import Action, AuditLog, Event
@@ -34,13 +35,32 @@ NOBODY = ClientId("00000000-0000-0000-0000-000000000000")
 _NO_DIGEST = SecretDigest("0" * 64)
 
 
+class Right(StrEnum):
+    """What a client may do, in the order in which rights are listed."""
+
+    INTROSPECT = "introspect"
+    #: See refresh tokens as active, too; whoever takes them as a bearer lets in what must not be let in.
+    INTROSPECT_REFRESH = "introspect-refresh"
+    REVOKE = "revoke"
+    FEED = "feed"
+
+
+#: What a client may do whose rights nobody named.
+USUAL_RIGHTS = (Right.INTROSPECT, Right.REVOKE, Right.FEED)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Client:
     """A service with a secret of its own; *name* is for people."""
 
     id: ClientId
     name: str
+    may: tuple[Right, ...]
     created_at: datetime
+
+    def has(self, right: Right) -> bool:
+        """True if it was given *right*; INTROSPECT comes with INTROSPECT_REFRESH."""
+        return right in self.may or (right is Right.INTROSPECT and Right.INTROSPECT_REFRESH in self.may)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,9 +124,9 @@ class ClientRegistry:
     audit: AuditLog
     clock: Clock
 
-    def create(self, name: str) -> NewClient:
+    def create(self, name: str, *, may: Collection[Right] = USUAL_RIGHTS) -> NewClient:
         """
-        A new client with a new secret.
+        A new client with a new secret and the rights *may*.
 
         Raises:
             Invalid: *name* is empty, too long, or not printable.
@@ -114,7 +134,8 @@ class ClientRegistry:
         """
         if not name.strip() or not name.isprintable() or len(name) > NAME_LENGTH:
             raise Invalid({"name": [f"must have 1 to {NAME_LENGTH} printable characters"]})
-        client = Client(id=ClientId(new_id()), name=name, created_at=self.clock())
+        rights = tuple(right for right in Right if right in may)
+        client = Client(id=ClientId(new_id()), name=name, may=rights, created_at=self.clock())
         secret = secrets.token_urlsafe(SECRET_BYTES)
         self.store.add(client, secret_digest(secret))
         self.audit.record(Event(Action.CLIENT_CREATED, detail=client.id))

@@ -11,6 +11,7 @@ AuthError
 ├── Forbidden               forbidden
 ├── WrongPassword           wrong_password
 ├── ClientRefused           invalid_client
+├── RightMissing            unauthorized_client
 ├── NotFound                not_found
 ├── EmailTaken              email_taken
 ├── LastAdmin               last_admin
@@ -74,7 +75,7 @@ class SessionOver(AuthError):
 
 
 class Forbidden(AuthError):
-    """The caller is known but lacks the role."""
+    """The caller is known but lacks the role, or the right."""
 
     code = "forbidden"
 
@@ -89,6 +90,12 @@ class ClientRefused(AuthError):
     """No client, an unknown one or a wrong secret: one answer for all three."""
 
     code = "invalid_client"
+
+
+class RightMissing(AuthError):
+    """The client is known but lacks the right; on an OAuth route (RFC 6749 §5.2)."""
+
+    code = "unauthorized_client"
 
 
 class NotFound(AuthError):

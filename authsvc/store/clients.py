@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import RowMapping, delete, insert, select
 
-from authsvc.domain.clients import Client, ClientId, SecretDigest, StoredClient
+from authsvc.domain.clients import Client, ClientId, Right, SecretDigest, StoredClient
 from authsvc.store.sql import Database
 from authsvc.store.tables import clients
 
@@ -30,6 +30,7 @@ class SqlClientStore:
             "id": client.id,
             "name": client.name,
             "secret_hash": digest,
+            "may": " ".join(client.may),
             "created_at": client.created_at,
         }
         with self._database.transaction() as connection:
@@ -48,4 +49,7 @@ class SqlClientStore:
 
 
 def _to_client(row: RowMapping) -> Client:
-    return Client(id=row["id"], name=row["name"], created_at=row["created_at"])
+    # A right that only a newer version knows is none here.
+    named = row["may"].split()
+    may = tuple(right for right in Right if right in named)
+    return Client(id=row["id"], name=row["name"], may=may, created_at=row["created_at"])

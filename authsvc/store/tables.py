@@ -25,6 +25,7 @@ from sqlalchemy import (
 )
 
 from authsvc.domain.audit import Entry
+from authsvc.domain.clients import USUAL_RIGHTS
 from authsvc.domain.revocations import Revocation
 from authsvc.domain.sessions import Session
 from authsvc.domain.users import User
@@ -119,6 +120,8 @@ clients = Table(
     Column("id", _ID, primary_key=True),
     Column("name", String(200), nullable=False),
     Column("secret_hash", String(64), nullable=False),
+    # Version 0.1.0, which may still run beside this one, adds clients without saying what they may do.
+    Column("may", String(200), nullable=False, server_default=" ".join(USUAL_RIGHTS)),
     Column("created_at", UtcTime, nullable=False),
 )
 

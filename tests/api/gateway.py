@@ -6,9 +6,12 @@ import base64
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
+from authsvc.domain.clients import Right
 from tests.api.driver import json_of
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from werkzeug.test import TestResponse
 
     from tests.api.driver import Api
@@ -26,9 +29,9 @@ class Gateway:
     secret: str = field(repr=False)
 
     @classmethod
-    def of(cls, api: Api, name: str = "gateway") -> Self:
-        """Register a new one."""
-        made = api.services.client_registry.create(name)
+    def of(cls, api: Api, name: str = "gateway", may: Collection[Right] = tuple(Right)) -> Self:
+        """Register a new one, which may do everything unless *may* says what."""
+        made = api.services.client_registry.create(name, may=may)
         return cls(api=api, id=made.client.id, secret=made.secret)
 
     @property

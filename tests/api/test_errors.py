@@ -51,6 +51,7 @@ def test_every_error_of_the_domain_has_its_answer(kind):
 def test_codes_and_statuses_are_those_of_the_contract():
     """Clients match on them."""
     assert {(status, kind.code) for kind, status in STATUSES.items()} == {
+        (400, "unauthorized_client"),
         (401, "token_missing"),
         (401, "token_invalid"),
         (401, "invalid_credentials"),

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from authsvc.domain.clients import NOBODY, Client, ClientId, ClientStore, StoredClient, secret_digest
+from authsvc.domain.clients import (
+    NOBODY,
+    USUAL_RIGHTS,
+    Client,
+    ClientId,
+    ClientStore,
+    Right,
+    StoredClient,
+    secret_digest,
+)
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.values.identifiers import new_id
 from authsvc.store.clients import SqlClientStore
@@ -67,21 +76,38 @@ def hidden_table(database: Database) -> Iterator[None]:
             connection.exec_driver_sql("ALTER TABLE hidden RENAME TO clients")
 
 
-def add(side: Side, name: str) -> StoredClient:
+def add(side: Side, name: str, *may: Right) -> StoredClient:
     """Add a client whose secret is its name."""
-    client = Client(id=ClientId(new_id()), name=name, created_at=side.clock.tick(1))
+    client = Client(id=ClientId(new_id()), name=name, may=may, created_at=side.clock.tick(1))
     side.clients.add(client, secret_digest(name))
     return StoredClient(client=client, digest=secret_digest(name))
 
 
 def test_a_client_is_found_by_its_id_with_its_digest(side):
     """Every field as it went in; names need not be unique."""
-    first, second = add(side, "gäteway"), add(side, "gäteway")
+    first, second = add(side, "gäteway", Right.INTROSPECT_REFRESH, Right.FEED), add(side, "gäteway")
 
     assert side.clients.find(first.client.id) == first
     assert side.clients.find(second.client.id) == second
     assert side.clients.find(ClientId(new_id())) is None
     assert side.clients.find(NOBODY) is None
+
+
+@pytest.mark.parametrize("url", ["postgres_url", "sqlite_url"])
+def test_a_row_without_rights_has_the_usual_ones_and_no_unknown_one(request, url):
+    """Version 0.1.0 names none; a newer one may know rights that this one does not give."""
+    with closing(open_database(request.getfixturevalue(url))) as database:
+        clients = SqlClientStore(database)
+        columns = "INSERT INTO clients (id, name, secret_hash, created_at"
+        values = f"VALUES ('{new_id()}', 'x', 'x', '2026-11-20'"
+        with database.transaction() as connection:
+            connection.exec_driver_sql(f"{columns}) {values})")
+        (older,) = clients.every()
+        with database.transaction() as connection:
+            connection.exec_driver_sql("UPDATE clients SET may = 'token feed scim'")
+        (newer,) = clients.every()
+
+    assert (older.may, newer.may) == (USUAL_RIGHTS, (Right.FEED,))
 
 
 def test_all_clients_are_listed_the_oldest_first(side):

@@ -16,8 +16,10 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import inspect
 
 from authsvc.domain.audit import AuditFilter, Entry
+from authsvc.domain.clients import USUAL_RIGHTS
 from authsvc.domain.values.identifiers import timed_id
 from authsvc.store.audit import SqlAuditTrail
+from authsvc.store.clients import SqlClientStore
 from authsvc.store.migrations import FOLDER, NEEDED_REVISION, current_revision, upgrade
 from authsvc.store.sql import Database
 from authsvc.store.tables import metadata
@@ -90,11 +92,17 @@ def test_an_upgrade_from_the_first_revision_keeps_every_row(empty_url):
         alice = stores.register()
         session = stores.log_in(alice)
         entries = stores.entries()
+        with database.transaction() as connection:
+            connection.exec_driver_sql(
+                "INSERT INTO clients (id, name, secret_hash, created_at) "
+                f"VALUES ('{alice.id}', 'gateway', 'x', '2026-11-20')"
+            )
 
         assert upgrade(database) == NEEDED_REVISION
 
         assert stores.users.get(alice.id).email == alice.email
         assert (stores.alive(alice), stores.entries()) == ({session.id}, entries)
+        assert [client.may for client in SqlClientStore(database).every()] == [USUAL_RIGHTS]
         now = stores.clock()
         SqlAuditTrail(database).write([Entry(id=timed_id(now), at=now, action="login.succeeded")])
         assert len(SqlAuditTrail(database).page(AuditFilter())) == 1

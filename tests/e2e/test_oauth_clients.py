@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
+CREATE = ("create", "Gäteway: west", "--may", "introspect-refresh", "--may", "revoke")
 METADATA = "/.well-known/oauth-authorization-server"
 
 
@@ -56,7 +57,7 @@ def command(service, tmp_path_factory):
 @pytest.fixture(scope="module")
 def made(command) -> list[dict[str, Any]]:
     """Make two clients."""
-    return [printed(done) for done in command(("create", "Gäteway: west"), ("create", "gone"))]
+    return [printed(done) for done in command(CREATE, ("create", "gone"))]
 
 
 def printed(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
@@ -139,7 +140,11 @@ def test_a_deleted_client_is_refused_on_its_next_request_everywhere(made, comman
         (made[0]["client_id"], "Gäteway: west"),
         (made[1]["client_id"], "gone"),
     }
-    assert all(client.keys() == {"client_id", "name", "created_at"} for client in listed)
+    assert all(client.keys() == {"client_id", "name", "may", "created_at"} for client in listed)
+    assert {client["name"]: client["may"] for client in listed} == {
+        "Gäteway: west": ["introspect-refresh", "revoke"],
+        "gone": ["introspect", "revoke", "feed"],
+    }
 
 
 def test_a_client_that_cannot_be_is_refused(command):

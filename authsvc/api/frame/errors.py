@@ -31,6 +31,7 @@ STATUSES: dict[type[errors.AuthError], int] = {
     errors.RefreshReused: 401,
     errors.SessionOver: 401,
     errors.ClientRefused: 401,
+    errors.RightMissing: 400,
     errors.Forbidden: 403,
     errors.WrongPassword: 403,
     errors.NotFound: 404,
@@ -51,7 +52,8 @@ DETAILS = {
     "refresh_reused": "The refresh token was used before; its session has been ended. Log in again.",
     "session_ended": "The session has ended. Log in again.",
     "invalid_client": "Authenticate as a registered client, with HTTP Basic in the Authorization header.",
-    "forbidden": "A role is missing.",
+    "unauthorized_client": "This client was not given the right to do that.",
+    "forbidden": "A role or a right is missing.",
     "wrong_password": "The current password is wrong.",
     "not_found": "There is nothing here.",
     "email_taken": "Another account has this e-mail address.",
@@ -82,6 +84,8 @@ _OAUTH_DETAILS = {
     500: DETAILS["internal_error"],
     503: DETAILS["unavailable"],
 }
+#: Codes that RFC 6749 §5.2 has itself; all others are told by their status.
+_OAUTH_CODES = {errors.RightMissing.code}
 
 #: What may be a field's name or place in a list.  A caller makes up names, too: no text of his that does not
 #: look like one, be it markup or a secret in the wrong place, is repeated to him.
@@ -156,8 +160,11 @@ class Problem:
 
     def oauth_body(self) -> bytes:
         """The same as RFC 6749 §5.2 has it."""
-        description = _OAUTH_DETAILS.get(self.status, DETAILS[self.code])
-        members = {"error": _oauth_code(self.status), "error_description": description}
+        if self.code in _OAUTH_CODES:
+            members = {"error": self.code, "error_description": DETAILS[self.code]}
+        else:
+            description = _OAUTH_DETAILS.get(self.status, DETAILS[self.code])
+            members = {"error": _oauth_code(self.status), "error_description": description}
         return json.dumps(members).encode() + b"\n"
 
 

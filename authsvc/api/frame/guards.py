@@ -1,4 +1,4 @@
-"""Who may call a view: ``public``, ``requires(role)``, ``requires_client``; how often: ``limited``."""
+"""Who may call a view: ``public``, ``requires(role)``, ``requires_client(right)``; how often: ``limited``."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ from werkzeug.exceptions import HTTPException
 
 from authsvc.api.frame.basic import basic_credentials
 from authsvc.api.frame.context import client_ip, services
+from authsvc.api.frame.errors import OAUTH_PREFIX
 from authsvc.domain.audit import bind_actor
+from authsvc.domain.clients import Right
 from authsvc.domain.errors import (
     AuthError,
+    Forbidden,
     HashingBusy,
     Invalid,
+    RightMissing,
     StoreUnavailable,
     TokenInvalid,
     TokenMissing,
@@ -71,19 +75,24 @@ def requires(role: Role) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return decorate
 
 
-def requires_client(view: Callable[P, R]) -> Callable[P, R]:
-    """Declare that a registered client has to show its secret; the view finds it in ``caller()``."""
+def requires_client(right: Right) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Declare that a registered client with *right* has to show its secret; it is in ``caller()``."""
 
-    @wraps(view)
-    def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
-        credentials = basic_credentials(request.headers.get("Authorization"))
-        g.client = services().clients.authenticate(credentials, client_ip=client_ip())
-        bind_actor(g.client.client.id)
-        return view(*args, **kwargs)
+    def decorate(view: Callable[P, R]) -> Callable[P, R]:
+        @wraps(view)
+        def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+            credentials = basic_credentials(request.headers.get("Authorization"))
+            g.client = services().clients.authenticate(credentials, client_ip=client_ip())
+            bind_actor(g.client.client.id)
+            if not g.client.client.has(right):
+                raise RightMissing if request.path.startswith(OAUTH_PREFIX) else Forbidden
+            return view(*args, **kwargs)
 
-    guarded.__access__ = "client"  # type: ignore[attr-defined]
-    _document(guarded, "client")
-    return guarded
+        guarded.__access__ = "client"  # type: ignore[attr-defined]
+        _document(guarded, "client")
+        return guarded
+
+    return decorate
 
 
 def _document(view: Callable[..., object], scheme: str) -> None:

@@ -78,11 +78,12 @@ class Introspection:
     grace_s: int
     clock: Clock
 
-    def describe(self, text: str) -> ActiveToken | None:
+    def describe(self, text: str, *, sees_refresh: bool) -> ActiveToken | None:
         """
         What *text* stands for, if it is good on this very request; nothing is rotated, used or ended.
 
-        An access token is asked of Redis or SQL like any other, a refresh token of SQL alone.
+        An access token is asked of Redis or SQL like any other, a refresh token of SQL alone.  Without
+        *sees_refresh* no refresh token is good: a resource server would let it in as a bearer token.
 
         Raises:
             StoreUnavailable: nobody can prove an answer.
@@ -91,7 +92,7 @@ class Introspection:
             refresh = parse_refresh_token(text)
         except RefreshInvalid:
             return self._access(text)
-        return self._refresh(refresh)
+        return self._refresh(refresh) if sees_refresh else None
 
     def revoke(self, text: str) -> None:
         """
