@@ -261,6 +261,12 @@ class TokenSettings:
         is_required=True,
         otherwise="development: made on first start",
     )
+    has_client_id: bool = setting(
+        "JWT_CLIENT_ID_CLAIM",
+        kinds.switch(),
+        "Tokens carry `client_id`, as RFC 9068 requires; `off` only while version 0.1.0 reads them, too",
+        default="on",
+    )
     #: Clocks of other services may differ from ours by so much.
     leeway_s: int = 5
 

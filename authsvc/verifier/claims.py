@@ -20,7 +20,12 @@ MAX_LENGTH = 4096
 ROLES = ("user", "admin")
 
 _COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
+#: What people's tokens say under ``client_id``.
+CLIENT_ID = "authsvc"
+
 _CLAIMS = {"iss", "aud", "sub", "iat", "nbf", "exp", "jti", "sid", "roles", "epoch"}
+#: Version 0.1.0 of the service wrote no ``client_id``.
+_SETS_OF_CLAIMS = (_CLAIMS | {"client_id"}, _CLAIMS)
 _HEADER = {"alg", "kid", "typ"}
 _JWS = PyJWS(algorithms=list(ALGORITHMS))
 
@@ -92,8 +97,9 @@ def _named_key(header: dict[str, Any], find_key: FindKey) -> VerifyingKey:
 
 
 def _accepted(members: object, rules: Rules) -> Claims:
-    if not isinstance(members, dict) or members.keys() != _CLAIMS:
+    if not isinstance(members, dict) or members.keys() not in _SETS_OF_CLAIMS:
         raise TokenInvalid("claims")
+    _constant(members.get("client_id", CLIENT_ID), CLIENT_ID)
     claims = Claims(
         user_id=_identifier(members["sub"]),
         session_id=_identifier(members["sid"]),

@@ -81,6 +81,7 @@ def open_stores(settings: Settings, metrics: Metrics, tracing: Tracing, clock: C
         audience=settings.tokens.audience,
         lifetime_s=settings.tokens.access_ttl_s,
         leeway_s=settings.tokens.leeway_s,
+        has_client_id=settings.tokens.has_client_id,
     )
     database = open_database(settings, observed_by(metrics, tracing))
     copies_live = timedelta(seconds=profile.lifetime_s + profile.leeway_s + COPY_MARGIN_S)

@@ -22,7 +22,8 @@ from tests.rig import PASSWORD
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-CLAIMS = ("iss", "aud", "sub", "iat", "nbf", "exp", "jti", "sid", "roles", "epoch")
+REQUIRED = ("iss", "aud", "sub", "iat", "nbf", "exp", "jti", "sid", "roles", "epoch")
+CLAIMS = (*REQUIRED, "client_id")
 
 
 def b64(raw: bytes) -> str:
@@ -151,7 +152,14 @@ def test_a_token_is_what_was_issued(pg_api, change, is_sql_sure):
     assert forge.person.is_accepted()
 
 
-@pytest.mark.parametrize("claim", CLAIMS)
+def test_a_token_of_the_first_release_stays_good(pg_api, forge):
+    """Version 0.1.0 wrote no ``client_id``: its tokens are taken until they expire."""
+    claims = {name: forge.claims[name] for name in REQUIRED} | {"jti": new_id(), "nbf": forge.claims["iat"]}
+
+    assert pg_api.verify(forge.payload(json.dumps(claims))) == 200
+
+
+@pytest.mark.parametrize("claim", REQUIRED)
 def test_every_claim_is_required(refused, forge, claim):
     """None has a default."""
     assert refused(forge.without(claim))
@@ -240,7 +248,8 @@ def still(make_module_api) -> Api:
     ("shift", "status"),
     [
         ({"iat": +6, "nbf": 0}, 401),
-        ({"iat": 0, "nbf": +6}, 401),
+        ({"iat": 0, "nbf": +11}, 401),  # it was 5 s before the time of issue
+        ({"iat": 0, "nbf": +10}, 200),
         ({"iat": +4, "nbf": +4}, 200),
         ({"iat": -1, "nbf": -1}, 401),
         ({"exp": +1}, 401),

@@ -26,7 +26,12 @@ MAX_LENGTH = 4096
 REMEMBERED = 4096
 
 _COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
+#: The ``client_id`` of people's tokens, which RFC 9068 §2.2 requires: they log in to the service itself.
+CLIENT_ID = "authsvc"
+
 _CLAIMS = {"iss", "aud", "sub", "iat", "nbf", "exp", "jti", "sid", "roles", "epoch"}
+#: Version 0.1.0 wrote no ``client_id``; its tokens are good until they expire.
+_SETS_OF_CLAIMS = (_CLAIMS | {"client_id"}, _CLAIMS)
 _HEADER = {"alg", "kid", "typ"}
 _JWS = PyJWS(algorithms=["ES256", "EdDSA", "RS256"])
 
@@ -74,6 +79,8 @@ class TokenProfile:
     audience: str
     lifetime_s: int
     leeway_s: int = 5
+    #: False while readers of version 0.1.0 are there, which refuse a claim that they do not know.
+    has_client_id: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +106,14 @@ class TokenSigner:
             roles=user.roles,
             epoch=user.epoch,
             issued_at=issued_at,
-            not_before=issued_at,
+            # A validator without a leeway whose clock is a little behind takes it all the same.
+            not_before=issued_at - self.profile.leeway_s,
             expires_at=min(issued_at + self.profile.lifetime_s, int(not_after.timestamp())),
             issuer=self.profile.issuer,
             audience=self.profile.audience,
             digest="",
         )
-        text = _sign(token, self.ring().signer(now))
+        text = _sign(token, self.ring().signer(now), has_client_id=self.profile.has_client_id)
         return text, replace(token, digest=signed_digest(text))
 
 
@@ -159,8 +167,9 @@ class TokenReader:
 
     def _accepted(self, claims: Json, digest: str) -> AccessToken:
         """*claims* as a token, if there is every claim, of its type, and none besides."""
-        if not isinstance(claims, dict) or claims.keys() != _CLAIMS:
+        if not isinstance(claims, dict) or claims.keys() not in _SETS_OF_CLAIMS:
             raise TokenInvalid("claims")
+        _constant(claims.get("client_id", CLIENT_ID), CLIENT_ID)
         token = AccessToken(
             token_id=TokenId(_identifier(claims["jti"])),
             session_id=SessionId(_identifier(claims["sid"])),
@@ -190,7 +199,7 @@ def signed_digest(text: str) -> str:
     return base64url_encode(hashlib.sha256(signed.encode()).digest()).decode()
 
 
-def _sign(token: AccessToken, key: SigningKey) -> str:
+def _sign(token: AccessToken, key: SigningKey, *, has_client_id: bool) -> str:
     """The compact form of *token*, signed by *key*."""
     claims: dict[str, Json] = {
         "iss": token.issuer,
@@ -204,6 +213,8 @@ def _sign(token: AccessToken, key: SigningKey) -> str:
         "roles": list(token.roles),
         "epoch": token.epoch,
     }
+    if has_client_id:
+        claims["client_id"] = CLIENT_ID
     header = {"typ": TYPE, "kid": key.kid}
     payload = canonical(claims).encode()
     return _JWS.encode(payload, key.private, algorithm=key.algorithm, headers=header)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import replace
 from typing import Any
 
 import jwt
@@ -42,6 +43,7 @@ CLAIMS: dict[str, Any] = {
     "sid": SESSION_ID,
     "roles": ["user"],
     "epoch": 3,
+    "client_id": "authsvc",
 }
 WITHOUT = object()
 
@@ -143,7 +145,42 @@ def test_the_sample_claims_are_good():
     assert reader().read(claiming(roles=["admin", "user"]), now=NOW).roles == ("user", "admin")
 
 
-@pytest.mark.parametrize("name", CLAIMS)
+def claims_in(text: str) -> dict[str, Any]:
+    """What the token *text* says."""
+    claims: dict[str, Any] = jwt.decode(text, options={"verify_signature": False})
+    return claims
+
+
+def test_a_token_says_what_validators_of_rfc_9068_ask_for():
+    """A ``client_id``, and an ``nbf`` that a validator without leeway takes whose clock is 5 s behind."""
+    text, token = issue(ring())
+
+    claims = claims_in(text)
+    assert claims.keys() == CLAIMS.keys()
+    assert claims["client_id"] == "authsvc"
+    assert claims["nbf"] == claims["iat"] - PROFILE.leeway_s == ISSUED_AT - 5
+    assert token.issued_at == ISSUED_AT
+
+
+def test_a_token_of_the_first_release_stays_good():
+    """It has no ``client_id``; while its readers are there, none is written that they would refuse."""
+    signer = TokenSigner(replace(PROFILE, has_client_id=False), ring)
+
+    text, token = signer.issue(user(), SESSION_ID, now=NOW, not_after=later(86_400))
+
+    assert claims_in(text).keys() == CLAIMS.keys() - {"client_id"}
+    assert reader().read(text, now=NOW) == token
+    assert reader().read(claiming(client_id=WITHOUT), now=NOW).token_id == TOKEN_ID
+
+
+@pytest.mark.parametrize("value", [None, "", "Authsvc", "authsvc ", "others", 1, ["authsvc"], {}])
+def test_the_client_id_is_ours_alone(value):
+    """A fixed text: nobody else is issued tokens here."""
+    with pytest.raises(TokenInvalid):
+        reader().read(claiming(client_id=value), now=NOW)
+
+
+@pytest.mark.parametrize("name", sorted(CLAIMS.keys() - {"client_id"}))
 def test_every_claim_is_required(name):
     """A token without ``exp`` would live for ever, one without ``epoch`` could not be cut off."""
     with pytest.raises(TokenInvalid):

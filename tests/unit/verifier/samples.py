@@ -30,6 +30,7 @@ CLAIMS: dict[str, Any] = {
     "sid": SESSION_ID,
     "roles": ["user"],
     "epoch": 3,
+    "client_id": "authsvc",
 }
 #: In the place of a value: leave the member out.
 WITHOUT = object()

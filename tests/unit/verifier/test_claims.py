@@ -70,6 +70,17 @@ def test_what_the_service_issues_is_taken(key):
     assert verifier.read(claiming(key), RULES, FIND, now_s=NOW_S) == claims_of()
 
 
+def test_a_token_of_the_first_release_is_taken():
+    """The service of version 0.1.0 wrote no ``client_id``."""
+    assert agreed(claiming(client_id=WITHOUT))
+
+
+@pytest.mark.parametrize("value", [None, "", "Authsvc", "others", 1, ["authsvc"]])
+def test_both_agree_on_the_client_id(value):
+    """A fixed text."""
+    assert not agreed(claiming(client_id=value))
+
+
 _ODD = st.one_of(
     st.none(),
     st.booleans(),
@@ -83,9 +94,7 @@ _ODD = st.one_of(
 )
 
 
-@given(
-    name=st.sampled_from([*CLAIMS, "extra", "client_id"]), value=_ODD, again=st.sampled_from(sorted(CLAIMS))
-)
+@given(name=st.sampled_from([*CLAIMS, "extra", "scope"]), value=_ODD, again=st.sampled_from(sorted(CLAIMS)))
 def test_both_agree_on_changed_claims(name, value, again):
     """Left out, of another type, out of range, one too many: signed well, and refused by both or by none."""
     agreed(claiming(**{name: value}))
