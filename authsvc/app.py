@@ -66,7 +66,7 @@ def create_app(services: Services) -> Application:
     """The whole application over *services*."""
     app = Flask(__name__, static_folder=None)
     app.config.update(
-        docs.OPENAPI,
+        docs.openapi(services.introspection.profile.issuer),
         MAX_CONTENT_LENGTH=READ_BYTES,
         PROVIDE_AUTOMATIC_OPTIONS=False,
         **(docs.PUBLISHED if services.has_docs else {}),
@@ -81,6 +81,7 @@ def create_app(services: Services) -> Application:
         api.register_blueprint(blueprint)
     app.register_blueprint(health.alias)
     app.register_blueprint(oauth2.of_path)
+    app.register_blueprint(docs.root)
     if services.has_docs:
         app.register_blueprint(docs.blp)
     hooks.install(app)

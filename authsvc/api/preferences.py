@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from flask import Response, jsonify, request
 
@@ -21,9 +22,18 @@ blp = Blueprint(
 _CODING = re.compile(r"(?:--?|;)(?:gzip|br|zstd|deflate)\Z")
 
 
+_TAGGED: dict[str, Any] = {"ETag": {"schema": {"type": "string"}}}
+_IF_MATCH = {
+    "in": "header",
+    "name": "If-Match",
+    "description": "Tags, of which one must be the current one: else 412, and nothing is written.",
+    "schema": {"type": "string"},
+}
+
+
 @blp.get("")
 @requires("user")
-@blp.response(200, PreferencesBody, headers={"ETag": {"schema": {"type": "string"}}})
+@blp.response(200, PreferencesBody, headers=_TAGGED)
 def read() -> Response:
     """Read the whole object."""
     return _tagged(services().preferences.get(identity().user_id))
@@ -32,7 +42,8 @@ def read() -> Response:
 @blp.put("")
 @requires("user")
 @blp.arguments(PreferencesBody)
-@blp.response(200, PreferencesBody)
+@blp.doc(parameters=[_IF_MATCH])
+@blp.response(200, PreferencesBody, headers=_TAGGED)
 @blp.refuses(412, "`precondition_failed`")
 def put(wanted: Preferences) -> Response:
     """Replace the object."""
@@ -43,7 +54,8 @@ def put(wanted: Preferences) -> Response:
 @blp.patch("")
 @requires("user")
 @blp.arguments(PreferencesPatch, content_type=MERGE_PATCH)
-@blp.response(200, PreferencesBody)
+@blp.doc(parameters=[_IF_MATCH])
+@blp.response(200, PreferencesBody, headers=_TAGGED)
 @blp.refuses(412, "`precondition_failed`")
 def patch(change: Preferences) -> Response:
     """Merge a patch in (RFC 7396): null removes a member."""

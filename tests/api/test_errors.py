@@ -80,7 +80,7 @@ def test_no_row_of_the_table_is_for_nobody():
 @pytest.mark.parametrize(
     ("method", "path", "options", "status", "code"),
     [
-        ("GET", "/", {}, 404, "not_found"),
+        ("GET", "/.", {}, 404, "not_found"),
         ("GET", "/v1/nothing", {}, 404, "not_found"),
         ("GET", "/v1/me/", {}, 404, "not_found"),
         ("GET", "//v1/me", {}, 404, "not_found"),

@@ -18,17 +18,17 @@ from authsvc.api.frame.docs import SWAGGER_UI
 from tests.api.driver import Api, MakeApi, Person
 from tests.api.gateway import Gateway
 from tests.api.test_routes import ROUTES
+from tests.ecmascript import refused
 from tests.lengths import times
 from tests.processes import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 #: The page, its files and the description itself are not described; the alias is known by its full name.
-NOT_DESCRIBED = {"/openapi.json", "/docs", "/docs/assets/<name>", "/health"}
+NOT_DESCRIBED = {"/", "/openapi.json", "/docs", "/docs/assets/<name>", "/health"}
 NOT_DESCRIBED |= {"/.well-known/oauth-authorization-server/<path:issuer_path>"}
-#: Any method is one and the same check: one of them will do.
-VERIFY, ALIKE = "^/v1/auth/verify", ["HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+VERIFY = "/v1/auth/verify"
 #: For each operation and role; the same ones on every run unless a number is set.
 EXAMPLES = times("OPENAPI_EXAMPLES", 4)
 CHECKS = [
@@ -53,6 +53,40 @@ def specification(api: Api):
     answer = api.call("GET", "/openapi.json")
     assert (answer.status_code, answer.content_type) == (200, "application/json")
     return answer.json
+
+
+def operations(api: Api) -> dict[str, dict[str, Any]]:
+    """Every operation, by method and path."""
+    return {
+        f"{method} {path}": operation
+        for path, item in specification(api)["paths"].items()
+        for method, operation in item.items()
+        if method != "parameters"
+    }
+
+
+def values_of(node: Any, wanted: str) -> Iterator[Any]:
+    """What stands under the name *wanted*, wherever it is."""
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for name, child in children:
+        if name == wanted and isinstance(child, str):
+            yield child
+        yield from values_of(child, wanted)
+
+
+def answered(description: Any) -> set[str]:
+    """The schemas that answers are made of."""
+    schemas = description["components"]["schemas"]
+    responses = [description["components"]["responses"]]
+    for item in description["paths"].values():
+        responses += [operation["responses"] for name, operation in item.items() if name != "parameters"]
+    waiting, found = list(values_of(responses, "$ref")), set()
+    while waiting:
+        name = waiting.pop().rpartition("/")[2]
+        if name in schemas and name not in found:
+            found.add(name)
+            waiting += values_of(schemas[name], "$ref")
+    return found - {"PreferencesBody"}
 
 
 def test_the_description_is_valid(pg_api):
@@ -82,12 +116,110 @@ def test_every_route_is_described_with_what_it_asks_for(pg_api):
         assert found[route] == asked_for.get(role, [{"bearer": []}]), route
 
 
-def test_the_check_is_described_though_flask_does_not_know_it(pg_api):
-    """Every method, with and without a path below."""
+def test_the_check_is_described_once_and_first(pg_api):
+    """Flask does not know it; that any method and any path below it are the same is said, not repeated."""
     paths = specification(pg_api)["paths"]
 
-    for path in ("/v1/auth/verify", "/v1/auth/verify/{path}"):
-        assert {"get", "head", "post", "put", "patch", "delete", "options"} <= set(paths[path])
+    described = [(path, *item) for path, item in paths.items() if path.startswith(VERIFY)]
+    assert described == [(VERIFY, "get")]
+    assert next(iter(paths)) == VERIFY
+    assert "Any method" in paths[VERIFY]["get"]["description"]
+
+
+def test_every_operation_has_an_id_of_its_own(pg_api):
+    """Generated clients name their functions by it."""
+    ids = [operation.get("operationId") for operation in operations(pg_api).values()]
+
+    assert len(set(ids)) == len(ids) > 30
+    assert all(re.fullmatch("[a-z][a-z0-9_]+", str(one)) for one in ids), ids
+    assert "post_v1_auth_login" in ids
+
+
+def test_patterns_are_those_of_javascript(pg_api):
+    """JSON Schema means ECMA-262: Python's anchors match letters there, and make right values wrong."""
+    found = set(values_of(specification(pg_api), "pattern"))
+
+    assert refused(found) == []
+    assert all(pattern.startswith("^") and pattern.endswith("$") for pattern in found)
+    assert refused([r"\A[0-9]\Z", "(?P<a>x)", "(?i)x", r"\_", "x++", "^(?:a|b){1,3}$"]) == sorted(
+        [r"\A[0-9]\Z", "(?P<a>x)", "(?i)x", r"\_", "x++"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "schema"),
+    [
+        ("/v1/users", "limit", {"type": "integer", "minimum": 1, "maximum": 200, "default": 50}),
+        ("/v1/audit", "limit", {"type": "integer", "minimum": 1, "maximum": 200, "default": 50}),
+        ("/v1/me/events", "limit", {"type": "integer", "minimum": 1, "maximum": 200, "default": 50}),
+        ("/v1/revocations", "limit", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 500}),
+        ("/v1/revocations", "wait", {"type": "number", "minimum": 0, "maximum": 15, "default": 0}),
+        ("/v1/users", "cursor", {"type": "string", "format": "uuid"}),
+    ],
+)
+def test_parameters_have_their_own_types(pg_api, path, name, schema):
+    """A number is described as a number, with its bounds."""
+    parameters = specification(pg_api)["paths"][path]["get"]["parameters"]
+
+    [found] = [parameter["schema"] for parameter in parameters if parameter["name"] == name]
+    assert found == schema
+
+
+@pytest.mark.parametrize("method", ["put", "patch"])
+def test_a_condition_is_described(pg_api, method):
+    """``If-Match`` is how a client avoids to overwrite what it has not read; the answer has the next tag."""
+    operation = specification(pg_api)["paths"]["/v1/me/preferences"][method]
+
+    assert [(one["in"], one["name"]) for one in operation["parameters"]] == [("header", "If-Match")]
+    assert "ETag" in operation["responses"]["200"]["headers"]
+
+
+def test_answers_say_what_is_always_there(pg_api):
+    """Every member is required but those that some answers lack: a typed client need not ask for each."""
+    found = specification(pg_api)
+    sometimes = {
+        "ProblemView": {"errors"},
+        "IntrospectionView": {"token_type", "sub", "sid", "roles", "iss", "aud", "iat", "exp", "jti"},
+        "FeedItem": {"session_id", "user_id", "epoch", "token_id"},
+        "ItemResult": {"user", "error"},
+        "ItemError": {"errors"},
+    }
+    for name in answered(found):
+        schema = found["components"]["schemas"][name]
+        missing = set(schema.get("properties", ())) - set(schema.get("required", ()))
+        assert missing <= sometimes.get(name, set()), name
+    assert {"UserView", "TokenPairView", "FeedItem", "EventView", "OAuthErrorView"} <= answered(found)
+
+
+@pytest.mark.parametrize(
+    ("issuer", "url"), [("https://auth.example.com", "/"), ("https://example.com/auth/", "/auth")]
+)
+def test_the_server_is_where_the_issuer_says(make_api, issuer, url):
+    """Below the path that the service is published at."""
+    api = make_api(JWT_ISSUER=issuer)
+
+    assert specification(api)["servers"] == [{"url": url}]
+
+
+def test_the_root_leads_a_person_to_the_page(pg_api):
+    """By a relative address, which holds below any path."""
+    answer = pg_api.call("GET", "/")
+
+    assert (answer.status_code, answer.headers["Location"]) == (302, "docs")
+
+
+def test_the_root_names_what_is_there_where_there_is_no_page(make_api):
+    """Relative addresses that answer."""
+    api = make_api(API_DOCS="off")
+
+    answer = api.call("GET", "/")
+
+    links = answer.get_json()["links"]
+    assert (answer.status_code, answer.content_type) == (200, "application/json")
+    assert set(links) == {"health", "keys", "metadata"}
+    for link in links.values():
+        assert not link.startswith("/")
+        assert api.call("GET", f"/{link}").status_code == 200
 
 
 def test_every_refusal_is_described_as_a_problem(pg_api):
@@ -133,13 +265,14 @@ def test_the_page_needs_no_internet(pg_api):
     assert "//" not in "".join(addresses)
     assert len(addresses) >= 4
     for address in addresses:
-        assert pg_api.call("GET", address).status_code == 200
+        assert not address.startswith("/")
+        assert pg_api.call("GET", f"/{address}").status_code == 200
     policy = page.headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy
     assert "http" not in policy
     assert "'unsafe-eval'" not in policy
     start = pg_api.call("GET", "/docs/assets/init.js").text
-    assert "/openapi.json" in start
+    assert 'url: "./openapi.json"' in start
     assert "http" not in start
 
 
@@ -205,7 +338,7 @@ def test_whoever_asks_for_whatever_gets_what_is_described(started, role):
     make_caller = {"nobody": None, "user": started.someone, "admin": started.an_admin}[role]
     described = schemathesis.openapi.from_wsgi("/openapi.json", started.application.flask)
 
-    for found in described.exclude(path_regex=VERIFY, method=ALIKE).get_all_operations():
+    for found in described.get_all_operations():
         assert isinstance(found, Ok)
         assert_conforms(found.ok(), make_caller)
 

@@ -50,6 +50,7 @@ ROUTES = {
     "GET /v1/health/ready": PUBLIC,
     "GET /v1/health/startup": PUBLIC,
     "GET /v1/health/detailed": ADMIN,
+    "GET /": PUBLIC,
     "GET /openapi.json": PUBLIC,
     "GET /docs": PUBLIC,
     "GET /docs/assets/<name>": PUBLIC,

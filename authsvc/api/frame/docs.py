@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from flask import Blueprint, Flask, Response, abort, send_from_directory
+from apispec import BasePlugin
+from flask import Blueprint, Flask, Response, abort, jsonify, send_from_directory
 from flask_smorest import Api
 
+from authsvc.api.frame.context import services
 from authsvc.api.frame.errors import MEDIA_TYPE, ProblemView
 from authsvc.api.frame.guards import public
 from authsvc.domain.users import ROLES
 
 blp = Blueprint("docs", __name__)
+#: There whether the description is shown or not.
+root = Blueprint("root", __name__)
+
+_LINKS = {
+    "health": "v1/health",
+    "keys": ".well-known/jwks.json",
+    "metadata": ".well-known/oauth-authorization-server",
+}
 
 #: Where the package keeps Swagger UI as published.
 SWAGGER_UI = Path(str(files("flask_swagger_ui"))) / "dist"
@@ -37,46 +49,36 @@ _PAGE = """<!doctype html>
   <meta charset="utf-8">
   <meta name="viewport" content="width=device-width, initial-scale=1">
   <title>authsvc API</title>
-  <link rel="stylesheet" href="/docs/assets/swagger-ui.css">
+  <link rel="stylesheet" href="docs/assets/swagger-ui.css">
 </head>
 <body>
   <div id="swagger-ui"></div>
-  <noscript>This page needs JavaScript; what it shows is <a href="/openapi.json">/openapi.json</a>.</noscript>
-  <script src="/docs/assets/swagger-ui-bundle.js"></script>
-  <script src="/docs/assets/init.js"></script>
+  <noscript>This page needs JavaScript; what it shows is <a href="openapi.json">openapi.json</a>.</noscript>
+  <script src="docs/assets/swagger-ui-bundle.js"></script>
+  <script src="docs/assets/init.js"></script>
 </body>
 </html>
 """
 
 _COMMON_REFUSALS = {"DEFAULT_ERROR": "Any other refusal.", "UNPROCESSABLE_ENTITY": "`validation_failed`"}
-_METHODS = ("get", "head", "post", "put", "patch", "delete", "options")
 
 
-def _verify_paths() -> dict[str, Any]:
+def _verify_path() -> dict[str, Any]:
     """The check, which is answered before Flask and so is unknown to it."""
+    schema = {"$ref": f"#/components/schemas/{ProblemView.__name__}"}
+    problem = {"content": {MEDIA_TYPE: {"schema": schema}}}
     role = {
         "in": "query",
         "name": "role",
         "schema": {"type": "array", "items": {"type": "string", "enum": list(ROLES)}},
     }
-    below = {"in": "path", "name": "path", "required": True, "schema": {"type": "string"}}
-    return {
-        VERIFY_PATH: {method: _operation(method, [role]) for method in _METHODS},
-        f"{VERIFY_PATH}/{{path}}": {
-            method: _operation(f"{method}_below", [below, role]) for method in _METHODS
-        },
-    }
-
-
-def _operation(name: str, parameters: list[dict[str, Any]]) -> dict[str, Any]:
-    schema = {"$ref": f"#/components/schemas/{ProblemView.__name__}"}
-    problem = {"content": {MEDIA_TYPE: {"schema": schema}}}
-    return {
+    check = {
         "tags": ["auth"],
-        "summary": "Check an access token for a gateway; any method, any sub-path.",
-        "operationId": f"verify_{name}",
+        "summary": "Check an access token for a gateway.",
+        "description": "Any method, on this path or any below it, is the same check; no body is read.",
+        "operationId": _operation_id("get", VERIFY_PATH),
         "security": [{"bearer": []}],
-        "parameters": parameters,
+        "parameters": [role],
         "responses": {
             "200": {"description": "Good: `X-Auth-User-Id`, `X-Auth-Session-Id`, `X-Auth-Roles` say whose."},
             "401": {"description": "`token_missing`, `token_invalid`", **problem},
@@ -84,24 +86,45 @@ def _operation(name: str, parameters: list[dict[str, Any]]) -> dict[str, Any]:
             "503": {"description": "`unavailable`", **problem},
         },
     }
+    return {VERIFY_PATH: {"get": check}}
 
 
-OPENAPI: dict[str, Any] = {
-    "API_TITLE": "authsvc",
-    "API_VERSION": "v1",
-    "OPENAPI_VERSION": "3.1.0",
-    "API_SPEC_OPTIONS": {
+def openapi(issuer: str) -> dict[str, Any]:
+    """Flask's configuration for the description of the service that is published as *issuer*."""
+    schemes = {
+        "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "at+jwt"},
+        "client": {"type": "http", "scheme": "basic"},
+    }
+    options = {
         "info": {"description": "Auth and sessions for microservices; errors are RFC 9457 problems."},
-        "components": {
-            "securitySchemes": {
-                "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "at+jwt"},
-                "client": {"type": "http", "scheme": "basic"},
-            }
-        },
-        "paths": _verify_paths(),
-    },
-}
+        "servers": [{"url": urlsplit(issuer).path.rstrip("/") or "/"}],
+        "components": {"securitySchemes": schemes},
+        "paths": _verify_path(),
+    }
+    return {
+        "API_TITLE": "authsvc",
+        "API_VERSION": "v1",
+        "OPENAPI_VERSION": "3.1.0",
+        "API_SPEC_OPTIONS": options,
+    }
+
+
 PUBLISHED = {"OPENAPI_URL_PREFIX": "/", "OPENAPI_JSON_PATH": "openapi.json"}
+
+
+def _operation_id(method: str, path: str) -> str:
+    return re.sub(r"\W+", "_", f"{method}{path}").rstrip("_")
+
+
+class OperationIds(BasePlugin):
+    """Gives every operation the id that generators make up where there is none: its method and path."""
+
+    def operation_helper(
+        self, path: str | None = None, operations: dict[str, Any] | None = None, **_: object
+    ) -> None:
+        """Add the ids."""
+        for method, operation in (operations or {}).items():
+            operation["operationId"] = _operation_id(method, path or "")
 
 
 class DescribedApi(Api):
@@ -110,13 +133,22 @@ class DescribedApi(Api):
     ERROR_SCHEMA = ProblemView
 
     def __init__(self, app: Flask) -> None:
-        super().__init__(app)
+        super().__init__(app, spec_kwargs={"extra_plugins": [OperationIds()]})
         components = self.spec.components
         content = {"content": {MEDIA_TYPE: {"schema": ProblemView}}}
         for name, description in _COMMON_REFUSALS.items():
             # Registered again: the latest description is the one that operations refer to.
             components.response(name, {"description": description, **content}, lazy=True)
         components.schemas.pop("PaginationMetadata", None)
+
+
+@root.get("/")
+@public
+def begin() -> Response:
+    """Lead a person to the page, or name what else there is; by relative addresses, for any path in front."""
+    if services().has_docs:
+        return Response(status=302, headers={"Location": "docs"}, content_type="text/plain")
+    return jsonify(links=_LINKS)
 
 
 @blp.get("/docs/assets/<name>")

@@ -109,12 +109,12 @@ _PASSED_ON = {"Allow", "Accept-Encoding"}
 class ProblemView(Schema):
     """Every error (RFC 9457); ``code`` is stable."""
 
-    type = fields.String()
-    title = fields.String()
-    status = fields.Integer()
-    detail = fields.String()
-    code = fields.String()
-    request_id = fields.String()
+    type = fields.String(required=True)
+    title = fields.String(required=True)
+    status = fields.Integer(required=True)
+    detail = fields.String(required=True)
+    code = fields.String(required=True)
+    request_id = fields.String(required=True)
     errors = fields.Dict(keys=fields.String(), values=fields.List(fields.String()))
 
 
@@ -122,7 +122,7 @@ class OAuthErrorView(Schema):
     """An error of an OAuth endpoint (RFC 6749 §5.2)."""
 
     error = fields.String(required=True)
-    error_description = fields.String()
+    error_description = fields.String(required=True)
 
 
 class NotJson(BadRequest):

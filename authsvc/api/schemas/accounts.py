@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from marshmallow import RAISE, Schema, ValidationError, fields, post_load, validate, validates_schema
 
 from authsvc.api.frame.bodies import JSON, MERGE_PATCH, Body
-from authsvc.api.schemas.kinds import Identifier, Time
+from authsvc.api.schemas.kinds import Identifier, Time, View, Whole
 from authsvc.domain.authentication import Registration
 from authsvc.domain.users import ROLES, Profile, Role, Status, UserFilter
 from authsvc.domain.values.identifiers import UserId
@@ -212,20 +212,17 @@ class UserQuery(Schema):
 
     role = fields.String(validate=validate.OneOf(ROLES))
     status = fields.String(validate=validate.OneOf(("active", "disabled")))
-    limit = fields.String(validate=validate.Regexp(r"\A[1-9][0-9]{0,2}\Z"))
+    limit = Whole(1, MAX_PAGE, load_default=50)
     cursor = Identifier(error_messages={"invalid_uuid": "Not a cursor of this list."})
 
     @post_load
     def build(self, data: dict[str, Any], **_: Any) -> UserFilter:
         """As the domain takes it."""
-        limit = int(data.get("limit", "50"))
-        if limit > MAX_PAGE:
-            raise ValidationError(f"Must be at most {MAX_PAGE}.", "limit")
         after = UserId(data["cursor"]) if "cursor" in data else None
-        return UserFilter(role=data.get("role"), status=data.get("status"), limit=limit, after=after)
+        return UserFilter(role=data.get("role"), status=data.get("status"), limit=data["limit"], after=after)
 
 
-class UserView(Schema):
+class UserView(View):
     """A user as he and admins see him."""
 
     id = fields.String()
@@ -241,14 +238,14 @@ class UserView(Schema):
     last_login = Time(allow_none=True)
 
 
-class UserPage(Schema):
+class UserPage(View):
     """One page of users."""
 
     items = fields.List(fields.Nested(UserView))
     next_cursor = fields.String(allow_none=True)
 
 
-class SessionView(Schema):
+class SessionView(View):
     """A session as its user sees it."""
 
     id = fields.String()
@@ -261,13 +258,13 @@ class SessionView(Schema):
     expires_at = Time()
 
 
-class SessionList(Schema):
+class SessionList(View):
     """Every living session of a user."""
 
     items = fields.List(fields.Nested(SessionView))
 
 
-class TokenPairView(Schema):
+class TokenPairView(View):
     """The answer to a login or a refresh (RFC 6749 §5.1)."""
 
     access_token = fields.String()

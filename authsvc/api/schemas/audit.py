@@ -7,7 +7,8 @@ from typing import Any
 
 from marshmallow import RAISE, Schema, ValidationError, fields, post_load, validate
 
-from authsvc.api.schemas.kinds import Identifier, Time, TimeInQuery
+from authsvc.api.schemas.accounts import MAX_PAGE
+from authsvc.api.schemas.kinds import Identifier, Time, TimeInQuery, View, Whole
 from authsvc.domain.audit import OPERATIONAL, Action, AuditFilter
 
 ACTIONS = sorted(action.value for action in Action if action not in OPERATIONAL)
@@ -38,7 +39,7 @@ class OwnEventQuery(Schema):
 
         unknown = RAISE
 
-    limit = fields.String(validate=validate.Regexp(r"\A(?:[1-9][0-9]?|1[0-9]{2}|200)\Z"))
+    limit = Whole(1, MAX_PAGE, load_default=50)
     cursor = Identifier(validate=_of_events, error_messages={"invalid_uuid": _NO_CURSOR})
 
     @post_load
@@ -66,12 +67,12 @@ def _filter(data: dict[str, Any]) -> AuditFilter:
         client_ip=data.get("ip"),
         since=data.get("since"),
         until=data.get("until"),
-        limit=int(data.get("limit", "50")),
+        limit=data["limit"],
         after=data.get("cursor"),
     )
 
 
-class OwnEventView(Schema):
+class OwnEventView(View):
     """An event as its user sees it."""
 
     id = fields.String()
@@ -84,14 +85,14 @@ class OwnEventView(Schema):
     by_another = fields.Boolean()
 
 
-class OwnEventPage(Schema):
+class OwnEventPage(View):
     """One page of the caller's own events, newest first."""
 
     items = fields.List(fields.Nested(OwnEventView))
     next_cursor = fields.String(allow_none=True)
 
 
-class EventView(Schema):
+class EventView(View):
     """An event as admins see it."""
 
     id = fields.String()
@@ -109,7 +110,7 @@ class EventView(Schema):
     count = fields.Integer()
 
 
-class EventPage(Schema):
+class EventPage(View):
     """One page of events, newest first."""
 
     items = fields.List(fields.Nested(EventView))

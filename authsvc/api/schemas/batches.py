@@ -9,7 +9,7 @@ from marshmallow import RAISE, Schema, ValidationError, fields, post_load, valid
 from authsvc.api.frame.bodies import Body
 from authsvc.api.frame.errors import flat
 from authsvc.api.schemas.accounts import RegisterBody, UserView
-from authsvc.api.schemas.kinds import Identifier
+from authsvc.api.schemas.kinds import Identifier, View
 from authsvc.domain.authentication import Registration
 from authsvc.domain.errors import AuthError, Invalid
 from authsvc.domain.users import User
@@ -77,16 +77,20 @@ class ClearBody(Body):
         return UserId(data["user_id"]) if "user_id" in data else None
 
 
-class ItemError(Schema):
+class ItemError(View):
     """Why one item failed."""
+
+    sometimes = frozenset({"errors"})
 
     code = fields.String()
     detail = fields.String()
     errors = fields.Dict(keys=fields.String(), values=fields.List(fields.String()))
 
 
-class ItemResult(Schema):
+class ItemResult(View):
     """What became of one item."""
+
+    sometimes = frozenset({"user", "error"})
 
     index = fields.Integer()
     status = fields.String(validate=validate.OneOf(("created", "failed")))
@@ -94,7 +98,7 @@ class ItemResult(Schema):
     error = fields.Nested(ItemError)
 
 
-class CreateBatchView(Schema):
+class CreateBatchView(View):
     """What became of every item, in order."""
 
     results = fields.List(fields.Nested(ItemResult))
@@ -125,14 +129,14 @@ class PlainUser(fields.Nested):
         }
 
 
-class LookupView(Schema):
+class LookupView(View):
     """Who was found, and the ids that nobody has."""
 
     items = fields.List(PlainUser())
     missing = fields.List(fields.String())
 
 
-class LastLoginView(Schema):
+class LastLoginView(View):
     """Whose last login is now, and the ids that nobody has."""
 
     updated = fields.List(fields.String())

@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from marshmallow import RAISE, Schema, ValidationError, fields, post_load, validate
+from marshmallow import RAISE, Schema, fields, post_load, validate
 
-from authsvc.api.schemas.kinds import Time
+from authsvc.api.schemas.kinds import Seconds, Time, View, Whole
 from authsvc.domain.feed import MAX_PAGE, MAX_WAIT_S, FeedAnswer, FeedQuery
 from authsvc.domain.revocations import Revocation
 
-DEFAULT_LIMIT = "500"
+DEFAULT_LIMIT = 500
 #: Longer than any cursor of ours.
 CURSOR_LENGTH = 100
 
@@ -26,25 +26,19 @@ class FeedParameters(Schema):
         unknown = RAISE
 
     after = fields.String(validate=validate.Length(max=CURSOR_LENGTH))
-    wait = fields.String(
-        validate=validate.Regexp(r"\A[0-9]{1,2}(?:\.[0-9]{1,3})?\Z"),
-        metadata={"description": "Seconds to wait for news.", "example": "5"},
-    )
-    limit = fields.String(validate=validate.Regexp(r"\A[1-9][0-9]{0,3}\Z"))
+    wait = Seconds(MAX_WAIT_S, load_default=0.0, metadata={"description": "Seconds to wait for news."})
+    limit = Whole(1, MAX_PAGE, load_default=DEFAULT_LIMIT)
 
     @post_load
     def build(self, data: dict[str, Any], **_: Any) -> FeedQuery:
         """As the domain takes it."""
-        wait_s, limit = float(data.get("wait", "0")), int(data.get("limit", DEFAULT_LIMIT))
-        if wait_s > MAX_WAIT_S:
-            raise ValidationError(f"Must be at most {MAX_WAIT_S:g}.", "wait")
-        if limit > MAX_PAGE:
-            raise ValidationError(f"Must be at most {MAX_PAGE}.", "limit")
-        return FeedQuery(after=data.get("after"), wait_s=wait_s, limit=limit)
+        return FeedQuery(after=data.get("after"), wait_s=data["wait"], limit=data["limit"])
 
 
-class FeedItem(Schema):
+class FeedItem(View):
     """What is dead, and until when somebody could still show it."""
+
+    sometimes = frozenset({"session_id", "user_id", "epoch", "token_id"})
 
     kind = fields.String(validate=validate.OneOf(("session", "user", "token")))
     session_id = fields.String()
@@ -54,7 +48,7 @@ class FeedItem(Schema):
     until = Time()
 
 
-class FeedView(Schema):
+class FeedView(View):
     """A part of the feed."""
 
     items = fields.List(fields.Nested(FeedItem))

@@ -4,15 +4,54 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
-from typing import Any
+from typing import Any, ClassVar
 
-from marshmallow import fields
+from marshmallow import Schema, fields, validate
 
 from authsvc.domain.values.clocks import rfc3339
 from authsvc.domain.values.identifiers import canonical_id
 
 #: An offset whose plus was sent as it is: in a query that means a space.
 _LOST_PLUS = re.compile(r" (?=[0-9]{2}:[0-9]{2}\Z)")
+
+
+#: Decimal digits without sign, space or leading zero; for seconds with three digits behind the point.
+_WHOLE = re.compile(r"0|[1-9][0-9]{0,8}")
+_SECONDS = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,3})?")
+
+
+class View(Schema):
+    """An answer: every field is always there, but for those that *sometimes* names."""
+
+    sometimes: ClassVar[frozenset[str]] = frozenset()
+
+    def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
+        """Have the description say so."""
+        field_obj.required = field_name not in self.sometimes
+
+
+class Whole(fields.Integer):
+    """A whole number in a query, from *least* to *most*."""
+
+    def __init__(self, least: int, most: int, **options: Any) -> None:
+        super().__init__(validate=validate.Range(least, most), **options)
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> int:
+        if not isinstance(value, str) or not _WHOLE.fullmatch(value):
+            raise self.make_error("invalid")
+        return int(value)
+
+
+class Seconds(fields.Float):
+    """Seconds in a query, *most* at most, to the millisecond."""
+
+    def __init__(self, most: float, **options: Any) -> None:
+        super().__init__(validate=validate.Range(0, most), **options)
+
+    def _deserialize(self, value: Any, *_: Any, **__: Any) -> float:
+        if not isinstance(value, str) or not _SECONDS.fullmatch(value):
+            raise self.make_error("invalid")
+        return float(value)
 
 
 class Identifier(fields.UUID):
