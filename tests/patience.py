@@ -54,7 +54,7 @@ _CONFIGURED: Mapping[str, Mapping[str, object]] = {
 @contextmanager
 def patience() -> Iterator[None]:
     """Wait for Redis, SQL and hashing for as long as it takes; a proof lasts for minutes."""
-    of_redis = dict.fromkeys(("connect_s", "read_s", "wait_s", "total_s"), LONG_S)
+    of_redis = dict.fromkeys(("connect_s", "read_s", "wait_s", "total_s"), LONG_S) | {"idle_s": 1.0}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Deadlines.__init__, "__kwdefaults__", of_redis)
         _set(patch, _PATIENT)

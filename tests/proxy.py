@@ -86,6 +86,8 @@ class TcpProxy:
         self._thread = threading.Thread(target=self._loop.run_forever, name="tcp-proxy", daemon=True)
         self._clients: set[asyncio.StreamWriter] = set()
         self._relays: set[asyncio.Task[Any]] = set()
+        self._forgotten: set[asyncio.StreamWriter] = set()
+        self._swallowed: set[asyncio.StreamWriter] = set()
         self._listener: asyncio.Server | None = None
 
     def url_for(self, url: str) -> str:
@@ -102,6 +104,17 @@ class TcpProxy:
     def switch(self, to: Mode | Rule) -> None:
         """Change the mode; it holds for every connection when this returns."""
         self._do(self._switch(to if isinstance(to, Rule) else Rule(mode=to)))
+
+    def forget(self, *, silently: bool) -> None:
+        """
+        Do what a balancer does to idle connections: what they send next is lost, and nobody is told before.
+
+        It resets them then, or *silently* answers nothing.  New connections pass.
+        """
+        self._do(self._forget(self._swallowed if silently else self._forgotten))
+
+    async def _forget(self, them: set[asyncio.StreamWriter]) -> None:
+        them.update(self._clients)
 
     def start(self) -> Self:
         """Begin to listen."""
@@ -205,6 +218,10 @@ class TcpProxy:
         server, client = ends
         while data := await source.read(CHUNK_BYTES):
             await self._wait_unless(Mode.SILENT)
+            if client in self._swallowed:
+                continue
+            if client in self._forgotten:
+                return
             exchange.is_meant = self.rule.request in data
             if self.mode is Mode.ANSWER and exchange.is_meant:
                 await self._hand_over(client, self.rule.answer * _commands_in(data))

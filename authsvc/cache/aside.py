@@ -18,6 +18,7 @@ another's load), ``rescued`` (an expired record shown because the loader failed)
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -193,6 +194,11 @@ class Aside(Generic[T]):
                 outcome = "dropped"
         except CacheError:
             outcome = "failed"
+        except (TypeError, ValueError):
+            # A record that cannot be stored is a bug of its shape: the one from before goes all the same.
+            with suppress(CacheError):
+                self.drop((ident,))
+            raise
         self.events.on_fill(self.space.name, outcome)
         return outcome != "failed"
 

@@ -2,8 +2,9 @@
 The one gateway to Redis.
 
 Every call asks the circuit breaker first, takes a connection from a bounded pool, has a deadline and
-is sent once; only reads that change nothing are sent a second time, and only where the connection
-turned out to be closed.  Driver errors leave as :class:`CacheUnavailable` or :class:`CacheMisuse`.
+is sent once; where the connection turns out to be closed, reads that change nothing are sent a second
+time, and so is what was provably never sent.  Driver errors leave as :class:`CacheUnavailable` or
+:class:`CacheMisuse`.
 
 Replies are Redis' own, undecoded: bytes, int, None, lists.  Make a client per process, after the fork.
 """

@@ -11,6 +11,7 @@ with the other's data.
 
 from __future__ import annotations
 
+import math
 import socket
 import time
 from collections.abc import Iterable, Sequence
@@ -36,6 +37,8 @@ class Wire(Protocol):
     """What is used of a redis-py connection."""
 
     generation: int
+    idle_s: float
+    released_at_s: float
 
     def connect(self) -> None: ...
     def disconnect(self) -> None: ...
@@ -103,13 +106,15 @@ class Deadlines:
     Seconds to connect, to wait for the next piece of a reply, and to wait for a free connection.
 
     *total_s* is for all that follows one request, and for a handshake: a reply that drips is never late
-    by its pieces.
+    by its pieces.  A connection that was idle for *idle_s* has to answer a PING before it is used: servers
+    and balancers cut idle connections, and not all of them say so.
     """
 
     connect_s: float = 0.25
     read_s: float = 0.25
     wait_s: float = 0.1
     total_s: float = 0.4
+    idle_s: float = 1.0
 
 
 class Generations:
@@ -126,12 +131,16 @@ class Generations:
             return self.latest
 
 
+class NothingSent(OSError):
+    """The connection was broken before the first byte of a request was sent."""
+
+
 class _PatientSocket:
     """
     A socket whose time-out is for all that is read after something was sent, *total_s* seconds.
 
-    The socket's own begins anew with each piece.  Who sets a time-out of his own, as a subscriber does,
-    waits by that alone.
+    The socket's own begins anew with each piece.  A time-out that is set here, as a subscriber does, is
+    for all that is read from then on.
     """
 
     def __init__(self, sock: socket.socket, total_s: float) -> None:
@@ -139,38 +148,55 @@ class _PatientSocket:
         self._total_s = total_s
         self._piece_s = sock.gettimeout()
         self._ends_at_s: float | None = time.monotonic() + total_s
+        self._has_sent = False
+        #: No read goes on past it, however the time-out is set meanwhile.
+        self.last_moment_s = math.inf
         #: Until then the deadline is not moved by what is sent.
         self.is_shaking_hands = True
 
     def sendall(self, data: bytes) -> None:
-        """Send *data*; what is read from now on has a new deadline."""
+        """Send *data*; what is read from now on has a new deadline.  Raises NothingSent where it is sure."""
         if not self.is_shaking_hands:
             self._sock.settimeout(self._piece_s)
             self._ends_at_s = time.monotonic() + self._total_s
-        self._sock.sendall(data)
+        try:
+            sent = self._sock.send(data)
+        except TimeoutError:
+            raise
+        except OSError as error:
+            if self._has_sent:
+                raise
+            raise NothingSent(*error.args) from error
+        self._has_sent = True
+        if sent < len(data):
+            self._sock.sendall(data[sent:])
 
     def recv_into(self, buffer: bytearray) -> int:
         """Read a piece; raises TimeoutError past the deadline."""
         self._shorten()
+        self._has_sent = False
         return self._sock.recv_into(buffer)
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         """Read a piece; raises TimeoutError past the deadline."""
         self._shorten()
+        self._has_sent = False
         return self._sock.recv(size, flags)
 
     def settimeout(self, seconds: float | None) -> None:
-        """Wait for each piece so long, without a deadline for the whole."""
-        self._ends_at_s = None
+        """Wait so long for all that is read next; None: without end, 0: not at all."""
+        self._ends_at_s = time.monotonic() + seconds if seconds else None
         self._sock.settimeout(seconds)
 
     def _shorten(self) -> None:
-        if self._ends_at_s is None:
+        ends_at_s = min(self.last_moment_s, math.inf if self._ends_at_s is None else self._ends_at_s)
+        if ends_at_s == math.inf:
             return
-        left_s = self._ends_at_s - time.monotonic()
+        left_s = ends_at_s - time.monotonic()
         if left_s <= 0:
             raise TimeoutError("the reply is not complete in time")
-        if self._piece_s is None or left_s < self._piece_s:
+        piece_s = self._sock.gettimeout()
+        if piece_s is None or left_s < piece_s:
             self._sock.settimeout(left_s)
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 whatever a socket has
@@ -183,7 +209,9 @@ class _Stamping(AbstractConnection):
     generations: Generations
     announced_name: str | None
     total_s: float
+    idle_s: float
     generation = 0
+    released_at_s = 0.0
 
     def _connect(self) -> Any:  # noqa: ANN401 a socket, or what stands for one in memory
         sock = super()._connect()  # type: ignore[no-untyped-call,safe-super]  # the driver's
@@ -204,6 +232,11 @@ class _Stamping(AbstractConnection):
         if isinstance(self._sock, _PatientSocket):
             self._sock.is_shaking_hands = False
 
+    def finish_within(self, seconds: float) -> None:
+        """Let no read last longer than *seconds* from now; for a subscriber, who waits without asking."""
+        if isinstance(self._sock, _PatientSocket):
+            self._sock.last_moment_s = time.monotonic() + seconds
+
     def _announce(self, name: str) -> None:
         # For CLIENT LIST only; an ACL that denies it must not cost the connection.
         with suppress(ResponseError):
@@ -223,6 +256,7 @@ def stamped(
         "generations": generations or Generations(),
         "announced_name": client_name,
         "total_s": (deadlines or Deadlines()).total_s,
+        "idle_s": (deadlines or Deadlines()).idle_s,
     }
     return type(f"Stamped{connection_class.__name__}", (_Stamping, connection_class), attributes)
 
@@ -277,11 +311,16 @@ def socket_options(limits: Deadlines, protocol: Literal[2, 3]) -> dict[str, Any]
         "socket_connect_timeout": limits.connect_s,
         "socket_timeout": limits.read_s,
         "retry": Retry(NoBackoff(), 0),
-        "health_check_interval": 15,
+        "health_check_interval": 0,  # Connections look after idle ones
         "protocol": protocol,
         "driver_info": None,  # saves two round trips for each connection
         "maint_notifications_config": MaintNotificationsConfig(enabled=False),
     }
+
+
+def was_never_sent(error: RedisError) -> bool:
+    """Return whether *error* says for sure that nothing of its request left this process."""
+    return isinstance(error.__context__, NothingSent)
 
 
 class Connections:
@@ -308,12 +347,15 @@ class Connections:
         wire: Wire = self._pool.get_connection()
         if wire.generation <= self._suspect_through:
             self._remake(wire)
+        elif wire.released_at_s and time.monotonic() - wire.released_at_s > wire.idle_s:
+            self._check(wire)
         return wire
 
     def release(self, wire: Wire) -> None:
         """Give *wire* back; one that has become suspect is closed."""
         if wire.generation <= self._suspect_through:
             wire.disconnect()
+        wire.released_at_s = time.monotonic()
         self._pool.release(wire)
 
     def fill(self) -> int:
@@ -337,6 +379,21 @@ class Connections:
         """Close idle connections now and those in use when they come back."""
         self.suspect()
         self._pool.disconnect(inuse_connections=False)
+
+    def _check(self, wire: Wire) -> None:
+        """Remake *wire* if it does not answer; what cut it has cut those that lay idle beside it."""
+        try:
+            wire.send_command("PING")
+            wire.read_response()
+        except ResponseError:
+            return
+        except RedisError:
+            self.suspect()
+            self._remake(wire)
+        except BaseException:
+            wire.disconnect()
+            self._pool.release(wire)
+            raise
 
     def _remake(self, wire: Wire) -> None:
         wire.disconnect()

@@ -1,21 +1,24 @@
 """
 A first level in the process above the cache in Redis, for seconds, and for display alone.
 
-Invalidations are told to the other processes over a channel under the key prefix.  A lost message heals
-twice over: whenever the subscription is made anew everything here is forgotten, and no record stays longer
-than its few seconds anyway.
+Invalidations are told to the other processes over a channel under the key prefix.  Nothing is kept while
+nobody listens there, and everything is forgotten when the subscription ends: with its connection, or when
+not even a PING is answered any more (:data:`DEAF_AFTER_S`).  No record stays longer than its few seconds.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Final, Generic, TypeVar, cast
+from typing import Any, Final, Generic, TypeVar, cast
 
 from redis.client import PubSub
+from redis.exceptions import ConnectionError as DriverConnectionError
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as DriverTimeoutError
 
 from authsvc.cache.aside import Aside
 from authsvc.cache.client import Command
@@ -28,7 +31,19 @@ T = TypeVar("T")
 _WAIT_S: Final = 0.2
 #: And how long it rests before it subscribes anew.
 _REST_S: Final = 0.5
+#: After so many seconds of silence the server is asked for a sign of life, every second.
+_ASK_AFTER_S: Final = 1.0
+#: A subscription that has been silent for so long, in seconds, is taken for dead.
+DEAF_AFTER_S: Final = 2.5
 _STRIPES: Final = 256
+
+
+class _Subscription(PubSub):
+    """The driver's, which would otherwise connect anew by itself, and we would not know what we missed."""
+
+    def _reconnect(self, conn: Any, error: Exception | None = None, *_: object) -> None:  # noqa: ANN401
+        conn.disconnect()
+        raise error or DriverConnectionError("the connection of the subscription has ended")
 
 
 class Invalidations:
@@ -68,24 +83,37 @@ class Invalidations:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            with suppress(RedisError):  # the next round subscribes anew, and forgets what it missed
+            with suppress(RedisError):  # the next round subscribes anew
                 self._listen()
             self.is_listening.clear()
+            self._tell(None)
             self._stop.wait(_REST_S)
 
     def _listen(self) -> None:
-        subscription = PubSub(self._pool)
+        subscription = _Subscription(self._pool)
         try:
             subscription.subscribe(self.channel)
-            while not self._stop.is_set():
-                message = subscription.get_message(timeout=_WAIT_S)
-                if message is not None:
-                    self._take(cast("dict[str, object]", message))
+            self._receive(subscription)
         finally:
             subscription.close()
 
+    def _receive(self, subscription: _Subscription) -> None:
+        heard_at_s = asked_at_s = time.monotonic()
+        while not self._stop.is_set():
+            cast("Any", subscription.connection).finish_within(DEAF_AFTER_S)
+            message = subscription.get_message(timeout=_WAIT_S)
+            now_s = time.monotonic()
+            if message is not None:
+                heard_at_s = now_s
+                self._take(cast("dict[str, object]", message))
+            elif now_s - heard_at_s > DEAF_AFTER_S:
+                raise DriverTimeoutError("the subscription is silent")
+            elif now_s - max(heard_at_s, asked_at_s) > _ASK_AFTER_S:
+                asked_at_s = now_s
+                subscription.ping()
+
     def _take(self, message: dict[str, object]) -> None:
-        if message["type"] == "subscribe":  # also after a connection that was remade behind our back
+        if message["type"] == "subscribe":
             self._tell(None)
             self.is_listening.set()
         elif message["type"] == "message":
@@ -182,7 +210,7 @@ class Near(Generic[T]):
 
     def _keep(self, key: str, value: T, stripe: int, drops: int) -> None:
         with self._lock:
-            if self._drops[stripe] != drops:
+            if self._drops[stripe] != drops or not self._invalidations.is_listening.is_set():
                 return
             self._entries[key] = (value, self._clock() + self._ttl_s)
             self._entries.move_to_end(key)

@@ -21,9 +21,10 @@ from authsvc.cache import (
     Shape,
     bounded_pool,
 )
+from authsvc.cache.local import DEAF_AFTER_S
 from tests.contract.cache_clients import cache_client
 from tests.processes import wait_until
-from tests.proxy import Mode, TcpProxy
+from tests.proxy import Mode, Rule, TcpProxy
 
 KEYS = KeySpace("lib")
 SPACE = KEYS.space("row", ttl_s=60)
@@ -182,21 +183,55 @@ def test_channels_stay_under_the_prefix(redis_url, one):
         assert client.pubsub_channels() == [b"lib:v1:invalidations"]
 
 
-def test_a_lost_message_heals_with_the_connection(private_redis, table):
-    """Cut off from the channel, a process misses a drop; subscribed anew, it forgets everything."""
+def test_nothing_is_kept_while_nobody_listens(private_redis, table):
+    """Cut off from the channel, a process forgets all and keeps nothing, and keeps again once it listens."""
     with TcpProxy(private_redis.url) as proxy:
         cut = Process(private_redis.url, listens_at=proxy.url_for(private_redis.url))
         cut.near.get_or_load("7", table)
         proxy.switch(Mode.REFUSE)
         wait_until(lambda: not cut.invalidations.is_listening.is_set(), what="deaf")
+        wait_until(lambda: len(cut.near) == 0, what="forgotten")
         table.version = 2
         cut.aside.drop(["7"])
-        missed = cut.near.get_or_load("7", table)
-        proxy.switch(Mode.PASS)
 
-        assert missed == Row("7", 1)
-        wait_until(lambda: cut.near.get_or_load("7", table) == Row("7", 2), what="healed")
+        assert cut.near.get_or_load("7", table) == Row("7", 2)
+        assert len(cut.near) == 0
+        proxy.switch(Mode.PASS)
+        assert cut.invalidations.is_listening.wait(60)
+        cut.near.get_or_load("7", table)
+        assert len(cut.near) == 1
         cut.close()
+
+
+@pytest.mark.parametrize("rule", [Rule(mode=Mode.SILENT), Rule(mode=Mode.DRIP, late_s=0.15)])
+def test_a_subscription_that_says_nothing_whole_is_given_up(private_redis, table, rule):
+    """Half open, or with a message that never ends: nothing else tells."""
+    with TcpProxy(private_redis.url) as proxy:
+        deaf = Process(private_redis.url, listens_at=proxy.url_for(private_redis.url))
+        deaf.near.get_or_load("7", table)
+        proxy.switch(rule)
+        with Redis.from_url(private_redis.url) as client:
+            client.publish(deaf.invalidations.channel, "x" * 200)
+
+        wait_until(lambda: not deaf.invalidations.is_listening.is_set(), what="deaf")
+        wait_until(lambda: len(deaf.near) == 0, what="forgotten")
+        proxy.switch(Mode.PASS)
+        assert deaf.invalidations.is_listening.wait(60)
+        deaf.close()
+
+
+def test_a_quiet_subscription_is_kept(private_redis, table):
+    """Where nothing is dropped for long, answers to PING are a sign of life, and nothing is forgotten."""
+    with TcpProxy(private_redis.url) as proxy:
+        quiet = Process(private_redis.url, listens_at=proxy.url_for(private_redis.url))
+        quiet.near.get_or_load("7", table)
+        began_s = time.monotonic()
+
+        wait_until(lambda: time.monotonic() - began_s > 2 * DEAF_AFTER_S, what="silence")
+
+        assert quiet.invalidations.is_listening.is_set()
+        assert len(quiet.near) == 1
+        quiet.close()
 
 
 def test_a_drop_that_redis_does_not_get_is_told(private_redis, table):

@@ -211,6 +211,11 @@ class Records(Generic[T]):
             life_ms = self._jittered_ms(self.negative_ttl_s)
         else:
             dumped = self.shape.dump(value)
+            if dumped.fields.get(self.shape.id_field) != ident:
+                field = self.shape.id_field
+                raise ValueError(
+                    f"field {field!r} of a record must be the id that it is asked for by, as text"
+                )
             entry = Entry(dumped.fields, dumped.row_version, own.tags)
             life_s = self.life_s(ident, value) if self.life_s else self.space.ttl_s
             life_ms = self._jittered_ms(life_s) + (self.display.beyond_ms if self.display else 0)

@@ -32,7 +32,8 @@ class Shape(Generic[T]):
     """
     How a T becomes an entry and back.
 
-    ``id_field`` of the entry holds the T's id as a string; raise *schema* whenever the fields change.
+    ``id_field`` of the entry holds the T's id as a string, else storing raises ValueError; raise *schema*
+    whenever the fields change.
     ``load`` raises KeyError, TypeError or ValueError for fields that make no T.
     """
 

@@ -8,14 +8,18 @@ from typing import TypeVar, cast
 from redis.exceptions import ConnectionError as DriverConnectionError
 from redis.exceptions import InvalidResponse, ResponseError
 
-from authsvc.cache.connections import Connections, Pool, Reply, Wire
+from authsvc.cache.connections import Connections, Pool, Reply, Wire, was_never_sent
 from authsvc.cache.servers.link import Command, Link, Stamped
 
 V = TypeVar("V")
 
 
 class SingleServer:
-    """A link over one pool; a read whose connection turned out to be closed is sent a second time."""
+    """
+    A link over one pool.
+
+    Where a connection turns out to be closed, a read is sent a second time, and so is what was never sent.
+    """
 
     def __init__(self, pool: Pool) -> None:
         self.connections = Connections(pool)
@@ -56,7 +60,7 @@ class SingleServer:
             # What closed this one has closed the others: remake them all, instead of having each
             # fail once and open the breaker.
             self.connections.suspect()
-            if not repeatable:
+            if not (repeatable or was_never_sent(error)):
                 raise
         return self._once(self.connections.acquire(), talk)
 

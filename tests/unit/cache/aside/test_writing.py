@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from authsvc.cache import MISSING
-from tests.unit.cache.aside.shelf import EMMA, LEASE, outcomes
+from authsvc.cache import MISSING, Entry
+from tests.unit.cache.aside.shelf import EMMA, LEASE, SHAPE, outcomes
 
 
 def test_writing_through_replaces_the_record(books, shelf, client, log):
@@ -77,3 +77,18 @@ def test_a_write_without_redis_says_that_the_cache_may_lie(books, server):
     written = books.write_through("7", lambda: EMMA)
 
     assert (written.value, written.is_coherent) == (EMMA, False)
+
+
+@pytest.mark.parametrize("ident", [7, None, "8"])
+def test_a_record_that_could_never_be_a_hit_is_refused(books, shelf, client, ident):
+    """Its id is no text, or another's: told where it is made; what a write replaces goes all the same."""
+    dump = lambda book: Entry({"id": ident, "title": book.title}, book.version)  # noqa: E731
+    wrong = replace(books, shape=replace(SHAPE, dump=dump))
+    books.get_or_load("7", shelf)
+
+    with pytest.raises(ValueError, match="field 'id' of a record must be the id"):
+        wrong.write_through("7", lambda: EMMA)
+    assert books.get("7") is MISSING
+    with pytest.raises(ValueError, match="field 'id' of a record must be the id"):
+        wrong.get_or_load("7", shelf)
+    assert client.call("EXISTS", books.space.key("7")) == 0
