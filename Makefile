@@ -15,7 +15,7 @@ LOCK := $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test test-faults lint lint-k8s format lock clean
+.PHONY: help run test test-faults javascript lint lint-k8s format lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -28,6 +28,8 @@ test: $(VENV)/.ready-to-test ## set up and run every test (ARGS="-k login" for s
 
 test-faults: $(VENV)/.ready-to-test ## break everything, for longer, under load, and print a table (a quarter of an hour)
 	@$(BIN)/python -m pytest --faults=all tests/fault $(ARGS)
+
+javascript: $(VENV)/javascript/.ready ## set up what the tests of docs/verify-in-other-languages.md need (npm)
 
 lint: $(VENV)/.ready-to-test ## check style, types and import arrows
 	@$(BIN)/ruff check --output-format concise .
@@ -71,6 +73,12 @@ $(VENV)/.ready-to-test: requirements/test.txt pyproject.toml | $(VENV)/.made
 	@echo "Installing what the service and its tests need into $(VENV) ..."
 	@$(PIP) install --require-hashes --requirement requirements/test.txt
 	@$(INSTALL_PROJECT)
+	@touch $@
+
+$(VENV)/javascript/.ready: tests/javascript/package.json tests/javascript/package-lock.json | $(VENV)/.made
+	@mkdir -p $(@D)
+	@cp $^ $(@D)
+	@npm ci --prefix $(@D) --ignore-scripts --no-audit --no-fund --silent
 	@touch $@
 
 # Schemas of 108 MB: not for everybody who runs the tests.
