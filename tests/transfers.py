@@ -42,6 +42,7 @@ class Desk:
             transfers=self.services.transfers,
             revocations=self.services.users.revocations,
             pepper_id=self.services.pepper_id,
+            roles=self.services.users.roles,
             clock=now,
         )
         importer.run(io.BytesIO(b"\n".join(encoded)), results.extend)
@@ -49,7 +50,8 @@ class Desk:
 
     def line_of(self, email: str) -> dict[str, Any]:
         """What is exported of one user, with his hash."""
-        pages = exported_users(self.services.transfers, pepper_id=self.services.pepper_id)
+        services = self.services
+        pages = exported_users(services.transfers, services.users.roles, pepper_id=services.pepper_id)
         [line] = [line for page in pages for line in page if line["email"] == email]
         return line
 
@@ -113,8 +115,9 @@ BAD_LINES: dict[str, bytes | dict[str, Any]] = {
     "must be an e-mail address": {"email": "secret-word", "password_hash": SOME_HASH},
     "wrong or missing: password_hash": {"email": "x@example.com"},
     "wrong or missing: is_god": user("x", is_god=True),
-    "wrong or missing: name, roles, status": user("x", name="\0", roles=["king"], status="dead"),
-    "wrong or missing: id": user("x", id="1F0E2B52-8EE7-4B4F-9B7E-6B6C3C2D1E00"),
+    "wrong or missing: name, roles, status": user("x", name="\0", roles=["King"], status="dead"),
+    "a role that is not in ROLES": user("x", roles=["admin", "king"]),
+    "wrong or missing: id": user("x", id="{1f0e2b52-8ee7-4b4f-9b7e-6b6c3c2d1e00}"),
     "wrong or missing: created_at": user("x", created_at="0001-01-01T00:00:00+14:00"),
     "wrong or missing: last_login": user("x", last_login="2020-02-02T02:02:02"),
     "wrong or missing: preferences": user("x", preferences={"a": "x" * 17_000}),

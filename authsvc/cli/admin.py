@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
 from authsvc.domain.authentication import Registration
-from authsvc.domain.users import ROLES, Profile, User
+from authsvc.domain.users import Profile, User
 from authsvc.domain.values.emails import InvalidEmail, canonical_email
 from authsvc.observability import logs
 from authsvc.services import Services
@@ -26,7 +26,7 @@ def add_actions(users: Any) -> None:
     """Add this module's actions to those of ``users``."""
     create = users.add_parser("create", help="create a user; the password comes from stdin")
     create.add_argument("email", metavar="EMAIL")
-    create.add_argument("--role", action="append", choices=ROLES, default=[], help="may be repeated")
+    create.add_argument("--role", action="append", default=[], help="may be repeated")
     create.add_argument(
         "--password-stdin", action="store_true", required=True, help="read the password from stdin"
     )
@@ -35,7 +35,7 @@ def add_actions(users: Any) -> None:
         "set-role", help="replace a user's roles; his tokens die, a refresh brings new ones"
     )
     roles.add_argument("email", metavar="EMAIL")
-    roles.add_argument("role", nargs="+", choices=ROLES, metavar="ROLE")
+    roles.add_argument("role", nargs="+", metavar="ROLE")
     roles.set_defaults(run=run_set_role)
 
 
@@ -43,6 +43,7 @@ def run_create_user(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Create a user with the roles given."""
     password = sys.stdin.read().removesuffix("\n").removesuffix("\r")
     with closing(open_services(env)) as services:
+        _require_roles(services, options.role)
         form = Registration(email=options.email, password=password, profile=Profile())
         user = services.authentication.register(form)
         if options.role:
@@ -58,9 +59,17 @@ def run_set_role(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     except InvalidEmail as error:
         raise ValueError(f"EMAIL {error}") from error
     with closing(open_services(env)) as services:
+        _require_roles(services, options.role)
         user = services.users.set_roles(email, tuple(options.role)).value
     print(json.dumps(_described(user)))
     return 0
+
+
+def _require_roles(services: Services, roles: Sequence[str]) -> None:
+    """Raise ValueError for a role that there is not."""
+    strangers = [role for role in roles if role not in services.users.roles]
+    if strangers:
+        raise ValueError(f"there is no role {', '.join(strangers)}: ROLES names those beside user and admin")
 
 
 def open_services(env: Mapping[str, str]) -> Services:

@@ -7,15 +7,17 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from authsvc.domain.passwords.hasher import MALFORMED, SCHEME, kind_of_hash
-from authsvc.domain.users import User
+from authsvc.domain.users import RoleNames, User
 from authsvc.domain.values.clocks import rfc3339
 from authsvc.store.transfers import SqlUserTransfers
 
 
-def exported_users(transfers: SqlUserTransfers, *, pepper_id: str | None) -> Iterator[list[dict[str, Any]]]:
+def exported_users(
+    transfers: SqlUserTransfers, roles: RoleNames, *, pepper_id: str | None
+) -> Iterator[list[dict[str, Any]]]:
     """Every user, in pages; with his hash where the *pepper_id* that it needs is given."""
     for page in transfers.pages(with_hashes=pepper_id is not None):
-        yield [_described(user) | _hash(stored, pepper_id) for user, stored in page]
+        yield [_described(user, roles) | _hash(stored, pepper_id) for user, stored in page]
 
 
 def hashes_in_use(kinds: Mapping[str, int], needs_rehash: Callable[[str], bool]) -> dict[str, Any]:
@@ -39,14 +41,14 @@ def hashes_in_use(kinds: Mapping[str, int], needs_rehash: Callable[[str], bool])
     }
 
 
-def _described(user: User) -> dict[str, Any]:
+def _described(user: User, roles: RoleNames) -> dict[str, Any]:
     return {
         "id": user.id,
         "email": user.email,
         "name": user.name,
         "phone": user.phone,
         "device_id": user.device_id,
-        "roles": list(user.roles),
+        "roles": list(roles.shown(user.roles)),
         "status": user.status,
         "preferences": user.preferences,
         "created_at": rfc3339(user.created_at),

@@ -11,14 +11,14 @@ from typing import Any, BinaryIO
 
 from marshmallow import Schema, ValidationError, fields, validate
 
-from authsvc.api.schemas.accounts import storable, text
+from authsvc.api.schemas.accounts import role_name, storable, text
 from authsvc.api.schemas.kinds import Identifier
 from authsvc.domain.credentials import Credentials
 from authsvc.domain.errors import Invalid
 from authsvc.domain.passwords.hasher import SCHEME, parse_imported_hash, parse_own_hash
 from authsvc.domain.preferences import checked
 from authsvc.domain.revocations import Revocations
-from authsvc.domain.users import ROLES, User, with_roles
+from authsvc.domain.users import RoleNames, User, with_roles
 from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.emails import InvalidEmail, canonical_email
 from authsvc.domain.values.identifiers import UserId, new_id
@@ -62,7 +62,7 @@ class Line(Schema):
     name = text(200, allow_none=True)
     phone = text(64, allow_none=True)
     device_id = text(200, allow_none=True)
-    roles = fields.List(fields.String(validate=validate.OneOf(ROLES)))
+    roles = fields.List(role_name())
     status = fields.String(validate=validate.OneOf(("active", "disabled")))
     preferences = fields.Dict(keys=fields.String(), validate=[storable, _within_limits])
     created_at = _moment()
@@ -93,6 +93,7 @@ class Importer:
     revocations: Revocations
     #: The name of this service's pepper: its own hashes from elsewhere are of use only under the same.
     pepper_id: str
+    roles: RoleNames
     clock: Clock
 
     def run(self, source: BinaryIO, report: Callable[[Sequence[Result]], None]) -> None:
@@ -121,6 +122,7 @@ class Importer:
         try:
             data = _parsed(line)
             form: dict[str, Any] = _LINE.load(data)
+            self._require_roles(form.get("roles", ()))
             user = Credentials(
                 user=_user(form, self.clock()), password_hash=self._hash(form), password_version=1
             )
@@ -130,6 +132,11 @@ class Importer:
         except ValueError as error:
             return Candidate(number, refusal=_refused(data, str(error)))
         return Candidate(number, user, has_brought_id="id" in form)
+
+    def _require_roles(self, names: Sequence[str]) -> None:
+        """Raise ValueError for a role that there is not."""
+        if any(name not in self.roles for name in names):
+            raise ValueError("a role that is not in ROLES")
 
     def _hash(self, form: dict[str, Any]) -> str:
         """The hash of a line; raises ValueError."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from authsvc.settings import Settings, SettingsError
 from authsvc.settings.development import KEYS_DIR, ensure_development_files
 from authsvc.settings.page import settings_page
 from authsvc.wiring.machine import available_cores
-from authsvc.wiring.preflight import local_problems, problems
+from authsvc.wiring.preflight import local_problems, problems, stored_role_warnings
 
 if TYPE_CHECKING:
     from wsgiref.types import WSGIApplication
@@ -63,7 +63,7 @@ def run_serve(_options: argparse.Namespace, env: Mapping[str, str]) -> int:
     found = problems(settings)
     if found:
         raise SettingsError(found)
-    return _serve(settings)
+    return _serve(settings, warnings=(*settings.warnings, *stored_role_warnings(settings)))
 
 
 def run_dev(_options: argparse.Namespace, env: Mapping[str, str]) -> int:
@@ -74,7 +74,7 @@ def run_dev(_options: argparse.Namespace, env: Mapping[str, str]) -> int:
             "Redis in memory needs packages of development: start it by `make run`, or set REDIS_URL"
         )
     _upgrade(settings)
-    return _serve(settings)
+    return _serve(settings, warnings=(*settings.warnings, *stored_role_warnings(settings)))
 
 
 def run_upgrade(_options: argparse.Namespace, env: Mapping[str, str]) -> int:
@@ -93,7 +93,7 @@ def run_check(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     found = problems(settings) if options.connect else local_problems(settings)
     if found:
         raise SettingsError(found)
-    for warning in settings.warnings:
+    for warning in (*settings.warnings, *(stored_role_warnings(settings) if options.connect else ())):
         _warn(warning)
     print("the settings are complete and consistent", file=sys.stderr)
     return 0
@@ -139,11 +139,11 @@ def _upgrade(settings: Settings) -> str:
         database.close()
 
 
-def _serve(settings: Settings) -> int:
+def _serve(settings: Settings, *, warnings: Sequence[str]) -> int:
     from authsvc.api.frame.docs import VERIFY_PATH
 
     pipe = logs.configure(settings.log.level.value, settings.log.format.value)
-    for warning in settings.warnings:
+    for warning in warnings:
         log.warning("settings.warned", extra={"text": warning})
 
     url = f"http://{settings.http.host}:{settings.http.port}"

@@ -48,6 +48,7 @@ def run_import(options: argparse.Namespace, env: Mapping[str, str]) -> int:
             transfers=services.transfers,
             revocations=services.users.revocations,
             pepper_id=services.pepper_id,
+            roles=services.users.roles,
             clock=now,
         )
         try:
@@ -66,7 +67,7 @@ def run_export(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     with closing(admin.open_services(env)) as services:
         pepper_id = services.pepper_id if options.with_hashes else None
         try:
-            for page in exported_users(services.transfers, pepper_id=pepper_id):
+            for page in exported_users(services.transfers, services.users.roles, pepper_id=pepper_id):
                 _print_lines(page)
                 count += len(page)
         finally:

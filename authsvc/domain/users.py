@@ -2,22 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeAlias
 
 from authsvc.domain.audit import Action, AuditLog, Event
-from authsvc.domain.errors import NotFound
+from authsvc.domain.errors import Invalid, NotFound
 from authsvc.domain.revocations import Committed, Outcome, Revocations
 from authsvc.domain.values.emails import Email
 from authsvc.domain.values.identifiers import UserId
 from authsvc.domain.values.jsontext import Json
+from authsvc.settings.kinds import ROLE_PATTERN
 
-Role = Literal["user", "admin"]
+Role: TypeAlias = str
 Status = Literal["active", "disabled"]
 
-ROLES: tuple[Role, ...] = ("user", "admin")
+#: The roles that there always are, in their order.
+BUILT_IN: tuple[Role, ...] = ("user", "admin")
+_ROLE = re.compile(ROLE_PATTERN)
+
+
+def is_role_name(text: object) -> bool:
+    """True for what may be the name of a role, here or in another installation."""
+    return isinstance(text, str) and _ROLE.fullmatch(text) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class RoleNames:
+    """The roles that there are: those that there always are, and what ``ROLES`` adds."""
+
+    further: tuple[Role, ...] = ()
+
+    def __contains__(self, role: object) -> bool:
+        """True if there is *role*."""
+        return role in BUILT_IN or role in self.further
+
+    def shown(self, roles: tuple[Role, ...]) -> tuple[Role, ...]:
+        """Those of *roles* that there are: a role that left the setting gives nobody anything."""
+        return roles if all(role in self for role in roles) else tuple(role for role in roles if role in self)
+
+    def require(self, by_place: Mapping[str, Role]) -> None:
+        """Raise Invalid for each place that names a role that there is not."""
+        strangers = [place for place, role in by_place.items() if role not in self]
+        if strangers:
+            message = f"Must be one of: {', '.join((*BUILT_IN, *self.further))}."
+            raise Invalid({place: [message] for place in strangers})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +84,8 @@ class User:
 
 def with_roles(wanted: tuple[Role, ...]) -> tuple[Role, ...]:
     """*wanted* in order and complete: everybody is a ``user``."""
-    return tuple(role for role in ROLES if role == "user" or role in wanted)
+    built_in = tuple(role for role in BUILT_IN if role == "user" or role in wanted)
+    return built_in + tuple(sorted(set(wanted).difference(BUILT_IN)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,31 +148,39 @@ class UserStore(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UserDirectory:
-    """What is done to users, by themselves and by admins."""
+    """
+    What is done to users, by themselves and by admins.
+
+    Rows keep a role that left ``ROLES``, and have it again when it comes back; no answer shows it.
+    """
 
     store: UserStore
     revocations: Revocations
     audit: AuditLog
+    roles: RoleNames = field(default_factory=RoleNames)
 
     def get(self, user_id: UserId) -> User:
         """Raises NotFound."""
-        return self.store.get(user_id)
+        return self._shown(self.store.get(user_id))
 
     def look_up(self, user_ids: Sequence[UserId]) -> tuple[list[User], list[UserId]]:
         """The users of *user_ids* in their order, each once, and the ids that nobody has."""
         found = self.store.get_many(user_ids)
         wanted = dict.fromkeys(user_ids)
-        return [found[one] for one in wanted if one in found], [one for one in wanted if one not in found]
+        there = [self._shown(found[one]) for one in wanted if one in found]
+        return there, [one for one in wanted if one not in found]
 
     def page(self, wanted: UserFilter) -> tuple[list[User], UserId | None]:
-        """The users of one page, and the cursor of the next."""
+        """The users of one page, and the cursor of the next; raises Invalid for a role that there is not."""
+        if wanted.role is not None:
+            self.roles.require({"role": wanted.role})
         found = self.store.page(wanted)
-        page = found[: wanted.limit]
+        page = [self._shown(user) for user in found[: wanted.limit]]
         return page, page[-1].id if len(found) > wanted.limit else None
 
     def change_profile(self, user_id: UserId, profile: Profile) -> Outcome[User]:
         """Store the given fields of *profile*."""
-        return self.revocations.publish(self.store.change(user_id, profile.applied_to))
+        return self._told(self.store.change(user_id, profile.applied_to))
 
     def change_standing(
         self, user_id: UserId, *, roles: tuple[Role, ...] | None, status: Status | None, actor: UserId | None
@@ -148,8 +188,9 @@ class UserDirectory:
         """
         Set roles, status or both; every earlier access token of the user dies with a real change.
 
-        Raises NotFound, LastAdmin.
+        Raises NotFound, LastAdmin, and Invalid for a role that there is not.
         """
+        self.roles.require({f"roles.{index}": role for index, role in enumerate(roles or ())})
 
         def rule(user: User) -> User:
             wanted = replace(
@@ -159,13 +200,13 @@ class UserDirectory:
             )
             return wanted if wanted == user else replace(wanted, epoch=user.epoch + 1)
 
-        outcome = self.revocations.publish(self.store.change(user_id, rule))
+        outcome = self._told(self.store.change(user_id, rule))
         detail = f"roles={'+'.join(outcome.value.roles)} status={outcome.value.status}"
         self.audit.record(Event(Action.USER_STANDING_SET, user_id=user_id, actor_id=actor, detail=detail))
         return outcome
 
     def set_roles(self, email: Email, roles: tuple[Role, ...]) -> Outcome[User]:
-        """The same by address, for operators; raises NotFound, LastAdmin."""
+        """The same by address, for operators; raises NotFound, LastAdmin, Invalid."""
         user = self.store.find(email)
         if user is None:
             raise NotFound
@@ -176,3 +217,12 @@ class UserDirectory:
         outcome = self.revocations.publish(self.store.remove(user_id))
         self.audit.record(Event(Action.USER_DELETED, user_id=user_id, actor_id=actor))
         return outcome
+
+    def _told(self, committed: Committed[User]) -> Outcome[User]:
+        """*committed* carried over to Redis, as the caller is shown it."""
+        outcome = self.revocations.publish(committed)
+        return Outcome(self._shown(outcome.value), outcome.is_complete)
+
+    def _shown(self, user: User) -> User:
+        roles = self.roles.shown(user.roles)
+        return user if roles == user.roles else replace(user, roles=roles)

@@ -25,6 +25,10 @@ SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://")
 SERVICE_LINK_ADVICE = (
     "comes from a Kubernetes service link: set `enableServiceLinks: false` in the pod's spec"
 )
+#: How a role may be called; verifiers take any such name.
+ROLE_PATTERN = r"[a-z][a-z0-9_-]{0,31}"
+#: So many names fit into a token and a header.
+MAX_ROLES = 32
 MAX_QUOTA = 1_000_000
 MAX_WINDOW_S = 30 * 86_400
 
@@ -160,6 +164,23 @@ def limit() -> Kind[LimitSetting | None]:
         f" (at most {MAX_QUOTA} in at most 30 days)",
         parse=parse,
     )
+
+
+def role_names() -> Kind[tuple[str, ...]]:
+    """Names of roles, separated by commas; the empty text means none."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        names = text.split(",") if text else []
+        if not all(re.fullmatch(ROLE_PATTERN, name) for name in names):
+            raise InvalidValue(f"is {shown(text)}")
+        if len(set(names)) < len(names):
+            raise InvalidValue("names a role twice")
+        if len(names) > MAX_ROLES:
+            raise InvalidValue(f"names {len(names)} roles")
+        return tuple(names)
+
+    expected = f"at most {MAX_ROLES} names `[a-z][a-z0-9_-]{{0,31}}`, separated by commas, or nothing"
+    return Kind(expected=expected, parse=parse)
 
 
 def _bounded(setting: LimitSetting) -> LimitSetting:

@@ -22,8 +22,8 @@ repeats a secret.
   worker), SQLite, and secrets and keys in `.authsvc/` under the current directory.
 - **Secrets** (marked ◆) can come from a file: `<NAME>_FILE` holds its path, and one trailing newline of
   its content is dropped. `<NAME>` together with `<NAME>_FILE` is refused.
-- **Empty is not unset:** an empty value is refused, except for `TRUSTED_PROXIES`. Remove the variable to
-  get its default.
+- **Empty is not unset:** an empty value is refused, except for `TRUSTED_PROXIES` and `ROLES`. Remove the
+  variable to get its default.
 - **Numbers** are plain digits; times are in the unit that the description names. Words can be in upper or
   lower case.
 - **Weak secrets** are refused in production: `TOKEN_SECRET` and `PASSWORD_PEPPER` below 32 bytes, of one

@@ -254,6 +254,12 @@ class TokenSettings:
     access_ttl_s: int = setting(
         "REDIS_AUTH_TOKEN_TTL", kinds.whole(1, YEAR_S), "Seconds an access token lives", default="3600"
     )
+    roles: tuple[str, ...] = setting(
+        "ROLES",
+        kinds.role_names(),
+        "Roles beside `user` and `admin`, which there always are; one that is taken out is in no new token",
+        default="",
+    )
     secret: Secret | None = optional(
         "TOKEN_SECRET",
         _STRONG,

@@ -22,13 +22,14 @@ from sqlalchemy import (
     Table,
     TypeDecorator,
     Uuid,
+    text,
 )
 
 from authsvc.domain.audit import Entry
 from authsvc.domain.clients import USUAL_RIGHTS
 from authsvc.domain.revocations import Revocation
 from authsvc.domain.sessions import Session
-from authsvc.domain.users import User
+from authsvc.domain.users import BUILT_IN, Role, User, with_roles
 
 
 class UtcTime(TypeDecorator[datetime]):
@@ -68,6 +69,8 @@ users = Table(
     Column("phone", String(64)),
     Column("device_id", String(200)),
     Column("is_admin", Boolean, nullable=False),
+    #: What is neither ``user`` nor ``admin``, each name between two commas; none: the empty text.
+    Column("extra_roles", String(2048), nullable=False, server_default=text("''")),
     Column("status", String(16), nullable=False),
     Column("preferences", JSON, nullable=False),
     Column("created_at", UtcTime, nullable=False),
@@ -157,18 +160,34 @@ _SESSION_FIELDS = tuple(column.name for column in sessions.columns)
 _REVOCATION_FIELDS = tuple(column.name for column in revocations.columns)
 _ENTRY_FIELDS = tuple(column.name for column in audit_events.columns)
 
-USER_COLUMNS = (*(users.c[name] for name in _USER_FIELDS), users.c.is_admin)
+USER_COLUMNS = (*(users.c[name] for name in _USER_FIELDS), users.c.is_admin, users.c.extra_roles)
+
+Index(
+    "ix_users_extra_roles", users.c.id, users.c.extra_roles,
+    postgresql_where=users.c.extra_roles != "", sqlite_where=users.c.extra_roles != "",
+)  # fmt: skip
 
 
 def to_user(row: RowMapping) -> User:
     """The user in *row*, which holds at least USER_COLUMNS."""
     fields = {name: row[users.c[name]] for name in _USER_FIELDS}
-    return User(**fields, roles=("user", "admin") if row[users.c.is_admin] else ("user",))
+    further = split_roles(row[users.c.extra_roles])
+    return User(**fields, roles=with_roles(("admin", *further) if row[users.c.is_admin] else further))
 
 
 def from_user(user: User) -> dict[str, Any]:
     """The columns that *user* fills."""
-    return {**{name: getattr(user, name) for name in _USER_FIELDS}, "is_admin": user.is_admin}
+    further = "".join(f",{role}" for role in user.roles if role not in BUILT_IN)
+    return {
+        **{name: getattr(user, name) for name in _USER_FIELDS},
+        "is_admin": user.is_admin,
+        "extra_roles": further and f"{further},",
+    }
+
+
+def split_roles(stored: str) -> tuple[Role, ...]:
+    """The names in the column ``extra_roles``."""
+    return tuple(stored[1:-1].split(",")) if stored else ()
 
 
 def to_session(row: RowMapping) -> Session:

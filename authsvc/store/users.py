@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from sqlalchemy import Connection, RowMapping, Select, Update, case, delete, func, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    RowMapping,
+    Select,
+    Update,
+    and_,
+    case,
+    delete,
+    func,
+    insert,
+    select,
+    true,
+    update,
+)
 from sqlalchemy.exc import IntegrityError
 
 from authsvc.domain.credentials import Credentials, Rehash
 from authsvc.domain.errors import EmailTaken, LastAdmin, NotFound
 from authsvc.domain.revocations import Committed, Revocation
 from authsvc.domain.sessions import Session
-from authsvc.domain.users import User, UserFilter
+from authsvc.domain.users import BUILT_IN, Role, User, UserFilter
 from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.emails import Email
 from authsvc.domain.values.identifiers import SessionId, UserId
 from authsvc.store.revocations import SqlRevocationLog
 from authsvc.store.sessions import add_session, end_oldest_beyond, end_sessions_of, locked_user
 from authsvc.store.sql import Database
-from authsvc.store.tables import USER_COLUMNS, from_user, to_user, users
+from authsvc.store.tables import USER_COLUMNS, from_user, split_roles, to_user, users
 
 #: Taken by whoever takes an admin away, so that two do not each count on the other one.
 ADMIN_LOCK = 0x61757468_0002
@@ -94,7 +109,7 @@ class SqlUserStore:
         """One user more than the page holds, in the order of ids."""
         statement = select(*USER_COLUMNS).order_by(users.c.id).limit(wanted.limit + 1)
         if wanted.role is not None:
-            statement = statement.where(users.c.is_admin.is_(True)) if wanted.role == "admin" else statement
+            statement = statement.where(_has_role(wanted.role))
         if wanted.status is not None:
             statement = statement.where(users.c.status == wanted.status)
         if wanted.after is not None:
@@ -128,6 +143,20 @@ class SqlUserStore:
         )
         if connection.execute(others).scalar_one() == 0:
             raise LastAdmin
+
+
+def roles_in_use(database: Database) -> Counter[Role]:
+    """How many users have each role that is neither ``user`` nor ``admin``."""
+    statement = (
+        select(users.c.extra_roles, func.count())
+        .where(users.c.extra_roles != "")
+        .group_by(users.c.extra_roles)
+    )
+    counts = Counter[Role]()
+    with database.read() as connection:
+        for stored, count in connection.execute(statement):
+            counts.update(dict.fromkeys(split_roles(stored), count))
+    return counts
 
 
 def recent_user_ids(database: Database, *, most: int) -> list[str]:
@@ -221,6 +250,13 @@ class SqlCredentialStore:
             .where(users.c.id == verified.user.id, users.c.password_version == verified.password_version)
             .values(version=users.c.version + 1)
         )
+
+
+def _has_role(role: Role) -> ColumnElement[bool]:
+    if role in BUILT_IN:
+        return users.c.is_admin.is_(True) if role == "admin" else true()
+    # The first condition is that of the index.
+    return and_(users.c.extra_roles != "", users.c.extra_roles.contains(f",{role},", autoescape=True))
 
 
 def _is_same(one: User, other: User) -> bool:

@@ -17,7 +17,7 @@ from authsvc.verifier.keys import ALGORITHMS, VerifyingKey
 
 TYPE = "at+jwt"
 MAX_LENGTH = 4096
-ROLES = ("user", "admin")
+_ROLE = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 
 _COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 #: What people's tokens say under ``client_id``.
@@ -146,13 +146,14 @@ def _constant(value: object, expected: str) -> str:
 
 
 def _roles(value: object) -> tuple[str, ...]:
-    """A list of known roles, each once, that contains ``user``."""
+    """Names of roles, each once, ``user`` among them: ``user``, ``admin``, then the rest in order."""
     if not isinstance(value, list) or "user" not in value:
         raise TokenInvalid("roles")
-    roles = tuple(role for role in ROLES if role in value)
-    if len(roles) != len(value):
+    if not all(isinstance(role, str) and _ROLE.fullmatch(role) for role in value):
         raise TokenInvalid("roles")
-    return roles
+    if len(set(value)) != len(value):
+        raise TokenInvalid("roles")
+    return tuple(sorted(value, key=lambda role: (role != "user", role != "admin", role)))
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -95,7 +95,12 @@ class _Parts:
 def build(settings: Settings, *, clock: Clock = now) -> Services:
     """Everything for one process; connects to nothing until it is used or started.  Call after the fork."""
     parts = _parts(settings, clock)
-    directory = UserDirectory(store=parts.users, revocations=parts.revocations, audit=parts.audit)
+    directory = UserDirectory(
+        store=parts.users,
+        revocations=parts.revocations,
+        audit=parts.audit,
+        roles=parts.stores.profile.roles,
+    )
     authentication = _authentication(parts)
     cache = cache_admin(settings, parts.stores, parts.users, parts.metrics)
     clients = SqlClientStore(parts.stores.database)

@@ -10,6 +10,7 @@ from authsvc.observability.tracing import is_installed
 from authsvc.settings import Problem, Settings, TracingMode
 from authsvc.store.key_folder import read_key
 from authsvc.store.migrations import NEEDED_REVISION, current_revision
+from authsvc.store.users import roles_in_use
 from authsvc.wiring.redis_checks import redis_problems
 from authsvc.wiring.stores import open_database
 
@@ -27,6 +28,20 @@ def local_problems(settings: Settings) -> tuple[Problem, ...]:
 def database_problems(settings: Settings) -> tuple[Problem, ...]:
     """What is wrong with the database: it cannot be reached, or its schema is not the one needed."""
     return tuple(_database(settings))
+
+
+def stored_role_warnings(settings: Settings) -> list[str]:
+    """Roles that users have and the settings do not name; raises StoreUnavailable."""
+    database = open_database(settings)
+    try:
+        in_use = roles_in_use(database)
+    finally:
+        database.close()
+    return [
+        f"ROLES does not name {role}, which users have ({count}): it is in no new token and no answer"
+        for role, count in sorted(in_use.items())
+        if role not in settings.tokens.roles
+    ]
 
 
 def _keys(settings: Settings) -> Iterator[Problem]:

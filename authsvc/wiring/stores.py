@@ -17,6 +17,7 @@ from authsvc.cache.monitor import Meter, joined
 from authsvc.cache.servers.sentinel import SentinelAddress, sentinel_pool
 from authsvc.domain.revocations import COPY_MARGIN_S, Proof
 from authsvc.domain.tokens.access import TokenProfile
+from authsvc.domain.users import RoleNames
 from authsvc.domain.values.clocks import Clock
 from authsvc.observability.metrics import Metrics
 from authsvc.observability.tracing import Tracing
@@ -82,6 +83,7 @@ def open_stores(settings: Settings, metrics: Metrics, tracing: Tracing, clock: C
         lifetime_s=settings.tokens.access_ttl_s,
         leeway_s=settings.tokens.leeway_s,
         has_client_id=settings.tokens.has_client_id,
+        roles=RoleNames(settings.tokens.roles),
     )
     database = open_database(settings, observed_by(metrics, tracing))
     copies_live = timedelta(seconds=profile.lifetime_s + profile.leeway_s + COPY_MARGIN_S)

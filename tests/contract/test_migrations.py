@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,11 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import inspect
+from sqlalchemy import inspect, text
 
 from authsvc.domain.audit import AuditFilter, Entry
 from authsvc.domain.clients import USUAL_RIGHTS
-from authsvc.domain.values.identifiers import timed_id
+from authsvc.domain.values.identifiers import SessionId, UserId, timed_id
 from authsvc.store.audit import SqlAuditTrail
 from authsvc.store.clients import SqlClientStore
 from authsvc.store.migrations import FOLDER, NEEDED_REVISION, current_revision, upgrade
@@ -37,6 +38,30 @@ for database in databases:
     sys.stdin.readline()
     print(upgrade(database), flush=True)
 """
+
+
+ADA_ID = UserId("00000000-0000-4000-8000-0000000000ad")
+SESSION_ID = SessionId("00000000-0000-4000-8000-0000000000ae")
+WRITTEN = {
+    # As SQLite keeps an id; PostgreSQL reads it so, too.
+    "user": ADA_ID.replace("-", ""),
+    "session": SESSION_ID.replace("-", ""),
+    "email": "ada@example.com",
+    "yes": True,
+    "salt": b"salt",
+    "then": "2026-01-02 03:04:05.000000",
+    "later": "2099-01-02 03:04:05.000000",
+}
+FIRST_RELEASE = (
+    """INSERT INTO users (id, email, is_admin, status, preferences, created_at, updated_at, epoch, version,
+    password_hash, password_version)
+    VALUES (:user, :email, :yes, 'active', '{}', :then, :then, 0, 1, 'x', 1)""",
+    """INSERT INTO sessions (id, user_id, ip, created_at, last_used_at, idle_expires_at, expires_at, counter,
+    rotated_at, salt) VALUES (:session, :user, '127.0.0.1', :then, :then, :later, :later, 0, :then, :salt)""",
+    """INSERT INTO revocations (at, reason, expires_at, user_id, email)
+    VALUES (:then, 'registered', :later, :user, :email)""",
+    "INSERT INTO clients (id, name, secret_hash, created_at) VALUES (:user, 'gateway', 'x', :then)",
+)
 
 
 @pytest.fixture(params=["postgresql", "sqlite"])
@@ -88,24 +113,42 @@ def test_an_upgrade_from_the_first_revision_keeps_every_row(empty_url):
     """A user with a session finds both, and what came since works beside them."""
     with closing(open_database(empty_url)) as database:
         _upgrade_to(database, "0001")
-        stores = Stores.over(database)
-        alice = stores.register()
-        session = stores.log_in(alice)
-        entries = stores.entries()
-        with database.transaction() as connection:
-            connection.exec_driver_sql(
-                "INSERT INTO clients (id, name, secret_hash, created_at) "
-                f"VALUES ('{alice.id}', 'gateway', 'x', '2026-11-20')"
-            )
+        _as_the_first_release(database)
 
         assert upgrade(database) == NEEDED_REVISION
 
-        assert stores.users.get(alice.id).email == alice.email
-        assert (stores.alive(alice), stores.entries()) == ({session.id}, entries)
+        stores = Stores.over(database)
+        ada = stores.users.get(ADA_ID)
+        assert (ada.email, ada.roles) == ("ada@example.com", ("user", "admin"))
+        assert (stores.alive(ada), len(stores.entries())) == ({SESSION_ID}, 1)
         assert [client.may for client in SqlClientStore(database).every()] == [USUAL_RIGHTS]
         now = stores.clock()
         SqlAuditTrail(database).write([Entry(id=timed_id(now), at=now, action="login.succeeded")])
         assert len(SqlAuditTrail(database).page(AuditFilter())) == 1
+
+
+def test_the_first_release_goes_on_over_the_schema_of_this_one(empty_url):
+    """Its writes name the columns that it knows: nobody gets a role, and nobody loses one."""
+    with closing(open_database(empty_url)) as database:
+        upgrade(database)
+        _as_the_first_release(database)
+        stores = Stores.over(database)
+        stores.users.change(ADA_ID, lambda user: replace(user, roles=("user", "admin", "editor")))
+
+        with database.transaction() as connection:
+            connection.execute(
+                text("UPDATE users SET is_admin = :no, epoch = epoch + 1 WHERE email = :email"),
+                {"no": False, "email": "ada@example.com"},
+            )
+
+        assert stores.users.get(ADA_ID).roles == ("user", "editor")
+
+
+def _as_the_first_release(database: Database) -> None:
+    """Write a user, a session, an entry of the log and a client as revision 0001 knows them."""
+    with database.transaction() as connection:
+        for statement in FIRST_RELEASE:
+            connection.execute(text(statement), WRITTEN)
 
 
 def _upgrade_to(database: Database, revision: str) -> None:

@@ -12,6 +12,7 @@ from authsvc.domain.errors import EmailTaken, LastAdmin, NotFound
 from authsvc.domain.users import User, UserFilter
 from authsvc.domain.values.emails import Email
 from authsvc.domain.values.identifiers import UserId, new_id
+from authsvc.store.users import roles_in_use
 from tests.contract.cache_clients import in_threads
 from tests.contract.stores import HASH, Stores
 
@@ -267,6 +268,21 @@ def test_pages_are_filtered_by_role_and_status(stores):
     assert found(role="admin") == {admin.id, off.id}
     assert found(status="disabled") == {off.id}
     assert found(role="admin", status="active") == {admin.id}
+
+
+def test_roles_of_the_operator_s_own_are_kept_found_and_counted(stores):
+    """By their whole names: ``_`` is no wildcard, and a beginning is another role."""
+    editor = stores.register("editor", roles=("user", "editor"))
+    both = stores.register("both", roles=("user", "admin", "a_b", "editor"))
+    near = stores.register("near", roles=("user", "axb", "editors"))
+
+    def found(role: str) -> set[str]:
+        return {user.id for user in stores.users.page(UserFilter(role=role))}
+
+    assert stores.users.get(both.id).roles == ("user", "admin", "a_b", "editor")
+    assert found("editor") == {editor.id, both.id}
+    assert (found("a_b"), found("axb"), found("edit")) == ({both.id}, {near.id}, set())
+    assert roles_in_use(stores.database) == {"editor": 2, "a_b": 1, "axb": 1, "editors": 1}
 
 
 def test_no_user_shows_his_hash(stores):

@@ -43,6 +43,15 @@ NOT_LIMITS = [
 GARBAGE = {
     "AUTHSVC_ENV": ["prod", "dev", "staging"],
     "HOST": ["http://h", "a b", "-h", "[::1", "::g"],
+    "ROLES": [
+        "Editor",
+        "editor,",
+        "editor, billing",
+        "editor,editor",
+        "1st",
+        "a" * 33,
+        ",".join(f"r{n}" for n in range(33)),
+    ],
     "TRUSTED_PROXIES": ["10.0.0.0/33", "10.0.0.1/8", "proxy", "10.0.0.0/8,", "10.0.0.0/255.0.0.0", "*"],
     "LOG_LEVEL": ["trace", "20"],
     "LOG_FORMAT": ["text"],

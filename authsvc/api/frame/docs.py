@@ -15,7 +15,7 @@ from flask_smorest import Api
 from authsvc.api.frame.context import services
 from authsvc.api.frame.errors import MEDIA_TYPE, ProblemView
 from authsvc.api.frame.guards import public
-from authsvc.domain.users import ROLES
+from authsvc.settings.kinds import ROLE_PATTERN
 
 blp = Blueprint("docs", __name__)
 #: There whether the description is shown or not.
@@ -70,7 +70,7 @@ def _verify_path() -> dict[str, Any]:
     role = {
         "in": "query",
         "name": "role",
-        "schema": {"type": "array", "items": {"type": "string", "enum": list(ROLES)}},
+        "schema": {"type": "array", "items": {"type": "string", "pattern": f"^{ROLE_PATTERN}$"}},
     }
     check = {
         "tags": ["auth"],

@@ -11,8 +11,9 @@ from marshmallow import RAISE, Schema, ValidationError, fields, post_load, valid
 from authsvc.api.frame.bodies import JSON, MERGE_PATCH, Body
 from authsvc.api.schemas.kinds import Identifier, Time, View, Whole
 from authsvc.domain.authentication import Registration
-from authsvc.domain.users import ROLES, Profile, Role, Status, UserFilter
+from authsvc.domain.users import BUILT_IN, Profile, Role, Status, UserFilter, is_role_name
 from authsvc.domain.values.identifiers import UserId
+from authsvc.settings.kinds import MAX_ROLES, ROLE_PATTERN
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 PROFILE_FIELDS = ("name", "phone", "device_id")
@@ -35,6 +36,18 @@ def storable(value: object) -> None:
 def text(most: int, **options: Any) -> fields.String:
     """A string of at most *most* characters that a database takes."""
     return fields.String(validate=[validate.Length(max=most), storable], **options)
+
+
+def role_name() -> fields.String:
+    """The name of a role; whether there is such a role is the domain's to say."""
+    return fields.String(
+        validate=_named_like_a_role, metadata={"pattern": f"^{ROLE_PATTERN}$", "example": "user"}
+    )
+
+
+def _named_like_a_role(name: str) -> None:
+    if not is_role_name(name):
+        raise ValidationError("Not the name of a role.")
 
 
 class ProfileFields(Body):
@@ -185,9 +198,7 @@ class StandingForm:
 class StandingBody(Body):
     """What an admin changes of a user."""
 
-    roles = fields.List(
-        fields.String(validate=validate.OneOf(ROLES)), validate=validate.Length(min=1, max=len(ROLES))
-    )
+    roles = fields.List(role_name(), validate=validate.Length(min=1, max=len(BUILT_IN) + MAX_ROLES))
     status = fields.String(validate=validate.OneOf(("active", "disabled")))
 
     @validates_schema
@@ -210,7 +221,7 @@ class UserQuery(Schema):
 
         unknown = RAISE
 
-    role = fields.String(validate=validate.OneOf(ROLES))
+    role = role_name()
     status = fields.String(validate=validate.OneOf(("active", "disabled")))
     limit = Whole(1, MAX_PAGE, load_default=50)
     cursor = Identifier(error_messages={"invalid_uuid": "Not a cursor of this list."})
@@ -230,7 +241,7 @@ class UserView(View):
     name = fields.String(allow_none=True)
     phone = fields.String(allow_none=True)
     device_id = fields.String(allow_none=True)
-    roles = fields.List(fields.String())
+    roles = fields.List(role_name())
     status = fields.String()
     preferences = fields.Dict(keys=fields.String())
     created_at = Time()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from marshmallow import Schema, fields
 
-from authsvc.domain.users import ROLES
+from authsvc.settings.kinds import ROLE_PATTERN
 
 
 class TokenForm(Schema):
@@ -21,7 +21,7 @@ class IntrospectionView(Schema):
     token_type = fields.String(metadata={"enum": ["access_token", "refresh_token"]})
     sub = fields.UUID(metadata={"description": "The user"})
     sid = fields.UUID(metadata={"description": "The session"})
-    roles = fields.List(fields.String(metadata={"enum": list(ROLES)}))
+    roles = fields.List(fields.String(metadata={"pattern": f"^{ROLE_PATTERN}$"}))
     iss = fields.String()
     aud = fields.String()
     iat = fields.Integer()

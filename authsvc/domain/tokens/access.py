@@ -6,7 +6,7 @@ import hashlib
 import re
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from jwt import PyJWS
@@ -16,7 +16,7 @@ from jwt.utils import base64url_decode, base64url_encode
 from authsvc.domain.errors import TokenInvalid
 from authsvc.domain.revocations import TokenKeys
 from authsvc.domain.tokens.keys import KeyRing, SigningKey
-from authsvc.domain.users import ROLES, Role, User
+from authsvc.domain.users import BUILT_IN, Role, RoleNames, User, is_role_name, with_roles
 from authsvc.domain.values.identifiers import SessionId, TokenId, UserId, is_id, new_id
 from authsvc.domain.values.jsontext import InvalidJson, Json, canonical, parse
 
@@ -67,8 +67,14 @@ class AccessToken:
 
 
 def is_about(token: AccessToken, user: User) -> bool:
-    """True if *token* was issued to *user* as he is now."""
-    return user.id == token.user_id and user.epoch == token.epoch and user.roles == token.roles
+    """
+    True if *token* was issued to *user* as he is now.
+
+    A role that was not in ``ROLES`` when the token was issued is not in it; a role that the user lost
+    since has raised the epoch.
+    """
+    issued = tuple(role for role in user.roles if role in BUILT_IN or role in token.roles)
+    return user.id == token.user_id and user.epoch == token.epoch and issued == token.roles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +87,8 @@ class TokenProfile:
     leeway_s: int = 5
     #: False while readers of version 0.1.0 are there, which refuse a claim that they do not know.
     has_client_id: bool = True
+    #: No token names others.
+    roles: RoleNames = field(default_factory=RoleNames)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +111,7 @@ class TokenSigner:
             token_id=TokenId(new_id()),
             session_id=session_id,
             user_id=user.id,
-            roles=user.roles,
+            roles=self.profile.roles.shown(user.roles),
             epoch=user.epoch,
             issued_at=issued_at,
             # A validator without a leeway whose clock is a little behind takes it all the same.
@@ -259,10 +267,10 @@ def _constant(value: Json, expected: str) -> str:
 
 
 def _roles(value: Json) -> tuple[Role, ...]:
-    """A list of known roles that contains ``user``."""
-    if not isinstance(value, list) or "user" not in value:
+    """Names of roles, each once, ``user`` among them; whether there are such is the user's row to say."""
+    if not isinstance(value, list) or "user" not in value or not all(map(is_role_name, value)):
         raise TokenInvalid("roles")
-    roles = tuple(role for role in ROLES if role in value)
+    roles = with_roles(tuple(map(str, value)))
     if len(roles) != len(value):
         raise TokenInvalid("roles")
     return roles

@@ -139,7 +139,7 @@ class Introspection:
             kind=Kind.REFRESH,
             user_id=standing.user.id,
             session_id=session.id,
-            roles=standing.user.roles,
+            roles=self.profile.roles.shown(standing.user.roles),
             issued_at=int(session.rotated_at.timestamp()),
             expires_at=int(self._end(session, presented).timestamp()),
             issuer=self.profile.issuer,

@@ -17,14 +17,14 @@ from authsvc.cache.filling.sweep import pattern_drop
 from authsvc.cache.keys import Space
 from authsvc.domain.errors import NotFound
 from authsvc.domain.revocations import Committed
-from authsvc.domain.users import ROLES, Role, Status, User, UserFilter, UserStore
+from authsvc.domain.users import Role, Status, User, UserFilter, UserStore, is_role_name
 from authsvc.domain.values.clocks import Monotonic
 from authsvc.domain.values.emails import Email
 from authsvc.domain.values.identifiers import UserId, is_id
 from authsvc.domain.values.jsontext import Json
 
 #: Raise it with every change of the fields below.
-USER_SCHEMA = 1
+USER_SCHEMA = 2
 
 #: Who has waited longer for Redis (seconds) notes no address there.
 NOTE_WITHIN_S = 0.1
@@ -243,7 +243,7 @@ def _records(command: Command, reply: object) -> int:
 
 
 def _roles(value: object) -> tuple[Role, ...]:
-    if not isinstance(value, list) or not value or any(role not in ROLES for role in value):
+    if not isinstance(value, list) or not value or not all(map(is_role_name, value)):
         raise ValueError("not roles")
     return tuple(value)
 

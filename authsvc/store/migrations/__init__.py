@@ -14,7 +14,7 @@ from sqlalchemy import Connection, inspect, text
 from authsvc.store.sql import Database
 
 #: The revision that this version of the service works with: the newest file in ``versions/``.
-NEEDED_REVISION: Final = "0003"
+NEEDED_REVISION: Final = "0004"
 #: One upgrade at a time, however many start together.
 UPGRADE_LOCK: Final = 0x61757468_0003
 

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from authsvc.domain.sessions import Session
 from authsvc.domain.tokens.access import AccessToken, TokenProfile, signed_digest
 from authsvc.domain.tokens.keys import Algorithm, KeyRing, SigningKey, generate
-from authsvc.domain.users import User
+from authsvc.domain.users import RoleNames, User
 from authsvc.domain.values.emails import Email
 from authsvc.domain.values.identifiers import SessionId, TokenId, UserId
 
@@ -24,7 +24,13 @@ TOKEN_ID = TokenId("00000000-0000-4000-8000-00000000000c")
 SALT = bytes(range(16))
 DIGEST = signed_digest("header.payload.signature")
 
-PROFILE = TokenProfile(issuer="http://issuer.test", audience="tests", lifetime_s=3600, leeway_s=5)
+PROFILE = TokenProfile(
+    issuer="http://issuer.test",
+    audience="tests",
+    lifetime_s=3600,
+    leeway_s=5,
+    roles=RoleNames(("billing", "editor")),
+)
 
 
 def later(seconds: float) -> datetime:
