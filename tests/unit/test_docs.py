@@ -121,6 +121,14 @@ def test_every_place_that_is_named_exists(page):
     assert {place for place in places if not any((start / place).exists() for start in STARTS)} == set()
 
 
+@pytest.mark.parametrize("page", PAGES, ids=title)
+def test_people_are_they(page):
+    """Operators, callers and attackers are of any gender."""
+    prose = FENCED.sub("", page.read_text())
+
+    assert re.findall(r"\b(?:he|him|his|himself|she|her|herself)\b", prose, re.IGNORECASE) == []
+
+
 def anchors(page: Path) -> set[str]:
     """Return what a link into *page* may point at."""
     headings = [
