@@ -24,6 +24,7 @@ from authsvc.api import (
 from authsvc.api.frame import docs, errors, hooks
 from authsvc.api.frame.bodies import READ_BYTES
 from authsvc.api.frame.context import EXTENSION
+from authsvc.api.frame.cors import CrossOrigin
 from authsvc.api.frame.metrics import MetricsPort
 from authsvc.api.frame.plain import PlainRequests
 from authsvc.api.verify import CheckAnswers, ForwardAuth
@@ -89,6 +90,7 @@ def create_app(services: Services) -> Application:
     answers = services.tracing.around(
         CheckAnswers(services.checks, services.tracing.trace_id), docs.VERIFY_PATH
     )
-    checked = ForwardAuth(answers, PlainRequests(app.wsgi_app))
+    shared = CrossOrigin(PlainRequests(app.wsgi_app), services.cors_origins)
+    checked = ForwardAuth(answers, shared)
     app.wsgi_app = MetricsPort(checked, services.metrics, services.metrics_port)  # type: ignore[method-assign]
     return Application(app, services, app)

@@ -53,6 +53,8 @@ class Services:
     metrics: Metrics
     tracing: Tracing
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...]
+    #: Origins whose pages may call.
+    cors_origins: frozenset[str]
     metrics_port: int
     has_docs: bool
     #: Compare Redis with SQL once, now; True if Redis is proven.

@@ -47,7 +47,7 @@ class Server:
                 self.end_headers()
                 self.wfile.write(b"ok")
 
-            do_GET = do_POST = answer  # noqa: N815 - the names that http.server looks for
+            do_GET = do_POST = do_OPTIONS = answer  # noqa: N815 - the names that http.server looks for
 
             def log_message(self, *_: object) -> None:
                 """Write nothing."""

@@ -18,6 +18,7 @@ Network = IPv4Network | IPv6Network
 _HOST = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_.])?")
 _ADDRESS = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<name>[^\[\]:]+)):(?P<port>[0-9]+)")
 _NETWORK = re.compile(r"[0-9A-Fa-f:.]+(/[0-9]{1,3})?")
+_ORIGIN = re.compile(r"https?://(?:[a-z0-9_]+(?:[.-]+[a-z0-9_]+)*|\[[0-9a-f:.]+\])(?::[1-9][0-9]*)?")
 _REDIS_PATH = re.compile(r"/?|/(0|[1-9][0-9]{0,3})")
 _ENCODING_ADVICE = "percent-encode what is special in its user name or password"
 
@@ -51,6 +52,18 @@ def networks() -> Kind[tuple[Network, ...]]:
         return tuple(_network(item) for item in _items(text)) if text else ()
 
     return Kind(expected="CIDR blocks such as `10.0.0.0/8,fd00::/8`, or nothing", parse=parse)
+
+
+def origins() -> Kind[tuple[str, ...]]:
+    """Web origins (RFC 6454 §6.2) as browsers write them, separated by commas; the empty text means none."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        return tuple(_origin(item) for item in _items(text)) if text else ()
+
+    expected = (
+        "origins as browsers send them, such as `https://app.example.com,http://localhost:3000`, or nothing"
+    )
+    return Kind(expected=expected, parse=parse)
 
 
 def issuer() -> Kind[str]:
@@ -133,6 +146,21 @@ def _network(item: str) -> Network:
         return ip_network(item)
     except ValueError:
         raise wrong from None
+
+
+def _origin(item: str) -> str:
+    """One that no browser writes so would match nothing: upper case, a path, the scheme's own port."""
+    wrong = InvalidValue(f"has {shown(item)}, which is no origin")
+    if not _ORIGIN.fullmatch(item):
+        raise wrong
+    parts = urlsplit(item)
+    try:
+        is_plain = parts.port not in {0, {"http": 80, "https": 443}[parts.scheme]}
+    except ValueError:
+        raise wrong from None
+    if not is_plain:
+        raise wrong
+    return item
 
 
 def _split(text: str) -> SplitResult:

@@ -95,6 +95,12 @@ class HttpSettings:
         "Proxies whose `X-Forwarded-For` is believed, walked from the right; without any it is ignored",
         default="",
     )
+    cors_origins: tuple[str, ...] = setting(
+        "CORS_ORIGINS",
+        locations.origins(),
+        "Origins whose pages may call, compared letter by letter; `/.well-known/` is open to all",
+        default="",
+    )
     api_docs: bool = setting("API_DOCS", kinds.switch(), "Serve `/openapi.json` and `/docs`", default="on")
 
 

@@ -139,6 +139,7 @@ def build(settings: Settings, *, clock: Clock = now) -> Services:
         tracing=parts.tracing,
         trusted_proxies=settings.http.trusted_proxies,
         metrics_port=settings.http.metrics_port,
+        cors_origins=frozenset(settings.http.cors_origins),
         has_docs=settings.http.api_docs,
         compare=parts.stores.heartbeat.beat,
         start=partial(_start, parts, starter(settings, parts.stores, cache)),

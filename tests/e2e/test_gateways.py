@@ -7,6 +7,7 @@ import re
 import socket
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urljoin
 
 import pytest
 import requests
@@ -168,6 +169,40 @@ def test_a_role_is_asked_for_by_the_location(gateway):
     assert gateway.refused(f"{ADMINS}?role=admin", None).status_code == 401
     assert gateway.ask(f"{USERS}?role=manager", user).status_code == 200
     assert gateway.ask(f"{ADMINS}?role=manager", admin).status_code == 200
+
+
+@pytest.mark.parametrize("path", [USERS, ADMINS])
+def test_a_preflight_reaches_the_service_behind_and_nothing_else_does(gateway, path):
+    """A browser sends it without a token; whatever is not quite one is checked like any request."""
+    asked = {"Access-Control-Request-Method": "PUT", "Origin": "https://app.example.com"}
+
+    seen = gateway.seen(path, None, method="OPTIONS", headers=asked | LIES)
+
+    assert seen["line"].startswith("OPTIONS ")
+    assert seen["headers"]["access-control-request-method"] == "PUT"
+    assert auth_headers(seen) == {}
+    assert gateway.refused(path, None, method="OPTIONS", headers=LIES).status_code == 401
+    assert gateway.refused(path, None, method="GET", headers=asked).status_code == 401
+    assert gateway.refused(path, None, method="POST", headers=asked).status_code == 401
+
+
+@pytest.mark.usefixtures("_nginx_is_here")
+def test_authsvc_is_served_below_a_path(service):
+    """By the block of the page: root, page, its files and a request; no address leads out of the path."""
+    block = nginx_block(ROOT / "docs" / "proxies.md")
+    server = f"server {{ listen 80;\n{block}\n}}"
+    with Nginx(server, {"authsvc:8080": f"{HOST}:{service.port}"}) as nginx:
+        page = requests.get(f"{nginx.url}/auth/", timeout=HOPELESS_S)
+        files = [urljoin(page.url, name) for name in re.findall(r'(?:src|href)="([^"]+)"', page.text)]
+        start = urljoin(page.url, "docs/assets/init.js")
+        answers = [requests.get(url, timeout=HOPELESS_S) for url in (*files, start)]
+        alive = requests.get(f"{nginx.url}/auth/v1/health/live", timeout=HOPELESS_S)
+
+    assert (page.status_code, page.url) == (200, f"{nginx.url}/auth/docs")
+    assert len(files) >= 4
+    assert all(url.startswith(f"{nginx.url}/auth/") for url in files)
+    assert [answer.status_code for answer in answers] == [200] * len(answers)
+    assert alive.json() == {"status": "ok"}
 
 
 def test_a_revoked_token_is_refused_on_the_next_request(gateway, service):

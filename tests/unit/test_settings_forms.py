@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ipaddress import ip_network
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,7 +15,7 @@ from authsvc.settings import (
     SettingsError,
 )
 from authsvc.settings.kinds import InvalidValue, limit, whole
-from authsvc.settings.locations import addresses, networks
+from authsvc.settings.locations import addresses, networks, origins
 from tests.unit.settings_env import (
     DEVELOPMENT,
 )
@@ -77,6 +78,25 @@ def test_address_lists_are_read_in_order(pairs):
     text = ", ".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in pairs)
 
     assert addresses().parse(text) == tuple(Address(host=host, port=port) for host, port in pairs)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", ()),
+        ("https://app.example.com", ("https://app.example.com",)),
+        (
+            "https://app.example.com:8443, http://localhost:3000",
+            ("https://app.example.com:8443", "http://localhost:3000"),
+        ),
+        ("http://[::1]:3000", ("http://[::1]:3000",)),
+        ("https://xn--bcher-kva.example", ("https://xn--bcher-kva.example",)),
+        ("http://192.0.2.1,https://under_score.example", ("http://192.0.2.1", "https://under_score.example")),
+    ],
+)
+def test_origins_are_read_in_order(text, expected):
+    """As browsers write them, and returned so."""
+    assert origins().parse(text) == expected
 
 
 @given(st.lists(st.ip_addresses(), max_size=5))
