@@ -140,7 +140,7 @@ def test_every_refusal_is_a_problem(pg_api, method, path, options, status, code)
     ],
 )
 def test_a_wrong_method_is_told_the_right_ones(pg_api, path, allowed):
-    """RFC 9110 §15.5.6, also for OPTIONS: there is no cross-origin access to announce."""
+    """RFC 9110 §15.5.6, also for OPTIONS that is no preflight; no origin but named ones is told more."""
     for method in ("OPTIONS", "BREW"):
         answer = pg_api.call(method, path, headers={"Origin": "https://evil.example"})
 

@@ -65,7 +65,8 @@ class CrossOrigin:
     def _headers(self, environ: WSGIEnvironment) -> list[tuple[str, str]]:
         """What every answer to this request carries."""
         if environ.get("PATH_INFO", "").startswith(WELL_KNOWN):
-            return [("Access-Control-Allow-Origin", "*"), _EXPOSED]
+            is_read = environ["REQUEST_METHOD"] in {"GET", "HEAD"} or _is_preflight(environ)
+            return [("Access-Control-Allow-Origin", "*"), _EXPOSED] if is_read else []
         origin = environ.get("HTTP_ORIGIN")
         if origin in self.origins:
             return [("Access-Control-Allow-Origin", origin), _EXPOSED, _VARY]
