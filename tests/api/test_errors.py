@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from http import HTTPStatus
 
 import pytest
@@ -13,7 +16,7 @@ from authsvc.domain import errors
 from authsvc.domain.errors import AuthError
 from authsvc.domain.values.limits import Limit, Verdict
 from tests.api.driver import code_of
-from tests.rig import PASSWORD
+from tests.rig import PASSWORD, ROOT
 
 LIMIT = Limit(name="login-ip", quota=5, window_s=900)
 REFUSED = Verdict(limit=LIMIT, subject="s", allowed=False, remaining=0, reset_s=7)
@@ -226,6 +229,53 @@ def test_any_other_request_id_is_replaced(pg_api, request_id):
     made = {answer.headers["X-Request-Id"] for answer in answers}
     assert len(made) == 2
     assert all(re.fullmatch("[0-9a-f]{32}", one) for one in made)
+
+
+def test_every_process_answers_alike(pg_api):
+    """Nothing depends on the order of a set, which each process has for itself."""
+    module = [sys.executable, "-m", "tests.api.seeded"]
+    printed = [
+        subprocess.run(
+            module,
+            env={"PATH": os.environ["PATH"], **pg_api.env, "PYTHONHASHSEED": seed},
+            cwd=ROOT,
+            capture_output=True,
+            check=True,
+            timeout=180,
+        ).stdout
+        for seed in ("1", "2", "3")
+    ]
+
+    first, *others = map(json.loads, printed)
+    assert len(first) > 40
+    for other in others:
+        for one, same in zip(first, other, strict=True):
+            assert one == same
+
+
+def test_methods_are_named_in_one_order(pg_api):
+    """The alphabet's."""
+    answer = pg_api.call("BREW", "/v1/me")
+
+    assert answer.headers["Allow"] == "DELETE, GET, HEAD, PATCH"
+
+
+@pytest.mark.parametrize(("path", "status"), [("/metrics", 200), ("/", 404), ("/v1/me", 404)])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_the_metrics_port_names_the_request_as_the_public_one_does(pg_api, method, path, status):
+    """Found or not: an id, the caller's if it is sane, in the header and in the body of a problem."""
+    port = {"SERVER_PORT": str(pg_api.services.metrics_port)}
+
+    made = pg_api.call(method, path, environ=port)
+    kept = pg_api.call(method, path, environ=port, headers={"X-Request-Id": "scrape-7"})
+
+    assert (made.status_code, kept.status_code) == (status, status)
+    assert re.fullmatch("[0-9a-f]{32}", made.headers["X-Request-Id"])
+    assert kept.headers["X-Request-Id"] == "scrape-7"
+    assert bool(kept.data) == (method == "GET")
+    assert int(kept.headers["Content-Length"]) > 0
+    if method == "GET" and status == 404:
+        assert kept.get_json()["request_id"] == "scrape-7"
 
 
 def test_every_answer_carries_the_safety_headers(pg_api):

@@ -228,7 +228,7 @@ def _refuse(error: errors.AuthError) -> Response:
 def _refuse_http(error: HTTPException) -> Response:
     """A refusal of Flask, werkzeug or webargs."""
     status = _status(error)
-    headers = {name: value for name, value in error.get_headers() if name in _PASSED_ON}
+    headers = {name: _in_order(value) for name, value in error.get_headers() if name in _PASSED_ON}
     messages = getattr(error, "data", {}).get("messages")
     problem = Problem(
         status=status,
@@ -238,6 +238,11 @@ def _refuse_http(error: HTTPException) -> Response:
         reason=error.reason if isinstance(error, NotJson) else "",
     )
     return _respond(problem)
+
+
+def _in_order(items: str) -> str:
+    """*items* in the order of the alphabet: werkzeug's is that of a set, another one in each process."""
+    return ", ".join(sorted(items.split(", ")))
 
 
 def _status(error: HTTPException) -> int:
@@ -258,7 +263,8 @@ def flat(messages: Messages, path: str = "", *, whole: str = "body") -> dict[str
     """
     marshmallow's tree of messages as field path -> messages.
 
-    The location is not part of the path; it names, as *whole*, what is wrong as a whole.
+    In the order of the alphabet: marshmallow's is that of a set for unknown names.  The location is not part
+    of the path; it names, as *whole*, what is wrong as a whole.
     """
     if isinstance(messages, list):
         return {path or whole: [str(message) for message in messages]}
@@ -268,4 +274,4 @@ def flat(messages: Messages, path: str = "", *, whole: str = "body") -> dict[str
         is_part = not is_location and _FIELD.fullmatch(str(name))
         inner_path = f"{path}.{name}".lstrip(".") if is_part else path
         found.update(flat(inner, inner_path, whole="query" if is_location and name == "query" else whole))
-    return found
+    return dict(sorted(found.items()))

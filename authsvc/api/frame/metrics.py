@@ -29,14 +29,16 @@ class MetricsPort:
         """A WSGI application (PEP 3333); the server takes SERVER_PORT from the socket, not from a header."""
         if environ.get("SERVER_PORT") != str(self.port):
             return self.application(environ, start_response)
-        if environ.get("PATH_INFO") != "/metrics":
-            body = Problem(status=404, code="not_found").body(request_id_of(environ))
-            start_response("404 Not Found", [*_HEADERS, ("Content-Type", MEDIA_TYPE), _length(body)])
-            return (body,)
-        body, media_type = self.metrics.exposition()
-        start_response("200 OK", [*_HEADERS, ("Content-Type", media_type), _length(body)])
-        return (body,)
-
-
-def _length(body: bytes) -> tuple[str, str]:
-    return ("Content-Length", str(len(body)))
+        request_id = request_id_of(environ)
+        if environ.get("PATH_INFO") == "/metrics":
+            status, (body, media_type) = "200 OK", self.metrics.exposition()
+        else:
+            status, media_type = "404 Not Found", MEDIA_TYPE
+            body = Problem(status=404, code="not_found").body(request_id)
+        own = [
+            ("Content-Type", media_type),
+            ("Content-Length", str(len(body))),
+            ("X-Request-Id", request_id),
+        ]
+        start_response(status, [*_HEADERS, *own])
+        return (b"" if environ["REQUEST_METHOD"] == "HEAD" else body,)
