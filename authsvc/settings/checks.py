@@ -8,8 +8,9 @@ import re
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from authsvc.settings.kinds import SERVICE_LINK, SERVICE_LINK_ADVICE
+from authsvc.settings.kinds import SERVICE_LINK, SERVICE_LINK_ADVICE, InvalidValue
 from authsvc.settings.locations import redis_url_database
+from authsvc.settings.postgresql import server_settings
 from authsvc.settings.problems import Problem, shown
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 MIN_PRODUCTION_BCRYPT_COST = 10
 
 PREFIX = "AUTHSVC_"
+#: libpq's own variable.
+PGOPTIONS = "PGOPTIONS"
 #: Nobody but the service has names that begin so: an unknown one is refused.
 _OWN = (PREFIX, "BCRYPT_", "CACHE_CB_", "CACHE_KEY_", "CACHE_LOCK_", "RATE_LIMIT_", "REVOCATION_")
 #: Other programs may have names that begin so: one that is like no setting is a warning.
@@ -249,6 +252,16 @@ def production_problems(
     if passwords.bcrypt_cost < MIN_PRODUCTION_BCRYPT_COST:
         message = f"is {passwords.bcrypt_cost}; expected {MIN_PRODUCTION_BCRYPT_COST} or more in production"
         yield Problem(name="BCRYPT_COST", message=message)
+
+
+def server_option_problems(database: DatabaseSettings, reader: Reader) -> Iterator[Problem]:
+    """What libpq would add to each connection by itself: joined with what the service sets, or refused."""
+    if database.is_sqlite or PGOPTIONS not in reader.env:
+        return
+    try:
+        server_settings(reader.env[PGOPTIONS])
+    except InvalidValue as error:
+        yield Problem(name=PGOPTIONS, message=str(error))
 
 
 def key_folder_problems(tokens: TokenSettings, reader: Reader) -> Iterator[Problem]:

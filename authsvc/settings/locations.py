@@ -10,6 +10,7 @@ from typing import TypeVar
 from urllib.parse import SplitResult, urlsplit
 
 from authsvc.settings.kinds import InvalidValue, Kind, Secret, port
+from authsvc.settings.postgresql import check_database_url
 from authsvc.settings.problems import shown
 
 T = TypeVar("T")
@@ -72,8 +73,11 @@ def issuer() -> Kind[str]:
 
 
 def database_url() -> Kind[Secret]:
-    """A PostgreSQL or SQLite URL without a driver's name."""
-    expected = "`postgresql://user:password@host:5432/name` (development also: `sqlite:///path/to/file`)"
+    """A PostgreSQL or SQLite URL without a driver's name; several hosts as libpq has them."""
+    expected = (
+        "`postgresql://user:password@host:5432/name`, several hosts as `host1:5432,host2:5432`"
+        " (development also: `sqlite:///path/to/file`)"
+    )
     return Kind(expected=expected, parse=_database_url, is_secret=True)
 
 
@@ -163,10 +167,14 @@ def _origin(item: str) -> str:
     return item
 
 
-def _split(text: str) -> SplitResult:
-    """*text* in parts; the parser's own complaints would repeat pieces of a password."""
+def _check_letters(text: str) -> None:
     if not text.isascii() or not text.isprintable() or " " in text:
         raise InvalidValue("has spaces, control characters or letters outside ASCII")
+
+
+def _split(text: str) -> SplitResult:
+    """*text* in parts; the parser's own complaints would repeat pieces of a password."""
+    _check_letters(text)
     try:
         parts = urlsplit(text)
         port_number = parts.port
@@ -190,13 +198,12 @@ def _database_url(text: str) -> Secret:
     scheme = text.partition("://")[0]
     if scheme == "sqlite":
         return _sqlite_url(text)
-    parts = _split(text)
+    _check_letters(text)
     if scheme == "postgres" or scheme.startswith("postgresql+"):
         raise InvalidValue("has another scheme than `postgresql://`: no short form, no driver's name")
     if scheme != "postgresql":
         raise InvalidValue("is of no database that is supported")
-    if parts.fragment or "@" in parts.path or parts.path in {"", "/"}:
-        raise InvalidValue(f"names no database after the host: add its name, and {_ENCODING_ADVICE}")
+    check_database_url(text)
     return Secret(text)
 
 

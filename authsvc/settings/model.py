@@ -76,9 +76,11 @@ def _problems(draft: Settings, reader: Reader) -> Iterator[Problem]:
     yield from checks.redis_problems(draft.redis, draft.http, reader)
     yield from checks.lifetime_problems(draft.tokens, draft.sessions, reader)
     yield from checks.key_folder_problems(draft.tokens, reader)
+    yield from checks.server_option_problems(draft.database, reader)
     if not draft.is_development:
         yield from checks.production_problems(draft.database, draft.passwords, reader)
         yield from risks.weak_secrets(reader)
+        yield from risks.sample_passwords(reader)
 
 
 def _warnings(draft: Settings, reader: Reader) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from authsvc.settings.kinds import Secret
 from authsvc.settings.problems import Problem
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 #: What examples print begins so; every sample in the docs does, which a test holds them to.
 _PLACEHOLDER = re.compile(r"change[-_ ]?me|replace[-_ ]?me|placeholder", re.IGNORECASE)
+#: Passwords that the docs print in examples of URLs.
+_SAMPLES = frozenset({"password"})
+_URL_PASSWORD = re.compile(r"[a-z]+://[^:@/]*:([^@]*)@")
 _MUST_BE_STRONG = ("TOKEN_SECRET", "PASSWORD_PEPPER")
 
 
@@ -70,7 +73,7 @@ def weak_secrets(reader: Reader) -> Iterator[Problem]:
     """
     What is weak about the token secret and the pepper, and which other secret equals one of them.
 
-    Passwords of servers are somebody else's policy: they only must not be reused here.
+    Passwords of servers are somebody else's policy: they must not be reused here, and be no samples.
     """
     given = {name: value for name, value in reader.read.items() if isinstance(value, Secret)}
     for name in _MUST_BE_STRONG:
@@ -81,6 +84,19 @@ def weak_secrets(reader: Reader) -> Iterator[Problem]:
         if weaknesses:
             message = f"is weak ({', '.join(weaknesses)}); expected {reader.variables[name].kind.expected}"
             yield Problem(name=name, message=message)
+
+
+def sample_passwords(reader: Reader) -> Iterator[Problem]:
+    """Passwords of servers that everybody can read in the documentation."""
+    for name, value in reader.read.items():
+        if name in _MUST_BE_STRONG or not isinstance(value, Secret):
+            continue
+        in_url = _URL_PASSWORD.match(value.reveal())
+        password = unquote(in_url[1]) if in_url else value.reveal()
+        if _PLACEHOLDER.search(password) or password in _SAMPLES:
+            yield Problem(
+                name=name, message="has a sample of the documentation as password; expected your own"
+            )
 
 
 def _weaknesses(text: str) -> Iterator[str]:

@@ -20,6 +20,7 @@ from tests.unit.settings_env import (
     DEVELOPMENT,
     PEPPER,
     TOKEN_SECRET,
+    only_problem,
     production,
     read,
 )
@@ -110,11 +111,44 @@ def test_redis_by_its_url(tmp_path, url):
         "postgresql://u@127.0.0.1:55432/bench",
         "postgresql://u:p%40ss@[::1]/db?sslmode=require",
         "postgresql:///db?host=/run/postgresql",
+        "postgresql://u:p#w[?@h/db",
+        "postgresql://u@h1:5432,[::1]:5433,h3/db?target_session_attrs=read-write",
+        "postgresql://u@h1,h2/db?application_name=login&sslmode=verify-full&sslrootcert=/ca.pem",
+        "postgresql://u@h/db?options=-csearch_path%3Dauth%20-c%20work_mem%3D4MB%20--jit%3Doff",
     ],
 )
 def test_postgresql_urls(tmp_path, url):
-    """Options and sockets are PostgreSQL's own matter."""
+    """Whatever libpq reads: several hosts, sockets, TLS, settings that are not the service's own."""
     assert read(tmp_path, DATABASE_URL=url).database.url == Secret(url)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [("-c statement_timeout=0", "sets statement_timeout"), ("-d 5", "write each as `-c name=value`")],
+)
+def test_settings_in_libpqs_own_variable_are_looked_at(tmp_path, options, reason):
+    """PGOPTIONS goes to the server as well: what the service sets itself is refused, not dropped."""
+    assert read(tmp_path, PGOPTIONS="-c search_path=auth").warnings == ()
+
+    problem = only_problem(production(tmp_path, PGOPTIONS=options))
+
+    assert problem.name == "PGOPTIONS"
+    assert reason in problem.message
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("postgresql://u:pa%ss@h/d", "write %25"),
+        ("postgresql://u@h/d?sslmod=require", "did you mean sslmode?"),
+        ("postgresql://u@h/d?sslmode=always", "has a value of sslmode that does not exist"),
+        ("postgresql://u@h/d?connect_timeout=30", "has connect_timeout, which the service sets by itself"),
+        ("postgresql://u@h1,h2,h3/d?port=1,2", "another number of ports than of hosts"),
+    ],
+)
+def test_what_is_wrong_with_a_database_url_is_said_in_its_own_words(tmp_path, url, reason):
+    """A hint that does not fit sends people elsewhere."""
+    assert reason in only_problem(production(tmp_path, DATABASE_URL=url)).message
 
 
 @pytest.mark.parametrize(

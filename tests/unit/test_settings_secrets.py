@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 
 import pytest
 
@@ -21,6 +22,7 @@ from tests.unit.settings_env import (
     production,
     read,
 )
+from tests.unit.sources import ROOT
 
 HIDDEN = "hUnter2-Zq"
 
@@ -206,7 +208,11 @@ def test_equal_secrets_are_refused(tmp_path):
         {"DATABASE_URL": f"mysql://u:{HIDDEN}@h/d"},
         {"DATABASE_URL": f"postgresql://u:1/{HIDDEN}@h/d"},
         {"DATABASE_URL": f"postgresql://u:{HIDDEN}/x@h/d"},
-        {"DATABASE_URL": f"postgresql://u:[{HIDDEN}@h/d"},
+        {"DATABASE_URL": f"postgresql://u:%{HIDDEN}@h/d"},
+        {"DATABASE_URL": f"postgresql://u:{HIDDEN}/?{HIDDEN}=1@h/d"},
+        {"DATABASE_URL": f"postgresql://u:{HIDDEN}%00@h/d"},
+        {"DATABASE_URL": f"postgresql://u:p@h/d?options=-c{HIDDEN}"},
+        {"DATABASE_URL": f"postgresql://u:change-me-{HIDDEN}@h/d"},
         {"DATABASE_URL": f"postgresql://u:{HIDDEN}\u2100@h/d"},
         {"DATABASE_URL": HIDDEN},
         {"REDIS_HOST": None, "REDIS_URL": f"http://:{HIDDEN}@h"},
@@ -232,3 +238,41 @@ def test_no_message_shows_a_secret(tmp_path, changes):
     assert not any(part in text for text in shown for part in (HIDDEN, TOKEN_SECRET, PEPPER, "Pa55word"))
     assert refusal.value.__cause__ is None
     assert refusal.value.__context__ is None
+
+
+SAMPLE = re.compile(r"://[^\s/:@`']+:([^\s@`'$]+)@|echo '([^']+)' > \S*password")
+
+
+def printed_samples() -> set[str]:
+    """Return the passwords that pages and shipped files print in URLs and in commands that store one."""
+    files = [
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "k8s").rglob("*.yaml"),
+        ROOT / "compose.yaml",
+        ROOT / "README.md",
+    ]
+    found = [groups for file in files for groups in SAMPLE.findall(file.read_text())]
+    return {in_url or stored for in_url, stored in found if in_url != "…"}
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        ("DATABASE_URL", "postgresql://authsvc:{}@db.internal:5432/authsvc"),
+        ("REDIS_URL", "redis://authsvc:{}@redis.internal/0"),
+        ("REDIS_PASSWORD", "{}"),
+    ],
+)
+def test_the_sample_passwords_of_the_pages_are_refused(tmp_path, name, form):
+    """Whoever pastes an example gets no server that everybody can log in to."""
+    samples = printed_samples()
+    assert {"change-me", "password"} <= samples
+    for sample in samples:
+        env = production(
+            tmp_path, **{"REDIS_HOST": None if name == "REDIS_URL" else "h", name: form.format(sample)}
+        )
+
+        problem = only_problem(env)
+
+        assert problem.name == name
+        assert "a sample of the documentation" in problem.message
