@@ -10,6 +10,10 @@ import stat
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 import pytest
 
@@ -68,6 +72,27 @@ def prometheus_binary() -> Path:
         "no prometheus here: the tests of k8s/observability need it (Debian, Ubuntu: apt install prometheus)"
     )
     raise BinaryMissing(message)
+
+
+@functools.cache
+def pgbouncer_binary() -> Path:
+    """Return PgBouncer; raises BinaryMissing.  The tests of a pooler in between alone need it."""
+    for path in [*_files_on_path("pgbouncer"), Path("/usr/sbin/pgbouncer")]:
+        if os.access(path, os.X_OK):
+            return path
+    message = "no pgbouncer here: the tests of a pooler need it (Debian, Ubuntu: apt install pgbouncer)"
+    raise BinaryMissing(message)
+
+
+def is_here(binary: Callable[[], Path]) -> bool:
+    """True where *binary* is installed; raises BinaryMissing on CI, where everything must be."""
+    try:
+        binary()
+    except BinaryMissing:
+        if os.environ.get("CI") == "true":
+            raise
+        return False
+    return True
 
 
 def _files_of_wheel(package: str, pattern: str) -> list[Path]:

@@ -16,6 +16,7 @@ import pytest
 from sqlalchemy import text
 
 from authsvc.cache import Deadlines
+from authsvc.settings.postgresql import SERVER_SETTINGS
 from authsvc.store import sql
 
 if TYPE_CHECKING:
@@ -30,8 +31,10 @@ _PATIENT: Mapping[str, Mapping[str, object]] = {
         "POOL_WAIT_S": LONG_S,
         "DEADLINE_S": 2 * LONG_S,
         "CONNECT_S": LONG_S,
-        "_SERVER_SETTINGS": re.sub("[0-9]+ms", f"{LONG_S}s", sql._SERVER_SETTINGS),  # noqa: SLF001 as all here
-        "_SQLITE_PRAGMAS": (*sql._SQLITE_PRAGMAS, f"busy_timeout={LONG_S}000"),  # noqa: SLF001 the same
+        "SERVER_SETTINGS": {
+            name: re.sub("^[0-9]+ms$", f"{LONG_S}s", value) for name, value in SERVER_SETTINGS.items()
+        },
+        "_SQLITE_PRAGMAS": (*sql._SQLITE_PRAGMAS, f"busy_timeout={LONG_S}000"),  # noqa: SLF001 as all here
     },
     "authsvc.store.revocations": {
         "_BRIEFLY": text(f"SELECT set_config('lock_timeout', '{LONG_S}s', true)"),

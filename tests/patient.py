@@ -14,6 +14,7 @@ from authsvc import wiring
 from authsvc.cache.connections import Deadlines
 from authsvc.cli import main
 from authsvc.server import parking, process
+from authsvc.settings.postgresql import SERVER_SETTINGS
 from authsvc.store import key_folder, sql
 from authsvc.store.copies import users
 
@@ -30,8 +31,8 @@ CONSTANTS: dict[Any, dict[str, float]] = {
     parking: {"READ_DEADLINE_S": LONG_S},
     process: {"TIMEOUT_S": 6 * LONG_S},
 }
-#: The server's own, within the text that a connection to PostgreSQL is opened with.
-STATEMENTS = {"statement_timeout=1500ms": "statement_timeout=30s", "lock_timeout=1000ms": "lock_timeout=20s"}
+#: The server's own.
+STATEMENTS = {"statement_timeout": "30s", "lock_timeout": "20s"}
 
 
 def run() -> None:
@@ -39,9 +40,7 @@ def run() -> None:
     for module, constants in CONSTANTS.items():
         for name, value in constants.items():
             setattr(module, name, type(getattr(module, name))(value))
-    for usual, longer in STATEMENTS.items():
-        assert usual in sql._SERVER_SETTINGS  # noqa: SLF001 - told once, when the module is imported
-        sql._SERVER_SETTINGS = sql._SERVER_SETTINGS.replace(usual, longer)  # noqa: SLF001
+    vars(sql)["SERVER_SETTINGS"] = {**SERVER_SETTINGS, **STATEMENTS}
     defaults = Deadlines.__init__.__kwdefaults__
     assert defaults
     defaults.update(dict.fromkeys(defaults, LONG_S))

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
-import psycopg
-from psycopg.abc import RV, PQGen
 from sqlalchemy import Connection, Engine, create_engine, event, text
-from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolExhausted
 from sqlalchemy.pool import QueuePool
 
 from authsvc.cache.breaker import CircuitBreaker, State
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.values.clocks import Monotonic
+from authsvc.settings.postgresql import SERVER_SETTINGS
+from authsvc.store.postgres.causes import UNREADABLE, cause_of, is_unreadable
+from authsvc.store.postgres.connecting import Connector, Deadline, DeadlineConnection
+
+log = logging.getLogger(__name__)
 
 POOL_SIZE = 8
 POOL_WAIT_S = 0.5
@@ -27,49 +29,9 @@ DEADLINE_S = 2.5
 #: psycopg waits at least so long for a connection: with less left, it is not tried.
 CONNECT_S = 2
 
-_SERVER_SETTINGS = " ".join(
-    f"-c {name}={value}"
-    for name, value in {
-        "statement_timeout": "1500ms",
-        "lock_timeout": "1000ms",
-        "idle_in_transaction_session_timeout": "5000ms",
-        "synchronous_commit": "on",
-        "timezone": "UTC",
-    }.items()
-)
 _SQLITE_PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=1000")
 #: SQLSTATE classes and codes that say that the server is not there for anybody.
 _OUTAGES = ("08", "53", "57P")
-
-
-class Deadline(threading.local):
-    """How long the unit of work that runs on this thread may still take."""
-
-    def __init__(self) -> None:
-        self.ends_at_s: float | None = None
-
-
-class DeadlineConnection(psycopg.Connection[Any]):
-    """
-    A connection that gives up by the client's own clock.
-
-    ``statement_timeout`` is the server's: a stopped server process never fires it.
-    """
-
-    deadline: Deadline
-    clock: Monotonic
-
-    def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
-        """Wait for *gen* until the deadline of this thread's work; past it the connection is of no use."""
-        ends_at_s = self.deadline.ends_at_s
-        if ends_at_s is not None:
-            left_s = max(0.0, ends_at_s - self.clock())
-            timeout = left_s if timeout is None else min(timeout, left_s)
-        try:
-            return super().wait(gen, interval, timeout)
-        except psycopg.errors._WaitTimeout as error:  # noqa: SLF001 - psycopg's own name for it
-            self.close()
-            raise psycopg.OperationalError("no answer within the deadline") from error
 
 
 def _ignore(_: object) -> None:
@@ -112,15 +74,15 @@ class Database:
         self._events = events or DatabaseEvents()
         self._deadline = Deadline()
         self.is_postgresql = url.startswith("postgresql")
-        self.engine = self._postgresql(url, pool_size) if self.is_postgresql else _sqlite(url)
-        self._reading = (
-            self.engine.execution_options(isolation_level="AUTOCOMMIT") if self.is_postgresql else self.engine
-        )
+        self._connector = self._made_connector(url) if self.is_postgresql else None
+        self.engine = self._postgresql(self._connector, pool_size) if self._connector else _sqlite(url)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A connection for single statements, each of them its own transaction."""
-        with self._guarded(), self._reading.connect() as connection:
+        """A connection for single statements, each a transaction; behind a pooler they are one together."""
+        with self._guarded(), self.engine.connect() as connection:
+            if self._connector and not self._connector.is_pooled:
+                connection.execution_options(isolation_level="AUTOCOMMIT")
             yield connection
 
     @contextmanager
@@ -130,6 +92,19 @@ class Database:
             if not self.is_postgresql:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             yield connection
+
+    @contextmanager
+    def unhurried(self) -> Iterator[Connection]:
+        """
+        A transaction of an operator's own, without the client's deadline.
+
+        Raises StoreUnavailable for a broken constraint, too: nobody here can say what it means.
+        """
+        try:
+            with self._guarded(is_hurried=False), self.engine.begin() as connection:
+                yield connection
+        except IntegrityError as error:
+            raise StoreUnavailable(f"sql: {cause_of(error).name}") from error
 
     @property
     def state(self) -> State:
@@ -154,25 +129,29 @@ class Database:
         self.engine.dispose()
 
     @contextmanager
-    def _guarded(self) -> Iterator[None]:
+    def _guarded(self, *, is_hurried: bool = True) -> Iterator[None]:
         """The breaker and the deadline around one unit of work, and its errors translated."""
         permit = self._breaker.permit()
         if permit is None:
             raise StoreUnavailable("sql: breaker open")
-        self._deadline.ends_at_s = self._clock() + DEADLINE_S
+        self._deadline.connect_s = CONNECT_S
+        self._deadline.ends_at_s = self._clock() + DEADLINE_S if is_hurried else None
         try:
             yield
-        except (IntegrityError, DataError):
+        except IntegrityError:
             self._breaker.succeeded(permit)
             raise
         except PoolExhausted as error:
             # Nothing was asked: a probe that found no connection does not close the breaker.
             self._breaker.withdrawn(permit)
             raise StoreUnavailable("sql: pool exhausted") from error
-        except DBAPIError as error:
+        except (DBAPIError, *UNREADABLE) as error:
             report = self._breaker.failed if _is_outage(error) else self._breaker.succeeded
             report(permit)
-            raise StoreUnavailable(f"sql: {type(error.orig).__name__}") from error
+            if is_unreadable(error):
+                # Not the traceback: it may quote the row.
+                log.error("sql.row_damaged", extra={"error": type(error).__name__})  # noqa: TRY400
+            raise StoreUnavailable(f"sql: {cause_of(error).name}") from error
         except BaseException:
             # The caller's own refusal: the server did answer.
             self._breaker.succeeded(permit)
@@ -182,10 +161,20 @@ class Database:
         finally:
             self._deadline.ends_at_s = None
 
-    def _postgresql(self, url: str, pool_size: int) -> Engine:
+    def _made_connector(self, url: str) -> Connector:
+        return Connector(
+            url=url,
+            deadline=self._deadline,
+            clock=self._clock,
+            silence_s=DEADLINE_S,
+            settings={**SERVER_SETTINGS},
+        )
+
+    def _postgresql(self, connector: Connector, pool_size: int) -> Engine:
         engine = create_engine(
             "postgresql+psycopg://",
-            creator=self._connector(url),
+            creator=lambda: self._events.on_connect(connector.connect()),
+            hide_parameters=True,
             pool_size=pool_size,
             max_overflow=0,
             pool_timeout=POOL_WAIT_S,
@@ -204,36 +193,9 @@ class Database:
         for moment in ("checkout", "checkin"):
             event.listen(engine, moment, tell)
 
-    def _connector(self, url: str) -> Callable[[], DeadlineConnection]:
-        """What makes a connection, if there is still time for it."""
-        deadline, clock = self._deadline, self._clock
-
-        class BoundConnection(DeadlineConnection):
-            """A connection under this database's deadlines."""
-
-        BoundConnection.deadline, BoundConnection.clock = deadline, staticmethod(clock)
-
-        def connect() -> DeadlineConnection:
-            ends_at_s = self._deadline.ends_at_s
-            if ends_at_s is not None and ends_at_s - self._clock() < CONNECT_S:
-                raise psycopg.OperationalError("no time left to connect")
-            connection = BoundConnection.connect(
-                url,
-                connect_timeout=CONNECT_S,
-                options=_SERVER_SETTINGS,
-                keepalives_idle=5,
-                keepalives_interval=2,
-                keepalives_count=3,
-                tcp_user_timeout=int(DEADLINE_S * 1000),
-                application_name="authsvc",
-            )
-            return self._events.on_connect(connection)
-
-        return connect
-
 
 def _sqlite(url: str) -> Engine:
-    engine = create_engine(url, pool_timeout=POOL_WAIT_S)
+    engine = create_engine(url, pool_timeout=POOL_WAIT_S, hide_parameters=True)
 
     @event.listens_for(engine, "connect")
     def prepare(connection: sqlite3.Connection, _record: object) -> None:
@@ -245,7 +207,9 @@ def _sqlite(url: str) -> Engine:
     return engine
 
 
-def _is_outage(error: DBAPIError) -> bool:
+def _is_outage(error: BaseException) -> bool:
     """True where the server is unreachable, silent, full or shutting down, not where one statement failed."""
+    if not isinstance(error, DBAPIError) or is_unreadable(error):
+        return False
     code = getattr(error.orig, "sqlstate", None)
     return error.connection_invalidated or code is None or str(code).startswith(_OUTAGES)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, get_args
 
 from sqlalchemy import (
     JSON,
@@ -27,9 +28,13 @@ from sqlalchemy import (
 
 from authsvc.domain.audit import Entry
 from authsvc.domain.clients import USUAL_RIGHTS
+from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.revocations import Revocation
 from authsvc.domain.sessions import Session
-from authsvc.domain.users import BUILT_IN, Role, User, with_roles
+from authsvc.domain.users import BUILT_IN, Role, Status, User, with_roles
+from authsvc.domain.values.jsontext import canonical
+
+log = logging.getLogger(__name__)
 
 
 class UtcTime(TypeDecorator[datetime]):
@@ -169,10 +174,21 @@ Index(
 
 
 def to_user(row: RowMapping) -> User:
-    """The user in *row*, which holds at least USER_COLUMNS."""
+    """The user in *row*, which holds at least USER_COLUMNS; raises StoreUnavailable for a damaged one."""
     fields = {name: row[users.c[name]] for name in _USER_FIELDS}
+    if fields["status"] not in get_args(Status) or not _is_storable(fields["preferences"]):
+        log.error("sql.row_damaged", extra={"table": users.name, "id": fields["id"]})
+        raise StoreUnavailable("sql: unreadable row")
     further = split_roles(row[users.c.extra_roles])
     return User(**fields, roles=with_roles(("admin", *further) if row[users.c.is_admin] else further))
+
+
+def _is_storable(preferences: object) -> bool:
+    """True for an object without a text that no answer could carry."""
+    try:
+        return isinstance(preferences, dict) and (not preferences or bool(canonical(preferences).encode()))
+    except (UnicodeEncodeError, ValueError):
+        return False
 
 
 def from_user(user: User) -> dict[str, Any]:

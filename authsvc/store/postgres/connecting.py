@@ -1,0 +1,183 @@
+"""
+Connections to PostgreSQL: what the code relies on is set by the connection, every wait has a deadline.
+
+A server takes its settings with the start of a session, at no cost.  A pooler such as PgBouncer refuses or
+drops them, and hands each transaction to another session: behind one they are set for each transaction, in
+the round trip that begins it, and statements are not prepared.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg
+from psycopg import pq, sql
+from psycopg.abc import RV, ConnDict, PQGen
+from psycopg.conninfo import conninfo_attempts
+from psycopg.generators import execute
+from psycopg.pq import ExecStatus, TransactionStatus
+
+from authsvc.domain.values.clocks import Monotonic
+from authsvc.settings.postgresql import connection_parts, server_settings, written
+from authsvc.store.postgres.causes import NoServer
+
+#: How poolers refuse settings at the start.
+_REFUSED = re.compile("startup parameter|command-line options")
+#: A pooler's own number for the session, or a setting that was dropped, gives it away.
+_IS_DIRECT = (
+    "SELECT pg_backend_pid() = %s AND current_setting('statement_timeout')::interval = %s::text::interval"
+)
+_DONE = {ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK}
+_BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED; SELECT {}"
+
+
+class Deadline(threading.local):
+    """How long the unit of work that runs on this thread may still take, and how long one host of that."""
+
+    def __init__(self) -> None:
+        self.ends_at_s: float | None = None
+        #: psycopg waits for two seconds at least: with less left, no host is tried.
+        self.connect_s = 2
+
+
+class DeadlineConnection(psycopg.Connection[Any]):
+    """
+    A connection that gives up by the client's own clock.
+
+    ``statement_timeout`` is the server's: a stopped server process never fires it.
+    """
+
+    deadline: Deadline
+    clock: Monotonic
+    #: What begins a transaction, where the settings go with it; empty: a plain BEGIN.
+    begin: bytes = b""
+
+    def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
+        """Wait for *gen* until the deadline of this thread's work; past it the connection is of no use."""
+        ends_at_s = self.deadline.ends_at_s
+        if ends_at_s is not None:
+            left_s = max(0.0, ends_at_s - self.clock())
+            timeout = left_s if timeout is None else min(timeout, left_s)
+        try:
+            return super().wait(gen, interval, timeout)
+        except psycopg.errors._WaitTimeout as error:  # noqa: SLF001 - psycopg's own name for it
+            self.close()
+            raise psycopg.OperationalError("no answer within the deadline") from error
+
+    def _start_query(self) -> PQGen[None]:
+        """Begin a transaction where none is open, as psycopg does, and set what goes with it at once."""
+        if not self.begin:
+            yield from super()._start_query()
+        elif not self.autocommit and self.pgconn.transaction_status == TransactionStatus.IDLE:
+            self.pgconn.send_query(self.begin)
+            for result in (yield from execute(self.pgconn)):
+                if result.status not in _DONE:
+                    raise psycopg.errors.error_from_result(result)
+
+
+@dataclass(slots=True, kw_only=True)
+class Connector:
+    """Makes connections to the first of the hosts in *url* that serves, while there is time for it."""
+
+    url: str
+    deadline: Deadline
+    clock: Monotonic
+    #: The longest that a send may stay unacknowledged.
+    silence_s: float
+    settings: dict[str, str]
+    #: True once a pooler was met: settings then go with each transaction, which is right everywhere.
+    is_pooled: bool = False
+    _silent: set[str] = field(default_factory=set)
+    _connect: Callable[..., DeadlineConnection] = field(init=False)
+    _parts: ConnDict = field(init=False)
+    _given: dict[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        class BoundConnection(DeadlineConnection):
+            """A connection under this connector's deadlines."""
+
+        BoundConnection.deadline, BoundConnection.clock = self.deadline, staticmethod(self.clock)
+        self._connect = BoundConnection.connect
+        parts: ConnDict = {**connection_parts(self.url)}
+        self._given = server_settings(str(parts.pop("options", None) or _by_variable("options")))
+        if "," in str(parts.get("host", "")) and not _by_variable("target_session_attrs"):
+            parts.setdefault("target_session_attrs", "read-write")
+        self._parts = parts | {
+            "client_encoding": "UTF8",
+            "fallback_application_name": "authsvc",
+            "keepalives_idle": 5,
+            "keepalives_interval": 2,
+            "keepalives_count": 3,
+            "tcp_user_timeout": int(self.silence_s * 1000),
+        }
+
+    def connect(self) -> DeadlineConnection:
+        """A connection; raises psycopg.OperationalError where no host gives one in time."""
+        failures: list[psycopg.Error] = []
+        # Names are asked for each time: many a failover is a change of addresses.
+        parts = self._parts | {"connect_timeout": self.deadline.connect_s}
+        for address in sorted(conninfo_attempts(parts), key=lambda one: _key(one) in self._silent):
+            try:
+                return self._connect_to(address)
+            except psycopg.Error as error:
+                failures.append(error)
+        raise failures[0] if len(failures) == 1 else NoServer(failures)
+
+    def _connect_to(self, address: ConnDict) -> DeadlineConnection:
+        ends_at_s = self.deadline.ends_at_s
+        if ends_at_s is not None and ends_at_s - self.clock() < self.deadline.connect_s:
+            raise psycopg.OperationalError("no time left to connect")
+        try:
+            connection = self._prepared(address)
+        except psycopg.errors.ConnectionTimeout:
+            # The next connection asks the others first: with this one before them, none would be in time.
+            self._silent.add(_key(address))
+            raise
+        self._silent.discard(_key(address))
+        return connection
+
+    def _prepared(self, address: ConnDict) -> DeadlineConnection:
+        """A connection on which the settings hold."""
+        connection = None if self.is_pooled else self._direct(address)
+        if connection is None:
+            # Empty, not absent: libpq would send its own variable's.
+            connection = self._connect(**address, options="", autocommit=True, prepare_threshold=None)
+            connection.begin = self._beginning()
+        connection.autocommit = False
+        return connection
+
+    def _direct(self, address: ConnDict) -> DeadlineConnection | None:
+        """A connection whose session has the settings; None where a pooler is in between, from now on."""
+        options = written({**self._given, **self.settings})
+        try:
+            connection = self._connect(**address, options=options, autocommit=True)
+        except psycopg.OperationalError as error:
+            if not _REFUSED.search(str(error)):
+                raise
+        else:
+            wanted = [connection.pgconn.backend_pid, self.settings["statement_timeout"]]
+            if connection.execute(_IS_DIRECT, wanted).fetchone() == (True,):
+                return connection
+            connection.close()
+        self.is_pooled = True
+        return None
+
+    def _beginning(self) -> bytes:
+        settings = {**self._given, **self.settings}
+        del settings["default_transaction_isolation"]
+        calls = [sql.SQL("set_config({}, {}, true)").format(*pair) for pair in settings.items()]
+        return sql.SQL(_BEGIN).format(sql.SQL(", ").join(calls)).as_bytes()
+
+
+def _key(address: ConnDict) -> str:
+    return f"{address.get('host')} {address.get('hostaddr')} {address.get('port')}"
+
+
+def _by_variable(name: str) -> str:
+    """What libpq takes from a variable of its own (``PGOPTIONS``); empty where there is none."""
+    option = next(one for one in pq.Conninfo.get_defaults() if one.keyword == name.encode())
+    return (option.val or b"").decode() if option.val != option.compiled else ""
