@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import socket
 from collections.abc import Iterator
 
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.tokens.keys import KeyRefused
 from authsvc.observability.tracing import is_installed
-from authsvc.settings import Problem, Settings, TracingMode
+from authsvc.settings import HttpSettings, Problem, Settings, TracingMode
 from authsvc.store.key_folder import read_key
-from authsvc.store.migrations import NEEDED_REVISION, current_revision
+from authsvc.store.migrations import why_unfit
+from authsvc.store.postgres.causes import cause_of
 from authsvc.store.users import roles_in_use
 from authsvc.wiring.redis_checks import redis_problems
 from authsvc.wiring.stores import open_database
@@ -44,6 +47,27 @@ def stored_role_warnings(settings: Settings) -> list[str]:
     ]
 
 
+def listening_problems(http: HttpSettings) -> Iterator[Problem]:
+    """What keeps the service from listening on its two ports, asked by listening there for a moment."""
+    for name, number in (("PORT", http.port), ("METRICS_PORT", http.metrics_port)):
+        family = socket.AF_INET6 if ":" in http.host else socket.AF_INET
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((http.host, number))
+                probe.listen()
+            except OSError as error:
+                yield Problem(name=name, message=_not_listening(number, error))
+
+
+def _not_listening(number: int, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"{number} is taken: another process listens there; stop it, or choose another port"
+    if error.errno == errno.EACCES:
+        return f"{number} is not for this user: below 1024 only root may listen; choose another port"
+    return f"{number} cannot be listened on at HOST ({error.strerror})"
+
+
 def _keys(settings: Settings) -> Iterator[Problem]:
     files = sorted(settings.tokens.keys_dir.glob("*.pem"))
     if not files:
@@ -66,16 +90,11 @@ def _tracing(settings: Settings) -> Iterator[Problem]:
 def _database(settings: Settings) -> Iterator[Problem]:
     database = open_database(settings)
     try:
-        with database.read() as connection:
-            revision = current_revision(connection)
+        message = why_unfit(database)
     except StoreUnavailable as error:
-        yield Problem(name="DATABASE_URL", message=f"cannot be reached ({error.store})")
-        return
+        cause = cause_of(error)
+        message = f"cannot be {'used' if cause.code else 'reached'} ({error.store}): {cause.advice}"
     finally:
         database.close()
-    if revision != NEEDED_REVISION:
-        have = f"revision {revision}" if revision else "no schema"
-        yield Problem(
-            name="DATABASE_URL",
-            message=f"has {have}, revision {NEEDED_REVISION} is needed: run `authsvc db upgrade`",
-        )
+    if message:
+        yield Problem(name="DATABASE_URL", message=message)

@@ -7,7 +7,9 @@ import sys
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import psycopg
 import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
@@ -18,16 +20,22 @@ from sqlalchemy import inspect, text
 
 from authsvc.domain.audit import AuditFilter, Entry
 from authsvc.domain.clients import USUAL_RIGHTS
+from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.values.identifiers import SessionId, UserId, timed_id
+from authsvc.store import migrations
 from authsvc.store.audit import SqlAuditTrail
 from authsvc.store.clients import SqlClientStore
-from authsvc.store.migrations import FOLDER, NEEDED_REVISION, current_revision, upgrade
+from authsvc.store.migrations import FOLDER, NEEDED_REVISION, VERSIONS, schema_of, upgrade, why_unfit
 from authsvc.store.sql import Database
 from authsvc.store.tables import metadata
 from tests.contract.stores import Stores, open_database
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 ROOT = Path(__file__).parents[2]
 PROCESSES = 3
+NEWER = r"revision 9999, which authsvc 9\.8\.7 made; this is .*: install authsvc 9\.8\.7 or later"
 UPGRADE = """
 import sys
 from authsvc.store.migrations import upgrade
@@ -76,7 +84,7 @@ def empty_url(request, tmp_path) -> str:
 def revision_of(url: str) -> str | None:
     """Where the database stands."""
     with closing(open_database(url)) as database, database.read() as connection:
-        return current_revision(connection)
+        return schema_of(connection).revision
 
 
 def test_an_empty_database_stands_nowhere(empty_url):
@@ -101,11 +109,12 @@ def test_a_database_of_a_newer_version_is_left_alone(empty_url):
     with closing(open_database(empty_url)) as database:
         upgrade(database)
         with database.transaction() as connection:
-            connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+            connection.exec_driver_sql("UPDATE authsvc_version SET version_num = '9999', release = '9.8.7'")
 
-        with pytest.raises(ValueError, match=r"at revision 9999, .* newer version has upgraded it"):
+        with pytest.raises(ValueError, match=NEWER) as refusal:
             upgrade(database)
 
+        assert f"the database {why_unfit(database)}" == str(refusal.value)
     assert revision_of(empty_url) == "9999"
 
 
@@ -156,8 +165,127 @@ def _upgrade_to(database: Database, revision: str) -> None:
     config = Config()
     config.set_main_option("script_location", str(FOLDER))
     with database.engine.begin() as connection:
+        VERSIONS.create(connection)
         config.attributes["connection"] = connection
         command.upgrade(config, revision)
+
+
+def _note_in_the_shared_table(database: Database, revision: str) -> None:
+    """Leave the database as the first releases did: the revision in alembic's own table."""
+    with database.transaction() as connection:
+        connection.exec_driver_sql("DROP TABLE IF EXISTS authsvc_version")
+        connection.exec_driver_sql("CREATE TABLE alembic_version (version_num VARCHAR(32) PRIMARY KEY)")
+        connection.exec_driver_sql(f"INSERT INTO alembic_version VALUES ('{revision}')")
+
+
+def test_a_revision_in_the_shared_table_moves_into_our_own(empty_url):
+    """The first releases noted it there: no row is lost, and the shared table is free for others."""
+    with closing(open_database(empty_url)) as database:
+        upgrade(database)
+        alice = Stores.over(database).register()
+        _note_in_the_shared_table(database, NEEDED_REVISION)
+        assert why_unfit(database) is None
+
+        assert upgrade(database) == NEEDED_REVISION
+
+        assert Stores.over(database).users.get(alice.id) == alice
+        with database.read() as connection:
+            assert not inspect(connection).has_table("alembic_version")
+
+
+def test_the_version_table_of_another_service_is_left_alone(empty_url):
+    """It shares the database, and happens to count as we do."""
+    with closing(open_database(empty_url)) as database:
+        _note_in_the_shared_table(database, NEEDED_REVISION)
+        assert "has no schema" in str(why_unfit(database))
+
+        assert upgrade(database) == NEEDED_REVISION
+
+        assert why_unfit(database) is None
+        with database.read() as connection:
+            noted = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalars().all()
+        assert noted == [NEEDED_REVISION]
+
+
+def test_a_revision_without_its_tables_is_refused_by_their_names(empty_url):
+    """A restore that was cut short, or another schema: neither serving nor upgrading goes on."""
+    with closing(open_database(empty_url)) as database:
+        upgrade(database)
+        with database.transaction() as connection:
+            connection.exec_driver_sql("DROP TABLE sessions")
+
+        assert "has no table sessions" in str(why_unfit(database))
+        with pytest.raises(ValueError, match="has no table sessions"):
+            upgrade(database)
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+def test_a_database_that_is_not_utf8_is_refused_by_its_encoding(postgres_server, encoding):
+    """Names in other scripts could not be stored, or not be read again."""
+    name = f"encoded_{encoding.lower()}"
+    with psycopg.connect(postgres_server.url, autocommit=True) as admin:
+        admin.execute(f"DROP DATABASE IF EXISTS {name}")
+        admin.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LOCALE 'C'")
+    with closing(open_database(postgres_server.url.rpartition("/")[0] + f"/{name}")) as database:
+        with pytest.raises(ValueError, match=f"has the encoding {encoding}; expected UTF8"):
+            upgrade(database)
+        assert f"has the encoding {encoding}" in str(why_unfit(database))
+
+
+class TestTrouble:
+    """An upgrade that cannot be done says why, and has changed nothing."""
+
+    @pytest.fixture
+    def modest(self, database_url, postgres_server) -> Iterator[str]:
+        """Return the URL for a role that owns nothing."""
+        with psycopg.connect(postgres_server.url, autocommit=True) as admin:
+            admin.execute("DROP ROLE IF EXISTS modest")
+            admin.execute("CREATE ROLE modest LOGIN")
+        yield database_url.replace("postgres@", "modest@")
+        with psycopg.connect(database_url, autocommit=True) as admin:
+            admin.execute("DROP OWNED BY modest")
+            admin.execute("DROP ROLE modest")
+
+    def test_missing_rights_are_named(self, modest, database_url):
+        """To make tables at the upgrade, to use them at the start."""
+        with closing(open_database(modest)) as database, closing(open_database(database_url)) as owners:
+            with pytest.raises(StoreUnavailable, match="InsufficientPrivilege"):
+                upgrade(database)
+            assert revision_of(database_url) is None
+            upgrade(owners)
+
+            with pytest.raises(StoreUnavailable, match="InsufficientPrivilege"):
+                why_unfit(database)
+            with owners.transaction() as connection:
+                connection.exec_driver_sql("GRANT SELECT ON ALL TABLES IN SCHEMA public TO modest")
+            assert "INSERT in table users" in str(why_unfit(database))
+            with owners.transaction() as connection:
+                connection.exec_driver_sql("GRANT ALL ON ALL TABLES IN SCHEMA public TO modest")
+            assert "GRANT USAGE on the sequence" in str(why_unfit(database))
+            with owners.transaction() as connection:
+                connection.exec_driver_sql("GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO modest")
+            assert why_unfit(database) is None
+
+    def test_tables_of_somebody_else_are_not_touched(self, database_url):
+        """Another service has a table `users`: the refusal is one cause, not a traceback."""
+        with closing(open_database(database_url)) as database:
+            with database.transaction() as connection:
+                connection.exec_driver_sql("CREATE TABLE users (id integer)")
+
+            with pytest.raises(StoreUnavailable, match="DuplicateTable"):
+                upgrade(database)
+        assert revision_of(database_url) is None
+
+    def test_a_held_lock_ends_the_upgrade_in_time(self, database_url, monkeypatch):
+        """Behind a change that waits for ever, everybody else would wait, too."""
+        monkeypatch.setattr(migrations, "LOCK_WAIT", "100ms")
+        with closing(open_database(database_url)) as database:
+            upgrade(database)
+            _note_in_the_shared_table(database, "0001")
+            with database.transaction() as connection:
+                connection.exec_driver_sql("LOCK TABLE alembic_version IN ACCESS SHARE MODE")
+                with pytest.raises(StoreUnavailable, match="LockNotAvailable"):
+                    upgrade(database)
 
 
 def test_the_needed_revision_is_the_newest():
@@ -172,13 +300,14 @@ def test_the_migrations_make_the_tables_that_the_stores_use(stores):
     """No column, type, index or constraint of the one is missing in the other."""
     with stores.database.engine.connect() as connection:
         context = MigrationContext.configure(
-            connection, opts={"compare_type": True, "compare_server_default": True}
+            connection,
+            opts={"compare_type": True, "compare_server_default": True, "version_table": VERSIONS.name},
         )
         differences = compare_metadata(context, metadata)
         tables = set(inspect(connection).get_table_names())
 
     assert differences == []
-    assert tables == {*metadata.tables, "alembic_version"}
+    assert tables == {*metadata.tables, VERSIONS.name}
 
 
 def test_upgrades_that_start_together_all_succeed(database_url, tmp_path):

@@ -6,56 +6,207 @@ alembic is imported by the upgrade alone: a service that starts asks one table w
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import (
+    Column,
+    Connection,
+    MetaData,
+    PrimaryKeyConstraint,
+    Row,
+    String,
+    Table,
+    inspect,
+    null,
+    select,
+    text,
+)
 
+from authsvc import __version__
 from authsvc.store.sql import Database
+from authsvc.store.tables import metadata
 
 #: The revision that this version of the service works with: the newest file in ``versions/``.
 NEEDED_REVISION: Final = "0004"
 #: One upgrade at a time, however many start together.
 UPGRADE_LOCK: Final = 0x61757468_0003
+#: A change waits for no longer for the locks of others: behind it, everybody would wait.
+LOCK_WAIT: Final = "10s"
 
 FOLDER: Final = Path(__file__).parent
+
+#: Where the schema stands, and which release brought it there.  Another service may have `alembic_version`.
+VERSIONS: Final = Table(
+    "authsvc_version",
+    MetaData(),
+    Column("version_num", String(32), nullable=False),
+    Column("release", String(64)),
+    PrimaryKeyConstraint("version_num", name="authsvc_version_pkc"),
+)
+#: Where the first releases noted it.
+_SHARED: Final = Table("alembic_version", MetaData(), Column("version_num", String(32)))
+#: The tables of the first revision: whoever has them made the shared table's entry.
+_FIRST_TABLES: Final = frozenset({"users", "sessions", "revocations", "clients"})
+#: What serving does to which table; `db prune` and the commands of clients do more.
+_RIGHTS: Final = {
+    "users": ("SELECT", "INSERT", "UPDATE", "DELETE"),
+    "sessions": ("SELECT", "INSERT", "UPDATE"),
+    "revocations": ("SELECT", "INSERT"),
+    "clients": ("SELECT",),
+    "audit_events": ("SELECT", "INSERT", "UPDATE"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schema:
+    """What a database holds: its *revision*, the *release* that brought it there, tables it lacks."""
+
+    revision: str | None = None
+    release: str | None = None
+    missing: tuple[str, ...] = ()
+
+    @property
+    def problem(self) -> str | None:
+        """What stands in the way of serving with it; None where nothing does."""
+        if self.is_newer:
+            return self.newer
+        if self.missing:
+            return (
+                f"notes revision {self.revision}, and has no table {', '.join(self.missing)}: "
+                "was it restored in full, and does the search_path lead to them?"
+            )
+        if self.revision != NEEDED_REVISION:
+            have = f"revision {self.revision}" if self.revision else "no schema"
+            return f"has {have}, revision {NEEDED_REVISION} is needed: run `authsvc db upgrade`"
+        return None
+
+    @property
+    def is_newer(self) -> bool:
+        """True where a newer release has been there."""
+        return self.revision is not None and self.revision not in known_revisions()
+
+    @property
+    def newer(self) -> str:
+        """The line for a release that is too old."""
+        by = f"authsvc {self.release}" if self.release else "a newer authsvc"
+        return (
+            f"is at revision {self.revision}, which {by} made; this is authsvc {__version__}, which knows "
+            f"{NEEDED_REVISION} and older ones: install {by if self.release else 'the newer one'} or later"
+        )
 
 
 def upgrade(database: Database) -> str:
     """
     Bring the schema to the newest revision, which is returned; waits for an upgrade that is under way.
 
-    Raises ValueError where a newer version of the service has been there: nothing goes back.
+    All of it is one transaction.
+
+    Raises:
+        ValueError: a newer release has been there, or tables are missing that should be there.
+        StoreUnavailable: the database did not let it: rights, locks, disk; nothing is changed.
     """
     from alembic import command  # noqa: PLC0415 - 0.3 s of start-up that only this function needs
     from alembic.config import Config  # noqa: PLC0415 - the same
-    from alembic.util import CommandError  # noqa: PLC0415 - the same
 
     config = Config()
-    config.set_main_option("script_location", str(FOLDER))
-    with database.engine.begin() as connection:
+    config.set_main_option("script_location", str(FOLDER).replace("%", "%%"))
+    with _alone(database) as connection:
+        _adopt(connection)
+        before = schema_of(connection)
+        if problem := _encoding_problem(connection):
+            raise ValueError(f"the database {problem}")
+        if before.is_newer or before.missing:
+            raise ValueError(f"the database {before.problem}")
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+        if before.revision != NEEDED_REVISION:
+            connection.execute(VERSIONS.update().values(release=__version__))
+        return schema_of(connection).revision or ""
+
+
+def why_unfit(database: Database) -> str | None:
+    """What stands in the way of serving with *database*, or None.  Raises StoreUnavailable."""
+    with database.read() as connection:
+        return _encoding_problem(connection) or schema_of(connection).problem or _rights_problem(connection)
+
+
+def schema_of(connection: Connection) -> Schema:
+    """What the database holds."""
+    inspector = inspect(connection)
+    found = {name for name in (*metadata.tables, VERSIONS.name, _SHARED.name) if inspector.has_table(name)}
+    row: Row[Any] | None = None
+    if VERSIONS.name in found:
+        row = connection.execute(select(VERSIONS)).first()
+    elif _is_ours(found):
+        row = connection.execute(select(_SHARED, null().label("release"))).first()
+    if row is None:
+        return Schema()
+    # Which tables an older revision has is not known here: the upgrade brings the rest.
+    wanted = metadata.tables.keys() if row.version_num == NEEDED_REVISION else _FIRST_TABLES
+    return Schema(revision=row.version_num, release=row.release, missing=tuple(sorted(wanted - found)))
+
+
+def _is_ours(found: Collection[str]) -> bool:
+    """True where the shared table has the entry of this service, not of another."""
+    return {_SHARED.name, *_FIRST_TABLES} <= set(found)
+
+
+def _encoding_problem(connection: Connection) -> str | None:
+    if connection.dialect.name != "postgresql":
+        return None
+    encoding = connection.execute(text("SHOW server_encoding")).scalar_one()
+    if encoding == "UTF8":
+        return None
+    return f"has the encoding {encoding}; expected UTF8: CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0"
+
+
+def _rights_problem(connection: Connection) -> str | None:
+    if connection.dialect.name != "postgresql":
+        return None
+    for name, rights in _RIGHTS.items():
+        for right in rights:
+            statement = text("SELECT has_table_privilege(:name, :right)")
+            if not connection.execute(statement, {"name": name, "right": right}).scalar_one():
+                return f"does not let its user {right} in table {name}: GRANT it"
+    statement = text(
+        "SELECT has_sequence_privilege(pg_get_serial_sequence('revocations', 'seq'), 'USAGE') IS FALSE"
+    )
+    if connection.execute(statement).scalar_one():
+        return "does not let its user take numbers of revocations_seq_seq: GRANT USAGE on the sequence"
+    return None
+
+
+def known_revisions() -> frozenset[str]:
+    """The revisions that this version has files of."""
+    return frozenset(file.name.partition("_")[0] for file in FOLDER.glob("versions/[0-9]*.py"))
+
+
+@contextmanager
+def _alone(database: Database) -> Iterator[Connection]:
+    """A transaction that no other upgrade runs beside."""
+    with database.unhurried() as connection:
         if database.is_postgresql:
             connection.execute(text("SET LOCAL statement_timeout = 0"))
             connection.execute(text("SET LOCAL lock_timeout = 0"))
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": UPGRADE_LOCK})
+            connection.execute(text("SELECT set_config('lock_timeout', :wait, true)"), {"wait": LOCK_WAIT})
         else:
             connection.exec_driver_sql("PRAGMA busy_timeout = 30000")
             connection.exec_driver_sql("BEGIN IMMEDIATE")
-        config.attributes["connection"] = connection
-        try:
-            command.upgrade(config, "head")
-        except CommandError as error:
-            found = current_revision(connection)
-            raise ValueError(
-                f"the database is at revision {found}, this version knows {NEEDED_REVISION} and older ones: "
-                "a newer version has upgraded it"
-            ) from error
-        return current_revision(connection) or ""
+        yield connection
 
 
-def current_revision(connection: Connection) -> str | None:
-    """The revision that the database is at; None for an empty one."""
-    if not inspect(connection).has_table("alembic_version"):
-        return None
-    revision: str | None = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
-    return revision
+def _adopt(connection: Connection) -> None:
+    """Note the revision in a table of its own; the shared one, if it is ours, goes."""
+    inspector = inspect(connection)
+    if inspector.has_table(VERSIONS.name):
+        return
+    found = {name for name in (_SHARED.name, *_FIRST_TABLES) if inspector.has_table(name)}
+    VERSIONS.create(connection)
+    if _is_ours(found):
+        connection.execute(VERSIONS.insert().from_select(["version_num"], select(_SHARED)))
+        _SHARED.drop(connection)
