@@ -10,6 +10,7 @@ from contextlib import closing
 from typing import Any
 
 from authsvc.domain.authentication import Registration
+from authsvc.domain.errors import NotFound
 from authsvc.domain.users import Profile, User
 from authsvc.domain.values.emails import InvalidEmail, canonical_email
 from authsvc.observability import logs
@@ -20,6 +21,13 @@ from authsvc.wiring import build
 from authsvc.wiring.preflight import database_problems
 
 STDERR = 2
+
+
+class NoSuchUser(Exception):
+    """A command named somebody by an address that no user has."""
+
+    def __init__(self, email: str) -> None:
+        super().__init__(f"no user has the address {email}")
 
 
 def add_actions(users: Any) -> None:
@@ -60,7 +68,10 @@ def run_set_role(options: argparse.Namespace, env: Mapping[str, str]) -> int:
         raise ValueError(f"EMAIL {error}") from error
     with closing(open_services(env)) as services:
         _require_roles(services, options.role)
-        user = services.users.set_roles(email, tuple(options.role)).value
+        try:
+            user = services.users.set_roles(email, tuple(options.role)).value
+        except NotFound as error:
+            raise NoSuchUser(email) from error
     print(json.dumps(_described(user)))
     return 0
 

@@ -30,6 +30,9 @@ BATCH = 200
 #: Twice what a user with the largest preferences takes.
 MAX_LINE_BYTES = 128 * 1024
 
+#: Characters of an unknown field's name that a refusal repeats.
+MAX_NAME_CHARS = 64
+
 Result = dict[str, Any]
 
 
@@ -127,8 +130,7 @@ class Importer:
                 user=_user(form, self.clock()), password_hash=self._hash(form), password_version=1
             )
         except ValidationError as error:
-            fields_at_fault = ", ".join(sorted(map(str, error.messages_dict)))
-            return Candidate(number, refusal=_refused(data, f"wrong or missing: {fields_at_fault}"))
+            return Candidate(number, refusal=_refused(data, _faults(data, error)))
         except ValueError as error:
             return Candidate(number, refusal=_refused(data, str(error)))
         return Candidate(number, user, has_brought_id="id" in form)
@@ -183,6 +185,20 @@ def _parsed(line: bytes | None) -> dict[str, Json]:
     if not isinstance(data, dict):
         raise ValueError("not a JSON object")  # noqa: TRY004 - one kind of error for whatever a line holds
     return data
+
+
+def _faults(data: dict[str, Json], error: ValidationError) -> str:
+    """Which fields are unknown, missing or wrong; never a value."""
+    kinds: dict[str, list[str]] = {"unknown": [], "missing": [], "wrong": []}
+    for name in sorted(map(str, error.messages_dict)):
+        kind = "unknown" if name not in _LINE.fields else "wrong" if name in data else "missing"
+        kinds[kind].append(_shown(name))
+    return "; ".join(f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names)
+
+
+def _shown(name: str) -> str:
+    """The name of a field, cut; a file of somebody else's may have anything there."""
+    return name if name.isidentifier() and len(name) <= MAX_NAME_CHARS else "a name that is none"
 
 
 def _arrived(user: User, arrival: Arrival) -> Result:

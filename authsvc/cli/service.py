@@ -18,7 +18,7 @@ from authsvc.settings import Settings, SettingsError
 from authsvc.settings.development import KEYS_DIR, ensure_development_files
 from authsvc.settings.page import settings_page
 from authsvc.wiring.machine import available_cores
-from authsvc.wiring.preflight import local_problems, problems, stored_role_warnings
+from authsvc.wiring.preflight import listening_problems, local_problems, problems, stored_role_warnings
 
 if TYPE_CHECKING:
     from wsgiref.types import WSGIApplication
@@ -60,7 +60,7 @@ def add_commands(commands: Any) -> None:
 def run_serve(_options: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Serve until SIGTERM; refuses to start with everything that is wrong in one message."""
     settings = Settings.from_env(env, cpu_count=available_cores())
-    found = problems(settings)
+    found = (*listening_problems(settings.http), *problems(settings))
     if found:
         raise SettingsError(found)
     return _serve(settings, warnings=(*settings.warnings, *stored_role_warnings(settings)))
@@ -73,6 +73,8 @@ def run_dev(_options: argparse.Namespace, env: Mapping[str, str]) -> int:
         raise ValueError(
             "Redis in memory needs packages of development: start it by `make run`, or set REDIS_URL"
         )
+    if found := tuple(listening_problems(settings.http)):
+        raise SettingsError(found)
     _upgrade(settings)
     return _serve(settings, warnings=(*settings.warnings, *stored_role_warnings(settings)))
 
