@@ -99,12 +99,12 @@ def test_a_refused_user_is_not_made(command):
 
 
 def test_roles_of_nobody_and_roles_that_are_none_are_refused(command):
-    """By code where the data are wrong, by usage where the command is."""
+    """By the address where nobody has it, by usage where the command is wrong."""
     setting = ("users", "set-role", "nobody@example.com")
 
     nobody, nothing, no_action = at_once(command, (*setting, "admin"), (*setting, "king"), ("users",))
 
-    assert "not_found" in failed(nobody)
+    assert failed(nobody) == "authsvc: no user has the address nobody@example.com\n"
     assert "there is no role king" in failed(nothing)
     assert "usage:" in failed(no_action, USAGE)
 
