@@ -8,6 +8,7 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +25,7 @@ from cryptography.x509.oid import NameOID
 from flask import Flask
 
 from authsvc.api.frame.docs import VERIFY_PATH
+from authsvc.api.frame.errors import DETAILS
 from authsvc.app import BLUEPRINTS
 from tests.binaries import postgres_binaries, tool
 from tests.nginx import Nginx
@@ -198,15 +200,20 @@ def published(installed) -> Iterator[tuple[str, str, Path]]:
     """nginx with the file of the page: the addresses of http and https, and the certificate."""
     _, service = installed
     tool("nginx", "nginx")
-    with TemporaryDirectory(prefix="authsvc-tls-") as folder:
-        yield from _served(service, Path(folder))
+    with (
+        TemporaryDirectory(prefix="authsvc-tls-") as folder,
+        _served(f"{HOST}:{service.port}", Path(folder)) as addresses,
+    ):
+        yield addresses
 
 
-def _served(service: Service, folder: Path) -> Iterator[tuple[str, str, Path]]:
+@contextmanager
+def _served(authsvc: str, folder: Path) -> Iterator[tuple[str, str, Path]]:
+    """The file of the page in nginx, in front of what is at *authsvc*."""
     certificate, key = _certificate(folder)
     port = free_port()
     addresses = {
-        "127.0.0.1:8080": f"{HOST}:{service.port}",
+        "127.0.0.1:8080": authsvc,
         "listen 443 ssl;": f"listen {HOST}:{port} ssl;",
         "/etc/nginx/tls/auth.example.com.pem": str(certificate),
         "/etc/nginx/tls/auth.example.com.key": str(key),
@@ -299,6 +306,48 @@ def test_the_proxy_publishes_what_the_page_says_and_nothing_else(published):
         reached = {path: "X-Request-Id" in client.ask("OPTIONS", path).headers for path in every_path()}
 
     assert reached == {path: is_published(path) for path in every_path()}
+
+
+def test_the_proxy_refuses_in_the_form_of_authsvc(published):
+    """Too large a body, a path that is not published: problem documents, as the service writes them."""
+    _, base, certificate = published
+    with _Client(base, certificate) as client:
+        large = client.ask("POST", "/v1/auth/login", json={"password": "x" * 70_000})
+        hidden = client.ask("GET", "/v1/users")
+
+    for answer, code in ((large, "too_large"), (hidden, "not_found")):
+        problem = answer.json()
+        assert (problem["status"], problem["code"]) == (answer.status_code, code)
+        assert (problem["type"], problem["detail"]) == (f"urn:authsvc:problem:{code}", DETAILS[code])
+
+
+def test_the_proxy_says_when_to_come_back_while_authsvc_is_away():
+    """503 and ``Retry-After``, for a restart of the service as for its end."""
+    tool("nginx", "nginx")
+    with (
+        TemporaryDirectory(prefix="authsvc-tls-") as folder,
+        _served(f"{HOST}:{free_port()}", Path(folder)) as (_, base, certificate),
+        _Client(base, certificate) as client,
+    ):
+        away = client.ask("GET", "/v1/me")
+
+    assert (away.status_code, away.headers["Retry-After"], away.json()["code"]) == (503, "2", "unavailable")
+    assert away.json()["detail"] == DETAILS["unavailable"]
+
+
+def test_compose_finds_the_secrets_that_the_page_makes(tmp_path):
+    """Every file that compose.yaml mounts is there, in a folder that is closed to others."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "checkout").mkdir()
+    reader = Reader(tmp_path / "home", tmp_path / "checkout", dict.fromkeys(("docker", "curl"), RECORDER))
+
+    reader.paste(commands(PAGE, "With Compose"))
+
+    secrets = yaml.safe_load((ROOT / "compose.yaml").read_text())["secrets"]
+    assert {path.name for path in (reader.folder / "var" / "secrets").iterdir()} == set(secrets)
+    assert all((reader.folder / secret["file"]).stat().st_size for secret in secrets.values())
+    assert (reader.folder / "var" / "secrets").stat().st_mode & 0o077 == 0
+    assert "docker compose up --detach" in reader.asked
 
 
 def test_the_ingress_publishes_the_same():
