@@ -8,6 +8,7 @@ the marker is proven (:class:`Proof`); whatever is missing, unproven or failing 
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 from collections.abc import Sequence
@@ -19,7 +20,6 @@ from typing import Generic, Protocol, TypeVar
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.values.emails import Email
 from authsvc.domain.values.identifiers import SessionId, TokenId, UserId
-from authsvc.domain.values.jsontext import InvalidJson, parse
 
 T = TypeVar("T")
 
@@ -142,8 +142,9 @@ def _is_issued(token: TokenKeys, record: bytes | None) -> bool | None:
     if record.startswith(BOUND_RECORD):
         return record.startswith(b'%b%b"' % (BOUND_RECORD, token.digest.encode()))
     try:
-        found = parse(record)
-    except InvalidJson:
+        # Ours, and read on every check after Redis was refilled: the strict reader takes 30 µs.
+        found = json.loads(record)
+    except (ValueError, RecursionError):
         return None
     claims = {
         "session_id": token.session_id,
