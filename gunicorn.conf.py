@@ -17,6 +17,7 @@ globals().update(
             metrics_port=settings.http.metrics_port,
             workers=settings.http.workers,
             log_level=settings.log.level,
+            figures=settings.http.figures_dir,
             preload=("authsvc.app", "authsvc.wiring"),
         )
     )

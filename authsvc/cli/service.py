@@ -165,6 +165,7 @@ def _serve(settings: Settings, *, warnings: Sequence[str]) -> int:
         metrics_port=settings.http.metrics_port,
         workers=settings.http.workers,
         log_level=settings.log.level.value,
+        figures=settings.http.figures_dir,
         preload=PRELOAD,
         bodiless=VERIFY_PATH,
     )

@@ -1,21 +1,26 @@
 """
-The files that worker processes share their figures by, and what to do when somebody deletes them.
+The files that worker processes share their figures by, and what to do when they are deleted or have no room.
 
 A deleted file stays mapped, so that counting never fails; its figures would only be lost to the scrape.
+prometheus_client's files are sparse: on a full file system the first write to a new page would kill the
+process (SIGBUS).  So their blocks are reserved first, and where that fails the figure is in memory.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import struct
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from prometheus_client import values
 from prometheus_client.metrics_core import Metric
+from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
@@ -24,6 +29,13 @@ FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 #: A file may go, or be half made by a starting worker, between being listed and being read.
 _UNREADABLE = (OSError, struct.error, ValueError, TypeError, RuntimeError)
 _ATTEMPTS = 3
+#: What prometheus_client calls its files, the generation of :class:`_Owner` included.
+_FILE_NAME = re.compile(r"(counter|histogram|summary|gauge_[a-z]+)_[0-9]+(\.[0-9]+)?\.db")
+#: prometheus_client's own first size, and what an entry takes beside its key at most.
+_FIRST_BYTES = 1 << 16
+_ENTRY_BYTES = 40
+
+log = logging.getLogger(__name__)
 
 
 class SharedFigures(Collector):
@@ -31,16 +43,19 @@ class SharedFigures(Collector):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        #: True once a figure had to be counted in memory: the files do not hold all of this process any more.
+        self.is_in_memory = False
         self._owner = _Owner()
         self._prefixes: set[str] = set()
         self._values: list[_Value] = []
         self._make: Callable[..., _Value] = values.MultiProcessValue(self._owner)  # type: ignore[no-untyped-call]
         # prometheus_client looks at the environment when it is first imported, which may have been earlier.
         values.ValueClass = self._make_value
+        values.MmapedDict = _ReservedFile  # type: ignore[attr-defined]
 
     def collect(self) -> Iterable[Metric]:
         """Sum up what can be read now; an unreadable file is left out."""
-        files = [str(path) for path in self.folder.glob("*.db")]
+        files = [str(path) for path in figure_files(self.folder)]
         for _ in range(_ATTEMPTS):
             try:
                 return list(MultiProcessCollector.merge(files))  # type: ignore[no-untyped-call]
@@ -52,7 +67,7 @@ class SharedFigures(Collector):
         """Write the figures into new files where any of the old is gone; True if the files are there."""
         if all(path.exists() for path in self._own_files()):
             return True
-        if not _is_usable(self.folder):
+        if not _is_usable(self.folder) or not self._reserve_anew():
             return False
         figures = [(value, value.get()) for value in self._values]
         self._owner.generation += 1
@@ -63,11 +78,49 @@ class SharedFigures(Collector):
     def _own_files(self) -> Iterator[Path]:
         return (self.folder / f"{prefix}_{self._owner()}.db" for prefix in tuple(self._prefixes))
 
+    def _reserve_anew(self) -> bool:
+        """Make the files that the next generation will open, in the size that the figures need."""
+        paths = [self.folder / f"{prefix}_{self._owner.name_after()}.db" for prefix in self._prefixes]
+        try:
+            for path in paths:
+                _reserve(path, _ReservedFile.sizes.get(_prefix_of(path), _FIRST_BYTES))
+        except OSError:
+            for path in paths:
+                path.unlink(missing_ok=True)
+            return False
+        return True
+
     def _make_value(self, *args: str, multiprocess_mode: str = "", **kwargs: object) -> _Value:
-        value = self._make(*args, multiprocess_mode=multiprocess_mode, **kwargs)
+        try:
+            value = self._make(*args, multiprocess_mode=multiprocess_mode, **kwargs)
+        except OSError as error:
+            if not self.is_in_memory:
+                log.warning("metrics.in_memory", extra={"cause": error.strerror, "folder": str(self.folder)})
+            self.is_in_memory = True
+            return values.MutexValue(*args, **kwargs)  # type: ignore[no-untyped-call]
         self._prefixes.add(f"{args[0]}_{multiprocess_mode}" if args[0] == "gauge" else args[0])
         self._values.append(value)
         return value
+
+
+class _ReservedFile(MmapedDict):
+    """A file of figures whose blocks are there before it is written to; raises OSError if there are none."""
+
+    #: How large the files of each prefix have become in this process.
+    sizes: ClassVar[dict[str, int]] = {}
+
+    def __init__(self, filename: str, read_mode: bool = False) -> None:  # noqa: FBT001, FBT002 its own signature
+        path = Path(filename)
+        self._prefix = _prefix_of(path)
+        self.sizes[self._prefix] = _reserve(path, _FIRST_BYTES)
+        super().__init__(filename, read_mode)  # type: ignore[no-untyped-call]
+
+    def _init_value(self, key: str) -> None:
+        while self._used + len(key.encode()) + _ENTRY_BYTES > self.sizes[self._prefix]:
+            size = 2 * self.sizes[self._prefix]
+            os.posix_fallocate(self._f.fileno(), 0, size)  # not by its name: it may be deleted
+            self.sizes[self._prefix] = size
+        super()._init_value(key)  # type: ignore[no-untyped-call]
 
 
 class _Value(Protocol):
@@ -90,6 +143,10 @@ class _Owner:
         self._key = (0, 0)
         self._name = ""
 
+    def name_after(self) -> str:
+        """The name of the next generation."""
+        return f"{os.getpid()}.{self.generation + 1}"
+
     def __call__(self) -> str:
         key = (os.getpid(), self.generation)
         if key != self._key:
@@ -104,6 +161,11 @@ def shared_figures(folder: Path) -> SharedFigures:
     return SharedFigures(folder)
 
 
+def figure_files(folder: Path) -> Iterator[Path]:
+    """Return the files in *folder* that are prometheus_client's: nothing else there is read or deleted."""
+    return (path for path in folder.glob("*.db") if _FILE_NAME.fullmatch(path.name))
+
+
 def forget_process(pid: int) -> None:
     """Remove the gauges of a process that has ended; what it counted stays counted."""
     folder = os.environ.get(FOLDER_VARIABLE)
@@ -112,6 +174,24 @@ def forget_process(pid: int) -> None:
             mark_process_dead(owner, folder)  # type: ignore[no-untyped-call]
         except FileNotFoundError:  # wiped between being listed and being removed
             return
+
+
+def _prefix_of(path: Path) -> str:
+    return path.name.rpartition("_")[0]
+
+
+def _reserve(path: Path, size: int) -> int:
+    """Make *path* at least *size* bytes long, all of them on the file system, and return its size."""
+    is_new = not path.exists()
+    try:
+        with path.open("ab") as file:
+            size = max(size, os.fstat(file.fileno()).st_size)
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError:
+        if is_new:
+            path.unlink(missing_ok=True)
+        raise
+    return size
 
 
 def _is_usable(folder: Path) -> bool:

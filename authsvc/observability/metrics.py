@@ -104,15 +104,20 @@ class Metrics:
 
     def exposition(self) -> tuple[bytes, str]:
         """Return the figures of all processes and their media type; an answer whatever the folder is like."""
-        source: Source = self.registry if self.shared is None else self.shared
         self.heal()
+        source = self._source
         ratios = CollectorRegistry()
         ratios.register(Ratios(source))
         return _text(source) + generate_latest(ratios), CONTENT_TYPE_PLAIN_0_0_4
 
     def cache_totals(self) -> CacheTotals:
         """The cache's counts over all processes."""
-        return cache_totals(self.registry if self.shared is None else self.shared)
+        return cache_totals(self._source)
+
+    @property
+    def _source(self) -> Source:
+        """All processes; this one alone where there is no room for files that others could read."""
+        return self.registry if self.shared is None or self.shared.is_in_memory else self.shared
 
     def heal(self) -> bool:
         """Bring back files that were deleted; to be called now and then.  True if all is well now."""
@@ -124,7 +129,7 @@ class Metrics:
         if self.shared is None:
             exporter = PrometheusMetrics(None, registry=self.registry, **options)
         else:
-            exporter = GunicornInternalPrometheusMetrics(None, **options)
+            exporter = GunicornInternalPrometheusMetrics(None, registry=self.registry, **options)
         exporter.init_app(app)
         _begin_failures(exporter.registry)
 

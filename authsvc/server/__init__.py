@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from wsgiref.types import WSGIApplication
 
 __all__ = ["GRACEFUL_TIMEOUT_S", "THREADS_PER_WORKER", "ServerOptions", "serve"]
@@ -28,6 +29,8 @@ class ServerOptions:
     workers: int
     threads: int = THREADS_PER_WORKER
     log_level: str = "info"
+    #: Folder of the workers' figures; None: one for this run alone.
+    figures: Path | None = None
     #: Modules to import before the fork, so that the workers share their memory and start at once.
     preload: tuple[str, ...] = ()
     #: A path: requests on it and below it are answered after their head, for nobody reads their bodies.

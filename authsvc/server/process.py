@@ -10,6 +10,7 @@ import resource
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -22,7 +23,7 @@ from gunicorn.config import Config
 from gunicorn.errors import HaltServer
 from gunicorn.glogging import Logger
 
-from authsvc.observability.figures import FOLDER_VARIABLE, forget_process
+from authsvc.observability.figures import FOLDER_VARIABLE, figure_files, forget_process
 from authsvc.server import GRACEFUL_TIMEOUT_S
 from authsvc.server.arrival import MAX_FIELD_BYTES, MAX_FIELDS, MAX_LINE_BYTES
 from authsvc.server.worker import Worker
@@ -41,6 +42,11 @@ KEEPALIVE_S = 75
 MAX_CONNECTIONS = 4096
 #: Descriptors of a worker that are no client's: pools, keys, log, listeners, figures.
 RESERVED_DESCRIPTORS = 256
+#: A worker that lived for less than this died at once (seconds).
+YOUNG_S = 5
+#: So many in a row are replaced at once, then after 0.5 s, 1 s, 2 s and so on.
+FREE_DEATHS = 4
+LONGEST_PAUSE_S = 30.0
 MEMORY_FOLDER = "/dev/shm"  # noqa: S108 - only ever with mkdtemp and unlinked files
 
 
@@ -78,10 +84,52 @@ class Service(BaseApplication):  # type: ignore[misc]
         for name, value in gunicorn_options(self.options).items():
             self.cfg.set(name, value)
 
+    def run(self) -> None:
+        """Run the master until it is told to stop."""
+        Master(self).run()
+
     def load(self) -> WSGIApplication:
         """Make the application, in a worker."""
         with _stopping_all_on_failure():
             return self._load()
+
+
+class Master(Arbiter):  # type: ignore[misc]
+    """gunicorn's, which gives a worker that died at once a successor only after a pause that grows."""
+
+    def __init__(self, app: Service) -> None:
+        super().__init__(app)
+        self._born_at_s: dict[int, float] = {}
+        self._deaths = 0
+        self._spawns_at_s = 0.0
+
+    def spawn_workers(self) -> None:
+        """Replace those that are gone, unless the pause is not over: gunicorn asks again every second."""
+        if time.monotonic() >= self._spawns_at_s:
+            super().spawn_workers()
+
+    def spawn_worker(self) -> int:
+        """Start one, and note when."""
+        pid: int = super().spawn_worker()
+        self._born_at_s[pid] = time.monotonic()
+        return pid
+
+    def reap_workers(self) -> None:
+        """Note who died, and how young."""
+        super().reap_workers()
+        now_s = time.monotonic()
+        for pid in self._born_at_s.keys() - self.WORKERS.keys():
+            is_young = now_s - self._born_at_s.pop(pid) < YOUNG_S
+            self._deaths = self._deaths + 1 if is_young else 0
+            pause_s = _pause_s(self._deaths)
+            self._spawns_at_s = now_s + pause_s
+            if pause_s:
+                log.error("worker.dies_at_once", extra={"deaths": self._deaths, "pause_s": pause_s})
+
+
+def _pause_s(deaths: int) -> float:
+    """Seconds before the next worker, after so many in a row have died at once."""
+    return min(LONGEST_PAUSE_S, 0.5 * 2.0 ** (deaths - FREE_DEATHS - 1)) if deaths > FREE_DEATHS else 0.0
 
 
 def run(options: ServerOptions, load: Callable[[], WSGIApplication]) -> NoReturn:
@@ -119,7 +167,7 @@ def gunicorn_options(options: ServerOptions) -> dict[str, Any]:
         "logger_class": ServiceLog,
         "loglevel": options.log_level,
         "accesslog": None,
-        "on_starting": lambda _: _before_fork(options.preload),
+        "on_starting": lambda _: _before_fork(options),
         "when_ready": lambda _: gc.freeze(),
         "post_worker_init": on_worker_start,
         "worker_exit": lambda _, worker: on_worker_stop(worker),
@@ -144,21 +192,25 @@ def on_worker_stop(worker: Worker) -> None:
         services.close()
 
 
-def prepare_figures() -> None:
+def prepare_figures(given: Path | None) -> None:
     """
-    Make the folder of the workers' metrics: the environment's, or one for this run alone.
+    Make the folder of the workers' metrics: the one *given*, or one for this run alone.
 
-    It is emptied: the figures of an earlier run would be added to those of this one.
+    Figures of an earlier run go, they would be added to those of this one; other files stay.  Where no folder
+    can be made, each worker counts in its own memory.
     """
-    given = os.environ.get(FOLDER_VARIABLE)
-    if given is None:
-        own = tempfile.mkdtemp(prefix="authsvc-metrics-", dir=_memory_folder())
-        os.environ[FOLDER_VARIABLE] = own
-        atexit.register(_remove, own, os.getpid())
+    os.environ.pop(FOLDER_VARIABLE, None)
+    try:
+        folder = given or Path(tempfile.mkdtemp(prefix="authsvc-metrics-", dir=_memory_folder()))
+        folder.mkdir(parents=True, exist_ok=True)
+        for stale in figure_files(folder):
+            stale.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("metrics.in_memory", extra={"cause": error.strerror, "folder": str(given or "")})
         return
-    Path(given).mkdir(parents=True, exist_ok=True)
-    for stale in Path(given).glob("*.db"):
-        stale.unlink(missing_ok=True)
+    os.environ[FOLDER_VARIABLE] = str(folder)
+    if given is None:
+        atexit.register(_remove, str(folder), os.getpid())
 
 
 def _remove(folder: str, owner_pid: int) -> None:
@@ -178,9 +230,9 @@ def _stopping_all_on_failure() -> Iterator[None]:
         sys.exit(Arbiter.WORKER_BOOT_ERROR)
 
 
-def _before_fork(preload: tuple[str, ...]) -> None:
-    prepare_figures()
-    for name in preload:
+def _before_fork(options: ServerOptions) -> None:
+    prepare_figures(options.figures)
+    for name in options.preload:
         import_module(name)
 
 

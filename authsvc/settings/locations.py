@@ -92,8 +92,8 @@ def directory() -> Kind[Path]:
     return Kind(expected="the path of a directory", parse=_path)
 
 
-def file() -> Kind[Path]:
-    """The absolute path of a file; whether it is there is another question."""
+def absolute(what: str) -> Kind[Path]:
+    """The absolute path of *what*; whether it is there is another question."""
 
     def parse(text: str) -> Path:
         path = _path(text)
@@ -101,7 +101,7 @@ def file() -> Kind[Path]:
             raise InvalidValue(f"is {shown(text)}")
         return path
 
-    return Kind(expected="the absolute path of a file", parse=parse)
+    return Kind(expected=f"the absolute path of a {what}", parse=parse)
 
 
 def _path(text: str) -> Path:

@@ -101,6 +101,12 @@ class HttpSettings:
         "Origins whose pages may call, compared letter by letter; `/.well-known/` is open to all",
         default="",
     )
+    figures_dir: Path | None = optional(
+        "PROMETHEUS_MULTIPROC_DIR",
+        locations.absolute("directory"),
+        "Folder of the workers' metrics, best in memory; those of an earlier run are removed at start",
+        otherwise="a folder of its own in `/dev/shm` or `/tmp`",
+    )
     api_docs: bool = setting("API_DOCS", kinds.switch(), "Serve `/openapi.json` and `/docs`", default="on")
 
 
@@ -180,7 +186,7 @@ class RedisSettings:
     is_tls: bool = setting("REDIS_TLS", kinds.switch(), "Connect with TLS", default="false")
     ca_file: Path | None = optional(
         "REDIS_CA_FILE",
-        locations.file(),
+        locations.absolute("file"),
         "PEM file of the CAs that TLS to Redis and Sentinels believes, in place of the system's",
     )
     protocol: int = setting(

@@ -33,8 +33,6 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 #: Logins that are under way when the signal comes.
 LOGINS = 4
-#: Of prometheus_client, not of the service.
-FOREIGN = {"PROMETHEUS_MULTIPROC_DIR"}
 #: What docs/kubernetes.md makes for the development overlay.
 ACL = """user default on nopass -@all +ping
 user authsvc on #{digest} ~authsvc:* &authsvc:* +@all -@admin -@dangerous +info
@@ -90,7 +88,7 @@ def test_every_variable_and_every_file_is_there(pod):
     for container in (*pod.spec["initContainers"], pod.container):
         env = pod.environment(container)
 
-        assert env.keys() <= all_names() | FOREIGN
+        assert env.keys() <= all_names()
         assert [
             name for name in env if name.endswith("_FILE") and not (pod.folder / env[name]).is_file()
         ] == []

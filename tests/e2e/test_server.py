@@ -98,6 +98,22 @@ class UnreadServer(TinyServer):
         os.close(self.writer)
 
 
+class CrampedServer(TinyServer):
+    """
+    Its metrics lie where there is room for one page of 4 KiB, and none for the next.
+
+    That is a file system of its own where this machine lets us mount one, else a limit to the size of files.
+    """
+
+    def _command(self) -> list[str]:
+        self.figures.mkdir(exist_ok=True)
+        apart = ["unshare", "--mount", "--user", "--map-root-user", "sh", "-c"]
+        mount = f"mount -t tmpfs -o size=4k tmpfs {self.figures}"
+        if subprocess.run([*apart, mount], capture_output=True, check=False).returncode:
+            return ["sh", "-c", 'ulimit -f 16; exec "$@"', "sh", *super()._command()]
+        return [*apart, f'{mount} && exec "$@"', "sh", *super()._command()]
+
+
 def environment(**more: str) -> dict[str, str]:
     root = str(Path(__file__).parents[2])
     return {**os.environ, "PYTHONPATH": root, "WEB_CONCURRENCY": "1", **more}
@@ -348,6 +364,68 @@ def test_a_wiped_metrics_folder_stops_nothing(server):
     answers = [server.get("/")[0] for _ in range(10)]
     wait_until(lambda: 'authsvc_logins_total{result="ok"} 20.0' in server.get("/metrics")[1])
     assert answers == [200] * 10
+
+
+def test_only_metrics_of_an_earlier_run_are_removed():
+    """Whoever names a folder with data of their own keeps them."""
+    with TinyServer() as other:
+        other.get("/")
+        other.term()
+        other.wait()
+        stale = {path.name for path in other.figures.glob("*.db")}
+        kept = {"accounts.db", "counter_.db", "gauge_all_1.db.bak", "counter_12a.db", "my_histogram_1.db"}
+        for name in kept:
+            (other.figures / name).write_text("theirs")
+        for started in other.folder.glob("started-*"):
+            started.unlink()
+        other.start()
+        found = {path.name for path in other.figures.iterdir()}
+        texts = {(other.figures / name).read_text() for name in kept}
+        status, _ = other.get("/metrics")
+
+    assert stale
+    assert found & stale == set()
+    assert found >= kept
+    assert texts == {"theirs"}
+    assert status == 200
+
+
+def test_no_room_for_metrics_stops_nothing():
+    """Each worker counts in memory, says so once, and answers; none dies."""
+    with CrampedServer() as cramped:
+        before = cramped.workers()
+        answers = [cramped.get("/")[0] for _ in range(20)]
+        scrape = cramped.get("/metrics")[1]
+        after = cramped.workers()
+        said = cramped.log_path.read_text().count('"metrics.in_memory"')
+
+    assert answers == [200] * 20
+    assert "authsvc_logins_total" in scrape
+    assert after == before
+    assert said == len(before)
+
+
+def test_workers_that_die_at_once_are_replaced_ever_more_slowly(server):
+    """The pause grows while they die, and ends with the cause."""
+    began_s = time.monotonic()
+    (server.folder / "die").touch()
+    for worker in server.workers():
+        os.kill(worker, signal.SIGBUS)
+
+    wait_until(lambda: pauses(server)[:5] == [0.5, 1.0, 2.0, 4.0, 8.0], what="pauses")
+    # Two die at a time: the longer pause of each pair was waited for.
+    assert time.monotonic() - began_s > 1.0 + 4.0
+    (server.folder / "die").unlink()
+    for started in server.folder.glob("started-*"):
+        started.unlink()
+    wait_until(lambda: len(list(server.folder.glob("started-*"))) == 2, what="new workers")
+    assert server.get("/") == (200, "hello")
+
+
+def pauses(server: TinyServer) -> list[float]:
+    """Each pause that was announced, once, in order."""
+    lines = server.log_path.read_text().splitlines()
+    return list(dict.fromkeys(json.loads(x)["pause_s"] for x in lines if '"worker.dies_at_once"' in x))
 
 
 def test_a_log_that_nobody_reads_stops_nothing():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -40,6 +41,8 @@ class Application(Flask):
         self.add_url_rule("/metrics", "metrics", view_func=lambda: self.metrics.exposition()[0])
 
     def start(self) -> None:
+        if (self.folder / "die").exists():
+            os.kill(os.getpid(), signal.SIGBUS)
         (self.folder / f"started-{os.getpid()}").touch()
 
     def close(self) -> None:
@@ -79,8 +82,14 @@ def main(folder: str, port: str, metrics_port: str) -> None:
     if patience_s := float(os.environ.get("PATIENCE_S", "0")):
         parking.READ_DEADLINE_S = parking.LINGER_S = patience_s
         exchange.SEND_DEADLINE_S = worker.NOTICE_S = patience_s
+    figures = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
     options = ServerOptions(
-        host="127.0.0.1", port=int(port), metrics_port=int(metrics_port), workers=2, bodiless="/port"
+        host="127.0.0.1",
+        port=int(port),
+        metrics_port=int(metrics_port),
+        workers=2,
+        bodiless="/port",
+        figures=Path(figures) if figures else None,
     )
     serve(options, lambda: sys.exit("refused") if folder == "refuse" else Application(Path(folder)))
 

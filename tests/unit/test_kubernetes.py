@@ -28,8 +28,6 @@ NAME = "app.kubernetes.io/name"
 WORKLOADS = {"Deployment", "StatefulSet"}
 #: Set in k8s/base/settings.env although the default is another, or none.
 DECIDED = {"WEB_CONCURRENCY", "JWT_ISSUER", "JWT_AUDIENCE", "JWT_KEYS_DIR"}
-#: Of prometheus_client, not of the service.
-FOREIGN = {"PROMETHEUS_MULTIPROC_DIR"}
 #: Each selector by its place, and whom it finds.
 OWN = {
     "Deployment/authsvc spec.selector": {"authsvc"},
@@ -269,7 +267,7 @@ def test_no_secret_is_in_a_manifest(rendered, overlay):
 
     assert kinds(documents, "Secret") == []
     assert (given | data.keys()) & secrets == set()
-    assert given | data.keys() <= all_names() | FOREIGN
+    assert given | data.keys() <= all_names()
     assert [value for example in examples for value in example["data"].values() if value] == []
 
 

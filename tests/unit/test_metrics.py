@@ -248,3 +248,82 @@ threads = [threading.Thread(target=lambda: [metrics.token_check("active", "redis
     )
 
     assert found['authsvc_token_checks_total{result="active",source="redis"}'] == 4000
+
+
+#: Has the script below run where no file may have more than 80 KiB: 64 KiB fit, the next size does not.
+SMALL_FILES = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (80 << 10, 80 << 10))"
+#: The same where not even the first size fits.
+NO_FILES = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (16 << 10, 16 << 10))"
+
+
+@pytest.mark.parametrize("limit", [NO_FILES, SMALL_FILES])
+def test_what_has_no_room_in_files_is_counted_in_memory(tmp_path, limit):
+    """No count fails and none is lost, whether the files cannot be made or cannot grow; it is said once."""
+    found = run(
+        f"""
+{limit}
+import logging
+said = []
+logging.getLogger("authsvc.observability.figures").addHandler(logging.Handler())
+logging.Handler.emit = lambda _, record: said.append(record.getMessage())
+metrics = make_metrics()
+app = Flask("measured"); metrics.instrument(app)
+app.add_url_rule("/", view_func=lambda: "x", endpoint="x")
+for number in range(3000):
+    metrics.cache_error(f"reason-{{number}}")
+for _ in range(2):
+    metrics.login("ok"); metrics.password_hash(0.1); metrics.breaker_state(2)
+    assert app.test_client().get("/").status_code == 200
+assert said == ["metrics.in_memory"], said
+""",
+        tmp_path,
+    )
+
+    assert sum(value for name, value in found.items() if name.startswith("cache_errors_total")) == 3000
+    assert found['authsvc_logins_total{result="ok"}'] == 2
+    assert found["authsvc_password_hash_seconds_count"] == 2
+    assert found["cache_circuit_breaker_state"] == 2
+    assert found['flask_http_request_total{method="GET",status="200"}'] == 2
+
+
+def test_the_blocks_of_a_file_are_there_before_it_is_written_to(tmp_path):
+    """Else a file system that fills up later would kill the process at a count."""
+    run(
+        """
+metrics = make_metrics()
+for number in range(3000):
+    metrics.cache_error(f"reason-{number}")
+files = list(folder.glob("*.db"))
+assert {f.name.partition("_")[0] for f in files} == {"counter", "gauge", "histogram"}
+assert max(f.stat().st_size for f in files) > 64 << 10
+assert [f.name for f in files if f.stat().st_blocks * 512 < f.stat().st_size] == []
+shutil.rmtree(folder)
+assert metrics.heal()
+files = list(folder.glob("*.db"))
+assert files
+assert [f.name for f in files if f.stat().st_blocks * 512 < f.stat().st_size] == []
+""",
+        tmp_path / "figures",
+    )
+
+
+def test_files_that_cannot_come_back_leave_the_count_where_it_is(tmp_path):
+    """Deleted while there is no room for new ones: nothing fails; with room again all figures are back."""
+    found = run(
+        """
+import resource
+metrics = make_metrics()
+metrics.login("ok")
+shutil.rmtree(folder)
+resource.setrlimit(resource.RLIMIT_FSIZE, (16 << 10, resource.RLIM_INFINITY))
+assert not metrics.heal()
+metrics.login("ok")
+assert list(folder.glob("*.db")) == []
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+assert metrics.heal()
+metrics.login("ok")
+""",
+        tmp_path / "figures",
+    )
+
+    assert found['authsvc_logins_total{result="ok"}'] == 3

@@ -118,6 +118,7 @@ GARBAGE = {
     ],
     "JWT_AUDIENCE": ["a b", "ü", "a\n"],
     "JWT_KEYS_DIR": ["/keys\n"],
+    "PROMETHEUS_MULTIPROC_DIR": ["", "metrics", "/metrics\n"],
     "REDIS_CA_FILE": ["ca.pem", "/ca\n"],
     "REDIS_SENTINEL_USERNAME": ["a b", "ü"],
 }
