@@ -111,7 +111,6 @@ def test_every_setting_is_recognised_with_one_letter_missing(tmp_path, name):
             "PGSSLROOTCERT",
             "PYTHONUNBUFFERED",
             "PYTHONPATH",
-            "PROMETHEUS_MULTIPROC_DIR",
         ),
         *(
             "OTEL_EXPORTER_OTLP_ENDPOINT",
