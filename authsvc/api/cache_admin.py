@@ -6,23 +6,26 @@ from dataclasses import asdict
 from typing import Any
 
 from flask import Response, jsonify, request
+from marshmallow import Schema
 
 from authsvc.api.frame.bodies import Blueprint, load, read_json
 from authsvc.api.frame.context import services
 from authsvc.api.frame.guards import requires
 from authsvc.api.schemas.batches import ClearBody
+from authsvc.api.schemas.reports import CacheMetricsView, CacheStatsView, ClearedView, WarmedView
 from authsvc.cache.monitor import Snapshot
 from authsvc.domain.audit import Action, Event
 
 blp = Blueprint("cache", __name__, url_prefix="/v1/cache", description="The cache of users, for admins.")
 
-_OBJECT: dict[str, Any] = {"content": {"application/json": {"schema": {"type": "object"}}}}
-_DONE = {"200": {"description": "Done", **_OBJECT}}
+
+def _done(schema: type[Schema]) -> dict[str, Any]:
+    return {"200": {"description": "Done", "content": {"application/json": {"schema": schema}}}}
 
 
 @blp.get("/stats")
 @requires("admin")
-@blp.doc(responses=_DONE)
+@blp.doc(responses=_done(CacheStatsView))
 @blp.refuses(503, "`unavailable`: Redis is away")
 def stats() -> Response:
     """Count hits, misses and operations of all workers since the start."""
@@ -31,7 +34,7 @@ def stats() -> Response:
 
 @blp.get("/metrics")
 @requires("admin")
-@blp.doc(responses=_DONE)
+@blp.doc(responses=_done(CacheMetricsView))
 @blp.refuses(503, "`unavailable`: Redis is away")
 def metrics() -> Response:
     """Show the health, memory and key space of Redis; what it denies is null."""
@@ -40,7 +43,7 @@ def metrics() -> Response:
 
 @blp.post("/warm")
 @requires("admin")
-@blp.doc(responses=_DONE)
+@blp.doc(responses=_done(WarmedView))
 @blp.refuses(503, "`unavailable`: Redis is away")
 def warm() -> Response:
     """Run the warmers."""
@@ -50,7 +53,7 @@ def warm() -> Response:
 @blp.post("/clear")
 @requires("admin")
 @blp.doc(
-    responses=_DONE,
+    responses=_done(ClearedView),
     requestBody={"required": False, "content": {"application/json": {"schema": ClearBody}}},
 )
 @blp.refuses(503, "`unavailable`: Redis is away")

@@ -6,21 +6,31 @@ from typing import Any
 
 from flask import Blueprint as PlainBlueprint
 from flask import Response, jsonify, request
+from marshmallow import Schema
 
 from authsvc.api.frame.bodies import Blueprint
 from authsvc.api.frame.context import services
 from authsvc.api.frame.guards import public, requires
+from authsvc.api.schemas.reports import DetailedHealthView, HealthView, LifeView, ReadyView
 
 blp = Blueprint("health", __name__, url_prefix="/v1/health", description="Probes and summaries.")
 alias = PlainBlueprint("health_alias", __name__)
 
-_ANSWER: dict[str, Any] = {"content": {"application/json": {"schema": {"type": "object"}}}}
-_UP_OR_DOWN = {"200": {"description": "Yes", **_ANSWER}, "503": {"description": "No", **_ANSWER}}
+
+def _up_or_down(schema: type[Schema]) -> dict[str, Any]:
+    content = {"application/json": {"schema": schema}}
+    return {
+        "200": {"description": "Yes", "content": content},
+        "503": {"description": "No", "content": content},
+    }
+
+
+_ALIVE = {"200": _up_or_down(LifeView)["200"]}
 
 
 @blp.get("/live")
 @public
-@blp.doc(responses={"200": {"description": "Yes", **_ANSWER}})
+@blp.doc(responses=_ALIVE)
 def live() -> Response:
     """Answer that this process runs; depends on nothing."""
     return jsonify(status="ok")
@@ -28,7 +38,7 @@ def live() -> Response:
 
 @blp.get("/ready")
 @public
-@blp.doc(responses=_UP_OR_DOWN)
+@blp.doc(responses=_up_or_down(ReadyView))
 def ready() -> tuple[Response, int]:
     """Answer whether this process can answer token checks, and what is impaired."""
     draining = request.environ.get("authsvc.draining")
@@ -38,7 +48,7 @@ def ready() -> tuple[Response, int]:
 
 @blp.get("/startup")
 @public
-@blp.doc(responses=_UP_OR_DOWN)
+@blp.doc(responses=_up_or_down(LifeView))
 def startup() -> tuple[Response, int]:
     """Answer whether this process has finished starting."""
     has_started = services().health.has_started()
@@ -47,7 +57,7 @@ def startup() -> tuple[Response, int]:
 
 @blp.get("")
 @public
-@blp.doc(responses=_UP_OR_DOWN)
+@blp.doc(responses=_up_or_down(HealthView))
 def summary() -> tuple[Response, int]:
     """Summarise both stores and the cache."""
     report = services().health.summary()
@@ -56,7 +66,7 @@ def summary() -> tuple[Response, int]:
 
 @blp.get("/detailed")
 @requires("admin")
-@blp.doc(responses=_UP_OR_DOWN)
+@blp.doc(responses=_up_or_down(DetailedHealthView))
 def detailed() -> tuple[Response, int]:
     """Summarise with version, latencies, pool, breaker and key counts."""
     report = services().health.detail()

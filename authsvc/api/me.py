@@ -1,4 +1,4 @@
-"""What a user does with his own account."""
+"""What users do with their own account."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from authsvc.api.frame.bodies import FORM, Blueprint, read_form
 from authsvc.api.frame.context import caller, services
 from authsvc.api.frame.errors import OAUTH_PREFIX, OAuthErrorView
 from authsvc.api.frame.guards import public, requires_client
-from authsvc.api.schemas.tokens import IntrospectionView, TokenForm
+from authsvc.api.schemas.tokens import IntrospectionView, MetadataView, TokenForm
 from authsvc.domain.clients import Right
 from authsvc.domain.errors import NotFound
 from authsvc.domain.tokens.introspection import ActiveToken, Introspection
@@ -33,6 +33,7 @@ AUTH_METHODS = ["client_secret_basic"]
 
 _KEYS: dict[str, Any] = {
     "type": "object",
+    "required": ["keys"],
     "properties": {"keys": {"type": "array", "items": {"type": "object"}}},
 }
 
@@ -75,7 +76,7 @@ def revoke() -> Response:
 
 @blp.get(METADATA)
 @public
-@blp.doc(responses={"200": _json("The metadata", {"type": "object"})})
+@blp.doc(responses={"200": _json("The metadata", MetadataView)})
 def metadata() -> Response:
     """Say where the endpoints are, and what they take (RFC 8414)."""
     issuer = services().introspection.profile.issuer

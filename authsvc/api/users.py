@@ -58,7 +58,7 @@ def change(form: StandingForm, user_id: str) -> tuple[User, int]:
 @blp.refuses(404, "`not_found`")
 @blp.refuses(409, "`last_admin`")
 def remove(user_id: str) -> Response:
-    """Delete a user with everything that is his."""
+    """Delete a user with everything of theirs."""
     return revoked(services().users.remove(_id(user_id), actor=identity().user_id))
 
 

@@ -183,12 +183,26 @@ def test_answers_say_what_is_always_there(pg_api):
         "FeedItem": {"session_id", "user_id", "epoch", "token_id"},
         "ItemResult": {"user", "error"},
         "ItemError": {"errors"},
+        "ReadyView": {"impaired"},
     }
     for name in answered(found):
         schema = found["components"]["schemas"][name]
         missing = set(schema.get("properties", ())) - set(schema.get("required", ()))
         assert missing <= sometimes.get(name, set()), name
     assert {"UserView", "TokenPairView", "FeedItem", "EventView", "OAuthErrorView"} <= answered(found)
+
+
+def test_every_answer_is_described_by_its_members(pg_api):
+    """No bare object but what a caller has made up: a typed client could do nothing with it."""
+    bare = [
+        (name, status)
+        for name, operation in operations(pg_api).items()
+        for status, response in operation["responses"].items()
+        for content in response.get("content", {}).values()
+        if content["schema"].keys() <= {"type", "additionalProperties"}
+    ]
+
+    assert bare == []
 
 
 @pytest.mark.parametrize(

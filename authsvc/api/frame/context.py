@@ -33,7 +33,7 @@ def services() -> Services:
 
 
 def identity() -> AccessToken:
-    """The caller, as the guard of this view found him."""
+    """The caller, as the guard of this view found them."""
     return cast("AccessToken", g.identity)
 
 

@@ -87,8 +87,8 @@ _OAUTH_DETAILS = {
 #: Codes that RFC 6749 §5.2 has itself; all others are told by their status.
 _OAUTH_CODES = {errors.RightMissing.code}
 
-#: What may be a field's name or place in a list.  A caller makes up names, too: no text of his that does not
-#: look like one, be it markup or a secret in the wrong place, is repeated to him.
+#: What may be a field's name or place in a list.  A caller makes up names, too: no text of theirs that
+#: does not look like one, be it markup or a secret in the wrong place, is repeated to them.
 _FIELD = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,31}|[0-9]{1,4}")
 
 #: marshmallow's tree of messages.

@@ -234,7 +234,7 @@ class UserQuery(Schema):
 
 
 class UserView(View):
-    """A user as he and admins see him."""
+    """A user as they themselves and admins see them."""
 
     id = fields.String()
     email = fields.String()

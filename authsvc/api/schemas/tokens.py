@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from marshmallow import Schema, fields
 
+from authsvc.api.schemas.kinds import View
 from authsvc.settings.kinds import ROLE_PATTERN
 
 
@@ -27,3 +28,16 @@ class IntrospectionView(Schema):
     iat = fields.Integer()
     exp = fields.Integer()
     jti = fields.UUID(metadata={"description": "Of access tokens alone"})
+
+
+class MetadataView(View):
+    """Where the endpoints are, and what they take (RFC 8414 §2)."""
+
+    issuer = fields.URL()
+    jwks_uri = fields.URL()
+    introspection_endpoint = fields.URL()
+    introspection_endpoint_auth_methods_supported = fields.List(fields.String())
+    revocation_endpoint = fields.URL()
+    revocation_endpoint_auth_methods_supported = fields.List(fields.String())
+    response_types_supported = fields.List(fields.String())
+    grant_types_supported = fields.List(fields.String())

@@ -1,0 +1,97 @@
+"""The shapes of what the service says of itself, for the description: health and the user cache."""
+
+from __future__ import annotations
+
+from marshmallow import fields, validate
+
+from authsvc.api.schemas.kinds import Time, View
+
+
+def _one_of(*words: str) -> fields.String:
+    return fields.String(validate=validate.OneOf(words))
+
+
+class LifeView(View):
+    """Whether the process runs, or has started."""
+
+    status = _one_of("ok", "starting")
+
+
+class ReadyView(View):
+    """Whether the process can answer token checks, and what does not work as it should."""
+
+    sometimes = frozenset({"impaired"})
+
+    status = _one_of("ok", "degraded", "down", "starting", "draining")
+    impaired = fields.List(_one_of("redis", "redis_proof", "database", "signing_keys"))
+
+
+class CacheCounts(View):
+    """How often the user cache was asked, and had an answer."""
+
+    hits = fields.Integer()
+    misses = fields.Integer()
+    hit_ratio = fields.Float()
+
+
+class CacheHealth(View):
+    """The user cache."""
+
+    status = _one_of("up", "down", "disabled")
+    stats = fields.Nested(CacheCounts)
+
+
+class HealthView(View):
+    """Both stores and the cache."""
+
+    status = _one_of("ok", "degraded", "down")
+    service = fields.String()
+    timestamp = Time()
+    redis = _one_of("connected", "disconnected", "in-memory")
+    database = _one_of("up", "down")
+    cache = fields.Nested(CacheHealth)
+
+
+class DetailedHealthView(HealthView):
+    """The same, and what an operator looks at next."""
+
+    version = fields.String()
+    latency_ms = fields.Dict(keys=fields.String(), values=fields.Float())
+    redis_proven = fields.Boolean()
+    breakers = fields.Dict(keys=fields.String(), values=fields.String())
+    pool = fields.Dict(keys=fields.String())
+    keys = fields.Integer(allow_none=True)
+    revocations = fields.Dict(keys=fields.String())
+    hashing_queue = fields.Integer()
+
+
+class CacheStatsView(CacheCounts):
+    """Counts of all workers since the start."""
+
+    operations = fields.Integer()
+    average_latency_ms = fields.Float()
+    breaker = _one_of("closed", "half_open", "open")
+    active_locks = fields.Integer()
+
+
+class CacheMetricsView(View):
+    """Redis as it tells of itself; what it denies is null."""
+
+    health = fields.Dict(keys=fields.String())
+    memory = fields.Dict(keys=fields.String())
+    stats = fields.Dict(keys=fields.String())
+    keyspace = fields.Dict(keys=fields.String())
+    key_count = fields.Integer(allow_none=True)
+    cache = fields.Nested(CacheStatsView)
+
+
+class WarmedView(View):
+    """How many records each warmer finds cached now."""
+
+    warmed = fields.Dict(keys=fields.String(), values=fields.Integer())
+
+
+class ClearedView(View):
+    """How many records were dropped."""
+
+    cleared = fields.Integer()
