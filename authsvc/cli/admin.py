@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from typing import Any
 
+from authsvc.cli.exports import described
 from authsvc.domain.authentication import Registration
 from authsvc.domain.errors import NotFound
 from authsvc.domain.users import Profile, User
-from authsvc.domain.values.emails import InvalidEmail, canonical_email
+from authsvc.domain.values.emails import Email, InvalidEmail, canonical_email
 from authsvc.observability import logs
 from authsvc.services import Services
 from authsvc.settings import Settings, SettingsError
@@ -45,11 +46,26 @@ def add_actions(users: Any) -> None:
     roles.add_argument("email", metavar="EMAIL")
     roles.add_argument("role", nargs="+", metavar="ROLE")
     roles.set_defaults(run=run_set_role)
+    show = users.add_parser("show", help="print one user as JSON")
+    show.add_argument("email", metavar="EMAIL")
+    show.set_defaults(run=run_show)
+    password = users.add_parser(
+        "set-password", help="replace a user's password; every session and token ends, devices are forgotten"
+    )
+    password.add_argument("email", metavar="EMAIL")
+    password.add_argument(
+        "--password-stdin", action="store_true", required=True, help="read the password from stdin"
+    )
+    password.set_defaults(run=run_set_password)
+    address = users.add_parser("set-email", help="replace a user's address; every session ends")
+    address.add_argument("email", metavar="EMAIL")
+    address.add_argument("new", metavar="NEW")
+    address.set_defaults(run=run_set_email)
 
 
 def run_create_user(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Create a user with the roles given."""
-    password = sys.stdin.read().removesuffix("\n").removesuffix("\r")
+    password = _typed_password()
     with closing(open_services(env)) as services:
         _require_roles(services, options.role)
         form = Registration(email=options.email, password=password, profile=Profile())
@@ -62,18 +78,61 @@ def run_create_user(options: argparse.Namespace, env: Mapping[str, str]) -> int:
 
 def run_set_role(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Replace the roles of a user."""
-    try:
-        email = canonical_email(options.email)
-    except InvalidEmail as error:
-        raise ValueError(f"EMAIL {error}") from error
-    with closing(open_services(env)) as services:
+    email = _canonical(options.email, "EMAIL")
+    with closing(open_services(env)) as services, _somebody(email):
         _require_roles(services, options.role)
-        try:
-            user = services.users.set_roles(email, tuple(options.role)).value
-        except NotFound as error:
-            raise NoSuchUser(email) from error
+        user = services.users.set_roles(email, tuple(options.role)).value
     print(json.dumps(_described(user)))
     return 0
+
+
+def run_show(options: argparse.Namespace, env: Mapping[str, str]) -> int:
+    """Print a user with all that is known of him, but what proves his password."""
+    email = _canonical(options.email, "EMAIL")
+    with closing(open_services(env)) as services, _somebody(email):
+        user = services.users.called(email)
+        living = len(services.sessions.of_user(user.id))
+        print(json.dumps({**described(user, services.users.roles), "sessions": living}))
+    return 0
+
+
+def run_set_password(options: argparse.Namespace, env: Mapping[str, str]) -> int:
+    """Replace the password of a user."""
+    email = _canonical(options.email, "EMAIL")
+    password = _typed_password()
+    with closing(open_services(env)) as services, _somebody(email):
+        user = services.account.set_password(email, password).value
+    print(json.dumps(_described(user)))
+    return 0
+
+
+def run_set_email(options: argparse.Namespace, env: Mapping[str, str]) -> int:
+    """Replace the address of a user."""
+    email, new = _canonical(options.email, "EMAIL"), _canonical(options.new, "NEW")
+    with closing(open_services(env)) as services, _somebody(email):
+        user = services.users.set_email(email, new).value
+    print(json.dumps(_described(user)))
+    return 0
+
+
+def _typed_password() -> str:
+    return sys.stdin.read().removesuffix("\n").removesuffix("\r")
+
+
+def _canonical(text: str, argument: str) -> Email:
+    try:
+        return canonical_email(text)
+    except InvalidEmail as error:
+        raise ValueError(f"{argument} {error}") from error
+
+
+@contextmanager
+def _somebody(email: Email) -> Iterator[None]:
+    """Say whom there is not, in the words of the command line."""
+    try:
+        yield
+    except NotFound as error:
+        raise NoSuchUser(email) from error
 
 
 def _require_roles(services: Services, roles: Sequence[str]) -> None:

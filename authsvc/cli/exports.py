@@ -17,7 +17,7 @@ def exported_users(
 ) -> Iterator[list[dict[str, Any]]]:
     """Every user, in pages; with his hash where the *pepper_id* that it needs is given."""
     for page in transfers.pages(with_hashes=pepper_id is not None):
-        yield [_described(user, roles) | _hash(stored, pepper_id) for user, stored in page]
+        yield [described(user, roles) | _hash(stored, pepper_id) for user, stored in page]
 
 
 def hashes_in_use(kinds: Mapping[str, int], needs_rehash: Callable[[str], bool]) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def hashes_in_use(kinds: Mapping[str, int], needs_rehash: Callable[[str], bool])
     }
 
 
-def _described(user: User, roles: RoleNames) -> dict[str, Any]:
+def described(user: User, roles: RoleNames) -> dict[str, Any]:
     return {
         "id": user.id,
         "email": user.email,

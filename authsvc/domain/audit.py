@@ -27,6 +27,7 @@ class Action(StrEnum):
     LOGIN_SUCCEEDED = "login.succeeded"
     LOGIN_FAILED = "login.failed"
     LOGINS_NOTED = "logins.noted"
+    EMAIL_CHANGED = "email.changed"
     HASH_MALFORMED = "password.hash_malformed"
     PASSWORD_CHANGED = "password.changed"  # noqa: S105 - the name of an event
     PASSWORD_REFUSED = "password.refused"  # noqa: S105 - the name of an event
@@ -49,11 +50,13 @@ class Action(StrEnum):
 OPERATIONAL = frozenset({Action.LIMIT_UNCOUNTED, Action.TOKEN_UNRECORDED})
 #: What anybody can cause at no cost, as often as he likes: all of the same share one row for a while.
 TALLIED = frozenset({Action.LIMIT_REACHED, Action.CLIENT_REFUSED})
+#: What an operator does on the command line, where nobody shows a token.
+BY_OPERATORS = frozenset({Action.USER_STANDING_SET, Action.PASSWORD_CHANGED, Action.EMAIL_CHANGED})
 #: What a user is shown of his own account.
 PERSONAL = frozenset(
     {
         *(Action.USER_REGISTERED, Action.USER_STANDING_SET, Action.LOGIN_SUCCEEDED, Action.LOGIN_FAILED),
-        *(Action.PASSWORD_CHANGED, Action.PASSWORD_REFUSED, Action.REFRESH_REUSED),
+        *(Action.EMAIL_CHANGED, Action.PASSWORD_CHANGED, Action.PASSWORD_REFUSED, Action.REFRESH_REUSED),
         *(Action.SESSION_ENDED, Action.SESSIONS_ENDED),
     }
 )
@@ -141,7 +144,7 @@ class Entry:
     @property
     def is_by_another(self) -> bool:
         """True where an administrator, an operator or a service did it to the user."""
-        is_operators = self.actor_id is None and self.action == Action.USER_STANDING_SET
+        is_operators = self.actor_id is None and self.action in BY_OPERATORS
         return is_operators or self.actor_id not in {None, self.user_id}
 
 

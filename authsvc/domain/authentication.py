@@ -203,7 +203,7 @@ class Authentication:
         device = self.devices.read(attempt.device_token, account_subject(email), now=self.clock())
         if device is None:
             return None
-        # Before anything is counted, but only for who has logged in here: nobody else gets this far.
+        # Before anything is counted, but only for who has logged in somewhere: nobody else gets this far.
         found = self.credentials.by_email(email)
         is_his = found is not None and device.belongs_to(found.user.id, found.password_version)
         return device if is_his else None
@@ -211,7 +211,7 @@ class Authentication:
     def _device_token(self, proven: Credentials, device: Device | None) -> str:
         """The token for the next login on the device of this one."""
         known = Device.of(proven.user.id, proven.password_version, device)
-        return self.devices.issue(known, account_subject(proven.user.email), now=self.clock())
+        return self.devices.issue(known, now=self.clock())
 
     def _refused(self, attempt: LoginAttempt, credentials: Credentials | None) -> InvalidCredentials:
         """The one refusal of a login, written down."""

@@ -77,6 +77,9 @@ class CredentialStore(Protocol):
     ) -> Committed[User] | None:
         """Set the hash if the password is still the one *verified*, and end all sessions but *keep*."""
 
+    def set_password(self, user_id: UserId, new_hash: str) -> Committed[User]:
+        """Set the hash, end all sessions and raise the epoch; raises NotFound."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PasswordProof:
@@ -163,7 +166,7 @@ def require_policy(policy: PasswordPolicy, password: str, *, email: Email, field
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwnAccount:
-    """What a signed-in user may do only with his current password."""
+    """What is done to an account with its password: by its user, who shows it, and by an operator."""
 
     credentials: CredentialStore
     users: UserDirectory
@@ -194,8 +197,23 @@ class OwnAccount:
         outcome = self.revocations.publish(committed)
         self.audit.record(Event(Action.PASSWORD_CHANGED, user_id=token.user_id, session_id=token.session_id))
         device = Device.of(token.user_id, verified.password_version + 1)
-        account = account_subject(verified.user.email)
-        return Outcome(self.devices.issue(device, account, now=self.clock()), outcome.is_complete)
+        return Outcome(self.devices.issue(device, now=self.clock()), outcome.is_complete)
+
+    def set_password(self, email: Email, new: str) -> Outcome[User]:
+        """
+        Replace the password of a user, for operators; every session and token ends, devices are forgotten.
+
+        Raises:
+            NotFound: nobody has that address.
+            Invalid: *new* breaks the policy.
+            HashingBusy, StoreUnavailable.
+        """
+        user = self.users.called(email)
+        require_policy(self.policy, new, email=email, field="password")
+        committed = self.credentials.set_password(user.id, self.proof.passwords.hash(new))
+        outcome = self.revocations.publish(committed)
+        self.audit.record(Event(Action.PASSWORD_CHANGED, user_id=user.id))
+        return outcome
 
     def close(self, token: AccessToken, password: str) -> Outcome[User]:
         """Delete the caller's account; raises WrongPassword, LastAdmin, RateLimited, HashingBusy."""

@@ -110,10 +110,21 @@ class Profile:
 class UserFilter:
     """One page of the admin list, in the order of ids; ``after`` is the last id of the page before."""
 
+    #: The one user with that address.
+    email: Email | None = None
     role: Role | None = None
     status: Status | None = None
     limit: int = 50
     after: UserId | None = None
+
+    def admits(self, user: User) -> bool:
+        """True if *user* is on this page or behind it."""
+        return (
+            self.email in {None, user.email}
+            and (self.role is None or self.role in user.roles)
+            and self.status in {None, user.status}
+            and (self.after is None or user.id > self.after)
+        )
 
 
 class UserStore(Protocol):
@@ -133,10 +144,10 @@ class UserStore(Protocol):
 
     def change(self, user_id: UserId, rule: Callable[[User], User]) -> Committed[User]:
         """
-        Apply *rule* to the user under his row lock and store the result as the next version.
+        Apply *rule* to the user under the lock of the row, and store the result as the next version.
 
-        A raised epoch cuts his tokens off; a user who is no longer active loses his sessions, too.
-        Raises NotFound, LastAdmin, and whatever *rule* raises.
+        A raised epoch cuts off the user's tokens; who is no longer active, or has another address, loses
+        the sessions, too.  Raises NotFound, LastAdmin, EmailTaken, and whatever *rule* raises.
         """
 
     def remove(self, user_id: UserId) -> Committed[User]:
@@ -174,7 +185,7 @@ class UserDirectory:
         """The users of one page, and the cursor of the next; raises Invalid for a role that there is not."""
         if wanted.role is not None:
             self.roles.require({"role": wanted.role})
-        found = self.store.page(wanted)
+        found = self.store.page(wanted) if wanted.email is None else self._one(wanted.email, wanted)
         page = [self._shown(user) for user in found[: wanted.limit]]
         return page, page[-1].id if len(found) > wanted.limit else None
 
@@ -207,16 +218,35 @@ class UserDirectory:
 
     def set_roles(self, email: Email, roles: tuple[Role, ...]) -> Outcome[User]:
         """The same by address, for operators; raises NotFound, LastAdmin, Invalid."""
+        return self.change_standing(self.called(email).id, roles=roles, status=None, actor=None)
+
+    def called(self, email: Email) -> User:
+        """The user with the canonical address *email*; raises NotFound."""
         user = self.store.find(email)
         if user is None:
             raise NotFound
-        return self.change_standing(user.id, roles=roles, status=None, actor=None)
+        return self._shown(user)
+
+    def set_email(self, email: Email, new: Email) -> Outcome[User]:
+        """
+        Replace the address of a user, for operators; every session ends, known devices stay known.
+
+        Raises NotFound, EmailTaken.
+        """
+        user = self.called(email)
+        outcome = self._told(self.store.change(user.id, lambda found: replace(found, email=new)))
+        self.audit.record(Event(Action.EMAIL_CHANGED, user_id=user.id))
+        return outcome
 
     def remove(self, user_id: UserId, *, actor: UserId | None) -> Outcome[User]:
         """Delete the user; his tokens die with him.  Raises NotFound, LastAdmin."""
         outcome = self.revocations.publish(self.store.remove(user_id))
         self.audit.record(Event(Action.USER_DELETED, user_id=user_id, actor_id=actor))
         return outcome
+
+    def _one(self, email: Email, wanted: UserFilter) -> list[User]:
+        user = self.store.find(email)
+        return [user] if user is not None and wanted.admits(user) else []
 
     def _told(self, committed: Committed[User]) -> Outcome[User]:
         """*committed* carried over to Redis, as the caller is shown it."""

@@ -82,6 +82,12 @@ class SqlUserStore:
 
     def change(self, user_id: UserId, rule: Callable[[User], User]) -> Committed[User]:
         """Apply *rule* under the row lock; see the protocol."""
+        try:
+            return self._change(user_id, rule)
+        except IntegrityError as error:
+            raise EmailTaken from error
+
+    def _change(self, user_id: UserId, rule: Callable[[User], User]) -> Committed[User]:
         with self._database.transaction() as connection:
             user = locked_user(connection, user_id)
             wanted = rule(user)
@@ -128,6 +134,10 @@ class SqlUserStore:
         entries = [self._log.draft(new, "user_changed", epoch=epoch)]
         if old.is_active and not new.is_active:
             entries += end_sessions_of(connection, self._log, new.id, self._clock(), "user_disabled")
+        if old.email != new.email:
+            # What is noted under either address is out of date.
+            entries.append(self._log.draft(old, "email_changed"))
+            entries += end_sessions_of(connection, self._log, new.id, self._clock(), "email_changed")
         return entries
 
     def _keep_an_admin(self, connection: Connection, old: User, new: User | None) -> None:
@@ -241,6 +251,29 @@ class SqlCredentialStore:
             user = to_user(row)
             entries = end_sessions_of(connection, self._log, user.id, now, "password_changed", keep=keep)
             entries.append(self._log.draft(user, "password_changed"))
+            return Committed(user, self._log.append(connection, entries))
+
+    def set_password(self, user_id: UserId, new_hash: str) -> Committed[User]:
+        """Set the hash, whatever it was; every session ends, and the epoch rises.  Raises NotFound."""
+        now = self._clock()
+        changed = (
+            update(users)
+            .where(users.c.id == user_id)
+            .values(
+                password_hash=new_hash,
+                password_version=users.c.password_version + 1,
+                epoch=users.c.epoch + 1,
+                version=users.c.version + 1,
+                updated_at=now,
+            )
+        )
+        with self._database.transaction() as connection:
+            row = connection.execute(changed.returning(*USER_COLUMNS)).mappings().one_or_none()
+            if row is None:
+                raise NotFound
+            user = to_user(row)
+            entries = end_sessions_of(connection, self._log, user.id, now, "password_changed")
+            entries.append(self._log.draft(user, "password_changed", epoch=user.epoch))
             return Committed(user, self._log.append(connection, entries))
 
     def _still(self, verified: Credentials) -> Update:

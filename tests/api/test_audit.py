@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 NEW_PASSWORD = "a staple that no horse has seen"
 #: What nobody does by a request of his own to this API.
-BY_OPERATORS = {action for action in Action if action.startswith(("key.", "users.", "client."))}
+BY_OPERATORS = {action for action in Action if action.startswith(("key.", "users.", "client.", "email."))}
 
 FIVE_FAILURES = [Action.LOGIN_FAILED] * 5
 #: Each act with the events it makes, in order.

@@ -12,6 +12,7 @@ from authsvc.api.frame.bodies import JSON, MERGE_PATCH, Body
 from authsvc.api.schemas.kinds import Identifier, Time, View, Whole
 from authsvc.domain.authentication import Registration
 from authsvc.domain.users import BUILT_IN, Profile, Role, Status, UserFilter, is_role_name
+from authsvc.domain.values.emails import Email, InvalidEmail, canonical_email
 from authsvc.domain.values.identifiers import UserId
 from authsvc.settings.kinds import MAX_ROLES, ROLE_PATTERN
 
@@ -221,6 +222,7 @@ class UserQuery(Schema):
 
         unknown = RAISE
 
+    email = text(1024, metadata={"description": "The one user with that address, or none."})
     role = role_name()
     status = fields.String(validate=validate.OneOf(("active", "disabled")))
     limit = Whole(1, MAX_PAGE, load_default=50)
@@ -230,7 +232,17 @@ class UserQuery(Schema):
     def build(self, data: dict[str, Any], **_: Any) -> UserFilter:
         """As the domain takes it."""
         after = UserId(data["cursor"]) if "cursor" in data else None
-        return UserFilter(role=data.get("role"), status=data.get("status"), limit=data["limit"], after=after)
+        email = _address(data["email"]) if "email" in data else None
+        return UserFilter(
+            email=email, role=data.get("role"), status=data.get("status"), limit=data["limit"], after=after
+        )
+
+
+def _address(typed: str) -> Email:
+    try:
+        return canonical_email(typed)
+    except InvalidEmail as error:
+        raise ValidationError(str(error), "email") from error
 
 
 class UserView(View):

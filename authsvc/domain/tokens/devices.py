@@ -45,31 +45,42 @@ class DeviceTokens:
     """
     Makes and reads device tokens: base64url of nonce, time, stamp and an HMAC-SHA-256 tag.
 
-    The tag covers the account, which the token does not name: of another one it is not genuine.
+    The stamp says whose device it is, by his id: so a change of address forgets none.  Tokens of 0.1.0 have
+    a tag that covers the account as its address says, too, and are good for that one alone.
     """
 
     key: bytes
 
-    def issue(self, device: Device, account: str, *, now: datetime) -> str:
-        """A token of *device* for *account* (the subject of its limit), good for LIFETIME_S from *now*."""
+    def issue(self, device: Device, *, now: datetime) -> str:
+        """A token of *device*, good for LIFETIME_S from *now*."""
         body = device.nonce + int(now.timestamp()).to_bytes(_TIME_BYTES) + device.stamp
-        return base64.urlsafe_b64encode(body + self._tag(body, account)).decode()
+        return base64.urlsafe_b64encode(body + self._tag(body)).decode()
 
     def read(self, text: str, account: str, *, now: datetime) -> Device | None:
-        """The device of *text*; None unless it is a token of *account* that has not expired."""
+        """
+        The device of *text*; None unless it is a genuine token that has not expired.
+
+        Whose it is says :meth:`Device.belongs_to`; one of 0.1.0 is genuine for *account* (the subject of
+        its limit) alone.
+        """
         try:
             raw = base64.b64decode(text, altchars=b"-_", validate=True)
         except (binascii.Error, ValueError):
             return None
         body, tag = raw[:_BODY_BYTES], raw[_BODY_BYTES:]
-        if not hmac.compare_digest(tag, self._tag(body, account)):
+        if not any(
+            hmac.compare_digest(tag, good) for good in (self._tag(body), self._old_tag(body, account))
+        ):
             return None
         issued_s = int.from_bytes(body[_NONCE_BYTES : _NONCE_BYTES + _TIME_BYTES])
         if now.timestamp() - issued_s > LIFETIME_S:
             return None
         return Device(nonce=body[:_NONCE_BYTES], stamp=body[-_STAMP_BYTES:])
 
-    def _tag(self, body: bytes, account: str) -> bytes:
+    def _tag(self, body: bytes) -> bytes:
+        return hmac.digest(self.key, b"authsvc device token 2" + body, hashlib.sha256)
+
+    def _old_tag(self, body: bytes, account: str) -> bytes:
         return hmac.digest(self.key, b"authsvc device token 1" + account.encode() + body, hashlib.sha256)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hmac
 from datetime import timedelta
 
 import pytest
@@ -16,14 +17,29 @@ from tests.unit.domain.samples import ALICE_ID, NOW
 ACCOUNT, OTHER = account_subject("alice@example.com"), account_subject("bob@example.com")
 TOKENS = DeviceTokens(b"k" * 32)
 DEVICE = Device.of(ALICE_ID, 1)
-TOKEN = TOKENS.issue(DEVICE, ACCOUNT, now=NOW)
+TOKEN = TOKENS.issue(DEVICE, now=NOW)
 RAW = base64.urlsafe_b64decode(TOKEN)
 
 
-def test_a_token_is_read_back_for_its_account_alone():
-    """Of another account, or under another key, it is nobody's."""
+#: Made by release 0.1.0 with this key, for ACCOUNT.
+OLD_BODY = bytes(16) + int(NOW.timestamp()).to_bytes(8) + DEVICE.stamp
+OLD_TAG = hmac.digest(b"k" * 32, b"authsvc device token 1" + ACCOUNT.encode() + OLD_BODY, "sha256")
+OLD_TOKEN = base64.urlsafe_b64encode(OLD_BODY + OLD_TAG).decode()
+
+
+def test_a_token_of_the_release_before_is_good_for_its_account_alone():
+    """Nobody's device is forgotten by an upgrade."""
+    found = TOKENS.read(OLD_TOKEN, ACCOUNT, now=NOW)
+
+    assert found is not None
+    assert found.belongs_to(ALICE_ID, 1)
+    assert TOKENS.read(OLD_TOKEN, OTHER, now=NOW) is None
+
+
+def test_a_token_is_read_back_whatever_address_its_user_has():
+    """It names the user by his id; under another key it is nobody's."""
     assert TOKENS.read(TOKEN, ACCOUNT, now=NOW) == DEVICE
-    assert TOKENS.read(TOKEN, OTHER, now=NOW) is None
+    assert TOKENS.read(TOKEN, OTHER, now=NOW) == DEVICE
     assert DeviceTokens(b"x" * 32).read(TOKEN, ACCOUNT, now=NOW) is None
 
 
