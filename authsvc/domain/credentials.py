@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -108,8 +108,6 @@ class PasswordProof:
         Strangers' failures do not count here: they would keep the owner from the new password that would
         shut them out.  A stolen session has its own few tries, and all sessions of the account share a bound.
         """
-        if not self.limits.counts(Rule.LOGIN_ACCOUNT):
-            return nullcontext()  # whoever is logged in is no worse off than a stranger
         subject = account_subject(account)
         of_session = Rule.PASSWORD_SESSION, session_subject(subject, session_id)
         return self._counted(of_session, (Rule.PASSWORD_ACCOUNT, subject))

@@ -6,9 +6,9 @@ The reader, the checks, ``authsvc config check`` and ``docs/settings.md`` walk t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from authsvc.settings import kinds, locations
 from authsvc.settings.declaration import ReadSoFar, optional, setting
@@ -59,6 +59,11 @@ def _workers(known: ReadSoFar) -> int:
 
 def _own_address(known: ReadSoFar) -> str:
     return f"http://127.0.0.1:{known.read['PORT']}"
+
+
+def _account_limit(known: ReadSoFar, *, times: int) -> LimitSetting | None:
+    limit = cast("LimitSetting | None", known.read["RATE_LIMIT_LOGIN_ACCOUNT"])
+    return replace(limit, quota=limit.quota * times) if limit else None
 
 
 def _none(_: ReadSoFar) -> tuple[Address, ...]:
@@ -364,13 +369,15 @@ class LimitSettings:
         "RATE_LIMIT_PASSWORD_SESSION",
         kinds.limit(),
         "Wrong current passwords of one session, for a change of password or the end of the account",
-        default="5/15minutes",
+        otherwise="that of `RATE_LIMIT_LOGIN_ACCOUNT`",
+        computed=lambda known: _account_limit(known, times=1),
     )
     password_account: LimitSetting | None = setting(
         "RATE_LIMIT_PASSWORD_ACCOUNT",
         kinds.limit(),
         "The same of all sessions of one account together",
-        default="20/15minutes",
+        otherwise="twice as many as `RATE_LIMIT_LOGIN_ACCOUNT`: no session alone can use them up",
+        computed=lambda known: _account_limit(known, times=2),
     )
     register_ip: LimitSetting | None = setting(
         "RATE_LIMIT_REGISTER_IP", kinds.limit(), "Registrations of one address", default="20/hour"

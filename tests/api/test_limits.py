@@ -13,8 +13,6 @@ from tests.api.driver import Api, Person, at_once, code_of, new_email
 from tests.rig import PASSWORD
 
 WRONG = "wrong horse battery staple"
-#: Counted for accounts at all.
-ACCOUNT = {"RATE_LIMIT_LOGIN_ACCOUNT": "10/15minutes"}
 
 
 def statuses(answers) -> list[int]:
@@ -200,7 +198,7 @@ def test_strangers_keep_no_signed_in_owner_from_his_password(make_api, prove):
 @pytest.mark.parametrize("first", [change, close])
 def test_every_proof_of_a_session_shares_its_bucket(make_api, first):
     """A stolen session guesses three times, by whatever way; another session and a login go on."""
-    api = make_api(**ACCOUNT, RATE_LIMIT_PASSWORD_SESSION="3/15minutes")
+    api = make_api(RATE_LIMIT_PASSWORD_SESSION="3/15minutes")
     person = api.someone()
     other = person.log_in()
     assert statuses(first(person) for _ in range(3)) == [403] * 3
@@ -215,9 +213,7 @@ def test_every_proof_of_a_session_shares_its_bucket(make_api, first):
 
 def test_all_sessions_of_an_account_together_are_bounded(make_api):
     """Who has stolen several gets no more than the account's quota; what one is refused it has not used."""
-    api = make_api(
-        **ACCOUNT, RATE_LIMIT_PASSWORD_SESSION="3/15minutes", RATE_LIMIT_PASSWORD_ACCOUNT="5/15minutes"
-    )
+    api = make_api(RATE_LIMIT_PASSWORD_SESSION="3/15minutes", RATE_LIMIT_PASSWORD_ACCOUNT="5/15minutes")
     person = api.someone()
     one, other, third = (person.log_in() for _ in range(3))
 
@@ -230,9 +226,7 @@ def test_all_sessions_of_an_account_together_are_bounded(make_api):
 
 def test_proofs_that_succeed_are_given_back(make_api):
     """Both buckets are for failures."""
-    api = make_api(
-        **ACCOUNT, RATE_LIMIT_PASSWORD_SESSION="1/15minutes", RATE_LIMIT_PASSWORD_ACCOUNT="1/15minutes"
-    )
+    api = make_api(RATE_LIMIT_PASSWORD_SESSION="1/15minutes", RATE_LIMIT_PASSWORD_ACCOUNT="1/15minutes")
     person = api.someone()
 
     answers = [
@@ -243,12 +237,23 @@ def test_proofs_that_succeed_are_given_back(make_api):
     assert statuses(answers) == [204, 204]
 
 
-def test_where_nothing_bounds_guesses_at_an_account_nothing_bounds_a_session(make_api):
-    """`off` for strangers is `off` for whoever has logged in."""
-    api = make_api(RATE_LIMIT_LOGIN_ACCOUNT="off", RATE_LIMIT_PASSWORD_SESSION="1/15minutes")
+def test_unless_they_are_set_the_limits_of_sessions_follow_that_of_the_account(make_api):
+    """As many tries for one session, twice as many for all: one alone cannot use up what the others need."""
+    api = make_api(RATE_LIMIT_LOGIN_ACCOUNT="2/15minutes")
+    person = api.someone()
+    one, other, third = (person.log_in() for _ in range(3))
+
+    assert statuses(change(session) for session in (one, one, one)) == [403, 403, 429]
+    assert statuses(change(session) for session in (other, other, third)) == [403, 403, 429]
+    assert_limited(change(third, PASSWORD), "password-account", 4, 900)
+
+
+def test_where_guesses_at_an_account_are_not_bounded_neither_are_those_of_a_session(make_api):
+    """`off` for strangers is `off` for whoever is logged in, unless set."""
+    api = make_api(RATE_LIMIT_LOGIN_ACCOUNT="off")
     person = api.someone()
 
-    assert statuses(change(person) for _ in range(3)) == [403] * 3
+    assert statuses(change(person) for _ in range(12)) == [403] * 12
 
 
 def test_a_change_of_password_that_is_refused_for_its_form_is_given_back(make_api):
