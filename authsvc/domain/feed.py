@@ -9,7 +9,6 @@ process; so do those who find no place to wait and are answered at once.
 from __future__ import annotations
 
 import base64
-import hashlib
 import re
 import threading
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from authsvc.domain.errors import Invalid, StoreUnavailable
-from authsvc.domain.revocations import Revocation
+from authsvc.domain.revocations import Horizon, Revocation, Sight
 from authsvc.domain.values.clocks import Monotonic
 
 if TYPE_CHECKING:
@@ -41,12 +40,11 @@ _CURSOR = re.compile(r"1:(0|[1-9][0-9]{0,15}):([0-9a-f]{16}|)")
 class FeedLog(Protocol):
     """The log as the feed reads it; raises StoreUnavailable."""
 
-    def head(self, *, settled: int | None = None) -> int | None:
+    def look(self, *, settled: int | None = None) -> Sight:
         """
-        The highest number; every lower one that will ever be visible is visible now.
+        The head, and who may still commit lower numbers.
 
-        Cheap where that is *settled* still, an earlier answer.  None: writers were not done within a short
-        wait, ask again later.
+        Cheap where the head is *settled* still, an earlier answer: nobody can.
         """
 
     def entry(self, seq: int) -> Revocation | None:
@@ -85,7 +83,7 @@ class Cursor:
     @classmethod
     def behind(cls, entry: Revocation | None) -> Cursor:
         """The cursor of a reader who knows everything up to *entry*; None: there is none yet."""
-        return cls() if entry is None else cls(entry.seq, _trace(entry))
+        return cls() if entry is None else cls(entry.seq, entry.trace)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +115,7 @@ class FeedAnswer:
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """What a look at SQL found: nothing is missing that was committed before *began_s* (monotonic)."""
+    """What looks at SQL found: nothing is missing that was committed before *began_s* (monotonic)."""
 
     head: int
     began_s: float
@@ -132,6 +130,7 @@ class Lookout:
         self._every_s = every_s
         self._looking = threading.Lock()
         self._looked_s = -every_s
+        self._horizon = Horizon()
         self._changed = threading.Condition()
         self._view: _View | None = None
 
@@ -168,12 +167,14 @@ class Lookout:
         if began_s - self._looked_s < self._every_s:
             return
         self._looked_s = began_s
-        settled = self._view.head if self._view else None
-        head = self._log.head(settled=settled)
-        if head is None:
+        before = self._view.head if self._view else None
+        self._horizon.look(self._log.look(settled=before), began_s)
+        settled = self._horizon.settled
+        if settled is None:
             return
-        self._view = _View(head, began_s)
-        if head != settled:
+        # As of the look that settled it: what was committed since may lie beyond.
+        self._view = _View(settled.seq, self._horizon.settled_at_s)
+        if settled.seq != before:
             with self._changed:
                 self._changed.notify_all()
 
@@ -249,9 +250,3 @@ def _parsed(text: str | None) -> Cursor:
         return Cursor() if text is None else Cursor.parse(text)
     except ValueError as error:
         raise Invalid({"after": ["Not a cursor of this feed."]}) from error
-
-
-def _trace(entry: Revocation) -> str:
-    """A few letters that another entry of the same number would not have."""
-    parts = (entry.at.isoformat(), entry.reason, entry.user_id, entry.session_id, entry.token_id, entry.epoch)
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]

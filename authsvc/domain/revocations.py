@@ -1,15 +1,18 @@
 """
 What is revoked, who decides it, and when Redis may be believed.
 
-SQL holds the truth: an append-only log whose sequence numbers become visible in order.  Redis holds a
-fast copy, and a *marker*: the last entry that was replayed into it.  A check believes Redis only while
-the marker is proven (:class:`Proof`); whatever is missing, unproven or failing is asked of SQL.
+SQL holds the truth: an append-only log.  Its numbers are handed out in one order and committed in another;
+a :class:`Horizon` says up to which of them nothing is still to come.  Redis holds a fast copy, and a
+*marker*: the number up to which every entry was replayed into it.  A check believes Redis only while the
+marker is proven (:class:`Proof`); whatever is missing, unproven or failing is asked of SQL.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import re
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,6 +51,103 @@ class Revocation:
     epoch: int | None = None
     email: Email | None = None
 
+    @property
+    def trace(self) -> str:
+        """A few letters that another entry of the same number would not have: ids and times are its own."""
+        parts = (self.at.isoformat(), self.reason, self.user_id, self.session_id, self.token_id, self.epoch)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Position:
+    """A place in one log: an entry's number, and the trace that tells it from an entry of another log."""
+
+    seq: int = 0
+    trace: str = ""
+
+    def text(self) -> str:
+        """What Redis keeps."""
+        return f"{self.seq}:{self.trace}"
+
+    @classmethod
+    def parse(cls, raw: bytes | None) -> Position:
+        """The position that :meth:`text` wrote; the beginning for anything else."""
+        found = _POSITION.fullmatch(raw or b"")
+        return cls(int(found[1]), found[2].decode()) if found else cls()
+
+    @classmethod
+    def of(cls, entry: Revocation | None) -> Position:
+        """The place of *entry*; None: the beginning."""
+        return cls() if entry is None else cls(entry.seq, entry.trace)
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """
+    One look at the log: the highest visible entry, and the *writers* that may still commit lower numbers.
+
+    *found* are the entries that were asked for by number, as far as there are any; *is_behind* is True where
+    the next number would not be above the head.
+    """
+
+    head: Position = Position()
+    writers: frozenset[str] = frozenset()
+    found: tuple[Position, ...] = ()
+    is_behind: bool = False
+
+    def contradicts(self, position: Position) -> bool:
+        """True if another entry has the number of *position*."""
+        return bool(position.trace) and any(
+            entry.seq == position.seq and entry.trace != position.trace for entry in self.found
+        )
+
+
+class Horizon:
+    """
+    Up to which entry nothing is still to come, from looks at the log, without anybody being waited for.
+
+    A writer is under way before it takes a number, and until its entries are visible or gone.  So as soon
+    as all have ended that were under way behind a look, nothing can appear any more below the head of that
+    look.  Whoever began later has higher numbers.
+    """
+
+    def __init__(self) -> None:
+        self._forget()
+
+    def _forget(self) -> None:
+        #: The last entry below which nothing is to come; None while that is not known.
+        self.settled: Position | None = None
+        #: When the look was begun that settled it (monotonic seconds).
+        self.settled_at_s = -math.inf
+        self._newest = 0
+        self._awaited: tuple[Position, frozenset[str], float] | None = None
+
+    def look(self, sight: Sight, began_s: float) -> None:
+        """Take note of *sight*, begun at *began_s*; its writers were asked for after its head."""
+        if sight.head.seq < self._newest:
+            self._forget()  # SQL was restored: what was known is about another log
+        self._newest = sight.head.seq
+        if self._awaited is not None:
+            head, writers, at_s = self._awaited
+            if left := writers & sight.writers:
+                self._awaited = (head, left, at_s)
+                return
+            self._settle(head, at_s)
+        if sight.writers:
+            self._awaited = (sight.head, sight.writers, began_s)
+        else:
+            self._settle(sight.head, began_s)
+            self._awaited = None
+
+    def hear(self, position: Position) -> None:
+        """Others know that nothing is still to come below *position*."""
+        if self.settled is None or position.seq > self.settled.seq:
+            self.settled = position
+
+    def _settle(self, head: Position, at_s: float) -> None:
+        if self.settled is None or head.seq >= self.settled.seq:
+            self.settled, self.settled_at_s = head, at_s
+
 
 @dataclass(frozen=True, slots=True)
 class Committed(Generic[T]):
@@ -65,6 +165,7 @@ class Outcome(Generic[T]):
     is_complete: bool
 
 
+_POSITION = re.compile(rb"(0|[1-9][0-9]{0,15}):([0-9a-f]{16}|)")
 #: No epoch and no number of the log lies beyond: from here on Redis' scripts would round.
 HIGHEST = 1 << 53
 _MOST_DIGITS = len(str(HIGHEST))
@@ -171,8 +272,10 @@ class Proof:
     def __init__(self, max_staleness_s: float) -> None:
         self._max_staleness_s = max_staleness_s
         self._lock = threading.Lock()
-        #: The highest entry that this process knows to be needed in Redis.
+        #: A marker below this entry proves nothing to this process.
         self.known = 0
+        #: The highest entry that this process has committed, or has seen in SQL.
+        self.seen = 0
         #: Oldest and newest trusted generation, and when the comparison was; one value, read at once.
         self._trusted = _NOTHING
 
@@ -205,12 +308,19 @@ class Proof:
         """Redis held every entry up to *seq*, seen over connection *over*; *newest* existed before."""
         with self._lock:
             self.known = max(self.known, seq)
+            self.seen = max(self.seen, seq)
             self._trusted = (over, newest, now_s)
 
     def learned(self, seq: int) -> None:
         """Entry *seq* is in SQL and perhaps not in Redis: a marker behind it proves nothing."""
         with self._lock:
             self.known = max(self.known, seq)
+            self.seen = max(self.seen, seq)
+
+    def saw(self, seq: int) -> None:
+        """Entry *seq* is in SQL: a log that ends before it was restored."""
+        with self._lock:
+            self.seen = max(self.seen, seq)
 
     def distrust(self) -> None:
         """Believe nothing until the next comparison."""
@@ -241,9 +351,11 @@ class Revocations:
         """
         if not committed.entries:
             return Outcome(committed.value, is_complete=True)
+        newest = max(entry.seq for entry in committed.entries)
+        self.proof.saw(newest)
         try:
             self.index.write(committed.entries)
         except StoreUnavailable:
-            self.proof.learned(max(entry.seq for entry in committed.entries))
+            self.proof.learned(newest)
             return Outcome(committed.value, is_complete=False)
         return Outcome(committed.value, is_complete=True)

@@ -1,25 +1,40 @@
 """
 The revocation log in SQL.
 
-Numbers must become visible in order, or a reader that went past a late one would never replay it.
-Writers hold a lock in shared mode from before they take a number until their commit; a reader takes it
-exclusively for a moment where it finds something new, so that nothing numbered is still uncommitted when it
-looks.  Writers commit in parallel.  SQLite has one writer at a time: its order is the commit order.
+Numbers are handed out in one order and committed in another, and a reader that went past a late one would
+never replay it.  Writers therefore hold a lock in shared mode from before they take a number until their
+commit.  A reader waits for nobody: it looks who holds the lock (:class:`authsvc.domain.revocations.Horizon`).
+SQLite has one writer at a time: its order is the commit order.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Select, func, insert, or_, select, text, update
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Label,
+    Select,
+    between,
+    case,
+    cast,
+    false,
+    func,
+    insert,
+    or_,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.dialects import postgresql
 
 from authsvc.domain.errors import StoreUnavailable
-from authsvc.domain.revocations import Revocation
+from authsvc.domain.revocations import Position, Revocation, Sight
 from authsvc.domain.users import User
 from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.identifiers import SessionId, TokenId, UserId
@@ -31,14 +46,27 @@ LOG_LOCK = 0x61757468_0001
 PAGE = 500
 #: The user of an entry that is about none.
 NOBODY = "00000000-0000-0000-0000-000000000000"
-#: SQLSTATE of a lock that was not granted in time.
-_LOCK_NOT_AVAILABLE = "55P03"
+#: Numbers from the first to the last of them, both included.
+Range = tuple[int, int]
 
-#: For one transaction.
+#: For one transaction, which all writers wait for.
 _BRIEFLY = text(
     "SELECT set_config('lock_timeout', '100ms', true),"
     " set_config('idle_in_transaction_session_timeout', '500ms', true)"
 )
+
+#: Who holds the lock: transactions that may have a number and have not ended.
+_WRITERS = text(
+    "SELECT pid || ' ' || virtualtransaction FROM pg_locks"
+    " WHERE locktype = 'advisory' AND mode = 'ShareLock' AND granted AND objsubid = 1"
+    " AND classid = :high AND objid = :low"
+    " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+).bindparams(high=LOG_LOCK >> 32, low=LOG_LOCK & 0xFFFF_FFFF)
+_SEQUENCE = func.pg_get_serial_sequence("revocations", "seq")
+#: The number that was given last; NULL where none was, or where the role may not know.
+_LAST_GIVEN = func.pg_sequence_last_value(cast(_SEQUENCE, postgresql.REGCLASS))
+_MAY_KNOW = func.has_sequence_privilege(_SEQUENCE, "USAGE, SELECT")
+_HEAD = func.coalesce(func.max(revocations.c.seq), 0)
 
 log = logging.getLogger(__name__)
 
@@ -48,12 +76,20 @@ class SqlRevocationLog:
     The append-only log; *copies_live* is how long an entry's copy in Redis can matter.
 
     *users_live* is the same for entries about a user himself, whose cached copies may outlive his tokens.
+    *following* is what the log is read over: writers that are slow must not take its connection away.
     """
 
     def __init__(
-        self, database: Database, *, copies_live: timedelta, clock: Clock, users_live: timedelta = timedelta()
+        self,
+        database: Database,
+        *,
+        copies_live: timedelta,
+        clock: Clock,
+        users_live: timedelta = timedelta(),
+        following: Database | None = None,
     ) -> None:
         self._database = database
+        self._following = following or database
         self._copies_live = copies_live
         self._users_live = max(copies_live, users_live)
         self._clock = clock
@@ -77,38 +113,67 @@ class SqlRevocationLog:
         )  # fmt: skip
 
     def append(self, connection: Connection, drafts: Sequence[Revocation]) -> tuple[Revocation, ...]:
-        """Number and store *drafts* as the last step of the caller's transaction."""
+        """
+        Number and store *drafts* as the last step of the caller's transaction.
+
+        Raises StoreUnavailable where the database would give numbers that readers have passed already: its
+        sequence was set back, or did not follow a copy of the rows.
+        """
         if not drafts:
             return ()
-        if self._database.is_postgresql:
-            connection.execute(select(func.pg_advisory_xact_lock_shared(LOG_LOCK)))
-        statement = insert(revocations).returning(revocations.c.seq, sort_by_parameter_order=True)
-        numbers = connection.execute(statement, [from_revocation(draft) for draft in drafts]).scalars()
-        return tuple(replace(draft, seq=seq) for draft, seq in zip(drafts, numbers, strict=True))
+        statement = insert(revocations)
+        if not self._database.is_postgresql:
+            statement = statement.returning(revocations.c.seq, sort_by_parameter_order=True)
+            return _numbered(drafts, connection.execute(statement, _rows(drafts)).scalars())
+        connection.execute(select(func.pg_advisory_xact_lock_shared(LOG_LOCK)))
+        # In the snapshot of the statement, which is older than the numbers that it takes.
+        head = select(_HEAD).scalar_subquery()
+        statement = statement.returning(revocations.c.seq, head, sort_by_parameter_order=True)
+        numbers, heads = zip(*connection.execute(statement, _rows(drafts)), strict=True)
+        if any(seq <= head for seq, head in zip(numbers, heads, strict=True)):
+            raise StoreUnavailable("sql: the numbers of the log are behind its head")
+        return _numbered(drafts, numbers)
 
-    def head(self, *, settled: int | None = None) -> int:
-        """
-        The highest number; every lower one that will ever be visible is visible now.  0: none yet.
-
-        *settled* is an earlier answer, of this process or another: where nothing was added since, no writer
-        has to wait.
-        """
-        if settled is not None and self._newest() == settled:
-            return settled
-        with self._database.transaction() as connection:
-            self._keep_writers_out(connection)
+    def head(self) -> int:
+        """The highest visible number; lower ones may still be about to appear.  0: none yet."""
+        with self._following.read() as connection:
             return _highest(connection)
 
-    def _newest(self) -> int:
-        """The highest visible number; lower ones may still be about to appear."""
-        with self._database.read() as connection:
-            return _highest(connection)
+    def look(self, *, settled: int | None = None, at: Collection[int] = ()) -> Sight:
+        """
+        The head, who may still commit lower numbers, and the entries with the numbers *at*.
 
-    def pages(self, *, after: int, upto: int) -> Iterator[list[Revocation]]:
-        """The entries with ``after < seq <= upto`` that can still matter, in order."""
+        Where the head is *settled*, as somebody has found out before, nobody can.
+        """
+        wanted = or_(revocations.c.seq.in_(at), revocations.c.seq == select(_HEAD).scalar_subquery())
+        statement = select(revocations, self._is_behind()).where(wanted).order_by(revocations.c.seq)
+        with self._following.read() as connection:
+            rows = connection.execute(statement).mappings().all()
+            found = tuple(Position.of(to_revocation(row)) for row in rows)
+            head = found[-1] if found else Position()
+            # After the head: who had a lower number then, and is not among them, has ended.
+            writers = self._writers(connection) if head.seq != settled else frozenset[str]()
+        return Sight(head, writers, found, is_behind=bool(rows) and rows[-1]["is_behind"])
+
+    def _is_behind(self) -> Label[bool]:
+        behind: ColumnElement[bool] = false()
+        if self._following.is_postgresql:
+            behind = case((_MAY_KNOW, func.coalesce(_LAST_GIVEN, 0) < revocations.c.seq), else_=false())
+        return behind.label("is_behind")
+
+    def _writers(self, connection: Connection) -> frozenset[str]:
+        if not self._following.is_postgresql:
+            return frozenset()
+        return frozenset(connection.execute(_WRITERS).scalars())
+
+    def pages(self, ranges: Sequence[Range]) -> Iterator[list[Revocation]]:
+        """The visible entries with numbers in *ranges* that can still matter, in order."""
+        after, upto = -1, max((high for _, high in ranges), default=-1)
+        within = or_(false(), *(between(revocations.c.seq, low, high) for low, high in ranges))
         while after < upto:
-            with self._database.read() as connection:
-                rows = connection.execute(_between(after, upto, self._clock()).limit(PAGE)).mappings().all()
+            statement = _between(after, upto, self._clock()).where(within).limit(PAGE)
+            with self._following.read() as connection:
+                rows = connection.execute(statement).mappings().all()
             if not rows:
                 return
             yield [to_revocation(row) for row in rows]
@@ -129,7 +194,7 @@ class SqlRevocationLog:
                 .where(users.c.id.in_(batch))
                 .values(epoch=users.c.epoch + by, version=users.c.version + 1)
             )
-            with self._database.transaction() as connection:
+            with self._following.transaction() as connection:
                 rows = connection.execute(raised.returning(*USER_COLUMNS)).mappings().all()
                 found = [to_user(row) for row in rows]
                 self.append(connection, [self.draft(user, "restored", epoch=user.epoch) for user in found])
@@ -144,21 +209,34 @@ class SqlRevocationLog:
         """
         now = self._clock()
         filler = {"seq": seq, "at": now, "reason": "restored", "expires_at": now, "user_id": NOBODY}
-        with self._database.transaction() as connection:
+        with self._following.transaction() as connection:
             self._keep_writers_out(connection)
             if _highest(connection) >= seq:
                 log.info("revocations.skipped_by_other")
                 return
             connection.execute(insert(revocations).values(filler))
-            if self._database.is_postgresql:
-                sequence = func.pg_get_serial_sequence("revocations", "seq")
-                connection.execute(select(func.setval(sequence, seq)))
+            if self._following.is_postgresql:
+                connection.execute(select(func.setval(_SEQUENCE, seq)))
+
+    def catch_up(self) -> None:
+        """
+        Let the next number be above the head, where the sequence stayed behind.
+
+        Whoever takes a number meanwhile is refused by :meth:`append`.
+        """
+        with self._following.transaction() as connection:
+            self._keep_writers_out(connection)
+            head = _highest(connection)
+            given = connection.execute(select(func.coalesce(_LAST_GIVEN, 0))).scalar_one()
+            if given < head:
+                connection.execute(select(func.setval(_SEQUENCE, head)))
+                log.error("revocations.numbers_behind", extra={"head": head, "given": given})
 
     def _keep_writers_out(self, connection: Connection) -> None:
         """Until the transaction ends; those that have a number have committed.  SQLite has one writer."""
-        if self._database.is_postgresql:
-            # Writers queue behind this wait: it must be short.  Not granted: no comparison this time.  And
-            # they must not wait for a process that stands still with the lock, longer than they can.
+        if self._following.is_postgresql:
+            # Writers queue behind this wait: it must be short, and is repeated with the next comparison.
+            # And they must not wait for a process that stands still with the lock, longer than they can.
             connection.execute(_BRIEFLY)
             connection.execute(select(func.pg_advisory_xact_lock(LOG_LOCK)))
 
@@ -171,14 +249,9 @@ class SqlFeedLog:
         self._log = log
         self._clock = clock
 
-    def head(self, *, settled: int | None = None) -> int | None:
-        """The highest number, with every lower one visible; None where writers were not done in time."""
-        try:
-            return self._log.head(settled=settled)
-        except StoreUnavailable as error:
-            if _is_about_a_lock(error):
-                return None
-            raise
+    def look(self, *, settled: int | None = None) -> Sight:
+        """The head, and who may still commit lower numbers; nobody where it is *settled*."""
+        return self._log.look(settled=settled)
 
     def entry(self, seq: int) -> Revocation | None:
         """Entry *seq*, whatever it is about."""
@@ -205,13 +278,16 @@ class SqlFeedLog:
             return [to_revocation(row) for row in connection.execute(statement).mappings()]
 
 
-def _is_about_a_lock(error: StoreUnavailable) -> bool:
-    cause = error.__cause__
-    return isinstance(cause, DBAPIError) and getattr(cause.orig, "sqlstate", None) == _LOCK_NOT_AVAILABLE
+def _rows(drafts: Sequence[Revocation]) -> list[dict[str, Any]]:
+    return [from_revocation(draft) for draft in drafts]
+
+
+def _numbered(drafts: Sequence[Revocation], numbers: Iterable[int]) -> tuple[Revocation, ...]:
+    return tuple(replace(draft, seq=seq) for draft, seq in zip(drafts, numbers, strict=True))
 
 
 def _highest(connection: Connection) -> int:
-    head: int = connection.execute(select(func.coalesce(func.max(revocations.c.seq), 0))).scalar_one()
+    head: int = connection.execute(select(_HEAD)).scalar_one()
     return head
 
 

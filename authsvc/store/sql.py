@@ -7,8 +7,9 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import Column, Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolExhausted
 from sqlalchemy.pool import QueuePool
@@ -138,9 +139,10 @@ class Database:
         self._deadline.ends_at_s = self._clock() + DEADLINE_S if is_hurried else None
         try:
             yield
-        except IntegrityError:
+        except IntegrityError as error:
+            # SQLite's has no code, and would pass for a server that is away.
             self._breaker.succeeded(permit)
-            raise
+            raise StoreUnavailable(f"sql: {cause_of(error).name}") from error
         except PoolExhausted as error:
             # Nothing was asked: a probe that found no connection does not close the breaker.
             self._breaker.withdrawn(permit)
@@ -205,6 +207,18 @@ def _sqlite(url: str) -> Engine:
             connection.execute(f"PRAGMA {pragma}")
 
     return engine
+
+
+def is_taken(error: StoreUnavailable, column: Column[Any]) -> bool:
+    """True where a row was refused because another one has its value of the unique *column*."""
+    cause = error.__cause__
+    if not isinstance(cause, IntegrityError):
+        return False
+    diagnosis = getattr(cause.orig, "diag", None)
+    if diagnosis is not None:
+        return bool(diagnosis.constraint_name == f"uq_{column.table.name}_{column.name}")
+    # SQLite names the columns, not the constraint.
+    return str(cause.orig) == f"UNIQUE constraint failed: {column.table.name}.{column.name}"
 
 
 def _is_outage(error: BaseException) -> bool:

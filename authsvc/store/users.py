@@ -23,10 +23,9 @@ from sqlalchemy import (
     true,
     update,
 )
-from sqlalchemy.exc import IntegrityError
 
 from authsvc.domain.credentials import Credentials, Rehash
-from authsvc.domain.errors import EmailTaken, LastAdmin, NotFound
+from authsvc.domain.errors import EmailTaken, LastAdmin, NotFound, StoreUnavailable
 from authsvc.domain.revocations import Committed, Revocation
 from authsvc.domain.sessions import Session
 from authsvc.domain.users import BUILT_IN, Role, User, UserFilter
@@ -35,7 +34,7 @@ from authsvc.domain.values.emails import Email
 from authsvc.domain.values.identifiers import SessionId, UserId
 from authsvc.store.revocations import SqlRevocationLog
 from authsvc.store.sessions import add_session, end_oldest_beyond, end_sessions_of, locked_user
-from authsvc.store.sql import Database
+from authsvc.store.sql import Database, is_taken
 from authsvc.store.tables import USER_COLUMNS, from_user, split_roles, to_user, users
 
 #: Taken by whoever takes an admin away, so that two do not each count on the other one.
@@ -57,8 +56,10 @@ class SqlUserStore:
             with self._database.transaction() as connection:
                 connection.execute(insert(users).values(row))
                 return Committed(user, self._log.append(connection, [self._log.draft(user, "registered")]))
-        except IntegrityError as error:
-            raise EmailTaken from error
+        except StoreUnavailable as error:
+            if is_taken(error, users.c.email):
+                raise EmailTaken from error
+            raise
 
     def get(self, user_id: UserId) -> User:
         """Raises NotFound."""

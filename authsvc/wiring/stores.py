@@ -27,7 +27,7 @@ from authsvc.store.copies.marker import FreshnessMarker
 from authsvc.store.copies.reconciler import Heartbeat, Reconciler
 from authsvc.store.copies.users import UserCaches
 from authsvc.store.revocations import SqlRevocationLog
-from authsvc.store.sql import Database, DatabaseEvents
+from authsvc.store.sql import POOL_SIZE, Database, DatabaseEvents
 from authsvc.wiring.caching import counting, user_caches
 
 #: Connections of the requests to Redis: one for each thread, opened at the start and not on the hot path.
@@ -44,6 +44,7 @@ class Stores:
     """The truth, the fast copy, and who keeps the second honest."""
 
     database: Database
+    following: Database
     log: SqlRevocationLog
     redis: CacheClient
     reconciling: CacheClient
@@ -60,6 +61,7 @@ class Stores:
         self.heartbeat.close()
         self.redis.close()
         self.reconciling.close()
+        self.following.close()
         self.database.close()
 
 
@@ -85,11 +87,15 @@ def open_stores(settings: Settings, metrics: Metrics, tracing: Tracing, clock: C
         has_client_id=settings.tokens.has_client_id,
         roles=RoleNames(settings.tokens.roles),
     )
-    database = open_database(settings, observed_by(metrics, tracing))
+    database = open_database(settings, observed_by(metrics, tracing), pool_size=POOL_SIZE - 1)
+    # Slow commits of requests can take all of their connections: the log is followed over one of its own.
+    following = open_database(settings, pool_size=1)
     copies_live = timedelta(seconds=profile.lifetime_s + profile.leeway_s + COPY_MARGIN_S)
     # A Redis that was away, and kept what it had, must still be told what changed when it comes back.
     users_live = timedelta(seconds=settings.cache.ttl_s * LONGEST_TTL + COPY_MARGIN_S)
-    log = SqlRevocationLog(database, copies_live=copies_live, users_live=users_live, clock=clock)
+    log = SqlRevocationLog(
+        database, copies_live=copies_live, users_live=users_live, clock=clock, following=following
+    )
     fast = _open_redis(settings, metrics, tracing)
     waker = _Waker()
     index = RedisIndex(
@@ -107,6 +113,7 @@ def open_stores(settings: Settings, metrics: Metrics, tracing: Tracing, clock: C
     waker.wakes = heartbeat.wake
     return Stores(
         database=database,
+        following=following,
         log=log,
         redis=fast.redis,
         reconciling=fast.reconciling,
@@ -120,11 +127,14 @@ def open_stores(settings: Settings, metrics: Metrics, tracing: Tracing, clock: C
     )
 
 
-def open_database(settings: Settings, events: DatabaseEvents | None = None) -> Database:
+def open_database(
+    settings: Settings, events: DatabaseEvents | None = None, *, pool_size: int = POOL_SIZE
+) -> Database:
     """The database of *settings*, with a breaker of its own."""
     events = events or DatabaseEvents()
     breaker = CircuitBreaker(clock=time.monotonic, on_change=lambda _, state: events.on_breaker(state))
-    return Database(settings.database.url.reveal(), breaker=breaker, clock=time.monotonic, events=events)
+    url = settings.database.url.reveal()
+    return Database(url, breaker=breaker, clock=time.monotonic, pool_size=pool_size, events=events)
 
 
 def observed_by(metrics: Metrics, tracing: Tracing) -> DatabaseEvents:

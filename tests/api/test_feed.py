@@ -338,7 +338,7 @@ def test_a_log_that_is_cut_back_during_a_wait_is_noticed(make_api):
     assert [item["session_id"] for item in page["items"]] == [entry.session_id for entry in kept]
 
 
-@pytest.mark.parametrize("step", ["entry", "head", "fatal"])
+@pytest.mark.parametrize("step", ["entry", "look", "fatal"])
 def test_without_sql_there_is_no_answer(make_api, monkeypatch, step):
     """503 with ``Retry-After``, whichever question fails: a heartbeat would claim what nobody knows."""
     api = make_api(sqlite=True)

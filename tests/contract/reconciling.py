@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
 from redis import Redis
 
 from authsvc.domain.errors import StoreUnavailable
-from authsvc.domain.revocations import Revocation
+from authsvc.domain.revocations import Revocation, Sight
 from authsvc.domain.values.identifiers import SessionId, UserId, new_id
-from authsvc.store.revocations import SqlRevocationLog
+from authsvc.store.revocations import Range, SqlRevocationLog
 from tests.contract.redis_side import CHECKS, KEYS, Process, process
 from tests.contract.stores import COPIES_LIVE, Stores
 from tests.processes import wait_until
@@ -29,18 +29,24 @@ class InterruptedLog(SqlRevocationLog):
     after_head: Callable[[], None] = staticmethod(nothing)
     after_page: Callable[[], None] = staticmethod(nothing)
 
-    def head(self, *, settled: int | None = None) -> int:
-        """The head, as it was before the interruption."""
+    def head(self) -> int:
+        """The head, unless it cannot be asked for."""
         if self.is_down:
             raise StoreUnavailable("sql")
-        head = super().head(settled=settled)
+        return super().head()
+
+    def look(self, *, settled: int | None = None, at: Collection[int] = ()) -> Sight:
+        """The log as it was before the interruption."""
+        if self.is_down:
+            raise StoreUnavailable("sql")
+        sight = super().look(settled=settled, at=at)
         happen, self.after_head = self.after_head, nothing
         happen()
-        return head
+        return sight
 
-    def pages(self, *, after: int, upto: int) -> Iterator[list[Revocation]]:
+    def pages(self, ranges: Sequence[Range]) -> Iterator[list[Revocation]]:
         """The pages; the interruption comes when the next one is asked for."""
-        for page in super().pages(after=after, upto=upto):
+        for page in super().pages(ranges):
             yield page
             happen, self.after_page = self.after_page, nothing
             happen()

@@ -114,5 +114,5 @@ class Stores:
 
     def entries(self, *, after: int = 0) -> list[tuple[str, str | None, int | None]]:
         """Reason, session and epoch of every entry of the log behind *after*, in order."""
-        pages = self.log.pages(after=after, upto=self.log.head())
+        pages = self.log.pages([(after + 1, self.log.head())])
         return [(entry.reason, entry.session_id, entry.epoch) for page in pages for entry in page]

@@ -12,6 +12,7 @@ import fakeredis
 import pytest
 
 from authsvc.cache import CacheClient
+from authsvc.domain.revocations import Position
 from authsvc.store.copies import marker as markers
 from authsvc.store.copies.marker import CLAIM_MS, LIFE_MS, FreshnessMarker, is_claim
 from tests.contract.cache_clients import in_threads
@@ -48,7 +49,7 @@ class Side:
 
     def over(self) -> int:
         """The generation of the connection."""
-        return self.marker.read()[1]
+        return self.marker.read().over
 
     def flush(self) -> None:
         """Lose everything."""
@@ -84,10 +85,10 @@ def claimed(side: Side) -> bytes:
 
 def test_an_empty_server_has_no_marker(side):
     """It is told together with the connection that brought the answer."""
-    value, generation = side.marker.read()
+    reading = side.marker.read()
 
-    assert value is None
-    assert generation > 0
+    assert reading.value is None
+    assert reading.over > 0
 
 
 def test_a_claim_is_taken_once_and_is_no_number(side):
@@ -125,11 +126,11 @@ def test_a_refill_ends_with_a_marker(side):
     """Claim, pages, marker; its life begins then."""
     claim = claimed(side)
 
-    second = side.marker.step(claim, 5, sealed(side))
+    second = side.marker.step(claim, Position(5), sealed(side))
     assert second is not None
     assert second != claim
     assert side.value() == second
-    assert side.marker.advance(second, 9, over=side.over())
+    assert side.marker.advance(second, Position(9), over=side.over())
 
     assert side.value() == b"9"
     assert side.is_renewed()
@@ -138,7 +139,7 @@ def test_a_refill_ends_with_a_marker(side):
 @pytest.mark.parametrize("number", [0, 9, 10**15, (1 << 53) - 1])
 def test_numbers_keep_every_digit(side, number):
     """The scripts' arithmetic rounds nothing."""
-    assert side.marker.advance(claimed(side), number, over=side.over())
+    assert side.marker.advance(claimed(side), Position(number), over=side.over())
 
     assert side.value() == str(number).encode()
 
@@ -154,8 +155,8 @@ def test_a_lost_claim_moves_nothing(side, lost):
         seal = sealed(side)
     before = side.value()
 
-    assert side.marker.step(claim, 5, seal) is None
-    assert not side.marker.advance(claim, 20, over=side.over())
+    assert side.marker.step(claim, Position(5), seal) is None
+    assert not side.marker.advance(claim, Position(20), over=side.over())
 
     assert side.value() == before
 
@@ -163,11 +164,11 @@ def test_a_lost_claim_moves_nothing(side, lost):
 def test_a_claim_of_an_earlier_page_moves_nothing(side):
     """A server that took over half-way may have it, and lack the page that came with the next one."""
     first = claimed(side)
-    assert side.marker.step(first, 5, sealed(side)) is not None
+    assert side.marker.step(first, Position(5), sealed(side)) is not None
     before = side.value()
 
-    assert side.marker.step(first, 9, sealed(side)) is None
-    assert not side.marker.advance(first, 9, over=side.over())
+    assert side.marker.step(first, Position(9), sealed(side)) is None
+    assert not side.marker.advance(first, Position(9), over=side.over())
 
     assert side.value() == before
 
@@ -181,7 +182,7 @@ def test_a_page_without_its_seal_moves_nothing(side, read):
         side.put(read)
     before, never_written = side.value(), side.marker.seal()
 
-    assert side.marker.step(read, 9, never_written) is None
+    assert side.marker.step(read, Position(9), never_written) is None
 
     assert side.value() == before
 
@@ -190,8 +191,8 @@ def test_a_page_moves_a_marker_to_its_last_entry(side):
     """From where the next page goes on."""
     side.put("7")
 
-    assert side.marker.step(b"7", 9, sealed(side)) == b"9"
-    assert side.marker.step(b"9", 12, sealed(side)) == b"12"
+    assert side.marker.step(b"7", Position(9), sealed(side)) == b"9"
+    assert side.marker.step(b"9", Position(12), sealed(side)) == b"12"
     assert side.value() == b"12"
     assert side.is_renewed()
 
@@ -210,7 +211,7 @@ def test_renewing_needs_no_new_entry(side):
     """From a number to itself."""
     side.put("7")
 
-    assert side.marker.advance(b"7", 7, over=side.over())
+    assert side.marker.advance(b"7", Position(7), over=side.over())
 
     assert side.value() == b"7"
     assert side.is_renewed()
@@ -220,9 +221,9 @@ def test_a_marker_that_others_raised_is_never_lowered(side):
     """An advance from a stale read is right, and late."""
     side.put("15")
 
-    assert side.marker.advance(b"10", 12, over=side.over())
+    assert side.marker.advance(b"10", Position(12), over=side.over())
     assert side.value() == b"15"
-    assert side.marker.advance(b"10", 20, over=side.over())
+    assert side.marker.advance(b"10", Position(20), over=side.over())
     assert side.value() == b"20"
 
 
@@ -232,7 +233,7 @@ def test_a_marker_that_is_not_what_was_read_or_more_is_not_moved(side, current):
     if current is not None:
         side.put(current)
 
-    assert not side.marker.advance(b"10", 12, over=side.over())
+    assert not side.marker.advance(b"10", Position(12), over=side.over())
 
     assert side.value() == current
 
@@ -243,7 +244,7 @@ def test_an_advance_over_another_connection_counts_for_nothing(side):
     over = side.over()
     side.client.connections.suspect()
 
-    assert not side.marker.advance(b"7", 9, over=over)
+    assert not side.marker.advance(b"7", Position(9), over=over)
 
 
 @pytest.mark.parametrize(
@@ -276,10 +277,10 @@ def test_a_marker_only_ever_rises_whoever_moves_it(side):
     def advance() -> list[int]:
         seen = []
         for number in sorted(random.sample(range(1, 200), 30)):
-            read, over = side.marker.read()
-            assert read is not None
-            side.marker.advance(read, number, over=over)
-            seen.append(int(side.marker.read()[0] or b"0"))
+            reading = side.marker.read()
+            assert reading.value is not None
+            side.marker.advance(reading.value, Position(number), over=reading.over)
+            seen.append(int(side.marker.read().value or b"0"))
         return seen
 
     outcomes = in_threads(*[advance] * RACERS)

@@ -15,10 +15,13 @@ import pytest
 from sqlalchemy import event
 
 from authsvc.domain.errors import StoreUnavailable
+from authsvc.domain.revocations import Horizon, Sight
 from authsvc.domain.values.identifiers import SessionId, TokenId, UserId, new_id
+from authsvc.store.revocations import LOG_LOCK
 from tests.contract.cache_clients import in_threads
 from tests.contract.stores import Stores
 from tests.patience import LONG_S
+from tests.processes import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,7 +45,7 @@ def append(stores: Stores, count: int = 1) -> list[int]:
 
 def read(stores: Stores, *, after: int, upto: int) -> list[Revocation]:
     """All pages in one."""
-    return [entry for page in stores.log.pages(after=after, upto=upto) for entry in page]
+    return [entry for page in stores.log.pages([(after + 1, upto)]) for entry in page]
 
 
 @contextmanager
@@ -99,7 +102,7 @@ def test_a_long_log_is_read_in_pages(stores):
     """Each of them bounded, none empty, together everything from ``after`` to ``upto`` and no more."""
     numbers = append(stores, 1203)
 
-    pages = list(stores.log.pages(after=numbers[0], upto=numbers[-2]))
+    pages = list(stores.log.pages([(numbers[1], numbers[-2])]))
 
     assert [len(page) for page in pages] == [500, 500, 201]
     assert [entry.seq for page in pages for entry in page] == numbers[1:-1]
@@ -140,34 +143,28 @@ def append_slowly(stores: Stores, rng: random.Random) -> list[int]:
     return [entry.seq for entry in entries]
 
 
-def follow(stores: Stores, marker: list[int], is_over: threading.Event) -> tuple[list[int], int]:
-    """
-    Read on from head to head until the writers are done, and once more; what was seen, number of heads.
-
-    All readers share a *marker*: the head that the last of them found.
-    """
+def follow(stores: Stores, is_over: threading.Event) -> tuple[list[int], int]:
+    """Read on as far as nothing is still to come, until the writers are done; what was seen, the steps."""
     seen: list[int] = []
-    cursor = heads = 0
+    horizon, cursor, steps = Horizon(), 0, 0
     while True:
         is_last = is_over.is_set()
-        try:
-            marker[0] = head = stores.log.head(settled=marker[0])
-        except StoreUnavailable:  # the writers were not done within the short wait: no comparison this time
+        horizon.look(stores.log.look(settled=cursor), time.monotonic())
+        if (settled := horizon.settled) is None or (settled.seq == cursor and not is_last):
             continue
-        seen += [entry.seq for entry in read(stores, after=cursor, upto=head)]
-        assert head >= cursor
-        cursor, heads = head, heads + 1
+        seen += [entry.seq for entry in read(stores, after=cursor, upto=settled.seq)]
+        assert settled.seq >= cursor
+        cursor, steps = settled.seq, steps + 1
         if is_last:
-            return seen, heads
+            return seen, steps
 
 
-def test_a_reader_that_advances_to_each_head_misses_nothing(postgres_stores):
-    """Transactions commit out of order; no entry ever appears behind a head that was passed."""
+def test_a_reader_that_follows_what_is_settled_misses_nothing(postgres_stores):
+    """Transactions commit out of order; no entry ever appears behind what was passed."""
     stores, is_over = postgres_stores, threading.Event()
     committed: list[int] = []
-    marker = [0]
     with ThreadPoolExecutor(WRITERS + 2) as threads:
-        readers = [threads.submit(follow, stores, marker, is_over) for _ in range(2)]
+        readers = [threads.submit(follow, stores, is_over) for _ in range(2)]
         writers = [threads.submit(write_at_random, stores, seed, committed) for seed in range(WRITERS)]
         for writer in writers:
             writer.result()
@@ -175,41 +172,77 @@ def test_a_reader_that_advances_to_each_head_misses_nothing(postgres_stores):
         results = [reader.result() for reader in readers]
 
     assert len(committed) > 1500
-    for seen, heads in results:
+    for seen, steps in results:
         assert seen == sorted(committed)
-        assert heads > 20
+        assert steps > 20
 
 
-def test_the_head_waits_for_numbers_that_are_not_committed(brief_locks, postgres_stores):
-    """Shortly, since new writers queue behind it; then it gives up rather than pass one by."""
+def test_a_look_names_who_may_still_commit_a_lower_number(postgres_stores):
+    """And waits for nobody: the higher one is visible, the lower one's writer is known."""
     stores = postgres_stores
     append(stores, 2)
 
     with uncommitted(stores) as late:
-        began_s = time.monotonic()
-        with pytest.raises(StoreUnavailable):
-            stores.log.head()
-        assert time.monotonic() - began_s < LONG_S / 2  # not the time-out of other locks
+        (higher,) = append(stores)
+        sight = stores.log.look()
+        assert (sight.head.seq, len(sight.writers)) == (higher, 1)
+        assert late < higher
+        with uncommitted(stores):
+            more = stores.log.look()
+            assert sight.writers < more.writers
+            assert len(more.writers) == 2
 
-    assert stores.log.head() == late
+    assert stores.log.look().writers == frozenset()
 
 
-def test_where_nothing_was_added_nobody_is_waited_for(brief_locks, postgres_stores):
+def test_a_waiting_writer_and_another_lock_are_nobody(postgres_stores):
+    """A number is given only to who holds the lock; exclusively it is held by who gives none."""
+    stores, holds, goes_on = postgres_stores, threading.Event(), threading.Event()
+
+    def keep_out(lock: int) -> None:
+        with stores.database.transaction() as connection:
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({lock})")
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock_shared({lock + 1})")
+            holds.set()
+            goes_on.wait(LONG_S)
+
+    with ThreadPoolExecutor(2) as threads:
+        keeping = threads.submit(keep_out, LOG_LOCK)
+        assert holds.wait(LONG_S)
+        waiting = threads.submit(append, stores)
+        wait_until(lambda: waits_for_lock(stores), what="a writer that waits")
+        writers = stores.log.look().writers
+        goes_on.set()
+        keeping.result()
+        waiting.result()
+
+    assert writers == frozenset()
+
+
+def waits_for_lock(stores: Stores) -> bool:
+    """True if somebody waits for the lock of the log."""
+    with stores.database.read() as connection:
+        waiting = connection.exec_driver_sql(
+            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+        ).scalar_one()
+    return bool(waiting)
+
+
+def test_where_nothing_was_added_nobody_is_asked_for(postgres_stores):
     """One question; as soon as there is a higher number, lower ones may be on their way."""
     stores = postgres_stores
     append(stores, 2)
     asked: list[str] = []
     event.listen(stores.database.engine, "before_cursor_execute", lambda *sent: asked.append(sent[2]))
 
-    with uncommitted(stores) as late:
+    with uncommitted(stores):
         asked.clear()
-        assert stores.log.head(settled=2) == 2
+        assert stores.log.look(settled=2) == Sight(stores.log.look().head, found=(stores.log.look().head,))
+        asked.clear()
+        stores.log.look(settled=2)
         assert len(asked) == 1
         append(stores)
-        with pytest.raises(StoreUnavailable):
-            stores.log.head(settled=2)
-
-    assert stores.log.head(settled=2) == late + 1
+        assert len(stores.log.look(settled=2).writers) == 1
 
 
 def test_writers_do_not_wait_for_each_other(postgres_stores):
@@ -311,8 +344,8 @@ class TestSkipping:
         assert append(stores) == [101]
 
 
-def test_a_reader_that_stands_still_with_the_lock_holds_no_writer_up_for_long(brief_locks, postgres_stores):
-    """A stopped process: the server ends its transaction, long before writers give up waiting."""
+def test_who_stands_still_with_the_lock_holds_no_writer_up_for_long(brief_locks, postgres_stores):
+    """A process stopped while it moves the numbers on: the server ends its transaction."""
     holds_lock, goes_on = threading.Event(), threading.Event()
 
     def stand_still(_connection, _cursor, statement, *_rest) -> None:
@@ -322,7 +355,7 @@ def test_a_reader_that_stands_still_with_the_lock_holds_no_writer_up_for_long(br
 
     event.listen(postgres_stores.database.engine, "after_cursor_execute", stand_still)
     with ThreadPoolExecutor(1) as pool:
-        stopped = pool.submit(postgres_stores.log.head)
+        stopped = pool.submit(postgres_stores.log.skip_to, 50)
         assert holds_lock.wait(LONG_S)
         try:
             appended = append(postgres_stores)
@@ -332,3 +365,68 @@ def test_a_reader_that_stands_still_with_the_lock_holds_no_writer_up_for_long(br
         with pytest.raises(StoreUnavailable):
             stopped.result()
     assert postgres_stores.log.head() == appended[0]
+
+
+class TestNumbersThatGoBack:
+    """A sequence behind its own log: no number is given that readers have passed."""
+
+    SET_BACK = (
+        "ALTER SEQUENCE revocations_seq_seq RESTART",
+        "SELECT setval('revocations_seq_seq', 3)",
+        "SELECT setval('revocations_seq_seq', 4)",
+    )
+
+    @pytest.mark.parametrize("statement", SET_BACK)
+    @pytest.mark.parametrize("gap", [0, 5])
+    def test_a_number_below_the_head_is_never_given(self, postgres_stores, statement, gap):
+        """Neither one that is taken nor one that is free, since it was rolled back or pruned."""
+        stores = postgres_stores
+        numbers = append(stores, 9)
+        with stores.database.transaction() as connection:
+            connection.exec_driver_sql(f"DELETE FROM revocations WHERE seq IN (1, {gap})")
+            connection.exec_driver_sql(statement)
+
+        for _ in range(4):
+            with pytest.raises(StoreUnavailable):
+                append(stores)
+
+        assert stores.log.head() == numbers[-1]
+        assert {entry.seq for entry in read(stores, after=0, upto=99)} == set(numbers) - {1, gap}
+
+    @pytest.mark.parametrize("statement", SET_BACK)
+    def test_it_is_seen_and_set_right(self, postgres_stores, statement):
+        """From then on numbers are above the head."""
+        stores = postgres_stores
+        numbers = append(stores, 9)
+        assert not stores.log.look().is_behind
+        with stores.database.transaction() as connection:
+            connection.exec_driver_sql(statement)
+
+        assert stores.log.look().is_behind
+        stores.log.catch_up()
+
+        assert not stores.log.look().is_behind
+        assert append(stores) == [numbers[-1] + 1]
+
+    def test_a_sequence_that_is_ahead_stays_there(self, postgres_stores):
+        """Numbers that were rolled back are not given again."""
+        append(postgres_stores, 2)
+        with pytest.raises(Undone), uncommitted(postgres_stores):
+            raise Undone
+        assert not postgres_stores.log.look().is_behind
+
+        postgres_stores.log.catch_up()
+
+        assert append(postgres_stores) == [4]
+
+    def test_many_set_it_right_at_once(self, postgres_stores):
+        """No number is given twice."""
+        append(postgres_stores, 9)
+        with postgres_stores.database.transaction() as connection:
+            connection.exec_driver_sql(self.SET_BACK[0])
+
+        in_threads(*[postgres_stores.log.catch_up] * 4)
+        outcomes = in_threads(*[lambda: append(postgres_stores, 2)] * 4, *[postgres_stores.log.catch_up] * 4)
+
+        numbers = [seq for outcome in outcomes[:4] for seq in outcome]
+        assert sorted(numbers) == list(range(10, 18))

@@ -94,45 +94,57 @@ class Figures:
         return [seconds for seconds in self.accepted_s.values() if seconds > HOLDS_WITHIN_S]
 
 
-@contextmanager
-def busily(world: World, run: Figures, *, writers: int, leaving: list[Member], probers: int) -> Iterator[None]:
-    """Others write, people leave through the replica without Redis, and the other one is asked about them."""
-    over = threading.Event()
+@dataclass(slots=True)
+class Crowd:
+    """Others write, people leave through the replica without Redis, the other one is asked about them."""
 
-    def write() -> None:
-        with world.sql_admin() as connection:
-            while not over.is_set():
+    world: World
+    leaving: list[Member]
+    run: Figures
+    over: threading.Event = field(default_factory=threading.Event)
+
+    def write(self) -> None:
+        """One entry after the other."""
+        with self.world.sql_admin() as connection:
+            while not self.over.is_set():
                 with connection.transaction():
                     append(connection)
-                run.written += 1
+                self.run.written += 1
 
-    def leave() -> None:
-        while not over.is_set() and leaving:
-            member = leaving.pop()
-            answer = world.at(world.beside).log_out(member)
-            if answer.status == 202:
-                run.left_s[member.access] = time.monotonic()
+    def leave(self) -> None:
+        """One after the other; when each was acknowledged is noted."""
+        while not self.over.is_set() and self.leaving:
+            member = self.leaving.pop()
+            if self.world.at(self.world.beside).log_out(member).status == 202:
+                self.run.left_s[member.access] = time.monotonic()
 
-    def probe() -> None:
-        while not over.is_set():
-            for token, left_s in list(run.left_s.items()):
-                began_s = time.monotonic()
-                if began_s - left_s > 3 * HOLDS_WITHIN_S:
-                    continue
-                answer = ask(world.ahead, "GET", "/v1/auth/verify", token=token)
-                run.probes += 1
-                if answer.status == 200:
-                    run.accepted_s[token] = max(run.accepted_s[token], began_s - left_s)
-            time.sleep(0.005)
+    def probe(self) -> None:
+        """Each token that was acknowledged lately, again and again."""
+        while not self.over.wait(0.005):
+            for token, left_s in list(self.run.left_s.items()):
+                if time.monotonic() - left_s < 3 * HOLDS_WITHIN_S:
+                    self._ask(token, left_s)
 
-    with ThreadPoolExecutor(writers + probers + 2) as pool:
-        working = [pool.submit(work) for work in [write] * writers + [leave] * 2 + [probe] * probers]
+    def _ask(self, token: str, left_s: float) -> None:
+        began_s = time.monotonic()
+        answer = ask(self.world.ahead, "GET", "/v1/auth/verify", token=token)
+        self.run.probes += 1
+        if answer.status == 200:
+            self.run.accepted_s[token] = max(self.run.accepted_s[token], began_s - left_s)
+
+
+@contextmanager
+def busily(crowd: Crowd, *, writers: int) -> Iterator[None]:
+    """Keep everybody busy while the block runs."""
+    work = [crowd.write] * writers + [crowd.leave] * 2 + [crowd.probe] * 2
+    with ThreadPoolExecutor(len(work)) as pool:
+        working = [pool.submit(one) for one in work]
         try:
             yield
         finally:
-            over.set()
-    for work in working:
-        work.result()
+            crowd.over.set()
+    for one in working:
+        one.result()
 
 
 @pytest.mark.long
@@ -150,7 +162,7 @@ def test_a_202_holds_elsewhere_within_two_seconds_of_busy_commits(
     with world.sql_admin() as connection:
         connection.execute(SLOWLY.format(share=share, seconds=seconds))
     try:
-        with CUT_OFF(world), busily(world, run, writers=writers, leaving=leaving, probers=2):
+        with CUT_OFF(world), busily(Crowd(world, leaving, run), writers=writers):
             wait_until(lambda: len(run.left_s) > 2, timeout_s=PATIENCE_S)
             before, began_s = figures(world.ahead), time.monotonic()
             while time.monotonic() - began_s < 12:

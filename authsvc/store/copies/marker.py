@@ -6,6 +6,7 @@ import secrets
 from dataclasses import dataclass
 
 from authsvc.cache.client import CacheClient, Command, Script
+from authsvc.domain.revocations import Position
 
 #: The marker's life; it is renewed every second.
 LIFE_MS = 10_000
@@ -27,9 +28,27 @@ class Seal:
         return ("SET", self.key, 1, "PX", CLAIM_MS)
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """
+    The marker as it stands, and the generation of the connection *over* which it came.
+
+    *position* names the entry that it was brought to last, if that is known; *is_sealed* is whether the seal
+    that was asked for is there.
+    """
+
+    value: bytes | None
+    position: Position
+    is_sealed: bool
+    over: int
+
+
 class FreshnessMarker:
     """
     Reads and moves the marker over one connection, whose generation it tells.
+
+    Beside the marker stands its position: the entry that it means, by its trace.  A log that was restored,
+    renumbered or is another one has another entry of that number.
 
     While Redis is being refilled the key holds a claim instead of a number: it proves nothing, keeps
     other processes from doing the same work, and is lost with the data, so that a refill which a flush
@@ -41,13 +60,18 @@ class FreshnessMarker:
     def __init__(self, client: CacheClient, key: str) -> None:
         self._client = client
         self._key = key
+        # The hash tag is the marker itself: a cluster keeps all of its keys in one slot.
+        self._beside = f"{key}:{{{key}}}"
+        self._position_key = f"{self._beside}:position"
         self._advance = Script.load("authsvc.store", "advance")
         self._renew = Script.load("authsvc.store", "renew")
 
-    def read(self) -> tuple[bytes | None, int]:
-        """The marker and the generation of the connection that brought it."""
-        (value,), generation = self._client.mget((self._key,))
-        return value, generation
+    def read(self, seal: Seal | None = None) -> Reading:
+        """The marker, and whether *seal* is still there."""
+        keys = (self._key, self._position_key, seal.key if seal else self._position_key)
+        (value, position, sealed), generation = self._client.mget(keys)
+        is_sealed = seal is not None and sealed is not None
+        return Reading(value, Position.parse(position), is_sealed, generation)
 
     def claim(self) -> bytes | None:
         """Claim the refill of an empty Redis; None if somebody else does it."""
@@ -57,38 +81,44 @@ class FreshnessMarker:
 
     def seal(self) -> Seal:
         """A new seal, for one page."""
-        # The hash tag is the marker itself: a cluster keeps both in one slot.
-        return Seal(f"{self._key}:{{{self._key}}}:{secrets.token_hex(8)}")
+        return Seal(f"{self._beside}:{secrets.token_hex(8)}")
 
-    def step(self, read: bytes, seq: int, seal: Seal) -> bytes | None:
+    def step(self, read: bytes, to: Position, seal: Seal) -> bytes | None:
         """
-        Note that a page up to *seq* was written behind *seal*: the marker from then on.
+        Note that a page up to *to* was written behind *seal*: the marker from then on.
 
         None if marker, claim or page was lost since *read*.
         """
-        target = str(seq).encode() if read.isdigit() else _new_claim()
+        target = str(to.seq).encode() if read.isdigit() else _new_claim()
         life_ms = LIFE_MS if read.isdigit() else CLAIM_MS
-        command = self._advance.command([self._key, seal.key], [read, target, life_ms])
+        command = self._advancing(read, target, life_ms, to, seal)
         return target if self._client.call(*command) else None
 
-    def advance(self, read: bytes, seq: int, *, over: int) -> bool:
+    def advance(self, read: bytes, to: Position, *, over: int, seal: Seal | None = None) -> bool:
         """
-        Bring the marker from *read* to *seq*.
+        Bring the marker from *read* to *to*.
 
-        False if it was lost since, or if the connection is no longer the one of generation *over*: what
-        was written before may then be gone, and all must be replayed.
+        False if it, or what was written behind *seal*, was lost since, or if the connection is no longer the
+        one of generation *over*: what was written before may then be gone, and all must be replayed.
         """
-        command = self._advance.command([self._key], [read, seq, LIFE_MS])
+        command = self._advancing(read, str(to.seq).encode(), LIFE_MS, to, seal)
         (is_done,), generation = self._client.pipeline([command])
         return bool(is_done) and generation == over
 
+    def _advancing(
+        self, read: bytes, target: bytes, life_ms: int, to: Position, seal: Seal | None
+    ) -> Command:
+        keys = [self._key, self._position_key, *([seal.key] if seal else [])]
+        return self._advance.command(keys, [read, target, life_ms, CLAIM_MS, to.text()])
+
     def renew(self, seq: int) -> bool:
         """Keep the marker going if it stands at exactly *seq*: all that may be done without SQL."""
-        return bool(self._client.call(*self._renew.command([self._key], [str(seq), LIFE_MS])))
+        command = self._renew.command([self._key, self._position_key], [str(seq), LIFE_MS])
+        return bool(self._client.call(*command))
 
     def discard(self) -> None:
         """Remove the marker: nothing in Redis is to be believed until it was replayed."""
-        self._client.call("DEL", self._key)
+        self._client.call("DEL", self._key, self._position_key)
 
 
 def is_claim(value: bytes) -> bool:

@@ -12,10 +12,11 @@ from typing import Final
 from authsvc.cache.client import CacheClient
 from authsvc.cache.errors import CacheError
 from authsvc.domain.errors import StoreUnavailable
-from authsvc.domain.revocations import Proof, whole_number
+from authsvc.domain.revocations import Horizon, Position, Proof, Sight, whole_number
 from authsvc.domain.values.clocks import Monotonic
+from authsvc.store.copies.backlog import Backlog
 from authsvc.store.copies.index import RedisIndex
-from authsvc.store.copies.marker import FreshnessMarker, is_claim
+from authsvc.store.copies.marker import FreshnessMarker, Reading, is_claim
 from authsvc.store.revocations import SqlRevocationLog
 
 INTERVAL_S: Final = 1.0
@@ -48,6 +49,10 @@ class Reconciler:
     proof: Proof
     monotonic: Monotonic
     on_lag: Callable[[int], None]
+    _horizon: Horizon = field(default_factory=Horizon, init=False)
+    _backlog: Backlog = field(default_factory=Backlog, init=False)
+    #: The head of the log when it was last seen.
+    _last: Position = field(default=Position(), init=False)
     _over: int = field(default=-1, init=False)
     _newest: int = field(default=-1, init=False)
     _ticks: int = field(default=0, init=False)
@@ -56,21 +61,23 @@ class Reconciler:
     def tick(self) -> bool:
         """Compare once; True if Redis is proven now.  Raises CacheError and StoreUnavailable."""
         self._follow_checks()
-        value, over = self.marker.read()
-        newest = self._renew_connections(over)
+        reading = self.marker.read(self._backlog.seal)
+        newest = self._renew_connections(reading.over)
         if self._evicts():
             return False
         # Before SQL is asked: a process that stood still since then must not take its answer for a new one,
-        # and what a request learns from here on may lie beyond the answer without SQL having gone back.
-        began_s, known = self.monotonic(), self.proof.known
+        # and what a request commits from here on may lie beyond the answer without SQL having gone back.
+        began_s, seen = self.monotonic(), self.proof.seen
         try:
-            head = self.revocations.head(settled=whole_number(value))
+            sight = self._look(reading)
         except StoreUnavailable:
-            return self._go_on_without_sql(value, over)
-        start, head = self._start(value, head, known)
-        if start is None or not self._bring_up_or_distrust(start, head, over):
+            return self._go_on_without_sql(reading)
+        start = self._start(reading, sight, seen)
+        settled = self._horizon.settled
+        if start is None or settled is None or not self._bring_up_or_distrust(start, settled, reading):
             return False
-        self.proof.compared(seq=head, over=over, newest=newest, now_s=began_s)
+        # Entries above the marker are in Redis, too, but the marker does not say so: it is enough.
+        self.proof.compared(seq=settled.seq, over=reading.over, newest=newest, now_s=began_s)
         return True
 
     def _follow_checks(self) -> None:
@@ -116,34 +123,68 @@ class Reconciler:
         self._ticks -= 1
         return True
 
-    def _go_on_without_sql(self, value: bytes | None, over: int) -> bool:
+    def _go_on_without_sql(self, reading: Reading) -> bool:
         """Keep a marker that is exactly what this process knows, over the connection that was compared."""
         known = self.proof.known
-        if whole_number(value) != known or not self.proof.still_connected(over):
+        if whole_number(reading.value) != known or not self.proof.still_connected(reading.over):
             return False
         return self.marker.renew(known)
 
-    def _start(self, value: bytes | None, head: int, known: int) -> tuple[bytes | None, int]:
-        """From where to replay, a marker or a claim on all of it, and up to where; None: others are at it."""
-        reached = whole_number(value)
-        is_rewound = self._undo_rewind(head, max(known, reached or 0))
-        if reached is not None and not is_rewound:
-            return value, head
-        claim = self._claim(None if is_rewound else value)
+    def _look(self, reading: Reading) -> Sight:
+        """The log, and those of its entries that Redis and this process remember."""
+        reached = whole_number(reading.value)
+        remembered = {reading.position.seq, self._last.seq, reached or 0}
+        return self.revocations.look(settled=reached, at=remembered)
+
+    def _start(self, reading: Reading, sight: Sight, seen: int) -> bytes | None:
+        """From where to replay, a marker or a claim on all of it; None: not now, or others are at it."""
+        reached = whole_number(reading.value)
+        is_other = self._undo_rewind(sight, reading.position, max(seen, reached or 0))
+        if is_other:
+            sight = self.revocations.look()
+        self._take_in(sight)
+        if reached is not None and not is_other:
+            self._horizon.hear(next((at for at in sight.found if at.seq == reached), Position(reached)))
+            return reading.value
+        if self._horizon.settled is None:
+            return None
+        claim = self._claim(None if is_other else reading.value)
         # Asked again under the claim: what was revoked after the first answer was written to Redis at once,
         # perhaps before it was emptied.  What is written from now on is lost only together with the claim.
-        return claim, self.revocations.head(settled=head) if claim is not None else head
+        if claim is not None:
+            self._take_in(self.revocations.look())
+        return claim
 
-    def _undo_rewind(self, head: int, seen: int) -> bool:
-        """True if SQL was restored to before what Redis or this process has *seen*; numbers go on there."""
-        if head >= seen:
+    def _take_in(self, sight: Sight) -> None:
+        """Remember what was seen; a sequence that is behind is set right."""
+        self._last = sight.head
+        self.proof.saw(sight.head.seq)
+        self._horizon.look(sight, self.monotonic())
+        if sight.is_behind:
+            log.error("revocations.numbers_behind", extra={"head": sight.head.seq})
+            with suppress(StoreUnavailable):  # not now: the next comparison tries again
+                self.revocations.catch_up()
+
+    def _undo_rewind(self, sight: Sight, position: Position, seen: int) -> bool:
+        """
+        True if this is not the log that Redis or this process has *seen* the end of: SQL was restored.
+
+        Either it ends before, or another entry has the number of one that is remembered.  Numbers go on
+        behind all that was seen.
+        """
+        head = sight.head.seq
+        is_renumbered = any(sight.contradicts(remembered) for remembered in (position, self._last))
+        if head >= seen and not is_renumbered:
             return False
         log.error("revocations.rewound", extra={"head": head, "seen": seen})
         # The marker goes first: new entries below it were perhaps never replayed, and once the log is moved
         # on nobody could tell any more.
         self.marker.discard()
-        self.revocations.cut_everybody_off(by=seen - head + 1)
+        # Each entry that was lost may have raised an epoch.  How many were lost before the log grew again
+        # nobody knows: no more than there have ever been.
+        self.revocations.cut_everybody_off(by=seen + 1 if is_renumbered else seen - head + 1)
         self.revocations.skip_to(seen)
+        self._horizon, self._backlog = Horizon(), Backlog()
         return True
 
     def _claim(self, value: bytes | None) -> bytes | None:
@@ -152,32 +193,45 @@ class Reconciler:
             self.marker.discard()
         return self.marker.claim()
 
-    def _bring_up(self, start: bytes, head: int, over: int) -> bool:
-        """Replay what Redis lacks and move the marker; False if it was lost meanwhile."""
-        reached = whole_number(start) or 0
-        self.on_lag(head - reached)
-        for page in self.revocations.pages(after=reached, upto=head):
+    def _bring_up(self, start: bytes, settled: Position, reading: Reading) -> bool:
+        """
+        Write what Redis lacks, and move the marker as far as nothing is still to come.
+
+        False if it was lost meanwhile.
+        """
+        # Kept at the end alone: a step that fails says that something was lost, not what.
+        backlog, self._backlog = self._backlog, Backlog()
+        ranges = backlog.begin(
+            marker=whole_number(start) or 0,
+            head=self._last.seq,
+            over=reading.over,
+            is_sealed=reading.is_sealed and start.isdigit(),
+        )
+        self.on_lag(sum(high - low + 1 for low, high in ranges))
+        for page in self.revocations.pages(ranges):
             seal = self.marker.seal()
             self.index.write(page, then=seal.command, are_news=start.isdigit())
-            after_page = self.marker.step(start, page[-1].seq, seal)
+            backlog.wrote(page, seal)
+            after_page = self.marker.step(start, min(settled, Position.of(page[-1])), seal)
             if after_page is None:
                 return False
             start = after_page
-        is_there = self.marker.advance(start, head, over=over)
-        if is_there:
-            self.on_lag(0)
-        return is_there
+        if not self.marker.advance(start, settled, over=reading.over, seal=backlog.seal):
+            return False
+        self._backlog = backlog
+        self.on_lag(0)
+        return True
 
-    def _bring_up_or_distrust(self, start: bytes, head: int, over: int) -> bool:
+    def _bring_up_or_distrust(self, start: bytes, settled: Position, reading: Reading) -> bool:
         """
         The same; where it fails, this process knows from now on that the marker is behind.
 
         A full Redis still answers reads: its old marker must not prove what it could not be told.
         """
         try:
-            return self._bring_up(start, head, over)
+            return self._bring_up(start, settled, reading)
         except (CacheError, StoreUnavailable):
-            self.proof.learned(head)
+            self.proof.learned(self._last.seq)
             raise
 
 

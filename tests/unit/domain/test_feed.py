@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from authsvc.domain.errors import Invalid, StoreUnavailable
 from authsvc.domain.feed import Cursor, FeedAnswer, FeedQuery, Lookout, RevocationFeed
-from authsvc.domain.revocations import Revocation
+from authsvc.domain.revocations import Position, Revocation, Sight
 from authsvc.domain.values.identifiers import SessionId, UserId
 from tests.unit.domain.samples import ALICE_ID, NOW, SESSION_ID
 
@@ -28,19 +28,19 @@ class MemoryLog:
 
     entries: list[Revocation] = field(default_factory=list)
     looks: int = 0
-    heads: int = 0
+    questions: int = 0
     is_away: bool = False
     is_busy: bool = False
 
-    def head(self, *, settled: int | None = None) -> int | None:
+    def look(self, *, settled: int | None = None) -> Sight:
         self.looks += 1
         if self.is_away:
             raise StoreUnavailable("sql")
         newest = max((entry.seq for entry in self.entries), default=0)
         if newest == settled:
-            return newest
-        self.heads += 1
-        return None if self.is_busy else newest
+            return Sight(Position(newest))
+        self.questions += 1
+        return Sight(Position(newest), frozenset({"a writer"} if self.is_busy else ()))
 
     def entry(self, seq: int) -> Revocation | None:
         return next((entry for entry in self.entries if entry.seq == seq), None)
@@ -121,15 +121,15 @@ def test_an_answer_says_when_sql_was_looked_at(feed, log, clock):
     assert [[item.seq for item in answer.entries] for answer in (first, shared, own)] == [[1, 2], [], [3]]
 
 
-def test_writers_are_held_up_only_for_a_new_number(feed, log, clock):
-    """The head is asked for once, then only after the cheap look has seen something."""
+def test_who_writes_is_asked_only_for_a_new_number(feed, log, clock):
+    """Once, then only after the cheap look has seen something."""
     for _ in range(5):
         read(feed)
         clock.now_s += 1
     log.entries.append(entry(3, session_id=None))
     read(feed)
 
-    assert log.heads == 2
+    assert log.questions == 2
 
 
 def test_a_busy_log_leaves_the_view_as_it_was(feed, log, clock):

@@ -1,0 +1,73 @@
+"""What lies above the marker: which entries a process has yet to read from SQL and to write to Redis."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from authsvc.domain.revocations import Revocation
+from authsvc.store.copies.marker import Seal
+from authsvc.store.revocations import Range
+
+#: More are read as one, together with what lies between them.
+MOST_RANGES: Final = 100
+
+
+class Backlog:
+    """
+    The numbers above the marker that this process has not written to Redis.
+
+    The marker may have to stay behind entries that are visible, since a lower number may still be committed.
+    What was written is not read again; numbers that are missing are, until the marker has passed them.  A
+    seal behind what was written last tells whether Redis still has it.
+    """
+
+    def __init__(self) -> None:
+        self.seal: Seal | None = None
+        self._over = -1
+        self._upto = 0
+        self._missing: list[Range] = []
+
+    def begin(self, *, marker: int, head: int, over: int, is_sealed: bool) -> Sequence[Range]:
+        """
+        What to read and write between *marker* and *head* over connection *over*.
+
+        All of it where the connection is another one, or where Redis lost what was written last.
+        """
+        if over != self._over or not is_sealed or self._upto <= marker:
+            self.seal, self._over, self._upto, self._missing = None, over, marker, []
+        missing = [(max(low, marker + 1), high) for low, high in self._missing if high > marker]
+        upto = max(self._upto, marker)
+        if head > upto:
+            missing.append((upto + 1, head))
+        self._missing, self._upto = _joined(missing), max(upto, head)
+        return self._missing
+
+    def wrote(self, page: Sequence[Revocation], seal: Seal) -> None:
+        """Redis has *page*, and *seal* behind it."""
+        self.seal = seal
+        self._missing = _joined(_without(self._missing, [entry.seq for entry in page]))
+
+
+def _without(ranges: Iterable[Range], numbers: Iterable[int]) -> list[Range]:
+    """*ranges* less *numbers*; both rise."""
+    left, rising = [], iter([*numbers, math.inf])
+    number = next(rising)
+    for low, high in ranges:
+        begin = low
+        while number <= high:
+            if begin < number:
+                left.append((begin, int(number) - 1))
+            begin, number = max(begin, int(number) + 1), next(rising)
+        if begin <= high:
+            left.append((begin, high))
+    return left
+
+
+def _joined(ranges: list[Range]) -> list[Range]:
+    """At most MOST_RANGES that cover *ranges*, the lowest of them joined."""
+    if len(ranges) <= MOST_RANGES:
+        return ranges
+    *lowest, last = ranges[: 1 - MOST_RANGES]
+    return [(lowest[0][0], last[1]), *ranges[1 - MOST_RANGES :]]
