@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -85,7 +84,7 @@ class Figures:
 
     left_s: dict[str, float] = field(default_factory=dict)
     #: How long after its 202 a token was accepted for the last time (seconds).
-    accepted_s: Counter[str] = field(default_factory=Counter)
+    accepted_s: dict[str, float] = field(default_factory=dict)
     probes: int = 0
     written: int = 0
 
@@ -130,7 +129,7 @@ class Crowd:
         answer = ask(self.world.ahead, "GET", "/v1/auth/verify", token=token)
         self.run.probes += 1
         if answer.status == 200:
-            self.run.accepted_s[token] = max(self.run.accepted_s[token], began_s - left_s)
+            self.run.accepted_s[token] = max(self.run.accepted_s.get(token, 0), began_s - left_s)
 
 
 @contextmanager
