@@ -227,10 +227,8 @@ class SqlRevocationLog:
         with self._following.transaction() as connection:
             self._keep_writers_out(connection)
             head = _highest(connection)
-            given = connection.execute(select(func.coalesce(_LAST_GIVEN, 0))).scalar_one()
-            if given < head:
-                connection.execute(select(func.setval(_SEQUENCE, head)))
-                log.error("revocations.numbers_behind", extra={"head": head, "given": given})
+            behind = func.coalesce(_LAST_GIVEN, 0) < head
+            connection.execute(select(func.setval(_SEQUENCE, head)).where(behind))
 
     def _keep_writers_out(self, connection: Connection) -> None:
         """Until the transaction ends; those that have a number have committed.  SQLite has one writer."""

@@ -96,16 +96,9 @@ class Database:
 
     @contextmanager
     def unhurried(self) -> Iterator[Connection]:
-        """
-        A transaction of an operator's own, without the client's deadline.
-
-        Raises StoreUnavailable for a broken constraint, too: nobody here can say what it means.
-        """
-        try:
-            with self._guarded(is_hurried=False), self.engine.begin() as connection:
-                yield connection
-        except IntegrityError as error:
-            raise StoreUnavailable(f"sql: {cause_of(error).name}") from error
+        """A transaction of an operator's own, without the client's deadline."""
+        with self._guarded(is_hurried=False), self.engine.begin() as connection:
+            yield connection
 
     @property
     def state(self) -> State:

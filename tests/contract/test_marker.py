@@ -227,6 +227,47 @@ def test_a_marker_that_others_raised_is_never_lowered(side):
     assert side.value() == b"20"
 
 
+def test_the_marker_names_its_entry(side):
+    """By the trace of what it was brought to last; whoever is late does not rename it."""
+    named, later = Position(9, "0123456789abcdef"), Position(12, "fedcba9876543210")
+    assert side.marker.advance(claimed(side), named, over=side.over())
+    assert side.marker.read().position == named
+
+    assert side.marker.step(b"9", later, sealed(side)) == b"12"
+    assert side.marker.advance(b"9", named, over=side.over())
+
+    assert (side.value(), side.marker.read().position) == (b"12", later)
+    side.marker.discard()
+    assert side.marker.read().position == Position()
+
+
+def test_a_marker_without_a_name_is_a_marker(side):
+    """Versions before this one move the number alone."""
+    side.put("7")
+    assert side.marker.read().position == Position()
+    assert side.marker.advance(b"7", Position(7, "0123456789abcdef"), over=side.over())
+    side.put("8")
+
+    assert side.marker.read().value == b"8"
+    assert side.marker.read().position.seq == 7
+    assert side.marker.renew(8)
+
+
+def test_a_seal_is_looked_for_and_kept(side):
+    """While the marker stays behind what was written; lost, it takes the marker's word with it."""
+    side.put("7")
+    seal = sealed(side)
+    assert side.marker.read(seal).is_sealed
+    assert not side.marker.read().is_sealed
+    assert side.marker.advance(b"7", Position(7), over=side.over(), seal=seal)
+
+    side.client.call("DEL", seal.key)
+
+    assert not side.marker.read(seal).is_sealed
+    assert not side.marker.advance(b"7", Position(9), over=side.over(), seal=seal)
+    assert side.value() == b"7"
+
+
 @pytest.mark.parametrize("current", [None, b"8", b"replaying:x", b"garbage", b""])
 def test_a_marker_that_is_not_what_was_read_or_more_is_not_moved(side, current):
     """It was lost since, or this is another server: what lies between must be replayed."""

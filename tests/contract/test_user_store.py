@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from authsvc.domain.errors import EmailTaken, LastAdmin, NotFound
+from authsvc.domain.errors import EmailTaken, LastAdmin, NotFound, StoreUnavailable
 from authsvc.domain.users import User, UserFilter
 from authsvc.domain.values.emails import Email
 from authsvc.domain.values.identifiers import UserId, new_id
@@ -57,6 +57,35 @@ def test_of_many_registrations_of_one_address_one_wins(stores):
 
     assert Counter(type(outcome) for outcome in outcomes) == {User: 1, EmailTaken: RACERS - 1}
     assert [reason for reason, _, _ in stores.entries()] == ["registered"]
+
+
+def test_only_the_address_can_be_taken(stores):
+    """Whatever else the database refuses says nothing about an address: SQL could not do it."""
+    alice = stores.register()
+
+    with pytest.raises(StoreUnavailable):
+        stores.register("bob", id=alice.id)
+
+    assert stores.users.find(Email("bob@example.com")) is None
+    with pytest.raises(EmailTaken):
+        stores.register()
+
+
+def test_numbers_that_went_back_take_nobody_s_address(postgres_stores):
+    """A free address is not said to be taken; as soon as the numbers are set right it can be had."""
+    stores = postgres_stores
+    stores.register("alice")
+    stores.register("bob")
+    with stores.database.transaction() as connection:
+        connection.exec_driver_sql("ALTER SEQUENCE revocations_seq_seq RESTART")
+
+    with pytest.raises(StoreUnavailable):
+        stores.register("carol")
+    stores.log.catch_up()
+
+    assert stores.register("carol").email == "carol@example.com"
+    with pytest.raises(EmailTaken):
+        stores.register("alice")
 
 
 def test_a_change_is_stored_as_the_next_version(stores):

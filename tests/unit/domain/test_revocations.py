@@ -8,14 +8,19 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.revocations import (
     Committed,
+    Horizon,
     IndexAnswer,
+    Position,
     Proof,
     Revocation,
     Revocations,
+    Sight,
     Verdict,
     judge,
     whole_number,
@@ -287,3 +292,74 @@ def test_a_repeated_entry_that_cannot_be_written_is_incomplete_and_takes_no_trus
 
     assert not outcome.is_complete
     assert current.holds(b"10", 6, 1000.0)
+
+
+def sight(head: int, *writers: str) -> Sight:
+    """A look that saw *head*, and *writers* under way."""
+    return Sight(Position(head), frozenset(writers))
+
+
+class TestHorizon:
+    """Up to where nothing is still to come."""
+
+    def looked(self, *sights: Sight) -> list[int | None]:
+        """What was settled behind each look."""
+        horizon, settled = Horizon(), []
+        for began_s, seen in enumerate(sights):
+            horizon.look(seen, began_s)
+            settled.append(horizon.settled.seq if horizon.settled else None)
+        return settled
+
+    def test_where_nobody_writes_the_head_is_settled(self):
+        """At once."""
+        assert self.looked(sight(0), sight(5)) == [0, 5]
+
+    def test_a_head_is_settled_when_all_have_ended_that_wrote_then(self):
+        """Those who came later have higher numbers, and are waited for with the next head."""
+        looks = [sight(5, "a", "b"), sight(6, "b", "c"), sight(7, "c"), sight(8, "c"), sight(8, "d")]
+
+        assert self.looked(*looks) == [None, None, 5, 5, 7]
+
+    def test_a_writer_that_comes_and_goes_is_another_one(self):
+        """Who is not there any more has ended, also if he was never waited for before."""
+        assert self.looked(sight(1, "a"), sight(2, "b"), sight(3, "a")) == [None, 1, 2]
+
+    def test_the_time_is_that_of_the_look_that_is_settled(self):
+        """What was committed since then may lie beyond."""
+        horizon = Horizon()
+        for began_s, seen in ((1.0, sight(5, "a")), (2.0, sight(6, "a")), (3.0, sight(7, "b"))):
+            horizon.look(seen, began_s)
+
+        assert (horizon.settled, horizon.settled_at_s) == (Position(5), 1.0)
+
+    def test_of_a_log_that_went_back_nothing_is_known(self):
+        """Neither what was settled before, nor who was waited for."""
+        assert self.looked(sight(9), sight(4, "a")) == [9, None]
+        assert self.looked(sight(9, "a"), sight(4, "b"), sight(5, "c")) == [None, None, 4]
+
+    def test_what_others_know_only_ever_adds(self):
+        """A marker lower than what this process has found out says nothing new."""
+        horizon = Horizon()
+        horizon.hear(Position(3))
+        horizon.hear(Position(2))
+        assert horizon.settled == Position(3)
+
+
+@given(st.integers(0, 10**15), st.text("0123456789abcdef", min_size=16, max_size=16) | st.just(""))
+def test_a_position_is_read_back(seq, trace):
+    """As Redis kept it."""
+    assert Position.parse(Position(seq, trace).text().encode()) == Position(seq, trace)
+
+
+@pytest.mark.parametrize("raw", [None, b"", b"5", b"05:", b"5:xyz", b"-1:", b"5:0123456789ABCDEF", b"\xff:"])
+def test_what_no_process_wrote_is_no_position(raw):
+    """Whatever stands there, nothing is compared with it."""
+    assert Position.parse(raw) == Position()
+
+
+def test_only_another_entry_of_the_same_number_contradicts():
+    """Not its absence, and not a position without a trace."""
+    found = Sight(found=(Position(4, "a"), Position(5, "b")))
+
+    assert found.contradicts(Position(5, "c"))
+    assert not any(map(found.contradicts, (Position(5, "b"), Position(5), Position(6, "c"))))
