@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 
@@ -52,14 +53,9 @@ class SqlUserStore:
     def add(self, user: User, password_hash: str) -> Committed[User]:
         """Insert; raises EmailTaken."""
         row = from_user(user) | {"password_hash": password_hash, "password_version": 1}
-        try:
-            with self._database.transaction() as connection:
-                connection.execute(insert(users).values(row))
-                return Committed(user, self._log.append(connection, [self._log.draft(user, "registered")]))
-        except StoreUnavailable as error:
-            if is_taken(error, users.c.email):
-                raise EmailTaken from error
-            raise
+        with _refusing_taken(), self._database.transaction() as connection:
+            connection.execute(insert(users).values(row))
+            return Committed(user, self._log.append(connection, [self._log.draft(user, "registered")]))
 
     def get(self, user_id: UserId) -> User:
         """Raises NotFound."""
@@ -83,13 +79,7 @@ class SqlUserStore:
 
     def change(self, user_id: UserId, rule: Callable[[User], User]) -> Committed[User]:
         """Apply *rule* under the row lock; see the protocol."""
-        try:
-            return self._change(user_id, rule)
-        except IntegrityError as error:
-            raise EmailTaken from error
-
-    def _change(self, user_id: UserId, rule: Callable[[User], User]) -> Committed[User]:
-        with self._database.transaction() as connection:
+        with _refusing_taken(), self._database.transaction() as connection:
             user = locked_user(connection, user_id)
             wanted = rule(user)
             if _is_same(wanted, user):
@@ -154,6 +144,17 @@ class SqlUserStore:
         )
         if connection.execute(others).scalar_one() == 0:
             raise LastAdmin
+
+
+@contextmanager
+def _refusing_taken() -> Iterator[None]:
+    """EmailTaken where a row is refused since somebody has its address, and for no other refusal."""
+    try:
+        yield
+    except StoreUnavailable as error:
+        if is_taken(error, users.c.email):
+            raise EmailTaken from error
+        raise
 
 
 def roles_in_use(database: Database) -> Counter[Role]:

@@ -295,12 +295,13 @@ class TestGone:
 class TestRefusals:
     """An answer is an answer, whatever it says."""
 
-    def test_a_broken_constraint_is_the_callers_to_read(self, sql_url):
-        """It comes out as it is and opens nothing: the server did answer."""
+    def test_a_broken_constraint_opens_nothing(self, sql_url):
+        """The server did answer: it could not do it, and what it refused is the cause of the error."""
         with database(sql_url) as made:
             for _ in range(FAILURES_TO_OPEN + 1):
-                with pytest.raises(IntegrityError), made.transaction() as connection:
+                with pytest.raises(StoreUnavailable) as refused, made.transaction() as connection:
                     connection.execute(text("INSERT INTO clients (id) VALUES (NULL)"))
+                assert isinstance(refused.value.__cause__, IntegrityError)
 
             assert made.state is State.CLOSED
 
