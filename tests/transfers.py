@@ -107,10 +107,10 @@ def peak_mib(pid: int) -> float:
 
 #: What is refused, by the reason that is given; ``secret-word`` may not come back.
 BAD_LINES: dict[str, bytes | dict[str, Any]] = {
-    "not JSON": b'{"email": "secret-word"',
+    "not JSON at column 24": b'{"email": "secret-word"',
     "not a JSON object": b'["secret-word"]',
-    "not UTF-8": b'{"email": "\xff"}',
-    "duplicate names": b'{"email": "a@example.com", "email": "b@example.com"}',
+    "not UTF-8 at byte 12": b'{"email": "\xff"}',
+    "an object has one name twice": b'{"email": "a@example.com", "email": "b@example.com"}',
     f"longer than {MAX_LINE_BYTES} bytes": b'{"name": "' + b"secret-word" * 30_000 + b'"}',
     "must be an e-mail address": {"email": "secret-word", "password_hash": SOME_HASH},
     "missing: password_hash": {"email": "x@example.com"},

@@ -22,7 +22,7 @@ from authsvc.domain.users import RoleNames, User, with_roles
 from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.emails import InvalidEmail, canonical_email
 from authsvc.domain.values.identifiers import UserId, new_id
-from authsvc.domain.values.jsontext import Json, parse
+from authsvc.domain.values.jsontext import InvalidJson, Json, parse
 from authsvc.store.transfers import Arrival, SqlUserTransfers
 
 #: Lines of one transaction: it holds up the log's readers for some ten milliseconds.
@@ -181,7 +181,11 @@ def _parsed(line: bytes | None) -> dict[str, Json]:
     """The JSON object of *line*; raises ValueError."""
     if line is None:
         raise ValueError(f"longer than {MAX_LINE_BYTES} bytes")
-    data = parse(line)
+    try:
+        data = parse(line)
+    except InvalidJson as error:
+        # The line's number in the file is told beside the reason.
+        raise ValueError(str(error).replace("line 1, ", "")) from error
     if not isinstance(data, dict):
         raise ValueError("not a JSON object")  # noqa: TRY004 - one kind of error for whatever a line holds
     return data
