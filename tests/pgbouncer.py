@@ -12,6 +12,9 @@ from tests.binaries import NOBODY, pgbouncer_binary
 from tests.processes import ServerProcess
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
     from tests.servers import PostgresServer, Remote
 
 CONFIGURATION = """
@@ -29,7 +32,11 @@ pool_mode = {mode}
 
 
 class PgBouncer(ServerProcess):
-    """A pooler in front of *server*, for the roles *users*; *more* are further lines of its configuration."""
+    """
+    A pooler in front of *server*, for the roles *users*.
+
+    *more* are further lines of its configuration, *files* those that they name and it must read.
+    """
 
     name = "pgbouncer"
 
@@ -40,6 +47,7 @@ class PgBouncer(ServerProcess):
         mode: Literal["session", "transaction", "statement"] = "session",
         users: tuple[str, ...] = ("postgres",),
         more: str = "",
+        files: Iterable[Path] = (),
     ) -> None:
         super().__init__()
         (self.folder / "users").write_text("".join(f'"{user}" ""\n' for user in users))
@@ -50,7 +58,8 @@ class PgBouncer(ServerProcess):
             )
         )
         if os.geteuid() == 0:
-            os.chown(self.folder, NOBODY, NOBODY)
+            for path in (self.folder, *files):
+                os.chown(path, NOBODY, NOBODY)
 
     def url_for(self, url: str) -> str:
         """The way to the database of *url* through this pooler."""

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 import psycopg
 import pytest
 from psycopg import sql
-from sqlalchemy import text
+from sqlalchemy import func, select, text
 
 from authsvc.cache.breaker import State
 from authsvc.domain.errors import LastAdmin, StoreUnavailable
+from authsvc.domain.values.identifiers import new_id
 from authsvc.settings.postgresql import SERVER_SETTINGS
 from authsvc.store.migrations import upgrade
 from authsvc.store.sql import Database
+from authsvc.store.tables import clients
 from tests.binaries import is_here, pgbouncer_binary
 from tests.contract.cache_clients import in_threads
 from tests.contract.stores import Stores, open_database
@@ -38,6 +41,7 @@ FOREIGN = {
     "lock_timeout": "0",
 }
 ROUNDS = 8
+NOW = datetime(2026, 11, 20, 12, 0, 0, tzinfo=UTC)
 #: The ways to a server: straight, and through a pooler that is configured in each of the usual ways.
 WAYS = {
     "straight": None,
@@ -129,6 +133,18 @@ def test_nothing_that_is_stored_depends_on_the_databases_settings(database):
     assert len(stores.alive(alice)) == 10
     assert sessions[-1].id in stores.alive(alice)
     assert stores.log.head() == len(stores.entries())
+
+
+def test_a_transaction_may_begin_with_many_rows(database):
+    """Those are sent in a pipeline, where each message has one command."""
+    rows = [{"id": new_id(), "name": "n", "secret_hash": "", "created_at": NOW} for _ in range(30)]
+    for part in (rows[:20], rows[20:]):
+        with database.transaction() as connection:
+            connection.execute(clients.insert(), part)
+            assert connection.execute(text("SHOW lock_timeout")).scalar_one() == "1min"
+
+    with database.read() as connection:
+        assert connection.execute(select(func.count()).select_from(clients)).scalar_one() == 30
 
 
 def test_of_two_admins_one_stays(database):

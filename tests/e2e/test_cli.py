@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import bcrypt
 import psycopg
 import pytest
 
+from authsvc import __version__
+from authsvc.cli import main
+from authsvc.cli import service as service_commands
 from tests.patient import PATIENT
 from tests.processes import HOST, free_port
 from tests.rig import PASSWORD, Service, environment, migrate, run_command
@@ -315,3 +319,100 @@ def test_without_a_database_a_command_says_so_in_one_line(command):
 
     assert "DATABASE_URL cannot be reached" in said
     assert "hunter2" not in said
+
+
+def test_the_version_is_one_line(command):
+    """As every program's."""
+    assert command("--version").stdout == f"authsvc {__version__}\n"
+
+
+def test_no_command_shows_a_password_with_a_percent_sign(command):
+    """It breaks the URL, and libpq's own complaint would quote it."""
+    url = f"postgresql://u:hunter2%zz@{HOST}:{free_port()}/db"
+
+    lines = (("db", "upgrade"), ("config", "check"), ("users", "hashes"), ("serve",))
+    done = at_once(command_with(command, DATABASE_URL=url), *lines)
+
+    for said in map(failed, done):
+        assert "DATABASE_URL has a % that begins no escape" in said
+        assert "hunter2" not in said
+
+
+def command_with(command, **overrides: str):
+    """*command* with other settings."""
+    return partial(command, **overrides)
+
+
+def test_an_error_of_the_database_shows_no_row(command, database_url):
+    """A trigger of the operator's own quotes what it refuses; neither address nor hash is printed."""
+    assert command("db", "upgrade", DATABASE_URL=database_url).returncode == 0
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql"
+            " AS $$BEGIN RAISE EXCEPTION 'bad row: %', NEW; END$$"
+        )
+        connection.execute(
+            "CREATE TRIGGER refuse BEFORE INSERT ON users FOR EACH ROW EXECUTE FUNCTION refuse()"
+        )
+    create = ("users", "create", "secret@example.com", "--password-stdin")
+
+    said = failed(command(*create, stdin=PASSWORD, DATABASE_URL=database_url))
+
+    assert said.startswith("authsvc: unavailable: sql: RaiseException (")
+    assert said.count("\n") == 1
+    assert "secret@" not in said
+    assert "bcrypt" not in said
+
+
+def test_an_upgrade_in_trouble_is_one_line(command, database_url, postgres_server):
+    """Missing rights, a table of somebody else: the cause, its SQLSTATE's meaning, and nothing is changed."""
+    with psycopg.connect(postgres_server.url, autocommit=True) as admin:
+        admin.execute("DROP ROLE IF EXISTS bystander")
+        admin.execute("CREATE ROLE bystander LOGIN")
+    url = database_url.replace("postgres@", "bystander@")
+
+    rights = failed(command("db", "upgrade", DATABASE_URL=url))
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("CREATE TABLE users (id integer)")
+    taken = failed(command("db", "upgrade", DATABASE_URL=database_url))
+
+    assert rights.startswith("authsvc: unavailable: sql: InsufficientPrivilege (the role lacks a right")
+    assert taken.startswith(
+        "authsvc: unavailable: sql: DuplicateTable (a table of that name is there already"
+    )
+    assert rights.count("\n") == taken.count("\n") == 1
+    with psycopg.connect(database_url) as connection:
+        tables = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall()
+    assert tables == [("users",)]
+
+
+def test_a_database_of_a_newer_release_says_what_to_install(command, database_url):
+    """From every command in the same words: the revision, and the release that made it."""
+    assert command("db", "upgrade", DATABASE_URL=database_url).returncode == 0
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("UPDATE authsvc_version SET version_num = '9999', release = '9.8.7'")
+
+    lines = (("serve",), ("db", "upgrade"), ("users", "hashes"))
+    done = at_once(command_with(command, DATABASE_URL=database_url, PORT=str(free_port())), *lines)
+
+    for said in map(failed, done):
+        assert "is at revision 9999, which authsvc 9.8.7 made" in said
+        assert "install authsvc 9.8.7 or later" in said
+        assert "db upgrade" not in said
+
+
+def test_what_nobody_thought_of_is_one_line_without_its_text(monkeypatch, capsys):
+    """A traceback, or the words of a library, could quote a secret; the place is enough for a report."""
+
+    def fail() -> str:
+        raise RuntimeError("hunter2")
+
+    monkeypatch.setattr(service_commands, "settings_page", fail)
+
+    assert main(["config", "docs"]) == 1
+
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert re.fullmatch(
+        r"authsvc: unexpected RuntimeError at test_cli\.py:\d+: this is a fault of authsvc, .*\n", printed.err
+    )

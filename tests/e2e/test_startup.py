@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -136,6 +137,24 @@ def test_an_acl_for_another_prefix_is_refused(env, tmp_path):
 
     assert "REDIS_URL denies its user MGET, or keys under authsvc:v1: see its ACL" in message
     assert "hunter2" not in message
+
+
+def test_ports_that_are_taken_are_named_at_once(env, tmp_path):
+    """Before anything is started; another service's own words would come five seconds later."""
+    with socket.create_server((HOST, 0)) as one, socket.create_server((HOST, 0)) as other:
+        ports = {"PORT": str(one.getsockname()[1]), "METRICS_PORT": str(other.getsockname()[1])}
+
+        message = refusal(env | ports, tmp_path)
+
+    for name, port in ports.items():
+        assert f"\n  {name} {port} is taken: another process listens there" in message
+
+
+def test_a_host_of_another_machine_is_named(env, tmp_path):
+    """The address is one of the documentation's."""
+    message = refusal(env | {"HOST": "192.0.2.7"}, tmp_path)
+
+    assert f"PORT {env['PORT']} cannot be listened on at HOST" in message
 
 
 def test_a_file_that_is_no_key_is_refused_by_name(env, tmp_path):

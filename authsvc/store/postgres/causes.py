@@ -113,6 +113,9 @@ _CONNECTING: tuple[tuple[str, Cause], ...] = (
     ("closed|terminat|broken|reset|EOF|lost", _LOST),
 )
 
+#: What poolers answer with, whatever the cause.
+_PROTOCOL_VIOLATION = "08P01"
+
 #: What to do, by the longest beginning of the SQLSTATE.
 _ADVICE = {
     "08": _LOST.advice,
@@ -146,8 +149,9 @@ def cause_of(error: BaseException | None) -> Cause:
         return Cause("unreadable row", "a row is damaged: the log of the service says `sql.row_damaged`")
     code = getattr(origin, "sqlstate", None) or getattr(origin, "sqlite_errorname", None)
     kind = type(origin).__name__
-    if code is None:
-        return _by_words(str(origin)) or Cause(kind)
+    named = _by_words(str(origin)) if code in {None, _PROTOCOL_VIOLATION} else None
+    if named or code is None:
+        return named or Cause(kind)
     return Cause(kind if kind != "OperationalError" else code, _advice(code), code)
 
 

@@ -32,7 +32,7 @@ _IS_DIRECT = (
     "SELECT pg_backend_pid() = %s AND current_setting('statement_timeout')::interval = %s::text::interval"
 )
 _DONE = {ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK}
-_BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED; SELECT {}"
+_BEGIN = b"BEGIN ISOLATION LEVEL READ COMMITTED"
 
 
 class Deadline(threading.local):
@@ -53,8 +53,8 @@ class DeadlineConnection(psycopg.Connection[Any]):
 
     deadline: Deadline
     clock: Monotonic
-    #: What begins a transaction, where the settings go with it; empty: a plain BEGIN.
-    begin: bytes = b""
+    #: The commands that begin a transaction, where the settings go with it; none: a plain BEGIN.
+    begin: tuple[bytes, ...] = ()
 
     def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
         """Wait for *gen* until the deadline of this thread's work; past it the connection is of no use."""
@@ -73,10 +73,20 @@ class DeadlineConnection(psycopg.Connection[Any]):
         if not self.begin:
             yield from super()._start_query()
         elif not self.autocommit and self.pgconn.transaction_status == TransactionStatus.IDLE:
-            self.pgconn.send_query(self.begin)
-            for result in (yield from execute(self.pgconn)):
-                if result.status not in _DONE:
-                    raise psycopg.errors.error_from_result(result)
+            yield from self._piped(self._pipeline) if self._pipeline else self._together()
+
+    def _together(self) -> PQGen[None]:
+        """All in one message."""
+        self.pgconn.send_query(b"; ".join(self.begin))
+        for result in (yield from execute(self.pgconn)):
+            if result.status not in _DONE:
+                raise psycopg.errors.error_from_result(result)
+
+    def _piped(self, pipeline: psycopg.Pipeline) -> PQGen[None]:
+        """In a pipeline, which many rows of one statement make, each message has one command."""
+        for command in self.begin:
+            yield from self._exec_command(command)
+        yield from pipeline._sync_gen()  # noqa: SLF001 - as psycopg itself begins in a pipeline
 
 
 @dataclass(slots=True, kw_only=True)
@@ -166,11 +176,11 @@ class Connector:
         self.is_pooled = True
         return None
 
-    def _beginning(self) -> bytes:
+    def _beginning(self) -> tuple[bytes, ...]:
         settings = {**self._given, **self.settings}
         del settings["default_transaction_isolation"]
         calls = [sql.SQL("set_config({}, {}, true)").format(*pair) for pair in settings.items()]
-        return sql.SQL(_BEGIN).format(sql.SQL(", ").join(calls)).as_bytes()
+        return _BEGIN, sql.SQL("SELECT {}").format(sql.SQL(", ").join(calls)).as_bytes()
 
 
 def _key(address: ConnDict) -> str:
