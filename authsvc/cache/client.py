@@ -145,6 +145,11 @@ class CacheClient:
             raise
         return _fields(text) if isinstance(text, bytes) else None
 
+    def suspend(self) -> None:
+        """Send nothing for one recovery time-out of the breaker, and close what is open now."""
+        self._breaker.open()
+        self.connections.suspect()
+
     def close(self) -> None:
         """Close idle connections now and those in use when they come back."""
         self.connections.close()

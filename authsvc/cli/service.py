@@ -19,6 +19,7 @@ from authsvc.settings.development import KEYS_DIR, ensure_development_files
 from authsvc.settings.page import settings_page
 from authsvc.wiring.machine import available_cores
 from authsvc.wiring.preflight import listening_problems, local_problems, problems, stored_role_warnings
+from authsvc.wiring.redis_checks import ownership_problems
 
 if TYPE_CHECKING:
     from wsgiref.types import WSGIApplication
@@ -76,6 +77,8 @@ def run_dev(_options: argparse.Namespace, env: Mapping[str, str]) -> int:
     if found := tuple(listening_problems(settings.http)):
         raise SettingsError(found)
     _upgrade(settings)
+    if not settings.redis.is_in_memory and (found := tuple(ownership_problems(settings))):
+        raise SettingsError(found)
     return _serve(settings, warnings=(*settings.warnings, *stored_role_warnings(settings)))
 
 

@@ -10,6 +10,7 @@ from sqlalchemy import (
     JSON,
     BigInteger,
     Boolean,
+    CheckConstraint,
     Column,
     DateTime,
     Dialect,
@@ -19,6 +20,7 @@ from sqlalchemy import (
     LargeBinary,
     MetaData,
     RowMapping,
+    SmallInteger,
     String,
     Table,
     TypeDecorator,
@@ -134,6 +136,14 @@ clients = Table(
 )
 
 #: Nothing here refers to another table: what happened outlives whom it happened to.
+installation = Table(
+    "installation",
+    metadata,
+    Column("number", SmallInteger, primary_key=True, autoincrement=False),
+    Column("id", _ID, nullable=False),
+    CheckConstraint("number = 1", name="ck_installation_one"),
+)
+
 audit_events = Table(
     "audit_events",
     metadata,

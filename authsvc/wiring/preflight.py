@@ -14,13 +14,14 @@ from authsvc.store.key_folder import read_key
 from authsvc.store.migrations import why_unfit
 from authsvc.store.postgres.causes import cause_of
 from authsvc.store.users import roles_in_use
-from authsvc.wiring.redis_checks import redis_problems
+from authsvc.wiring.redis_checks import ownership_problems, redis_problems
 from authsvc.wiring.stores import open_database
 
 
 def problems(settings: Settings) -> tuple[Problem, ...]:
     """Everything that stands in the way of serving; connects, within a few seconds, and tells no secret."""
-    return (*local_problems(settings), *_database(settings), *redis_problems(settings))
+    of_stores = (*_database(settings), *redis_problems(settings))
+    return (*local_problems(settings), *(of_stores or ownership_problems(settings)))
 
 
 def local_problems(settings: Settings) -> tuple[Problem, ...]:

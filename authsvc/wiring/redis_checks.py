@@ -19,8 +19,11 @@ from authsvc.cache.errors import (
     SentinelsFailed,
 )
 from authsvc.cache.keys import KeySpace
+from authsvc.domain.errors import StoreUnavailable
 from authsvc.settings import Problem, RedisSettings, Settings
-from authsvc.wiring.stores import open_pools
+from authsvc.store.copies.index import IndexKeys
+from authsvc.store.copies.ownership import installation_id
+from authsvc.wiring.stores import open_database, open_pools
 
 #: What is written meanwhile is gone after a second.
 _LIFE_MS: Final = 1_000
@@ -40,6 +43,10 @@ _EVERYTHING_IN_A_SCRIPT: Final = Script(
 #: A server that is full or read-only for now is no wrong setting: the service starts, and says so.
 _FOR_NOW: Final = frozenset({Reason.OOM, Reason.READONLY, Reason.MISCONF, Reason.NOREPLICAS})
 _LOGIN: Final = "cannot be used: the server refuses the login; check user and password"
+_FOREIGN: Final = (
+    "holds the data of another installation under this prefix: name another Redis, or set CACHE_KEY_PREFIX;"
+    " if that installation is gone, empty Redis"
+)
 _BY_REASON: Final = {
     Reason.CLUSTERDOWN: "leads to a node in cluster mode; expected a single primary, or Sentinels",
     Reason.REFUSED: "cannot be used: the connection is refused or closed;"
@@ -71,6 +78,24 @@ def redis_problems(settings: Settings) -> Iterator[Problem]:
         yield from _problems(client, keys, redis)
     finally:
         client.close()
+
+
+def ownership_problems(settings: Settings) -> Iterator[Problem]:
+    """Whether Redis holds the data of another installation; where a store is away, others say so."""
+    database = open_database(settings)
+    pool, _ = open_pools(settings.redis, size=1)
+    client = CacheClient(pool, breaker=CircuitBreaker(clock=time.monotonic), clock=time.monotonic)
+    key = IndexKeys(KeySpace(settings.cache.key_prefix, settings.cache.key_version)).installation
+    try:
+        found = client.call("GET", key)
+        is_foreign = found is not None and found != installation_id(database).encode()
+    except (CacheError, StoreUnavailable):
+        return
+    finally:
+        client.close()
+        database.close()
+    if is_foreign:
+        yield Problem(name=_name(settings.redis), message=f"{_FOREIGN} ({key})")
 
 
 def _authority_fault(redis: RedisSettings) -> str:

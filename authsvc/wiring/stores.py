@@ -24,6 +24,7 @@ from authsvc.observability.tracing import Tracing
 from authsvc.settings import RedisSettings, Secret, Settings
 from authsvc.store.copies.index import IndexKeys, RedisIndex
 from authsvc.store.copies.marker import FreshnessMarker
+from authsvc.store.copies.ownership import Ownership
 from authsvc.store.copies.reconciler import Heartbeat, Reconciler
 from authsvc.store.copies.users import UserCaches
 from authsvc.store.revocations import SqlRevocationLog
@@ -109,7 +110,7 @@ def open_stores(settings: Settings, metrics: Metrics, tracing: Tracing, clock: C
         clock=clock,
         monotonic=time.monotonic,
     )
-    heartbeat = Heartbeat(_reconciler(fast, index, log, metrics), metrics.heal)
+    heartbeat = Heartbeat(_reconciler(fast, index, log, database, metrics), metrics.heal)
     waker.wakes = heartbeat.wake
     return Stores(
         database=database,
@@ -200,12 +201,20 @@ def _client(pool: Pool, breaker: CircuitBreaker, events: CacheEvents | None = No
     return CacheClient(pool, breaker=breaker, clock=time.monotonic, events=events, misuse_is_outage=True)
 
 
-def _reconciler(fast: _Fast, index: RedisIndex, log: SqlRevocationLog, metrics: Metrics) -> Reconciler:
+def _reconciler(
+    fast: _Fast, index: RedisIndex, log: SqlRevocationLog, database: Database, metrics: Metrics
+) -> Reconciler:
     return Reconciler(
         revocations=log,
         # Over its own connection, like the marker: what was written before a failover is not vouched for.
         index=replace(index, client=fast.reconciling),
         marker=FreshnessMarker(fast.reconciling, IndexKeys(fast.keys).marker),
+        ownership=Ownership(
+            database=database,
+            client=fast.reconciling,
+            checks=fast.redis,
+            key=IndexKeys(fast.keys).installation,
+        ),
         client=fast.reconciling,
         checks=fast.redis,
         proof=fast.proof,

@@ -26,6 +26,7 @@ from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.identifiers import SessionId, TokenId, UserId, new_id
 from authsvc.store.copies.index import IndexKeys, RedisIndex
 from authsvc.store.copies.marker import FreshnessMarker
+from authsvc.store.copies.ownership import Ownership
 from authsvc.store.copies.reconciler import Reconciler
 from authsvc.store.revocations import SqlRevocationLog
 
@@ -171,6 +172,12 @@ def process(url: str, log: SqlRevocationLog, clock: Clock, *, reconciling_url: s
         revocations=log,
         index=index_over(reconciling, clock, proof=proof, monotonic=monotonic),
         marker=marker,
+        ownership=Ownership(
+            database=log._database,  # noqa: SLF001 the one that the log is in
+            client=reconciling,
+            checks=checks,
+            key=KEYS.installation,
+        ),
         client=reconciling,
         checks=checks,
         proof=proof,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +14,7 @@ from cryptography.x509.oid import NameOID
 from redis import Redis
 
 from authsvc.settings import Settings
+from authsvc.wiring import build
 from authsvc.wiring.preflight import problems
 from tests.clusters import SERVICE, ClusterServer, SentinelServer, TlsFront
 from tests.processes import HOST, free_port
@@ -22,7 +24,6 @@ from tests.servers import RedisServer, drop_database
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -87,6 +88,26 @@ def test_nothing_wrong_is_no_problem(env, plain):
     assert problems(Settings.from_env(env | {"REDIS_URL": plain.url})) == ()
     with Redis.from_url(plain.url) as client:
         assert client.keys("*preflight*") == []
+
+
+def test_data_of_another_installation_are_refused(env, plain, postgres_server):
+    """A staging service with production's Redis and prefix; one with a prefix of its own is welcome."""
+    theirs = environment(postgres_server.create_database(), plain.url, Path(env["JWT_KEYS_DIR"]).parent)
+    migrate(theirs)
+    services = build(Settings.from_env(theirs))
+    services.compare()
+    services.close()
+
+    message = named(env, REDIS_URL=plain.url)
+    own_prefix = Settings.from_env(env | {"REDIS_URL": plain.url, "CACHE_KEY_PREFIX": "staging"})
+
+    assert message.startswith("REDIS_URL holds the data of another installation under this prefix")
+    assert "authsvc:v1:auth:installation" in message
+    assert problems(own_prefix) == ()
+    assert problems(Settings.from_env(theirs)) == ()
+    with Redis.from_url(plain.url) as client:
+        client.flushall()
+    drop_database(postgres_server.url, theirs["DATABASE_URL"])
 
 
 def test_a_closed_port_and_an_unknown_host_are_told_apart(env):

@@ -52,6 +52,11 @@ class IndexKeys:
         return f"{self.space.root}:auth:blacklist:{token_id}"
 
     @property
+    def installation(self) -> str:
+        """The id of the installation that all of this belongs to; lives as long as the data."""
+        return f"{self.space.root}:auth:installation"
+
+    @property
     def marker(self) -> str:
         """The last log entry that was replayed."""
         return f"{self.space.root}:auth:revocations:seq"

@@ -17,6 +17,7 @@ from authsvc.domain.values.clocks import Monotonic
 from authsvc.store.copies.backlog import Backlog
 from authsvc.store.copies.index import RedisIndex
 from authsvc.store.copies.marker import FreshnessMarker, Reading, is_claim
+from authsvc.store.copies.ownership import Ownership
 from authsvc.store.revocations import SqlRevocationLog
 
 INTERVAL_S: Final = 1.0
@@ -44,6 +45,7 @@ class Reconciler:
     revocations: SqlRevocationLog
     index: RedisIndex
     marker: FreshnessMarker
+    ownership: Ownership
     client: CacheClient
     checks: CacheClient
     proof: Proof
@@ -62,6 +64,9 @@ class Reconciler:
         """Compare once; True if Redis is proven now.  Raises CacheError and StoreUnavailable."""
         self._follow_checks()
         reading = self.marker.read(self._backlog.seal)
+        if not self.ownership.holds(reading.over):
+            self.proof.distrust()
+            return False
         newest = self._renew_connections(reading.over)
         if self._evicts():
             return False
@@ -176,6 +181,7 @@ class Reconciler:
         is_renumbered = any(sight.contradicts(remembered) for remembered in (position, self._last))
         if head >= seen and not is_renumbered:
             return False
+        self.ownership.confirm()
         log.error("revocations.rewound", extra={"head": head, "seen": seen})
         # The marker goes first: new entries below it were perhaps never replayed, and once the log is moved
         # on nobody could tell any more.
