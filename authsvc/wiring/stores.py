@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from typing import Literal, TypedDict, cast
 
 from authsvc.cache.aside import Proof as CacheProof
@@ -24,7 +25,7 @@ from authsvc.observability.tracing import Tracing
 from authsvc.settings import RedisSettings, Secret, Settings
 from authsvc.store.copies.index import IndexKeys, RedisIndex
 from authsvc.store.copies.marker import FreshnessMarker
-from authsvc.store.copies.ownership import Ownership
+from authsvc.store.copies.ownership import Ownership, installation_id
 from authsvc.store.copies.reconciler import Heartbeat, Reconciler
 from authsvc.store.copies.users import UserCaches
 from authsvc.store.revocations import SqlRevocationLog
@@ -210,7 +211,7 @@ def _reconciler(
         index=replace(index, client=fast.reconciling),
         marker=FreshnessMarker(fast.reconciling, IndexKeys(fast.keys).marker),
         ownership=Ownership(
-            database=database,
+            installation=partial(installation_id, database),
             client=fast.reconciling,
             checks=fast.redis,
             key=IndexKeys(fast.keys).installation,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import cast
 
 import fakeredis
@@ -26,7 +27,7 @@ from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.identifiers import SessionId, TokenId, UserId, new_id
 from authsvc.store.copies.index import IndexKeys, RedisIndex
 from authsvc.store.copies.marker import FreshnessMarker
-from authsvc.store.copies.ownership import Ownership
+from authsvc.store.copies.ownership import Ownership, installation_id
 from authsvc.store.copies.reconciler import Reconciler
 from authsvc.store.revocations import SqlRevocationLog
 
@@ -173,7 +174,7 @@ def process(url: str, log: SqlRevocationLog, clock: Clock, *, reconciling_url: s
         index=index_over(reconciling, clock, proof=proof, monotonic=monotonic),
         marker=marker,
         ownership=Ownership(
-            database=log._database,  # noqa: SLF001 the one that the log is in
+            installation=partial(installation_id, log._database),  # noqa: SLF001 the one that the log is in
             client=reconciling,
             checks=checks,
             key=KEYS.installation,

@@ -15,7 +15,7 @@ from authsvc.store.copies.ownership import installation_id
 from authsvc.store.migrations import upgrade
 from authsvc.store.tables import installation, users
 from tests.contract.reconciling import World
-from tests.contract.redis_side import KEYS
+from tests.contract.redis_side import KEYS, Process
 from tests.contract.stores import Stores, open_database
 from tests.proxy import Mode, TcpProxy
 from tests.servers import RedisServer
@@ -42,7 +42,7 @@ def elsewhere(world):
         yield server
 
 
-def everything(world: World) -> dict[bytes, bytes]:
+def everything(world: World) -> dict[bytes, object]:
     """All of Redis but lives."""
     return {key: world.redis.dump(key) for key in world.redis.scan_iter()}
 
@@ -168,7 +168,7 @@ class TestForeign:
         assert world.stores.log.head() == 2
 
 
-def settled(process) -> bool:
+def settled(process: Process) -> bool:
     """The outcome of a comparison, once the connections that were cut are gone."""
     for _ in range(3):
         try:

@@ -35,6 +35,7 @@ from authsvc.domain.revocations import Position, Proof, Revocation, Sight
 from authsvc.domain.values.identifiers import SessionId, UserId
 from authsvc.store.copies.index import RedisIndex
 from authsvc.store.copies.marker import FreshnessMarker
+from authsvc.store.copies.ownership import Ownership
 from authsvc.store.copies.reconciler import Reconciler
 from authsvc.store.revocations import Range, SqlRevocationLog
 from tests.contract.redis_side import KEYS, client_over
@@ -144,6 +145,12 @@ class Process:
             revocations=cast("SqlRevocationLog", View(log, between)),
             index=cast("RedisIndex", Tombstones(self.reconciling, between)),
             marker=marker,
+            ownership=Ownership(
+                installation=lambda: "model",
+                client=self.reconciling,
+                checks=self.checks,
+                key=KEYS.installation,
+            ),
             client=self.reconciling,
             checks=self.checks,
             proof=self.proof,

@@ -9,6 +9,7 @@ emptied: it becomes ours.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from uuid import uuid4
 
@@ -44,7 +45,8 @@ class Ownership:
     Raises CacheError and StoreUnavailable.
     """
 
-    database: Database
+    #: Reads the id in SQL.
+    installation: Callable[[], str]
     client: CacheClient
     checks: CacheClient
     key: str
@@ -57,7 +59,7 @@ class Ownership:
 
         The requests do without a foreign one, as without any: nothing of theirs is written there.
         """
-        expected = (self._id or installation_id(self.database)).encode()
+        expected = (self._id or self.installation()).encode()
         self._id = expected.decode()
         (found,), generation = self.client.mget((self.key,))
         if found is None:
@@ -70,7 +72,7 @@ class Ownership:
 
     def confirm(self) -> None:
         """Before anything is done on SQL's word alone: raises StoreUnavailable if SQL is another's by now."""
-        if installation_id(self.database) != self._id:
+        if self.installation() != self._id:
             raise StoreUnavailable("sql: another installation")
 
     def _note(self, *, is_foreign: bool) -> None:
