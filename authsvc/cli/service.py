@@ -146,6 +146,7 @@ def _upgrade(settings: Settings) -> str:
 
 def _serve(settings: Settings, *, warnings: Sequence[str]) -> int:
     from authsvc.api.frame.docs import VERIFY_PATH
+    from authsvc.observability.health import LastAnswers
 
     pipe = logs.configure(settings.log.level.value, settings.log.format.value)
     for warning in warnings:
@@ -154,11 +155,14 @@ def _serve(settings: Settings, *, warnings: Sequence[str]) -> int:
     url = f"http://{settings.http.host}:{settings.http.port}"
     log.info("service.starting", extra={"public": url, "metrics_port": settings.http.metrics_port})
 
+    # Before the fork: the workers share it.
+    answers = LastAnswers()
+
     def load() -> WSGIApplication:
         from authsvc.app import create_app
         from authsvc.wiring import build
 
-        services = build(settings)
+        services = build(settings, answers=answers)
         pipe.on_drop = services.metrics.log_dropped
         return create_app(services)
 

@@ -290,11 +290,6 @@ class Proof:
             and now_s - compared_at_s <= self._max_staleness_s
         )
 
-    def compared_s_ago(self, now_s: float) -> float:
-        """Seconds since Redis was last compared with SQL; without end where nothing is trusted."""
-        oldest, newest, compared_at_s = self._trusted
-        return now_s - compared_at_s if oldest <= newest else math.inf
-
     def still_connected(self, generation: int) -> bool:
         """True if the last comparison went over connection *generation*."""
         oldest, newest, _ = self._trusted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +16,35 @@ from authsvc.observability.totals import CacheTotals
 #: How long one look at the stores is good for: probes are public and must not become a load.
 LOOK_S = 0.5
 
+#: SQL answers a comparison every second; without an answer for so long (seconds) it is said to be impaired.
+ANSWERED_S = 4.0
+
 T = TypeVar("T")
+
+
+class LastAnswers:
+    """
+    When SQL last answered and when it last failed to, as all workers know it.
+
+    To be made before they are forked: the memory is shared, and each of them says the same of SQL.  Times are
+    those of the system's monotonic clock, in seconds; each is eight aligned bytes, written at once.
+    """
+
+    def __init__(self) -> None:
+        self._times = memoryview(mmap.mmap(-1, 16)).cast("d")
+
+    def answered(self, now_s: float) -> None:
+        """SQL did what was asked."""
+        self._times[0] = now_s
+
+    def failed(self, now_s: float) -> None:
+        """SQL could not."""
+        self._times[1] = now_s
+
+    def is_answering(self, now_s: float) -> bool:
+        """True if the last thing that any worker knows is an answer, and a recent one."""
+        answered_s, failed_s = self._times
+        return answered_s >= failed_s and now_s - answered_s < ANSWERED_S
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,10 @@ _SQLITE_PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "b
 _OUTAGES = ("08", "53", "57P")
 
 
+def _ignore_all() -> None:
+    """Nobody listens."""
+
+
 def _ignore(_: object) -> None:
     """Let nobody know."""
 
@@ -48,6 +52,9 @@ class DatabaseEvents:
     """Callbacks for whoever counts and traces; called inline, so quick."""
 
     on_breaker: Callable[[State], None] = _ignore
+    #: The server did what was asked; it could not.
+    on_answer: Callable[[], None] = _ignore_all
+    on_outage: Callable[[], None] = _ignore_all
     #: Connections of the pool that are in use now.
     on_pool: Callable[[int], None] = _ignore
     #: A new connection, before anybody has it; returns what is used in its place.
@@ -141,8 +148,9 @@ class Database:
             self._breaker.withdrawn(permit)
             raise StoreUnavailable("sql: pool exhausted") from error
         except (DBAPIError, *UNREADABLE) as error:
-            report = self._breaker.failed if _is_outage(error) else self._breaker.succeeded
-            report(permit)
+            is_outage = _is_outage(error)
+            (self._breaker.failed if is_outage else self._breaker.succeeded)(permit)
+            (self._events.on_outage if is_outage else self._events.on_answer)()
             if is_unreadable(error):
                 # Not the traceback: it may quote the row.
                 log.error("sql.row_damaged", extra={"error": type(error).__name__})  # noqa: TRY400
@@ -153,6 +161,7 @@ class Database:
             raise
         else:
             self._breaker.succeeded(permit)
+            self._events.on_answer()
         finally:
             self._deadline.ends_at_s = None
 

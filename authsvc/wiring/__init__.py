@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from authsvc.cache.breaker import State
 from authsvc.cache.errors import CacheError, CacheUnavailable
 from authsvc.domain.audit import AuditBook
 from authsvc.domain.authentication import Authentication
@@ -34,7 +33,7 @@ from authsvc.domain.users import UserDirectory, UserStore
 from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.limits import Limit
 from authsvc.observability.audit import RecordedAudit
-from authsvc.observability.health import Freshness, Health, Probes
+from authsvc.observability.health import Freshness, Health, LastAnswers, Probes
 from authsvc.observability.metrics import Metrics, make_metrics
 from authsvc.observability.tracing import Tracing
 from authsvc.observability.trail import TrailWriter
@@ -62,8 +61,6 @@ HASHING_QUEUE_PER_THREAD = 8
 HASHING_NICENESS = 10
 #: Wrong client secrets of one address.  Nobody with a right one meets it, so it is nothing to be set.
 CLIENT_IP_LIMIT = Limit(name=Rule.CLIENT_IP.value, quota=100, window_s=900)
-#: SQL answers a comparison every second; without one for so long (seconds) it is said to be impaired.
-COMPARED_S = 4.0
 
 
 def now() -> datetime:
@@ -89,12 +86,17 @@ class _Parts:
     proof: PasswordProof
     metrics: Metrics
     tracing: Tracing
+    answers: LastAnswers
     clock: Clock
 
 
-def build(settings: Settings, *, clock: Clock = now) -> Services:
-    """Everything for one process; connects to nothing until it is used or started.  Call after the fork."""
-    parts = _parts(settings, clock)
+def build(settings: Settings, *, clock: Clock = now, answers: LastAnswers | None = None) -> Services:
+    """
+    Everything for one process; connects to nothing until it is used or started.  Call after the fork.
+
+    *answers* was made before it, for all workers; None: this process speaks for itself.
+    """
+    parts = _parts(settings, clock, answers or LastAnswers())
     directory = UserDirectory(
         store=parts.users,
         revocations=parts.revocations,
@@ -162,10 +164,10 @@ def lane_size(workers: int, cores: int) -> LaneSize:
     )
 
 
-def _parts(settings: Settings, clock: Clock) -> _Parts:
+def _parts(settings: Settings, clock: Clock, answers: LastAnswers) -> _Parts:
     metrics = make_metrics()
     tracing = open_tracing(settings.tracing)
-    stores = open_stores(settings, metrics, tracing, clock)
+    stores = open_stores(settings, metrics, tracing, answers, clock)
     audit = _audit(settings, stores, metrics, clock)
     ring = KeyFolder(settings.tokens.keys_dir, time.monotonic, audit)
     sql_users = SqlUserStore(stores.database, stores.log, clock)
@@ -188,6 +190,7 @@ def _parts(settings: Settings, clock: Clock) -> _Parts:
         proof=PasswordProof(passwords=passwords, limits=limits, audit=audit),
         metrics=metrics,
         tracing=tracing,
+        answers=answers,
         clock=clock,
     )
 
@@ -321,10 +324,9 @@ def _health(parts: _Parts) -> Health:
         except CacheUnavailable as error:
             raise StoreUnavailable(f"redis: {error.reason}") from error
         now_s = time.monotonic()
-        is_recent = stores.proof.compared_s_ago(now_s) < COMPARED_S
         return Freshness(
             is_proven=stores.proof.holds(value, generation, now_s),
-            is_sql_answering=is_recent and stores.database.state is not State.OPEN,
+            is_sql_answering=parts.answers.is_answering(now_s),
         )
 
     probes = Probes(

@@ -20,6 +20,7 @@ from authsvc.domain.revocations import COPY_MARGIN_S, Proof
 from authsvc.domain.tokens.access import TokenProfile
 from authsvc.domain.users import RoleNames
 from authsvc.domain.values.clocks import Clock
+from authsvc.observability.health import LastAnswers
 from authsvc.observability.metrics import Metrics
 from authsvc.observability.tracing import Tracing
 from authsvc.settings import RedisSettings, Secret, Settings
@@ -79,7 +80,9 @@ class _Fast:
     meter: Meter
 
 
-def open_stores(settings: Settings, metrics: Metrics, tracing: Tracing, clock: Clock) -> Stores:
+def open_stores(
+    settings: Settings, metrics: Metrics, tracing: Tracing, answers: LastAnswers, clock: Clock
+) -> Stores:
     """Connects to nothing yet: pools fill when they are used or started."""
     profile = TokenProfile(
         issuer=settings.tokens.issuer,
@@ -89,9 +92,10 @@ def open_stores(settings: Settings, metrics: Metrics, tracing: Tracing, clock: C
         has_client_id=settings.tokens.has_client_id,
         roles=RoleNames(settings.tokens.roles),
     )
-    database = open_database(settings, observed_by(metrics, tracing), pool_size=POOL_SIZE - 1)
+    noted = _noted_in(answers)
+    database = open_database(settings, observed_by(metrics, tracing, noted), pool_size=POOL_SIZE - 1)
     # Slow commits of requests can take all of their connections: the log is followed over one of its own.
-    following = open_database(settings, pool_size=1)
+    following = open_database(settings, noted, pool_size=1)
     copies_live = timedelta(seconds=profile.lifetime_s + profile.leeway_s + COPY_MARGIN_S)
     # A Redis that was away, and kept what it had, must still be told what changed when it comes back.
     users_live = timedelta(seconds=settings.cache.ttl_s * LONGEST_TTL + COPY_MARGIN_S)
@@ -139,10 +143,19 @@ def open_database(
     return Database(url, breaker=breaker, clock=time.monotonic, pool_size=pool_size, events=events)
 
 
-def observed_by(metrics: Metrics, tracing: Tracing) -> DatabaseEvents:
-    """The hooks of the database: connections and breaker are counted, statements traced."""
-    metrics.sql_breaker_state(_BREAKER_NUMBERS[State.CLOSED])
+def _noted_in(answers: LastAnswers) -> DatabaseEvents:
+    """The hooks that tell all workers whether SQL answers."""
     return DatabaseEvents(
+        on_answer=lambda: answers.answered(time.monotonic()),
+        on_outage=lambda: answers.failed(time.monotonic()),
+    )
+
+
+def observed_by(metrics: Metrics, tracing: Tracing, noted: DatabaseEvents) -> DatabaseEvents:
+    """The hooks of the database, beside *noted*: connections and breaker are counted, statements traced."""
+    metrics.sql_breaker_state(_BREAKER_NUMBERS[State.CLOSED])
+    return replace(
+        noted,
         on_breaker=lambda state: metrics.sql_breaker_state(_BREAKER_NUMBERS[state]),
         on_pool=metrics.sql_connections,
         on_connect=tracing.connection,
