@@ -27,7 +27,7 @@ from authsvc.api.frame.context import EXTENSION
 from authsvc.api.frame.cors import CrossOrigin
 from authsvc.api.frame.metrics import MetricsPort
 from authsvc.api.frame.plain import PlainRequests
-from authsvc.api.verify import CheckAnswers, ForwardAuth
+from authsvc.api.verify import CheckAnswers, CheckLane, ForwardAuth
 from authsvc.services import Services
 
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ class Application:
     flask: Flask
     services: Services
     wsgi: WSGIApplication
+    #: For the server's loop; None where all checks are answered by threads.
+    lane: CheckLane | None
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Metrics port, then token checks, then Flask."""
@@ -93,4 +95,16 @@ def create_app(services: Services) -> Application:
     shared = CrossOrigin(PlainRequests(app.wsgi_app), services.cors_origins)
     checked = ForwardAuth(answers, shared)
     app.wsgi_app = MetricsPort(checked, services.metrics, services.metrics_port)  # type: ignore[method-assign]
-    return Application(app, services, app)
+    return Application(app, services, app, _lane(services))
+
+
+def _lane(services: Services) -> CheckLane | None:
+    if services.polled is None:
+        return None
+    return CheckLane(
+        checks=services.checks,
+        index=services.polled,
+        ring=services.ring,
+        sample=services.tracing.sample,
+        metrics_port=services.metrics_port,
+    )

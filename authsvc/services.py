@@ -15,9 +15,9 @@ from authsvc.domain.feed import RevocationFeed
 from authsvc.domain.preferences import PreferenceBook
 from authsvc.domain.ratelimits import Limits
 from authsvc.domain.sessions import SessionDirectory
-from authsvc.domain.tokens.checks import TokenChecks
+from authsvc.domain.tokens.checks import PolledIndex, TokenChecks
 from authsvc.domain.tokens.introspection import Introspection
-from authsvc.domain.tokens.keys import KeyRing
+from authsvc.domain.tokens.keys import KeySource
 from authsvc.domain.users import UserDirectory
 from authsvc.observability.health import Health
 from authsvc.observability.metrics import Metrics
@@ -34,6 +34,8 @@ class Services:
     events: AuditLog
     authentication: Authentication
     checks: TokenChecks
+    #: Redis for the lane of checks; None where there is no lane.
+    polled: PolledIndex | None
     account: OwnAccount
     batches: Batches
     cache: CacheAdmin
@@ -48,7 +50,7 @@ class Services:
     preferences: PreferenceBook
     sessions: SessionDirectory
     limits: Limits
-    ring: Callable[[], KeyRing]
+    ring: KeySource
     health: Health
     metrics: Metrics
     tracing: Tracing

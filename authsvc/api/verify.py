@@ -8,8 +8,9 @@ below ours: any method and any sub-path is a check.  No routing, no schema, no b
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
@@ -17,12 +18,15 @@ from authsvc.api.frame.context import request_id_of
 from authsvc.api.frame.docs import VERIFY_PATH
 from authsvc.api.frame.errors import MEDIA_TYPE, Problem, problem_of
 from authsvc.api.frame.guards import bearer_token
-from authsvc.domain.errors import AuthError
-from authsvc.domain.tokens.access import AccessToken
-from authsvc.domain.tokens.checks import TokenChecks, require_roles
+from authsvc.domain.errors import AuthError, StoreUnavailable, TokenMissing
+from authsvc.domain.tokens.access import REMEMBERED, AccessToken
+from authsvc.domain.tokens.checks import PolledIndex, TokenChecks, require_roles
+from authsvc.domain.tokens.keys import KeyRing, KeySource
 from authsvc.observability.logs import bind_request
 
 if TYPE_CHECKING:
+    import socket
+
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 log = logging.getLogger(__name__)
@@ -33,6 +37,8 @@ _REASONS = {
     500: "500 Internal Server Error",
     503: "503 Service Unavailable",
 }
+#: Stands for the request id in an answer that is made in advance; no header holds it.
+_MARK = "\0"
 _COMMON = [("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff")]
 
 
@@ -76,8 +82,136 @@ class CheckAnswers:
         token = self.checks.check(bearer_token(environ.get("HTTP_AUTHORIZATION")))
         query: str = environ.get("QUERY_STRING", "")
         if query:
-            require_roles(token, frozenset(parse_qs(query, keep_blank_values=True).get("role", ())))
+            require_roles(token, wanted_roles(query))
         return token
+
+
+class Prepared:
+    """A token whose signature held, with all that an answer about it needs."""
+
+    __slots__ = ("before_id", "begins_s", "behind_id", "ends_s", "index_keys", "keys", "roles")
+
+    def __init__(self, token: AccessToken, index_keys: bytes, window_s: tuple[int, int]) -> None:
+        self.keys = token.keys
+        self.roles = frozenset[str](token.roles)
+        self.index_keys = index_keys
+        self.begins_s, self.ends_s = window_s
+        headers = "".join(f"{name}: {value}\r\n" for name, value in _granted(token, _MARK))
+        before, _, behind = headers.partition(_MARK)
+        #: The answer's head, but for how every answer begins, up to the request id and from it on.
+        self.before_id, self.behind_id = before.encode("latin-1"), f"{behind}\r\n".encode("latin-1")
+
+
+@dataclass(slots=True, kw_only=True)
+class CheckLane:
+    """
+    The server's lane: checks that Redis proves to be good, many with one read, without waiting.
+
+    It says yes or nothing: whatever else a check may be is for :class:`CheckAnswers`.
+    """
+
+    checks: TokenChecks
+    index: PolledIndex
+    ring: KeySource
+    #: Decides about a trace, by the text of a ``traceparent``.
+    sample: Callable[[str], bool]
+    metrics_port: int
+    path: str = VERIFY_PATH
+    _recent: KeyRing | None = field(default=None, init=False)
+    _now_s: float = field(default=0.0, init=False)
+    _known: dict[bytes, Prepared] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def socket(self) -> socket.socket | None:
+        """To be watched for answers."""
+        return self.index.socket
+
+    @property
+    def due_s(self) -> float:
+        """When what was asked must have been answered."""
+        return self.index.due_s
+
+    @property
+    def has_unsent(self) -> bool:
+        """True while there is more to send."""
+        return self.index.has_unsent
+
+    def open(self) -> bool:
+        """Begin a round of the server's loop; True if there is something to be asked."""
+        ring = self.ring.recent()
+        if ring is not None and ring is not self._recent:
+            self._known.clear()
+            self._recent = ring
+        self._now_s = self.checks.clock().timestamp()
+        return ring is not None and self.index.is_open()
+
+    def is_sampled(self, traceparent: bytes) -> bool:
+        """Decide whether the check is to be traced."""
+        return self.sample(traceparent.decode("latin-1"))
+
+    def prepare(self, authorization: bytes, query: str) -> Prepared | None:
+        """The check of a token that is known, in time, and has the roles that are wanted."""
+        known = self._known.get(authorization) or self._learn(authorization)
+        if known is None or not known.begins_s <= self._now_s < known.ends_s:
+            return None
+        return known if not query or wanted_roles(query) <= known.roles else None
+
+    def request_id(self, given: bytes) -> bytes:
+        """The client's id if it is sane, else a new one."""
+        return request_id_of({"HTTP_X_REQUEST_ID": given.decode("latin-1")}).encode("ascii")
+
+    def ask(self, checks: Sequence[Prepared]) -> bool:
+        """Begin to ask about all *checks*; False if that cannot be."""
+        try:
+            self.index.ask([check.index_keys for check in checks])
+        except StoreUnavailable:
+            return False
+        return True
+
+    def answers(self, checks: Sequence[Prepared]) -> list[bool] | None:
+        """For each of *checks*, True if it is proven to be good; None while the answer is not there."""
+        try:
+            answers = self.index.answers()
+        except StoreUnavailable:
+            return [False] * len(checks)
+        if answers is None:
+            return None
+        return self.checks.settle([check.keys for check in checks], answers)
+
+    def abandon(self) -> None:
+        """Wait for no answer any longer."""
+        self.index.abandon()
+
+    def upkeep(self) -> None:
+        """Look for new keys, so that nobody has to wait for that; may wait itself."""
+        self.ring.refresh()
+
+    def _learn(self, authorization: bytes) -> Prepared | None:
+        """A token whose signature is remembered, by the whole header that it is in."""
+        text = _plain_bearer(authorization)
+        token = self.checks.reader.recall(text, self._recent) if text and self._recent else None
+        if token is None:
+            return None
+        while len(self._known) >= REMEMBERED:
+            del self._known[next(iter(self._known))]
+        known = Prepared(token, self.index.keys_of(token.keys), self.checks.reader.window_s(token))
+        self._known[authorization] = known
+        return known
+
+
+def _plain_bearer(authorization: bytes) -> str | None:
+    """The token in a header with one space and nothing else: of other spellings there is no end."""
+    try:
+        text = bearer_token(authorization.decode("latin-1"))
+    except TokenMissing:
+        return None
+    return text if len(authorization) == len("Bearer ") + len(text) else None
+
+
+@lru_cache(maxsize=256)
+def wanted_roles(query: str) -> frozenset[str]:
+    """Every role that the query string asks for."""
+    return frozenset(parse_qs(query, keep_blank_values=True).get("role", ()))
 
 
 def _granted(token: AccessToken, request_id: str) -> list[tuple[str, str]]:

@@ -39,6 +39,8 @@ class Wire(Protocol):
     generation: int
     idle_s: float
     released_at_s: float
+    #: Below whatever the driver reads through.
+    bare_socket: socket.socket
 
     def connect(self) -> None: ...
     def disconnect(self) -> None: ...
@@ -52,6 +54,7 @@ class Pool(Protocol):
     """What is used of a redis-py connection pool."""
 
     connection_class: type[Any]
+    connection_kwargs: dict[str, Any]
     max_connections: int
 
     def get_connection(self) -> Any: ...  # noqa: ANN401 a Wire, which redis-py does not know
@@ -212,9 +215,11 @@ class _Stamping(AbstractConnection):
     idle_s: float
     generation = 0
     released_at_s = 0.0
+    bare_socket: Any
 
     def _connect(self) -> Any:  # noqa: ANN401 a socket, or what stands for one in memory
         sock = super()._connect()  # type: ignore[no-untyped-call,safe-super]  # the driver's
+        self.bare_socket = sock
         return _PatientSocket(sock, self.total_s) if isinstance(sock, socket.socket) else sock
 
     def on_connect_check_health(self, check_health: bool = True) -> None:  # noqa: FBT001, FBT002 redis-py's

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.values.emails import Email
@@ -194,8 +194,7 @@ class TokenKeys:
     digest: str
 
 
-@dataclass(frozen=True, slots=True)
-class IndexAnswer:
+class IndexAnswer(NamedTuple):
     """One answer of Redis about one token; each field as read, None where nothing was."""
 
     record: bytes | None
@@ -294,6 +293,16 @@ class Proof:
         """True if the last comparison went over connection *generation*."""
         oldest, newest, _ = self._trusted
         return oldest == generation <= newest
+
+    def trusts(self, generation: int) -> bool:
+        """True if connection *generation* existed at the last comparison, and is as young as its own."""
+        oldest, newest, _ = self._trusted
+        return oldest <= generation <= newest
+
+    @property
+    def compared_at_s(self) -> float:
+        """When the last comparison was; another figure after each."""
+        return self._trusted[2]
 
     def is_new(self, generation: int) -> bool:
         """True if connection *generation* was made after the last comparison began."""

@@ -70,8 +70,8 @@ class Metrics:
     registration: Callable[[str], None]
     refresh: Callable[[str], None]
     logout: Callable[[], None]
-    #: Result and source: ``("active", "redis")``.
-    token_check: Callable[[str, str], None]
+    #: Result and source: ``("active", "redis")``; *times* for many at once.
+    token_check: Callable[..., None]
     rate_limited: Callable[[str], None]
     #: The name of the event, ``session.ended``.
     security_event: Callable[[str], None]
@@ -233,8 +233,8 @@ class _Maker:
         for values in known:
             children[(values,) if isinstance(values, str) else values]
 
-        def count(*values: str) -> None:
-            children[values].inc()
+        def count(*values: str, times: int = 1) -> None:
+            children[values].inc(times)
 
         return count
 

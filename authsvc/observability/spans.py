@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from random import SystemRandom
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
-from opentelemetry.context import Context
+from opentelemetry.context import Context, create_key, get_value, set_value
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.instrumentation.flask import FlaskInstrumentor
 from opentelemetry.instrumentation.psycopg import PsycopgInstrumentor
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 #: Probes would drown the rest.
 UNTRACED = "/v1/health/.*,/health,/metrics"
 NS_PER_S = 1_000_000_000
+#: In a context: what was decided about its trace before there was a span.
+_SAMPLED = create_key("authsvc-sampled")
 
 
 class RequestsAlone(Sampler):
@@ -39,7 +42,10 @@ class RequestsAlone(Sampler):
         self._ratio = TraceIdRatioBased(ratio)
 
     def should_sample(self, *args: Any, **kwargs: Any) -> SamplingResult:
-        """Decide about a span without a parent."""
+        """Decide about a span without a parent, unless that is done."""
+        decided = get_value(_SAMPLED, args[0] if args else kwargs.get("parent_context"))
+        if decided is not None:
+            return SamplingResult(Decision.RECORD_AND_SAMPLE if decided else Decision.DROP)
         kind = kwargs.get("kind", args[3] if len(args) > 3 else None)  # noqa: PLR2004 - the fourth is the kind
         if kind is not SpanKind.SERVER:
             return SamplingResult(Decision.DROP)
@@ -54,9 +60,10 @@ class Spans:
     """A tracer provider of this process alone, and what feeds it."""
 
     def __init__(self, *, version: str, sample_percent: int) -> None:
+        self._ratio, self._ids = sample_percent / 100, SystemRandom()
         self._provider = TracerProvider(
             resource=Resource.create({"service.name": "authsvc", "service.version": version}),
-            sampler=ParentBased(root=RequestsAlone(sample_percent / 100)),
+            sampler=ParentBased(root=RequestsAlone(self._ratio)),
             shutdown_on_exit=False,
         )
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
@@ -66,6 +73,14 @@ class Spans:
         """The trace of the request that this thread answers, in hex; empty where there is none."""
         context = trace.get_current_span().get_span_context()
         return trace.format_trace_id(context.trace_id) if context.is_valid else ""
+
+    def sample(self, traceparent: str) -> bool:
+        """Whether a request is traced: as its caller has decided, else so many in a hundred."""
+        context = _extracted({"traceparent": traceparent})
+        caller = trace.get_current_span(context).get_span_context()
+        if caller.is_valid:
+            return caller.trace_flags.sampled
+        return self._ids.random() < self._ratio
 
     def instrument(self, app: Flask) -> None:
         """Make each request a span, named by its route."""
@@ -127,4 +142,10 @@ def _context_of(environ: Mapping[str, Any]) -> Context:
     """The trace that the caller says the request belongs to."""
     names = {"traceparent": "HTTP_TRACEPARENT", "tracestate": "HTTP_TRACESTATE"}
     given = {name: environ[key] for name, key in names.items() if key in environ}
+    context = _extracted(given)
+    decided = environ.get("authsvc.is_sampled")
+    return context if decided is None else set_value(_SAMPLED, decided, context)
+
+
+def _extracted(given: dict[str, str]) -> Context:
     return TraceContextTextMapPropagator().extract(given)

@@ -49,6 +49,10 @@ def _same_connection(connection: C) -> C:
     return connection
 
 
+def _never(_traceparent: str) -> bool:
+    return False
+
+
 def _nothing(*_: object) -> None:
     """Trace nothing."""
 
@@ -59,6 +63,9 @@ class Tracing:
 
     #: The trace that a request (by its WSGI environ) belongs to, in hex; empty for none.
     trace_id: Callable[[Mapping[str, Any]], str] = caller_trace_id
+    #: Decide, by its ``traceparent``, whether a request is traced that need not come to WSGI.  If it comes
+    #: there after all, the environ has the decision as ``authsvc.is_sampled``.
+    sample: Callable[[str], bool] = _never
     #: Make each request of a Flask application a span.
     instrument: Callable[[Flask], None] = _nothing
     #: The same for an application before Flask, and the name of its route.
@@ -83,6 +90,7 @@ def otlp_tracing(*, version: str, sample_percent: int, now_ns: Callable[[], int]
     spans = Spans(version=version, sample_percent=sample_percent)
     return Tracing(
         trace_id=spans.trace_id,
+        sample=spans.sample,
         instrument=spans.instrument,
         around=spans.around,
         connection=spans.connection,

@@ -207,13 +207,8 @@ class Answer(Response):  # type: ignore[misc]  # gunicorn has no annotations
 
     def default_headers(self) -> list[str]:
         """Return status line, date and framing."""
-        closes = "close" if self.should_close() else "keep-alive"
-        lines = [
-            f"HTTP/{self.req.version[0]}.{self.req.version[1]} {self.status}\r\n",
-            f"Date: {_http_date(int(time.time()))}\r\n",
-            f"Connection: {closes}\r\n",
-        ]
-        return [*lines, "Transfer-Encoding: chunked\r\n"] if self.chunked else lines
+        begin = opening(self.req.version, self.status, closes=self.should_close())
+        return [begin, "Transfer-Encoding: chunked\r\n"] if self.chunked else [begin]
 
     def send_headers(self) -> None:
         """Make the head; it goes with the first piece of the body, or with the end."""
@@ -236,6 +231,25 @@ class Answer(Response):  # type: ignore[misc]  # gunicorn has no annotations
         unsent, self._unsent = self._unsent, b""
         if unsent or data:
             self._deadline = self._outlet.send(self.sock, unsent + data, self._deadline)
+
+
+def opening(version: tuple[int, int], status: str, *, closes: bool) -> str:
+    """Return how every answer begins: status line, date, and what becomes of the connection."""
+    return (
+        f"HTTP/{version[0]}.{version[1]} {status}\r\n"
+        f"Date: {_http_date(int(time.time()))}\r\n"
+        f"Connection: {'close' if closes else 'keep-alive'}\r\n"
+    )
+
+
+def opening_of_grant(*, closes: bool) -> bytes:
+    """Return how an answer with status 200 over HTTP/1.1 begins."""
+    return _opening_of_grant(int(time.time()), closes)
+
+
+@lru_cache(maxsize=4)
+def _opening_of_grant(_second: int, closes: bool) -> bytes:  # noqa: FBT001 - a key of the cache
+    return opening((1, 1), "200 OK", closes=closes).encode("ascii")
 
 
 def length_of(environ: Mapping[str, object]) -> int | None:

@@ -12,11 +12,12 @@ import errno
 import selectors
 import socket
 import time
-from collections import deque
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
+from typing import Literal
 
 from gunicorn import http
 from gunicorn.http.parser import RequestParser
@@ -36,6 +37,34 @@ MAX_HELD_BYTES = 16 * 1024 * 1024
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
+class WaitQueue:
+    """Connections in the order of their deadlines: what gunicorn uses of a deque, and removal at no cost."""
+
+    def __init__(self) -> None:
+        self._conns: OrderedDict[Connection, None] = OrderedDict()
+
+    def append(self, conn: Connection) -> None:
+        """Let *conn* wait behind all others."""
+        self._conns[conn] = None
+
+    def remove(self, conn: Connection) -> None:
+        """Take *conn* out."""
+        del self._conns[conn]
+
+    def popleft(self) -> Connection:
+        """Take the first out."""
+        return self._conns.popitem(last=False)[0]
+
+    def __getitem__(self, position: Literal[0]) -> Connection:
+        return next(iter(self._conns))
+
+    def __iter__(self) -> Iterator[Connection]:
+        return iter(self._conns)
+
+    def __len__(self) -> int:
+        return len(self._conns)
+
+
 class Connection(TConn):  # type: ignore[misc]  # gunicorn has no annotations
     """A client's connection and what it has sent of its next request."""
 
@@ -45,13 +74,17 @@ class Connection(TConn):  # type: ignore[misc]  # gunicorn has no annotations
         self.arrival = Arrival()
         #: On the request that a thread has.
         self.verdict = Verdict.WHOLE
-        #: The queue of connections in which this one waits.
-        self.lot: deque[Connection] = deque()
+        #: The queue of connections in which this one waits; None while a thread has it.
+        self.lot: WaitQueue | None = None
         #: When the request being received must be complete, on the monotonic clock.
         self.deadline = 0.0
         #: What it counts for in the worker's sum, until its request is answered.
         self.held_bytes = 0
         self.source = Source()
+        #: Whether the request is to be traced, if the lane has decided it.
+        self.is_sampled: bool | None = None
+        #: False while the poller does not look at it, though it waits.
+        self.is_watched = True
 
     def init(self) -> None:
         """Make what has arrived ready for the parser."""
@@ -79,8 +112,11 @@ class ParkingWorker(ThreadWorker):  # type: ignore[misc]
     def __init__(self, *args: object) -> None:
         super().__init__(*args)
         #: Connections with a part of a request; those to be closed as soon as the client has seen our end.
-        self.reading_conns: deque[Connection] = deque()
-        self.lingering_conns: deque[Connection] = deque()
+        self.reading_conns = WaitQueue()
+        self.lingering_conns = WaitQueue()
+        # gunicorn's own are deques: to take a connection out of a thousand means to pass over the others.
+        self.pending_conns = WaitQueue()
+        self.keepalived_conns = WaitQueue()
         self.held_bytes = 0
         bodiless: str = self.app.options.bodiless
         self._bodiless = heads_below(bodiless) if bodiless else None
@@ -106,7 +142,6 @@ class ParkingWorker(ThreadWorker):  # type: ignore[misc]
 
     def on_client_socket_readable(self, conn: Connection, _client: object) -> None:
         """Read from a kept-alive connection."""
-        conn.lot = self.keepalived_conns
         self._receive(conn)
 
     def finish_request(self, conn: Connection, future: Future[bool]) -> None:
@@ -121,6 +156,7 @@ class ParkingWorker(ThreadWorker):  # type: ignore[misc]
             self._take(conn, ahead)
         else:
             super().finish_request(conn, future)
+            conn.lot = self.keepalived_conns
 
     def murder_pending(self) -> None:
         """End what has waited too long; half a request is answered for what it is."""
@@ -227,7 +263,7 @@ class ParkingWorker(ThreadWorker):  # type: ignore[misc]
                 return
 
     def _park(
-        self, conn: Connection, lot: deque[Connection], on_readable: Callable[[Connection, object], None]
+        self, conn: Connection, lot: WaitQueue, on_readable: Callable[[Connection, object], None]
     ) -> None:
         conn.lot = lot
         lot.append(conn)
@@ -235,7 +271,9 @@ class ParkingWorker(ThreadWorker):  # type: ignore[misc]
 
     def _unpark(self, conn: Connection) -> None:
         self.poller.unregister(conn.sock)
-        conn.lot.remove(conn)
+        if conn.lot is not None:
+            conn.lot.remove(conn)
+            conn.lot = None
 
     def _drop(self, conn: Connection) -> None:
         self._unpark(conn)

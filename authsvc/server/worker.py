@@ -15,30 +15,29 @@ from gunicorn.http.parser import RequestParser
 
 from authsvc.observability.logs import bind_request
 from authsvc.server.arrival import Verdict
-from authsvc.server.exchange import Answer, Body, ClientLost, ErrorLog, Outlet, Refusal, length_of, refuse
-from authsvc.server.parking import Connection, ParkingWorker
+from authsvc.server.exchange import Answer, Body, ClientLost, ErrorLog, Refusal, length_of, refuse
+from authsvc.server.lane import LaneWorker
+from authsvc.server.parking import Connection
 
 log = logging.getLogger(__name__)
 
 #: A stopping worker still accepts for so long while it has work, to say to probes that it is not ready.
 NOTICE_S = 2.0
-#: One thread in so many may wait for clients that read slowly.
-SLOW_SHARE = 4
 
 
-class Worker(ParkingWorker):
+class Worker(LaneWorker):
     """
     Answers requests, and stops in good order.
 
     The application finds in the environ ``authsvc.draining``, a ``threading.Event`` that is set when the
-    worker has been told to stop, and a body whose faults are OSErrors.
+    worker has been told to stop, ``authsvc.is_sampled``, the lane's decision about a trace (None for none),
+    and a body whose faults are OSErrors.
     """
 
     def __init__(self, *args: object) -> None:
         super().__init__(*args)
         self.draining = threading.Event()
         self.errors = ErrorLog()
-        self.outlet = Outlet(max(1, self.cfg.threads // SLOW_SHARE))
         self._refuses_at = 0.0
 
     def set_accept_enabled(self, enabled: bool) -> None:  # noqa: FBT001 - gunicorn's signature
@@ -91,6 +90,7 @@ class Worker(ParkingWorker):
         environ["wsgi.errors"] = self.errors
         environ["wsgi.input"] = Body(request.body, length_of(environ))
         environ["authsvc.draining"] = self.draining
+        environ["authsvc.is_sampled"], conn.is_sampled = conn.is_sampled, None
         if self._is_last() or conn.verdict is not Verdict.WHOLE:
             answer.force_close()
         try:

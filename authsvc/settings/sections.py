@@ -113,6 +113,12 @@ class HttpSettings:
         otherwise="a folder of its own in `/dev/shm` or `/tmp`",
     )
     api_docs: bool = setting("API_DOCS", kinds.switch(), "Serve `/openapi.json` and `/docs`", default="on")
+    check_lane: bool = setting(
+        "CHECK_LANE",
+        kinds.switch(),
+        "Answer token checks in the main loop of each worker, many with one read of Redis; off: in threads",
+        default="on",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -72,15 +72,25 @@ class KeyFolder:
                 self._audit.record(event)
         return self._contents.ring
 
+    def recent(self) -> KeyRing | None:
+        """The ring, if nobody has to look at the folder again before it may be used; never waits."""
+        return None if self._is_old() else self._contents.ring
+
+    def refresh(self) -> None:
+        """Look at the folder again if the last look will soon be too old."""
+        if self._is_old(REREAD_S / 2):
+            for event in self._look_again(REREAD_S / 2):
+                self._audit.record(event)
+
     def announce(self) -> None:
         """Record the keys that this process starts with."""
         for key in self._contents.ring.keys:
             self._audit.record(_event(Action.KEY_ADDED, key, "start"))
 
-    def _is_old(self) -> bool:
-        return self._monotonic() - self._looked_at_s >= REREAD_S
+    def _is_old(self, than_s: float = REREAD_S) -> bool:
+        return self._monotonic() - self._looked_at_s >= than_s
 
-    def _look_again(self) -> list[Event]:
+    def _look_again(self, than_s: float = REREAD_S) -> list[Event]:
         """What changed, if this thread looked; others wait for the one that does, unless its look hangs."""
         if not self._lock.acquire(timeout=0 if self._is_stuck else PATIENCE_S):
             if not self._is_stuck:
@@ -88,7 +98,7 @@ class KeyFolder:
                 log.error("keys.unreadable", extra={"cause": "no answer"})
             return []
         try:
-            return self._look() if self._is_old() else []
+            return self._look() if self._is_old(than_s) else []
         finally:
             self._is_stuck = False
             self._lock.release()

@@ -56,7 +56,7 @@ from authsvc.wiring.stores import Stores, open_stores
 from authsvc.wiring.tracing import open_tracing
 
 #: A job that has not begun by then is refused: longer, nobody waits for a login.
-HASHING_DEADLINE_S = 5.0
+HASHING_DEADLINE_S = 2.0
 HASHING_QUEUE_PER_THREAD = 8
 HASHING_NICENESS = 10
 #: Wrong client secrets of one address.  Nobody with a right one meets it, so it is nothing to be set.
@@ -126,6 +126,7 @@ def build(settings: Settings, *, clock: Clock = now, answers: LastAnswers | None
         feed=revocation_feed(parts.stores, clock),
         introspection=_introspection(parts, authentication, checks),
         checks=checks,
+        polled=parts.stores.polled,
         account=_account(parts, directory),
         users=directory,
         transfers=SqlUserTransfers(parts.stores.database, parts.stores.log, clock, pause=time.sleep),

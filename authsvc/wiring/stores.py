@@ -15,6 +15,7 @@ from authsvc.cache.client import CacheClient, CacheEvents
 from authsvc.cache.connections import Generations, Pool, RedisAddress, bounded_pool, stamped
 from authsvc.cache.keys import KeySpace
 from authsvc.cache.monitor import Meter, joined
+from authsvc.cache.polled import PolledReads, is_available
 from authsvc.cache.servers.sentinel import SentinelAddress, sentinel_pool
 from authsvc.domain.revocations import COPY_MARGIN_S, Proof
 from authsvc.domain.tokens.access import TokenProfile
@@ -27,6 +28,7 @@ from authsvc.settings import RedisSettings, Secret, Settings
 from authsvc.store.copies.index import IndexKeys, RedisIndex
 from authsvc.store.copies.marker import FreshnessMarker
 from authsvc.store.copies.ownership import Ownership, installation_id
+from authsvc.store.copies.polled import PolledIndex
 from authsvc.store.copies.reconciler import Heartbeat, Reconciler
 from authsvc.store.copies.users import UserCaches
 from authsvc.store.revocations import SqlRevocationLog
@@ -56,12 +58,16 @@ class Stores:
     meter: Meter
     proof: Proof
     index: RedisIndex
+    #: The same for the lane; None without one.
+    polled: PolledIndex | None
     heartbeat: Heartbeat
     profile: TokenProfile
 
     def close(self) -> None:
         """Stop comparing and let all connections go."""
         self.heartbeat.close()
+        if self.polled is not None:
+            self.polled.reads.close()
         self.redis.close()
         self.reconciling.close()
         self.following.close()
@@ -74,6 +80,7 @@ class _Fast:
 
     redis: CacheClient
     reconciling: CacheClient
+    polled: PolledIndex | None
     keys: KeySpace
     proof: Proof
     user_caches: UserCaches
@@ -128,6 +135,7 @@ def open_stores(
         meter=fast.meter,
         proof=fast.proof,
         index=index,
+        polled=fast.polled,
         heartbeat=heartbeat,
         profile=profile,
     )
@@ -195,7 +203,7 @@ def _open_redis(settings: Settings, metrics: Metrics, tracing: Tracing) -> _Fast
     redis = _client(pool, breaker, events)
     # The reconciler asks at its own pace, also while the breaker of the requests is open.
     reconciling = _client(single, CircuitBreaker(clock=time.monotonic))
-    keys = KeySpace(cache.key_prefix, cache.key_version, cache.max_key_length)
+    keys = _key_space(settings)
     proof = Proof(settings.redis.max_staleness_s)
     trusted = CacheProof(
         marker_key=IndexKeys(keys).marker,
@@ -204,6 +212,7 @@ def _open_redis(settings: Settings, metrics: Metrics, tracing: Tracing) -> _Fast
     return _Fast(
         redis=redis,
         reconciling=reconciling,
+        polled=_polled(settings, pool, redis, events, proof),
         keys=keys,
         proof=proof,
         user_caches=user_caches(settings, redis, keys, trusted, events),
@@ -213,6 +222,26 @@ def _open_redis(settings: Settings, metrics: Metrics, tracing: Tracing) -> _Fast
 
 def _client(pool: Pool, breaker: CircuitBreaker, events: CacheEvents | None = None) -> CacheClient:
     return CacheClient(pool, breaker=breaker, clock=time.monotonic, events=events, misuse_is_outage=True)
+
+
+def _key_space(settings: Settings) -> KeySpace:
+    cache = settings.cache
+    return KeySpace(cache.key_prefix, cache.key_version, cache.max_key_length)
+
+
+def _polled(
+    settings: Settings, pool: Pool, client: CacheClient, events: CacheEvents, proof: Proof
+) -> PolledIndex | None:
+    """What the lane reads; without hiredis, and with a Redis in memory, there is none."""
+    if not settings.http.check_lane or settings.redis.is_in_memory or not is_available():
+        return None
+    return PolledIndex(
+        reads=PolledReads(pool, clock=time.monotonic, events=events),
+        client=client,
+        key_names=IndexKeys(_key_space(settings)),
+        proof=proof,
+        monotonic=time.monotonic,
+    )
 
 
 def _reconciler(
@@ -234,6 +263,7 @@ def _reconciler(
         proof=fast.proof,
         monotonic=time.monotonic,
         on_lag=metrics.revocation_lag,
+        lane=fast.polled.reads if fast.polled is not None else None,
     )
 
 

@@ -114,6 +114,46 @@ def test_no_more_jobs_than_threads_run_at_once(lane_of, callers) -> None:
     assert most == 3
 
 
+def test_what_cannot_begin_in_time_is_refused_at_once(lane_of, callers) -> None:
+    """Jobs take 40 s now: the one behind another may wait for 60 s, the one behind two is not let in."""
+    now = [0.0]
+    lane, gate = lane_of(threads=1, queue_limit=100, deadline_s=60.0, clock=lambda: now[0]), Gate()
+
+    def takes_40_s() -> None:
+        now[0] += 40
+
+    lane.run(takes_40_s)
+    admitted = [callers.submit(lane.run, gate)]
+    gate.wait_for(jobs=1)
+    admitted.append(callers.submit(lane.run, gate))
+    wait_for_depth(lane, 1)
+    with pytest.raises(HashingBusy):
+        lane.run(gate)
+    gate.opened.set()
+
+    assert [caller.result(PATIENCE_S) for caller in admitted] == ["done"] * 2
+    assert gate.runs == 2
+
+
+def test_quick_jobs_make_room_again(lane_of, callers) -> None:
+    """The estimate follows what jobs take: after a slow one, quick ones open the queue."""
+    now = [0.0]
+    lane, gate = lane_of(threads=1, queue_limit=2, deadline_s=60.0, clock=lambda: now[0]), Gate()
+
+    def takes(seconds: float) -> None:
+        now[0] += seconds
+
+    lane.run(lambda: takes(1000))
+    for _ in range(40):
+        lane.run(lambda: takes(1))
+    admitted = [callers.submit(lane.run, gate) for _ in range(3)]
+    gate.wait_for(jobs=1)
+    wait_for_depth(lane, 2)
+    gate.opened.set()
+
+    assert [caller.result(PATIENCE_S) for caller in admitted] == ["done"] * 3
+
+
 def test_the_queue_takes_its_limit_and_not_one_more(lane_of, callers) -> None:
     """Two run, three wait, the sixth is told at once to come back; a job that ends makes room for one."""
     lane, gate = lane_of(threads=2, queue_limit=3, deadline_s=7.2), Gate()

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PACKAGE = ROOT / "authsvc"
-CACHE_IMPORTS = sys.stdlib_module_names | {"redis"}
+#: hiredis is an extra of redis.
+CACHE_IMPORTS = sys.stdlib_module_names | {"redis", "hiredis"}
 
 
 class Reserved(NamedTuple):

@@ -33,6 +33,7 @@ def test_production_has_the_documented_defaults(tmp_path):
     assert settings.environment is Environment.PRODUCTION
     assert (settings.http.host, settings.http.port, settings.http.metrics_port) == ("0.0.0.0", 8080, 9464)
     assert (settings.http.workers, settings.http.trusted_proxies, settings.http.api_docs) == (4, (), True)
+    assert settings.http.check_lane is True
     cache = settings.cache
     assert (cache.is_enabled, cache.ttl_s, cache.list_ttl_s) == (True, 3600, 300)
     assert (cache.key_prefix, cache.key_version, cache.max_key_length) == ("authsvc", "v1", 250)

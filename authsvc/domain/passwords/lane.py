@@ -21,10 +21,18 @@ T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
+#: The mean time of a job follows the last so many.
+MEAN_OVER = 8
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaneSize:
-    """*threads* jobs run at once, *queue_limit* more wait, none longer than *deadline_s* seconds to begin."""
+    """
+    *threads* jobs run at once; a job that cannot begin within *deadline_s* seconds is refused.
+
+    It is refused at once if the jobs before it take longer, as jobs take now; and if *queue_limit* wait
+    already, for each of them keeps a thread of the server.
+    """
 
     threads: int
     queue_limit: int
@@ -65,6 +73,8 @@ class HashingLane:
         self._changed = threading.Condition()
         self._waiting: deque[_Job[Any]] = deque()
         self._running = 0
+        #: How long jobs take now (seconds), the last ones counting most; 0 before the first.
+        self._mean_s = 0.0
         self._threads: list[threading.Thread] = []
         self._is_closed = False
 
@@ -97,13 +107,18 @@ class HashingLane:
 
     def _enter(self, job: _Job[Any]) -> None:
         with self._changed:
-            room = self._size.threads + self._size.queue_limit - self._running - len(self._waiting)
-            if room <= 0 or self._is_closed:
+            if self._is_closed or not self._has_room():
                 raise self._busy()
             if not self._threads:
                 self._start()
             self._waiting.append(job)
             self._changed.notify()
+
+    def _has_room(self) -> bool:
+        before = self._running + len(self._waiting)
+        threads = self._size.threads
+        wait_s = max(0, before + 1 - threads) / threads * self._mean_s
+        return before < threads + self._size.queue_limit and wait_s <= self._size.deadline_s
 
     def _gave_up(self, job: _Job[Any]) -> bool:
         """Take *job* back unless a thread has begun it; under the lock that threads begin jobs under."""
@@ -155,9 +170,11 @@ class HashingLane:
             return work()
         finally:
             # Before the outcome is out: whoever has it finds the room that it took.
+            took_s = self._clock() - started
             with self._changed:
                 self._running -= 1
-            self._on_done(self._clock() - started)
+                self._mean_s += (took_s - self._mean_s) / (MEAN_OVER if self._mean_s else 1)
+            self._on_done(took_s)
 
 
 @dataclass(frozen=True, slots=True)

@@ -143,7 +143,7 @@ class TokenReader:
     def read(self, text: str, *, now: datetime) -> AccessToken:
         """The token in *text*, valid at *now*; raises TokenInvalid for everything else."""
         token = self.read_expired(text, now=now)
-        if now.timestamp() >= token.expires_at + self._profile.leeway_s:
+        if now.timestamp() >= self.window_s(token)[1]:
             raise TokenInvalid("expired")
         return token
 
@@ -157,9 +157,19 @@ class TokenReader:
             token = self._verify(text, ring)
             with self._lock:
                 _remember(remembered, text, token)
-        if now.timestamp() < max(token.issued_at, token.not_before) - self._profile.leeway_s:
+        if now.timestamp() < self.window_s(token)[0]:
             raise TokenInvalid("from the future")
         return token
+
+    def window_s(self, token: AccessToken) -> tuple[int, int]:
+        """From when on, and until when, *token* is in time: seconds since the epoch, the leeway included."""
+        leeway_s = self._profile.leeway_s
+        return max(token.issued_at, token.not_before) - leeway_s, token.expires_at + leeway_s
+
+    def recall(self, text: str, ring: KeyRing) -> AccessToken | None:
+        """The token in *text* if its signature is remembered to hold by *ring*; its time may be over."""
+        known, remembered = self._remembered
+        return remembered.get(text) if known is ring else None
 
     def _verify(self, text: str, ring: KeyRing) -> AccessToken:
         """Signature and claims of *text*, by the key that its ``kid`` names and the algorithm of that key."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from authsvc.domain.errors import Forbidden, StoreUnavailable, TokenInvalid
 from authsvc.domain.revocations import IndexAnswer, TokenKeys, Verdict, judge
@@ -14,6 +14,9 @@ from authsvc.domain.tokens.access import AccessToken, TokenReader, is_about
 from authsvc.domain.users import Role
 from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.identifiers import SessionId
+
+if TYPE_CHECKING:
+    import socket
 
 
 class Source(StrEnum):
@@ -41,8 +44,41 @@ class Standings(Protocol):
         """The session with its user; None where either is gone."""
 
 
-#: Called once per check with its result and who decided it.
-CheckObserver = Callable[[str, Source], None]
+class CheckObserver(Protocol):
+    """Counts *times* checks with their result and who decided them."""
+
+    def __call__(self, result: str, source: Source, /, *, times: int = 1) -> None: ...
+
+
+class PolledIndex(Protocol):
+    """The fast copy, read without waiting: many tokens with one read; raises StoreUnavailable."""
+
+    @property
+    def socket(self) -> socket.socket | None:
+        """To be watched for answers; another one, or none, after any call."""
+
+    @property
+    def due_s(self) -> float:
+        """When, on the monotonic clock, what was asked must have been answered."""
+
+    @property
+    def has_unsent(self) -> bool:
+        """True while the socket is to be watched for writing, too."""
+
+    def is_open(self) -> bool:
+        """True if it makes sense to ask."""
+
+    def keys_of(self, token: TokenKeys) -> bytes:
+        """What :meth:`ask` is given for *token*."""
+
+    def ask(self, keys: Sequence[bytes]) -> None:
+        """Begin to read."""
+
+    def answers(self) -> list[IndexAnswer] | None:
+        """One for each token that was asked about, in that order; None while the answer is not there."""
+
+    def abandon(self) -> None:
+        """Wait for no answer any longer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +111,18 @@ class TokenChecks:
         if verdict is Verdict.REVOKED:
             raise TokenInvalid("revoked")
         return token
+
+    def settle(self, tokens: Sequence[TokenKeys], answers: Sequence[IndexAnswer]) -> list[bool]:
+        """
+        For each of *tokens*, whose signatures held, True if *answers* prove that it is good.
+
+        The others are not refused by this: :meth:`check` decides about them, and counts them.
+        """
+        are_good = [judge(*pair) is Verdict.ACTIVE for pair in zip(tokens, answers, strict=True)]
+        good = sum(are_good)
+        if good:
+            self.observe(Verdict.ACTIVE.value, Source.REDIS, times=good)
+        return are_good
 
     def _ask_index(self, token: AccessToken) -> Verdict:
         """What Redis proves of *token*; an outage proves nothing."""

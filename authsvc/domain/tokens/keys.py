@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from typing import Literal
+from typing import Literal, Protocol
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
@@ -183,6 +183,19 @@ class KeyRing:
         if not self.keys:
             raise StoreUnavailable(NO_KEYS)
         return {"keys": [key.jwk for key in self.by_id.values()]}
+
+
+class KeySource(Protocol):
+    """Where the key ring comes from."""
+
+    def __call__(self) -> KeyRing:
+        """The ring as it is now; may wait."""
+
+    def recent(self) -> KeyRing | None:
+        """The same as of a moment ago, without waiting; None where somebody has to look first."""
+
+    def refresh(self) -> None:
+        """Look before it has to be; may wait."""
 
 
 def stamp(moment: datetime) -> str:

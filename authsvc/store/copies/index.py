@@ -51,6 +51,15 @@ class IndexKeys:
         """Why and when a token was revoked."""
         return f"{self.space.root}:auth:blacklist:{token_id}"
 
+    def of(self, token: TokenKeys) -> tuple[str, str, str, str]:
+        """What a check reads of *token*, in the order of :class:`IndexAnswer`."""
+        return (
+            self.token(token.token_id),
+            self.session(token.session_id),
+            self.epoch(token.user_id),
+            self.blacklist(token.token_id),
+        )
+
     @property
     def installation(self) -> str:
         """The id of the installation that all of this belongs to; lives as long as the data."""
@@ -87,16 +96,10 @@ class RedisIndex:
 
     def look_up(self, token: TokenKeys) -> IndexAnswer:
         """Everything a check needs, over one connection whose generation is known."""
-        keys = self.key_names
-        with _translated():
+        names = self.key_names
+        with translated():
             (record, session, epoch, blacklist, marker), generation = self.client.mget(
-                (
-                    keys.token(token.token_id),
-                    keys.session(token.session_id),
-                    keys.epoch(token.user_id),
-                    keys.blacklist(token.token_id),
-                    keys.marker,
-                )
+                (*names.of(token), names.marker)
             )
         is_proven = self.proof.holds(marker, generation, self.monotonic())
         if not is_proven and self.proof.is_new(generation):
@@ -145,7 +148,7 @@ class RedisIndex:
 
     def _send(self, commands: Sequence[Command]) -> None:
         if commands:
-            with _translated():
+            with translated():
                 self.client.pipeline(commands)
 
     def _consequences(self, entry: Revocation, now: datetime) -> list[Command]:
@@ -215,7 +218,7 @@ def _record(token: AccessToken, email: Email, life_s: int) -> dict[str, object]:
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def translated() -> Iterator[None]:
     """
     Whatever Redis refuses, in the domain's words.
 

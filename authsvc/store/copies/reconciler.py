@@ -11,6 +11,7 @@ from typing import Final
 
 from authsvc.cache.client import CacheClient
 from authsvc.cache.errors import CacheError
+from authsvc.cache.polled import PolledReads
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.revocations import Horizon, Position, Proof, Sight, whole_number
 from authsvc.domain.values.clocks import Monotonic
@@ -51,6 +52,8 @@ class Reconciler:
     proof: Proof
     monotonic: Monotonic
     on_lag: Callable[[int], None]
+    #: The connection of the lane for checks: one more of theirs.
+    lane: PolledReads | None = None
     _horizon: Horizon = field(default_factory=Horizon, init=False)
     _backlog: Backlog = field(default_factory=Backlog, init=False)
     #: The head of the log when it was last seen.
@@ -87,11 +90,12 @@ class Reconciler:
 
     def _follow_checks(self) -> None:
         """
-        Checks made connections that no comparison has seen: make our own anew, it may lead elsewhere.
+        Checks made, or need, connections that no comparison has seen: make ours anew, it may lead elsewhere.
 
         Not without SQL: nothing can be compared then, and what is trusted hangs on our connection.
         """
-        if self.checks.connections.generation == self._newest:
+        is_wanted = self.lane is not None and self.lane.wants_renewal()
+        if self.checks.connections.generation == self._newest and not is_wanted:
             return
         with suppress(StoreUnavailable):
             self.revocations.head()
@@ -106,6 +110,8 @@ class Reconciler:
         if over != self._over:
             self.checks.connections.suspect()
             self.checks.connections.fill()
+            if self.lane is not None:
+                self.lane.renew()
             self._over = over
         self._newest = self.checks.connections.generation
         return self._newest

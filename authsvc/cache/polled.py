@@ -1,0 +1,207 @@
+"""
+Reads over one connection that a poller watches: for an event loop, which must never wait.
+
+Another thread makes the connection, with all that takes time (name resolution, TLS, log-in, asking
+Sentinels): :meth:`PolledReads.renew`.  The loop adopts it, sends one MGET at a time, and takes the reply
+when it is there.  Whatever goes wrong, the loop closes the connection and somebody renews it later.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from redis.exceptions import RedisError
+
+from authsvc.cache.client import CacheEvents
+from authsvc.cache.connections import Deadlines, Pool, Wire
+from authsvc.cache.errors import CacheUnavailable, Reason
+
+if TYPE_CHECKING:
+    import socket
+
+PIECE_BYTES: Final = 65_536
+#: A connection that did not live so long (seconds) is no reason to make the next one at once.
+STABLE_S: Final = 5.0
+#: Between two connections that did not live long: from, up to (seconds), doubled each time.
+SHORTEST_PAUSE_S: Final = 1.0
+LONGEST_PAUSE_S: Final = 8.0
+
+_NOT_NOW = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+_INCOMPLETE: Final = object()
+
+
+def is_available() -> bool:
+    """True where replies can be taken apart without waiting for the rest of them: hiredis does it."""
+    return find_spec("hiredis") is not None
+
+
+class PolledReads:
+    """
+    MGETs over one connection made like those of *pool*, each to be answered within ``read_s`` of *deadlines*.
+
+    All but :meth:`renew` and :meth:`wants_renewal` belongs to the thread of the loop.  *clock* is monotonic,
+    in seconds; *events* hears of each read that was answered.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        *,
+        clock: Callable[[], float],
+        events: CacheEvents | None = None,
+        deadlines: Deadlines | None = None,
+    ) -> None:
+        self._pool = pool
+        self._clock = clock
+        self._on_operation = (events or CacheEvents()).on_operation
+        self._deadline_s = (deadlines or Deadlines()).read_s
+        self._handover = Lock()
+        self._fresh: Wire | None = None
+        self._wire: Wire | None = None
+        self._reader: Any = None
+        self._unsent: bytes = b""
+        self._wanted = 0
+        self._sent_at_s = 0.0
+        self._adopted_at_s = 0.0
+        self._pause_s = 0.0
+        self._renew_at_s = 0.0
+
+    @property
+    def socket(self) -> socket.socket | None:
+        """To be watched for reading; None without a connection."""
+        return self._wire.bare_socket if self._wire is not None else None
+
+    @property
+    def generation(self) -> int:
+        """The stamp of the connection in use; 0 without one."""
+        return self._wire.generation if self._wire is not None else 0
+
+    @property
+    def is_busy(self) -> bool:
+        """True while a read is to be answered."""
+        return self._wanted > 0
+
+    @property
+    def has_unsent(self) -> bool:
+        """True while the socket is to be watched for writing, too."""
+        return bool(self._unsent)
+
+    @property
+    def due_s(self) -> float:
+        """When, on the clock, the read under way must have been answered."""
+        return self._sent_at_s + self._deadline_s
+
+    def wants_renewal(self) -> bool:
+        """True if there is no connection, and it is time to make one."""
+        return self._wire is None and self._fresh is None and self._clock() >= self._renew_at_s
+
+    def renew(self) -> None:
+        """Make a connection for the loop to adopt in place of its own; waits, and may not succeed."""
+        wire: Wire = self._pool.connection_class(**self._pool.connection_kwargs)
+        try:
+            wire.connect()
+        except RedisError:  # told by those who ask Redis for an answer
+            self._put_off()
+            return
+        wire.bare_socket.settimeout(0)
+        self._offer(wire)
+
+    def adopt(self, is_trusted: Callable[[int], bool]) -> bool:
+        """Change to the connection made meanwhile, if *is_trusted* of its stamp; True if there is one now."""
+        if self._fresh is not None and not self.is_busy and is_trusted(self._fresh.generation):
+            self._disconnect()
+            with self._handover:
+                self._wire, self._fresh = self._fresh, None
+            self._reader = _reader()
+            self._adopted_at_s = self._clock()
+        return self._wire is not None
+
+    def send(self, request: bytes, count: int) -> None:
+        """Send *request*, which a reply of *count* values answers; raises CacheUnavailable."""
+        self._unsent, self._wanted, self._sent_at_s = request, count, self._clock()
+        self.send_rest()
+
+    def send_rest(self) -> None:
+        """Send what the socket had no room for; raises CacheUnavailable."""
+        try:
+            sent = self._connected().bare_socket.send(self._unsent)
+        except _NOT_NOW:
+            return
+        except OSError as error:
+            self._fail(Reason.REFUSED, error)
+        self._unsent = self._unsent[sent:]
+
+    def receive(self) -> Sequence[bytes | None] | None:
+        """The values once all are there, None before; raises CacheUnavailable."""
+        sock = self._connected().bare_socket
+        reply: object = _INCOMPLETE
+        try:
+            while reply is _INCOMPLETE:
+                piece = sock.recv(PIECE_BYTES)
+                # Nothing is ever sent unasked: whatever comes then would be taken for the next answer.
+                if not piece or not self._wanted:
+                    self._fail(Reason.REFUSED)
+                self._reader.feed(piece)
+                reply = self._reader.gets()
+        except _NOT_NOW:
+            return None
+        except OSError as error:  # the reader's errors are ConnectionErrors, too
+            self._fail(Reason.REFUSED, error)
+        return self._checked(reply)
+
+    def abandon(self, reason: Reason = Reason.TIMEOUT) -> None:
+        """Close the connection: its read was not answered in time, or not usefully."""
+        if self.is_busy:
+            self._on_operation("mget", self._clock() - self._sent_at_s, reason)
+        if self._wire is not None:
+            self._pause_s = 0.0 if self._clock() - self._adopted_at_s >= STABLE_S else self._pause_s
+            self._put_off()
+        self._disconnect()
+
+    def close(self) -> None:
+        """Let go of all connections, for good."""
+        self._disconnect()
+        self._offer(None)
+
+    def _checked(self, reply: object) -> list[bytes | None]:
+        if not isinstance(reply, list) or len(reply) != self._wanted or self._reader.has_data():
+            self._fail(Reason.OTHER)
+        self._wanted = 0
+        self._on_operation("mget", self._clock() - self._sent_at_s, "ok")
+        return reply
+
+    def _connected(self) -> Wire:
+        if self._wire is None:
+            raise CacheUnavailable(Reason.REFUSED)
+        return self._wire
+
+    def _fail(self, reason: Reason, error: OSError | None = None) -> NoReturn:
+        self.abandon(reason)
+        raise CacheUnavailable(reason) from error
+
+    def _offer(self, wire: Wire | None) -> None:
+        with self._handover:
+            stale, self._fresh = self._fresh, wire
+        if stale is not None:
+            stale.disconnect()
+
+    def _put_off(self) -> None:
+        self._renew_at_s = self._clock() + self._pause_s
+        self._pause_s = min(LONGEST_PAUSE_S, max(SHORTEST_PAUSE_S, 2 * self._pause_s))
+
+    def _disconnect(self) -> None:
+        self._wanted, self._unsent = 0, b""
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            wire.disconnect()
+
+
+def _reader() -> Any:  # noqa: ANN401 - hiredis' own
+    # An extra: without it nothing comes here.
+    from hiredis import Reader  # noqa: PLC0415
+
+    return Reader(protocolError=ConnectionError, notEnoughData=_INCOMPLETE)

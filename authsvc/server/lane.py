@@ -1,0 +1,423 @@
+"""
+The lane: token checks that are answered in the main loop, many with one read of Redis.
+
+What is exactly such a check, and can be answered with yes at once, is answered here.  All else takes the
+ordinary way, with the very bytes that came in: parser, thread, application.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import selectors
+import socket
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from functools import lru_cache, partial
+from typing import Final, NamedTuple, Protocol
+
+from authsvc.server.arrival import MAX_FIELD_BYTES, Arrival, Verdict
+from authsvc.server.exchange import ClientLost, Outlet, opening_of_grant
+from authsvc.server.parking import Connection, ParkingWorker, WaitQueue
+
+log = logging.getLogger(__name__)
+
+#: Checks in one read: Redis is not kept from others for longer than a tenth of a millisecond.
+MAX_BATCH: Final = 64
+MAX_FIELDS: Final = 64
+UPKEEP_S: Final = 0.5
+#: Requests whose meaning is remembered by their bytes, and how long they may be: 6 MB at most.
+REMEMBERED_REQUESTS: Final = 2048
+MAX_REMEMBERED_BYTES: Final = 2048
+#: How often the master is told that the loop goes round; gunicorn does it in every round.
+NOTIFY_S: Final = 0.5
+#: One thread in so many may wait for clients that read slowly.
+SLOW_SHARE: Final = 4
+
+
+class Prepared(Protocol):
+    """A check that can be asked about, with its answer up to and from the request id."""
+
+    before_id: bytes
+    behind_id: bytes
+
+
+class CheckLane(Protocol):
+    """What an application brings along to have checks answered here; none of it waits or raises."""
+
+    #: Checks are requests for this path, on any port but the other.
+    path: str
+    metrics_port: int
+
+    @property
+    def socket(self) -> socket.socket | None:
+        """To be watched for answers; changes, or goes, in a call of any method."""
+
+    @property
+    def due_s(self) -> float:
+        """When, on the monotonic clock, what was asked must have been answered."""
+
+    @property
+    def has_unsent(self) -> bool:
+        """True while the socket is to be watched for writing, too."""
+
+    def open(self) -> bool:
+        """Begin a round; True if there is something to be asked."""
+
+    def prepare(self, authorization: bytes, query: str) -> Prepared | None:
+        """The check, if it can be asked about."""
+
+    def is_sampled(self, traceparent: bytes) -> bool:
+        """Decide whether the check is to be traced, which is done in a thread."""
+
+    def request_id(self, given: bytes) -> bytes:
+        """The client's id if it is sane, else a new one."""
+
+    def ask(self, checks: Sequence[Prepared]) -> bool:
+        """Begin to ask about all *checks*; False if that cannot be."""
+
+    def answers(self, checks: Sequence[Prepared]) -> Sequence[bool] | None:
+        """For each, whether the answer is yes; None while nobody knows.  For all it is no after a failure."""
+
+    def abandon(self) -> None:
+        """Wait for no answer any longer."""
+
+    def upkeep(self) -> None:
+        """Do what keeps the lane open; called in a thread every half second, for it may wait."""
+
+
+class CheckRequest(NamedTuple):
+    """What a check says, stripped."""
+
+    query: str
+    authorization: bytes
+    request_id: bytes
+    traceparent: bytes
+    closes: bool
+
+
+class Waiting(NamedTuple):
+    """A check that waits for its answer, and the bytes that it came in."""
+
+    conn: Connection
+    check: Prepared
+    request: CheckRequest
+    data: bytes
+
+
+_PLAIN: Final = ""
+_ODD: Final = "odd"
+_HOST: Final = "host"
+_AUTHORIZATION: Final = "authorization"
+_REQUEST_ID: Final = "x-request-id"
+_CONNECTION: Final = "connection"
+_TRACEPARENT: Final = "traceparent"
+_READ: Final = frozenset({_HOST, _AUTHORIZATION, _REQUEST_ID, _CONNECTION, _TRACEPARENT})
+#: They frame a message, or may come only once.
+_FRAMING: Final = frozenset(
+    {"content-length", "transfer-encoding", "content-type", "expect", "upgrade", "trailer", "te"}
+)
+#: A field's name, in fewer characters than RFC 9110 §5.6.2 allows; gunicorn refuses underscores.
+_NAME: Final = re.compile(rb"[A-Za-z0-9-]{1,64}")
+#: Tab, CR, LF, visible ASCII, space and what RFC 9110 §5.5 calls obs-text.
+_TAKEN: Final = bytes([9, 10, 13, *range(32, 127), *range(128, 256)])
+_CLOSES: Final = {b"": False, b"keep-alive": False, b"close": True}
+
+
+@lru_cache(maxsize=1024)
+def _kind_of(name: bytes) -> str:
+    """What a field is to a check, by its *name*; clients send few."""
+    if not _NAME.fullmatch(name):
+        return _ODD
+    known = name.decode().lower()
+    if known in _FRAMING:
+        return _ODD
+    return known if known in _READ else _PLAIN
+
+
+class CheckReader:
+    """Reads requests that are checks beyond doubt: GET or HEAD *path*, whole, alone, without a body."""
+
+    def __init__(self, path: str) -> None:
+        target = rb"(?:GET|HEAD) %b(?:\?([A-Za-z0-9_.~%%&=+-]{0,1024}))? HTTP/1\.1" % re.escape(path.encode())
+        line = re.compile(target)
+
+        @lru_cache(maxsize=256)
+        def query_of(first: bytes) -> str | None:
+            found = line.fullmatch(first)
+            return (found[1] or b"").decode() if found else None
+
+        self._query_of = query_of
+        self._known: dict[bytes, CheckRequest] = {}
+
+    def read(self, data: bytes) -> CheckRequest | None:
+        """The check in *data*; None for everything else, which includes two of them."""
+        known = self._known.get(data)
+        if known is None and (known := self._parse(data)) is not None:
+            self._remember(data, known)
+        return known
+
+    def _remember(self, data: bytes, request: CheckRequest) -> None:
+        """Many clients send the same bytes again and again; those with ids of requests never do."""
+        if request.request_id or request.traceparent or len(data) > MAX_REMEMBERED_BYTES:
+            return
+        while len(self._known) >= REMEMBERED_REQUESTS:
+            del self._known[next(iter(self._known))]
+        self._known[data] = request
+
+    def _parse(self, data: bytes) -> CheckRequest | None:
+        if len(data) > MAX_FIELD_BYTES or data[-4:] != b"\r\n\r\n" or data.translate(None, _TAKEN):
+            return None
+        first, *fields = data[:-4].split(b"\r\n")
+        query = self._query_of(first)
+        lines = len(fields) + 2
+        is_sane = lines <= MAX_FIELDS and data.count(b"\n") == lines and data.count(b"\r") == lines
+        found = _fields_of(fields) if query is not None and is_sane else None
+        if query is None or found is None or _HOST not in found or _AUTHORIZATION not in found:
+            return None
+        closes = _CLOSES.get(found.get(_CONNECTION, b"").lower())
+        if closes is None:
+            return None
+        return CheckRequest(
+            query,
+            found[_AUTHORIZATION],
+            found.get(_REQUEST_ID, b""),
+            found.get(_TRACEPARENT, b""),
+            closes,
+        )
+
+
+def _fields_of(lines: list[bytes]) -> dict[str, bytes] | None:
+    """The fields that are read, each of which may come once; None where one is odd."""
+    found: dict[str, bytes] = {}
+    for line in lines:
+        name, colon, value = line.partition(b":")
+        kind = _kind_of(name)
+        if kind:
+            if kind is _ODD or kind in found:
+                return None
+            found[kind] = value.strip(b" \t")
+        if not colon:
+            return None
+    return found
+
+
+def _keep_up(lane: CheckLane) -> None:
+    try:
+        lane.upkeep()
+    except Exception:
+        # The edge of the thread: nobody asks for the outcome.
+        log.exception("lane.neglected")
+
+
+class LaneWorker(ParkingWorker):
+    """Answers checks in the main loop, as far as the application's ``lane`` can."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+        self.lane: CheckLane | None = None
+        self.outlet = Outlet(max(1, self.cfg.threads // SLOW_SHARE))
+        self._reader: CheckReader
+        #: Connections whose check is in the read under way, or in the next.
+        self.checking_conns = WaitQueue()
+        self._batch: list[Waiting] = []
+        self._next: list[Waiting] = []
+        #: Whether the lane is open in this round of the loop; None before anybody has asked.
+        self._is_open: bool | None = None
+        self._upkeep: Future[None] | None = None
+        self._upkeep_at_s = 0.0
+        self._notify_at_s = 0.0
+        self._watched: tuple[socket.socket | None, int] = (None, 0)
+
+    def load_wsgi(self) -> None:
+        """Load the application, and take its lane."""
+        super().load_wsgi()
+        self.lane = getattr(self.wsgi, "lane", None)
+        if self.lane is not None:
+            self._reader = CheckReader(self.lane.path)
+
+    def notify(self) -> None:
+        """Tell the master that the loop goes round."""
+        now_s = time.monotonic()
+        if now_s >= self._notify_at_s:
+            self._notify_at_s = now_s + NOTIFY_S
+            super().notify()
+
+    def wait_for_and_dispatch_events(self, timeout: float) -> None:
+        """One round of the loop; behind it, one read for all checks that came in."""
+        if self.lane is None:
+            super().wait_for_and_dispatch_events(timeout)
+            return
+        if self._batch:
+            timeout = min(timeout, max(0.0, self.lane.due_s - time.monotonic()))
+        self._is_open = None
+        super().wait_for_and_dispatch_events(timeout)
+        if self._batch and time.monotonic() >= self.lane.due_s:
+            self.lane.abandon()
+            self._watch()
+            self._finish(self.lane, [False] * len(self._batch))
+        if self._next and not self._batch:
+            self._ask(self.lane)
+        if time.monotonic() >= self._upkeep_at_s:
+            self._begin_upkeep(self.lane)
+
+    def _begin_upkeep(self, lane: CheckLane) -> None:
+        if self._upkeep is None or self._upkeep.done():
+            self._upkeep_at_s = time.monotonic() + UPKEEP_S
+            self._upkeep = self.tpool.submit(_keep_up, lane)
+
+    def _receive(self, conn: Connection) -> None:
+        if conn.lot is self.checking_conns:
+            if conn.is_watched:  # its next request, or its end: later
+                self.poller.unregister(conn.sock)
+                conn.is_watched = False
+        elif conn.lot is self.lingering_conns:  # its check was answered in this very round, before this event
+            self._on_lingering_socket_readable(conn, conn.sock)
+        elif conn.lot is not None:  # else a thread has it since this round
+            super()._receive(conn)
+
+    def _take(self, conn: Connection, piece: bytes) -> None:
+        if conn.arrival.data or not self._enters(conn, piece):
+            super()._take(conn, piece)
+        else:
+            conn.held_bytes += len(piece)
+            self.held_bytes += len(piece)
+
+    def _hand_over(self, conn: Connection, verdict: Verdict) -> None:
+        is_in_pieces = isinstance(conn.arrival.data, bytearray)
+        if not (is_in_pieces and verdict is Verdict.WHOLE and self._enters(conn, bytes(conn.arrival.data))):
+            super()._hand_over(conn, verdict)
+
+    def _enters(self, conn: Connection, data: bytes) -> bool:
+        """True if *data* is a check that waits for the next read from now on."""
+        lane = self.lane
+        if lane is None or not self.alive or conn.server[1] == lane.metrics_port:
+            return False
+        request = self._reader.read(data)
+        if request is None or not self._has_room(lane):
+            return False
+        check = lane.prepare(request.authorization, request.query)
+        if check is None:
+            return False
+        conn.is_sampled = lane.is_sampled(request.traceparent)
+        if conn.is_sampled:
+            return False
+        conn.arrival, conn.deadline = Arrival(), 0.0
+        self._move(conn, self.checking_conns)
+        self._next.append(Waiting(conn, check, request, data))
+        return True
+
+    def _has_room(self, lane: CheckLane) -> bool:
+        if self._is_open is None:
+            self._is_open = lane.open()
+            self._watch()
+        return self._is_open and len(self.keepalived_conns) < self.max_keepalived
+
+    def _ask(self, lane: CheckLane) -> None:
+        self._batch, self._next = self._next[:MAX_BATCH], self._next[MAX_BATCH:]
+        is_asked = lane.ask([waiting.check for waiting in self._batch])
+        self._watch()
+        if not is_asked:
+            self._finish(lane, [False] * len(self._batch))
+
+    def _on_answer(self, _sock: object) -> None:
+        lane = self.lane
+        if lane is None:
+            return
+        answers = lane.answers([waiting.check for waiting in self._batch])
+        self._watch()
+        if answers is not None:
+            self._finish(lane, answers)
+
+    def _finish(self, lane: CheckLane, answers: Sequence[bool]) -> None:
+        batch, self._batch = self._batch, []
+        for waiting, is_granted in zip(batch, answers, strict=True):
+            if is_granted:
+                self._grant(lane, waiting)
+            else:
+                self._take_ordinary_way(waiting)
+
+    def _grant(self, lane: CheckLane, waiting: Waiting) -> None:
+        conn, check, request, _ = waiting
+        closes = request.closes or not self.alive
+        begin = opening_of_grant(closes=closes)
+        data = b"".join((begin, check.before_id, lane.request_id(request.request_id), check.behind_id))
+        try:
+            sent = conn.sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:  # gone, which the thread will find, too
+            sent = 0
+        if sent < len(data):
+            self._send_in_thread(conn, data[sent:], closes=closes)
+            return
+        self._release(conn)
+        if closes:
+            self._leave(conn)
+            self._linger(conn)
+        else:
+            self._keep(conn)
+
+    def _keep(self, conn: Connection) -> None:
+        """Let the connection wait for its next request."""
+        conn.set_timeout()
+        self._move(conn, self.keepalived_conns)
+        if not conn.is_watched:
+            conn.is_watched = True
+            self.poller.register(
+                conn.sock, selectors.EVENT_READ, partial(self.on_client_socket_readable, conn)
+            )
+
+    def _move(self, conn: Connection, lot: WaitQueue) -> None:
+        if conn.lot is not None:
+            conn.lot.remove(conn)
+        conn.lot = lot
+        lot.append(conn)
+
+    def _leave(self, conn: Connection) -> None:
+        """Take the connection from the loop."""
+        self.checking_conns.remove(conn)
+        conn.lot = None
+        if conn.is_watched:
+            self.poller.unregister(conn.sock)
+        conn.is_watched = True
+
+    def _take_ordinary_way(self, waiting: Waiting) -> None:
+        """Hand the very bytes that came in to a thread."""
+        conn = waiting.conn
+        self._leave(conn)
+        conn.arrival.add(waiting.data)
+        conn.verdict = Verdict.WHOLE
+        self.enqueue_req(conn)
+
+    def _send_in_thread(self, conn: Connection, data: bytes, *, closes: bool) -> None:
+        """Wait in a thread for a client who does not read."""
+        self._leave(conn)
+        conn.init()
+        future = self.tpool.submit(self._send_rest, conn.sock, data, closes=closes)
+        future.add_done_callback(lambda done: self.method_queue.defer(self.finish_request, conn, done))
+
+    def _send_rest(self, sock: socket.socket, data: bytes, *, closes: bool) -> bool:
+        """Whether the connection can serve another request."""
+        try:
+            self.outlet.send(sock, data, 0.0)
+        except ClientLost as lost:
+            log.debug("connection.lost", extra={"reason": str(lost)})
+            return False
+        return not closes
+
+    def _watch(self) -> None:
+        """Watch the lane's socket, whichever it is now."""
+        lane = self.lane
+        sock = lane.socket if lane is not None else None
+        is_writing = lane is not None and lane.has_unsent
+        wanted = (sock, selectors.EVENT_READ | (selectors.EVENT_WRITE if is_writing else 0))
+        if wanted == self._watched:
+            return
+        if self._watched[0] is not None:
+            # Also where it is closed by now: its descriptor may be a client's in the next moment.
+            self.poller.unregister(self._watched[0])
+        if sock is not None:
+            self.poller.register(sock, wanted[1], self._on_answer)
+        self._watched = wanted
