@@ -8,16 +8,16 @@ ordinary way, with the very bytes that came in: parser, thread, application.
 from __future__ import annotations
 
 import logging
-import re
 import selectors
 import socket
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
-from functools import lru_cache, partial
+from functools import partial
 from typing import Final, NamedTuple, Protocol
 
-from authsvc.server.arrival import MAX_FIELD_BYTES, Arrival, Verdict
+from authsvc.server.arrival import Arrival, Verdict
+from authsvc.server.checks import CheckReader, CheckRequest
 from authsvc.server.exchange import ClientLost, Outlet, opening_of_grant
 from authsvc.server.parking import Connection, ParkingWorker, WaitQueue
 
@@ -25,11 +25,7 @@ log = logging.getLogger(__name__)
 
 #: Checks in one read: Redis is not kept from others for longer than a tenth of a millisecond.
 MAX_BATCH: Final = 64
-MAX_FIELDS: Final = 64
 UPKEEP_S: Final = 0.5
-#: Requests whose meaning is remembered by their bytes, and how long they may be: 6 MB at most.
-REMEMBERED_REQUESTS: Final = 2048
-MAX_REMEMBERED_BYTES: Final = 2048
 #: How often the master is told that the loop goes round; gunicorn does it in every round.
 NOTIFY_S: Final = 0.5
 #: One thread in so many may wait for clients that read slowly.
@@ -87,16 +83,6 @@ class CheckLane(Protocol):
         """Do what keeps the lane open; called in a thread every half second, for it may wait."""
 
 
-class CheckRequest(NamedTuple):
-    """What a check says, stripped."""
-
-    query: str
-    authorization: bytes
-    request_id: bytes
-    traceparent: bytes
-    closes: bool
-
-
 class Waiting(NamedTuple):
     """A check that waits for its answer, and the bytes that it came in."""
 
@@ -104,103 +90,6 @@ class Waiting(NamedTuple):
     check: Prepared
     request: CheckRequest
     data: bytes
-
-
-_PLAIN: Final = ""
-_ODD: Final = "odd"
-_HOST: Final = "host"
-_AUTHORIZATION: Final = "authorization"
-_REQUEST_ID: Final = "x-request-id"
-_CONNECTION: Final = "connection"
-_TRACEPARENT: Final = "traceparent"
-_READ: Final = frozenset({_HOST, _AUTHORIZATION, _REQUEST_ID, _CONNECTION, _TRACEPARENT})
-#: They frame a message, or may come only once.
-_FRAMING: Final = frozenset(
-    {"content-length", "transfer-encoding", "content-type", "expect", "upgrade", "trailer", "te"}
-)
-#: A field's name, in fewer characters than RFC 9110 §5.6.2 allows; gunicorn refuses underscores.
-_NAME: Final = re.compile(rb"[A-Za-z0-9-]{1,64}")
-#: Tab, CR, LF, visible ASCII, space and what RFC 9110 §5.5 calls obs-text.
-_TAKEN: Final = bytes([9, 10, 13, *range(32, 127), *range(128, 256)])
-_CLOSES: Final = {b"": False, b"keep-alive": False, b"close": True}
-
-
-@lru_cache(maxsize=1024)
-def _kind_of(name: bytes) -> str:
-    """What a field is to a check, by its *name*; clients send few."""
-    if not _NAME.fullmatch(name):
-        return _ODD
-    known = name.decode().lower()
-    if known in _FRAMING:
-        return _ODD
-    return known if known in _READ else _PLAIN
-
-
-class CheckReader:
-    """Reads requests that are checks beyond doubt: GET or HEAD *path*, whole, alone, without a body."""
-
-    def __init__(self, path: str) -> None:
-        target = rb"(?:GET|HEAD) %b(?:\?([A-Za-z0-9_.~%%&=+-]{0,1024}))? HTTP/1\.1" % re.escape(path.encode())
-        line = re.compile(target)
-
-        @lru_cache(maxsize=256)
-        def query_of(first: bytes) -> str | None:
-            found = line.fullmatch(first)
-            return (found[1] or b"").decode() if found else None
-
-        self._query_of = query_of
-        self._known: dict[bytes, CheckRequest] = {}
-
-    def read(self, data: bytes) -> CheckRequest | None:
-        """The check in *data*; None for everything else, which includes two of them."""
-        known = self._known.get(data)
-        if known is None and (known := self._parse(data)) is not None:
-            self._remember(data, known)
-        return known
-
-    def _remember(self, data: bytes, request: CheckRequest) -> None:
-        """Many clients send the same bytes again and again; those with ids of requests never do."""
-        if request.request_id or request.traceparent or len(data) > MAX_REMEMBERED_BYTES:
-            return
-        while len(self._known) >= REMEMBERED_REQUESTS:
-            del self._known[next(iter(self._known))]
-        self._known[data] = request
-
-    def _parse(self, data: bytes) -> CheckRequest | None:
-        if len(data) > MAX_FIELD_BYTES or data[-4:] != b"\r\n\r\n" or data.translate(None, _TAKEN):
-            return None
-        first, *fields = data[:-4].split(b"\r\n")
-        query = self._query_of(first)
-        lines = len(fields) + 2
-        is_sane = lines <= MAX_FIELDS and data.count(b"\n") == lines and data.count(b"\r") == lines
-        found = _fields_of(fields) if query is not None and is_sane else None
-        if query is None or found is None or _HOST not in found or _AUTHORIZATION not in found:
-            return None
-        closes = _CLOSES.get(found.get(_CONNECTION, b"").lower())
-        if closes is None:
-            return None
-        return CheckRequest(
-            query,
-            found[_AUTHORIZATION],
-            found.get(_REQUEST_ID, b""),
-            found.get(_TRACEPARENT, b""),
-            closes,
-        )
-
-
-def _fields_of(lines: list[bytes]) -> dict[str, bytes] | None:
-    """The fields that are read, each of which may come once; None where one is odd."""
-    found: dict[str, bytes] = {}
-    for line in lines:
-        name, colon, value = line.partition(b":")
-        kind = _kind_of(name)
-        if kind:
-            if kind is _ODD or kind in found:
-                return None
-            found[kind] = value.strip(b" \t")
-        if not colon:
-            return None
-    return found
 
 
 def _keep_up(lane: CheckLane) -> None:
