@@ -150,7 +150,7 @@ class _PatientSocket:
         self._sock = sock
         self._total_s = total_s
         self._piece_s = sock.gettimeout()
-        self._ends_at_s: float | None = time.monotonic() + total_s
+        self._ends_at_s = time.monotonic() + total_s
         self._has_sent = False
         #: No read goes on past it, however the time-out is set meanwhile.
         self.last_moment_s = math.inf
@@ -164,10 +164,8 @@ class _PatientSocket:
             self._ends_at_s = time.monotonic() + self._total_s
         try:
             sent = self._sock.send(data)
-        except TimeoutError:
-            raise
         except OSError as error:
-            if self._has_sent:
+            if self._has_sent or isinstance(error, TimeoutError):
                 raise
             raise NothingSent(*error.args) from error
         self._has_sent = True
@@ -188,18 +186,15 @@ class _PatientSocket:
 
     def settimeout(self, seconds: float | None) -> None:
         """Wait so long for all that is read next; None: without end, 0: not at all."""
-        self._ends_at_s = time.monotonic() + seconds if seconds else None
+        self._ends_at_s = time.monotonic() + seconds if seconds else math.inf
         self._sock.settimeout(seconds)
 
     def _shorten(self) -> None:
-        ends_at_s = min(self.last_moment_s, math.inf if self._ends_at_s is None else self._ends_at_s)
-        if ends_at_s == math.inf:
-            return
-        left_s = ends_at_s - time.monotonic()
+        left_s = min(self.last_moment_s, self._ends_at_s) - time.monotonic()
         if left_s <= 0:
             raise TimeoutError("the reply is not complete in time")
         piece_s = self._sock.gettimeout()
-        if piece_s is None or left_s < piece_s:
+        if left_s < (math.inf if piece_s is None else piece_s):
             self._sock.settimeout(left_s)
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 whatever a socket has
@@ -316,7 +311,6 @@ def socket_options(limits: Deadlines, protocol: Literal[2, 3]) -> dict[str, Any]
         "socket_connect_timeout": limits.connect_s,
         "socket_timeout": limits.read_s,
         "retry": Retry(NoBackoff(), 0),
-        "health_check_interval": 0,  # Connections look after idle ones
         "protocol": protocol,
         "driver_info": None,  # saves two round trips for each connection
         "maint_notifications_config": MaintNotificationsConfig(enabled=False),
