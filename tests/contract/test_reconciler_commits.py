@@ -111,6 +111,22 @@ class TestSlowCommits:
             assert process.reconciler.tick()
             assert world.tombstones() == keys
 
+    def test_a_refill_begins_at_the_beginning(self, postgres_world):
+        """The marker was removed, by hand or by who saw a restored log: nothing written before counts."""
+        world = postgres_world
+        process, _ = world.start()
+        keys = {world.revoke()}
+        process.reconciler.tick()
+
+        with uncommitted(world):
+            keys |= {world.revoke(), world.revoke()}
+            process.reconciler.tick()
+            world.redis.delete(KEYS.marker, *keys)
+
+            assert process.reconciler.tick()
+            assert world.tombstones() == keys
+            assert world.marker() == b"1"
+
     def test_a_new_process_does_not_fill_redis_before_it_knows_how_far(self, postgres_world):
         """Nobody has told it, and somebody may commit below any head that it sees."""
         world = postgres_world

@@ -42,8 +42,9 @@ from tests.contract.redis_side import KEYS, client_over
 from tests.patience import patience
 
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
-PAGE = 2
+PAGE = 1
 PROCESSES = 3
+EVENTS = ["begin", "commit", "complete", "roll back", "flush", "tick"]
 
 
 @dataclass
@@ -203,9 +204,7 @@ class World(RuleBasedStateMachine):
         """Let anything happen, or nothing, which is the simplest."""
         if self.data is None or self.depth > 2:
             return
-        happen = self.data.draw(
-            st.sampled_from(["nothing"] * 6 + ["begin", "commit", "roll back", "flush", "tick"])
-        )
+        happen = self.data.draw(st.sampled_from(["nothing"] * 6 + EVENTS))
         if happen == "tick":
             idle = [process for process in self.processes if process not in self.at_work]
             if idle:
@@ -223,7 +222,11 @@ class World(RuleBasedStateMachine):
             self.redis.flushall()
         elif self.log.writers and self.data is not None:
             writer = self.data.draw(st.sampled_from(sorted(self.log.writers)))
-            self.log.end(writer, commits=what == "commit")
+            entry = self.log.writers[writer]
+            self.log.end(writer, commits=what != "roll back")
+            if what == "complete":
+                self.redis.set(entry.session_id or "", "ended")
+                self.complete.add(entry.seq)
 
     at_work: list[Process]
 
