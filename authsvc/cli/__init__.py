@@ -10,24 +10,78 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from traceback import extract_tb
+from typing import TYPE_CHECKING, Any
 
 from authsvc import __version__
-from authsvc.cli import admin, audit, cache, clients, keys, service, transfers
-from authsvc.domain.errors import AuthError, Invalid, StoreUnavailable
-from authsvc.observability.redaction import scrub_text
-from authsvc.settings import SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from authsvc.domain.errors import AuthError
 
 #: The status of a program that Ctrl-C ended, as shells have it.
 INTERRUPTED = 130
 
 
+class NoSuchUser(Exception):
+    """A command named somebody by an address that no user has."""
+
+    def __init__(self, email: str) -> None:
+        super().__init__(f"no user has the address {email}")
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One command; ``add_<name>`` in *module* adds what comes behind it, and is imported only then."""
+
+    name: str
+    module: str
+    help: str
+
+    def complete(self, parser: argparse.ArgumentParser) -> None:
+        """Add actions and options to *parser*."""
+        module = import_module(f"authsvc.cli.{self.module}")
+        getattr(module, f"add_{self.name}")(parser)
+
+
+COMMANDS = (
+    Command("serve", "service", "serve in production, with WEB_CONCURRENCY workers"),
+    Command("dev", "service", "serve for development, with embedded stores"),
+    Command("db", "service", "look after the database"),
+    Command("config", "service", "check the settings"),
+    Command("users", "transfers", "create, change, import and export users"),
+    Command(
+        "clients",
+        "clients",
+        "create, list and delete clients: services that ask about tokens and revoke them",
+    ),
+    Command("keys", "keys", "make, list and retire signing keys"),
+    Command("cache", "cache", "handle the cache of users"),
+    Command("audit", "audit", "look after the audit trail"),
+)
+
+
+class CommandParser(argparse.ArgumentParser):
+    """The parser of one command, which is made complete when its arguments are read."""
+
+    command: Command | None = None
+
+    def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
+        """Read the arguments of this command."""
+        command, self.command = self.command, None
+        if command is not None:
+            command.complete(self)
+        return super().parse_known_args(*args, **kwargs)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the status to exit with.  Nothing that goes wrong is told with a traceback."""
-    options = _parser().parse_args(arguments)
     try:
+        options = _parser().parse_args(arguments)
         status: int = options.run(options, dict(os.environ))
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -39,7 +93,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _told(error: Exception) -> str:
     """What is said about *error*, without a secret."""
-    if isinstance(error, SettingsError | admin.NoSuchUser):
+    from authsvc.domain.errors import AuthError, Invalid
+    from authsvc.observability.redaction import scrub_text
+    from authsvc.settings import SettingsError
+
+    if isinstance(error, SettingsError | NoSuchUser):
         return str(error)
     if isinstance(error, Invalid):
         return "; ".join(f"{field} {', '.join(messages)}" for field, messages in error.errors.items())
@@ -52,6 +110,8 @@ def _told(error: Exception) -> str:
 
 def _advice(error: AuthError) -> str:
     """What to do about a database that did not answer; empty for all else."""
+    from authsvc.domain.errors import StoreUnavailable
+
     if (
         not isinstance(error, StoreUnavailable)
         or error.__cause__ is None
@@ -84,7 +144,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="authsvc", description="Auth and session service for microservices."
     )
     parser.add_argument("--version", action="version", version=f"authsvc {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for room in (service, transfers, clients, keys, cache, audit):
-        room.add_commands(commands)
+    commands = parser.add_subparsers(
+        title="commands", required=True, metavar="COMMAND", parser_class=CommandParser
+    )
+    for command in COMMANDS:
+        commands.add_parser(command.name, help=command.help).command = command
     return parser

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 
+from authsvc.cli import NoSuchUser
 from authsvc.cli.exports import described
 from authsvc.domain.authentication import Registration
 from authsvc.domain.errors import NotFound
@@ -22,13 +23,6 @@ from authsvc.wiring import build
 from authsvc.wiring.preflight import database_problems
 
 STDERR = 2
-
-
-class NoSuchUser(Exception):
-    """A command named somebody by an address that no user has."""
-
-    def __init__(self, email: str) -> None:
-        super().__init__(f"no user has the address {email}")
 
 
 def add_actions(users: Any) -> None:

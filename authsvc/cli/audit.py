@@ -9,7 +9,6 @@ import sys
 from collections.abc import Mapping
 from contextlib import closing
 from datetime import datetime, timedelta
-from typing import Any
 
 from authsvc.cli.admin import migrated
 from authsvc.domain.audit import AuditTrail
@@ -24,11 +23,9 @@ STEP = 1000
 TELL_EVERY = 10
 
 
-def add_commands(commands: Any) -> None:
-    """Add this module's commands to the parser."""
-    actions = commands.add_parser("audit", help="look after the audit trail").add_subparsers(
-        required=True, metavar="ACTION"
-    )
+def add_audit(parser: argparse.ArgumentParser) -> None:
+    """Complete the parser of ``audit``."""
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
     pruning = actions.add_parser("prune", help="delete old security events, in small steps")
     pruning.add_argument("--older-than", type=_days, required=True, metavar="DAYS", help="such as 90d")
     pruning.set_defaults(run=run_prune)

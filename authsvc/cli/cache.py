@@ -8,7 +8,6 @@ import time
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict
-from typing import Any
 
 from authsvc.cli.admin import open_services
 from authsvc.domain.errors import StoreUnavailable
@@ -19,11 +18,9 @@ COMPARISONS = 5
 PAUSE_S = 0.3
 
 
-def add_commands(commands: Any) -> None:
-    """Add this module's commands to the parser."""
-    actions = commands.add_parser("cache", help="handle the cache of users").add_subparsers(
-        required=True, metavar="ACTION"
-    )
+def add_cache(parser: argparse.ArgumentParser) -> None:
+    """Complete the parser of ``cache``."""
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
     warming = actions.add_parser("warm", help="load the users who logged in last")
     warming.set_defaults(run=run_warm)
     clearing = actions.add_parser("clear", help="drop what is cached of users; nobody is logged out by it")

@@ -6,7 +6,6 @@ import argparse
 import json
 from collections.abc import Mapping
 from contextlib import closing
-from typing import Any
 
 from authsvc.cli.admin import open_services
 from authsvc.domain.clients import USUAL_RIGHTS, Client, Right
@@ -14,11 +13,9 @@ from authsvc.domain.errors import NotFound
 from authsvc.domain.values.clocks import rfc3339
 
 
-def add_commands(commands: Any) -> None:
-    """Add this module's commands to the parser."""
-    actions = commands.add_parser(
-        "clients", help="create, list and delete clients: services that ask about tokens and revoke them"
-    ).add_subparsers(required=True, metavar="ACTION")
+def add_clients(parser: argparse.ArgumentParser) -> None:
+    """Complete the parser of ``clients``."""
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
     create = actions.add_parser("create", help="create a client; its secret is shown once")
     create.add_argument("name", metavar="NAME", help="for people; need not be unique")
     create.add_argument(

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from authsvc.domain.tokens.keys import (
     PUBLISHED_FIRST_S,
@@ -31,11 +31,9 @@ from authsvc.wiring import now
 SECRET_LINK = "..data"  # noqa: S105 - the name of a link
 
 
-def add_commands(commands: Any) -> None:
-    """Add this module's commands to the parser."""
-    actions = commands.add_parser("keys", help="make, list and retire signing keys").add_subparsers(
-        required=True, metavar="ACTION"
-    )
+def add_keys(parser: argparse.ArgumentParser) -> None:
+    """Complete the parser of ``keys``."""
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
     making = actions.add_parser(
         "generate", help="make a key; it signs when it is 5 minutes old, or at once if it is alone"
     )
@@ -50,8 +48,8 @@ def add_commands(commands: Any) -> None:
     retiring.add_argument("key", metavar="KID", help="the key's kid, or the name of its file")
     retiring.add_argument("--force", action="store_true", help="also if that ends living tokens")
     retiring.set_defaults(run=run_retire)
-    for parser in (listing, retiring):
-        parser.add_argument("--dir", type=Path, help="default: JWT_KEYS_DIR, else that of `authsvc dev`")
+    for action in (listing, retiring):
+        action.add_argument("--dir", type=Path, help="default: JWT_KEYS_DIR, else that of `authsvc dev`")
 
 
 def run_generate(options: argparse.Namespace, env: Mapping[str, str]) -> int:

@@ -8,10 +8,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from authsvc.cli import prune
-from authsvc.cli.keys import generate_key
 from authsvc.observability import logs
 from authsvc.server import ServerOptions, serve
 from authsvc.settings import Settings, SettingsError
@@ -32,21 +30,29 @@ PRELOAD = ("authsvc.app", "authsvc.wiring", "psycopg_binary", "sqlalchemy.dialec
 STDERR = 2
 
 
-def add_commands(commands: Any) -> None:
-    """Add this module's commands to the parser."""
-    serving = commands.add_parser("serve", help="serve in production, with WEB_CONCURRENCY workers")
-    serving.set_defaults(run=run_serve)
-    development = commands.add_parser("dev", help="serve for development, with embedded stores")
-    development.set_defaults(run=run_dev)
-    database = commands.add_parser("db", help="look after the database").add_subparsers(
-        required=True, metavar="ACTION"
-    )
+def add_serve(parser: argparse.ArgumentParser) -> None:
+    """Complete the parser of ``serve``."""
+    parser.set_defaults(run=run_serve)
+
+
+def add_dev(parser: argparse.ArgumentParser) -> None:
+    """Complete the parser of ``dev``."""
+    parser.set_defaults(run=run_dev)
+
+
+def add_db(parser: argparse.ArgumentParser) -> None:
+    """Complete the parser of ``db``."""
+    from authsvc.cli import prune
+
+    database = parser.add_subparsers(required=True, metavar="ACTION")
     upgrade = database.add_parser("upgrade", help="bring the schema to the revision that this version needs")
     upgrade.set_defaults(run=run_upgrade)
     prune.add_action(database)
-    config = commands.add_parser("config", help="check the settings").add_subparsers(
-        required=True, metavar="ACTION"
-    )
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Complete the parser of ``config``."""
+    config = parser.add_subparsers(required=True, metavar="ACTION")
     check = config.add_parser("check", help="name every problem of the settings at once")
     how = check.add_mutually_exclusive_group()
     how.add_argument("--connect", action="store_true", help="also ask the database and Redis")
@@ -124,6 +130,8 @@ def run_page(_options: argparse.Namespace, _env: Mapping[str, str]) -> int:
 
 def _development(env: Mapping[str, str]) -> Settings:
     """The settings of development, with the files that they name made on first start."""
+    from authsvc.cli.keys import generate_key
+
     development = {**env, "AUTHSVC_ENV": "development"}
     development |= ensure_development_files(development)
     folder = Path(development.get("JWT_KEYS_DIR", KEYS_DIR))

@@ -21,11 +21,9 @@ from authsvc.wiring import now
 PROGRESS_LINES = 5_000
 
 
-def add_commands(commands: Any) -> None:
-    """Add what is done to users, one or many, to the parser."""
-    users = commands.add_parser("users", help="create, change, import and export users").add_subparsers(
-        required=True, metavar="ACTION"
-    )
+def add_users(parser: argparse.ArgumentParser) -> None:
+    """Complete the parser of ``users``, for one and for many."""
+    users = parser.add_subparsers(required=True, metavar="ACTION")
     admin.add_actions(users)
     importing = users.add_parser("import", help="import users with their bcrypt hashes from JSON lines")
     importing.add_argument("file", metavar="FILE", help="the file, or - for stdin")
