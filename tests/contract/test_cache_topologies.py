@@ -32,6 +32,7 @@ from authsvc.cache import (
 )
 from tests.clusters import SERVICE, TlsFront, watched
 from tests.contract.cache_rows import IDENTS, KEYS, SPACE, Row, client_of, load, rows_of
+from tests.contract.polling import answer_to, reads_over
 from tests.processes import wait_until
 from tests.servers import RedisServer
 
@@ -58,6 +59,30 @@ def test_a_failover_is_followed_and_seen():
         assert values.get("7") == "before"
         assert client.mget([SPACE.key("7")]).generation > before
         client.close()
+
+
+def test_a_polled_connection_leads_to_the_primary_of_the_moment():
+    """Made anew after a failover, it reads from the new one, with a higher stamp."""
+    with watched() as servers:
+        address = SentinelAddress(sentinels=servers.addresses, service=SERVICE)
+        pool = sentinel_pool(address, size=4)
+        values = Values(client=client_of(pool), space=SPACE)
+        values.set("7", "before")
+        wait_until(lambda: _has(servers.replica, SPACE.key("7")), what="replication")
+        reads = reads_over(pool)
+        before = reads.generation
+        assert b"before" in (answer_to(reads, SPACE.key("7"))[0] or b"")
+
+        servers.primary.kill()
+        with pytest.raises(CacheUnavailable):
+            answer_to(reads, SPACE.key("7"))
+        wait_until(lambda: _can_write(values), what="writes again", timeout_s=FAILOVER_WITHIN_S)
+        values.set("7", "after")
+        reads.renew()
+
+        assert reads.adopt(lambda generation: generation > before)
+        assert b"after" in (answer_to(reads, SPACE.key("7"))[0] or b"")
+        reads.close()
 
 
 def test_without_sentinels_the_refusal_is_soon():
@@ -126,6 +151,32 @@ def test_tls_with_a_known_root(front, certificate):
 
     assert client.mget(["a"]).values == [b"x" * 100_000]
     client.close()
+
+
+def test_a_polled_connection_through_tls(front, certificate):
+    """Encrypted, verified, and nobody waits for records: replies of several are taken when they are whole."""
+    address = RedisAddress(host="127.0.0.1", port=front.port, tls=True, tls_ca=str(certificate[0]))
+    pool = bounded_pool(address, size=1)
+    client_of(pool).call("SET", "a", "x" * 500_000)
+    reads = reads_over(pool)
+
+    for _ in range(3):
+        assert answer_to(reads, "a", "b") == [b"x" * 500_000, None]
+    reads.close()
+
+
+def test_a_polled_connection_logs_in(private_redis):
+    """As a user with a password, into the database of the address."""
+    with Redis(port=private_redis.port, db=3) as client:
+        client.acl_setuser("narrow", enabled=True, passwords=["+secret"], commands=["+@all"], keys=["*"])
+        client.set("a", "3")
+    address = RedisAddress(
+        host="127.0.0.1", port=private_redis.port, username="narrow", password="secret", db=3
+    )
+    reads = reads_over(bounded_pool(address, size=1))
+
+    assert answer_to(reads, "a") == [b"3"]
+    reads.close()
 
 
 def test_tls_with_an_unknown_root_is_refused(front):
