@@ -124,6 +124,21 @@ def test_a_request_its_statements_and_its_calls_to_redis_are_one_trace(service, 
         assert secret not in told
 
 
+def test_a_check_that_is_sampled_leaves_the_lane(service, collector):
+    """Its caller traces it, so a thread answers it, and its span is there; the checks around it have none."""
+    service.register("lane@example.com")
+    token = service.log_in("lane@example.com")["access_token"]
+    for _ in range(4):  # either worker knows the token from then on
+        assert service.verify_everywhere(token, times=2) == {200: 4}
+    before = len(collector.of_trace(TRACE).get("GET /v1/auth/verify", []))
+
+    checked = service.call("GET", "/v1/auth/verify", token=token, headers=TRACED)
+    wait_until(lambda: len(collector.of_trace(TRACE)["GET /v1/auth/verify"]) > before)
+
+    assert checked.status_code == 200
+    assert {span.trace_id.hex() for span in collector.spans} == {TRACE}
+
+
 def test_the_log_names_the_trace(service):
     """Whoever has a trace finds its lines."""
     answer = service.call("GET", "/v1/me", headers={**TRACED, "X-Request-Id": "traced-1"})
