@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
-from authsvc.api.frame.context import request_id_of
+from authsvc.api.frame.context import request_id_from, request_id_of
 from authsvc.api.frame.docs import VERIFY_PATH
 from authsvc.api.frame.errors import MEDIA_TYPE, Problem, problem_of
 from authsvc.api.frame.guards import bearer_token
@@ -158,7 +158,7 @@ class CheckLane:
 
     def request_id(self, given: bytes) -> bytes:
         """The client's id if it is sane, else a new one."""
-        return request_id_of({"HTTP_X_REQUEST_ID": given.decode("latin-1")}).encode("ascii")
+        return request_id_from(given.decode("latin-1")).encode("ascii")
 
     def ask(self, checks: Sequence[Prepared]) -> bool:
         """Begin to ask about all *checks*; False if that cannot be."""

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 #: Checks in one read: Redis is not kept from others for longer than a tenth of a millisecond.
 MAX_BATCH: Final = 64
+#: Rounds in a row without what gunicorn does in between: looking after connections that wait for too long.
+MAX_ROUNDS: Final = 64
 UPKEEP_S: Final = 0.5
 #: How often the master is told that the loop goes round; gunicorn does it in every round.
 NOTIFY_S: Final = 0.5
@@ -134,22 +136,26 @@ class LaneWorker(ParkingWorker):
             super().notify()
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
-        """One round of the loop; behind it, one read for all checks that came in."""
-        if self.lane is None:
+        """Rounds of the loop until no check waits; behind each, one read for all checks that came in."""
+        lane = self.lane
+        if lane is None:
             super().wait_for_and_dispatch_events(timeout)
             return
-        if self._batch:
-            timeout = min(timeout, max(0.0, self.lane.due_s - time.monotonic()))
-        self._is_open = None
-        super().wait_for_and_dispatch_events(timeout)
-        if self._batch and time.monotonic() >= self.lane.due_s:
-            self.lane.abandon()
-            self._watch()
-            self._finish(self.lane, [False] * len(self._batch))
-        if self._next and not self._batch:
-            self._ask(self.lane)
+        for _ in range(MAX_ROUNDS):
+            if self._batch:
+                timeout = min(timeout, max(0.0, lane.due_s - time.monotonic()))
+            self._is_open = None
+            super().wait_for_and_dispatch_events(timeout)
+            if self._batch and time.monotonic() >= lane.due_s:
+                lane.abandon()
+                self._watch()
+                self._finish(lane, [False] * len(self._batch))
+            if self._next and not self._batch:
+                self._ask(lane)
+            if not self._batch:
+                break
         if time.monotonic() >= self._upkeep_at_s:
-            self._begin_upkeep(self.lane)
+            self._begin_upkeep(lane)
 
     def _begin_upkeep(self, lane: CheckLane) -> None:
         if self._upkeep is None or self._upkeep.done():

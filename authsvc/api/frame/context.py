@@ -56,8 +56,12 @@ def user_agent() -> str | None:
 
 def request_id_of(environ: Mapping[str, Any]) -> str:
     """The client's request id if it is sane, else a new one."""
-    given = environ.get("HTTP_X_REQUEST_ID", "")
-    return given if _SANE_ID.fullmatch(given) else secrets.token_hex(16)
+    return request_id_from(environ.get("HTTP_X_REQUEST_ID", ""))
+
+
+def request_id_from(given: str) -> str:
+    """The same from the header's value; empty for none."""
+    return given if given and _SANE_ID.fullmatch(given) else secrets.token_hex(16)
 
 
 def resolve_client(environ: Mapping[str, Any], trusted: Sequence[Network]) -> str:

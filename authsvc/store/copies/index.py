@@ -97,7 +97,7 @@ class RedisIndex:
     def look_up(self, token: TokenKeys) -> IndexAnswer:
         """Everything a check needs, over one connection whose generation is known."""
         names = self.key_names
-        with translated():
+        with _translated():
             (record, session, epoch, blacklist, marker), generation = self.client.mget(
                 (*names.of(token), names.marker)
             )
@@ -148,7 +148,7 @@ class RedisIndex:
 
     def _send(self, commands: Sequence[Command]) -> None:
         if commands:
-            with translated():
+            with _translated():
                 self.client.pipeline(commands)
 
     def _consequences(self, entry: Revocation, now: datetime) -> list[Command]:
@@ -218,7 +218,7 @@ def _record(token: AccessToken, email: Email, life_s: int) -> dict[str, object]:
 
 
 @contextmanager
-def translated() -> Iterator[None]:
+def _translated() -> Iterator[None]:
     """
     Whatever Redis refuses, in the domain's words.
 

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 from authsvc.cache.breaker import State
 from authsvc.cache.client import CacheClient
+from authsvc.cache.errors import CacheUnavailable
 from authsvc.cache.polled import PolledReads
+from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.revocations import IndexAnswer, Proof, TokenKeys
 from authsvc.domain.values.clocks import Monotonic
-from authsvc.store.copies.index import IndexKeys, translated
+from authsvc.store.copies.index import IndexKeys
 
 if TYPE_CHECKING:
     import socket
@@ -70,15 +72,19 @@ class PolledIndex:
         """Begin to read *keys*, those of the marker behind them; raises StoreUnavailable."""
         count = KEYS_EACH * len(keys) + 1
         request = b"*%d\r\n$4\r\nMGET\r\n%b%b" % (count + 1, b"".join(keys), self._marker)
-        with translated():
+        try:
             self.reads.send(request, count)
+        except CacheUnavailable as error:
+            raise StoreUnavailable(f"redis: {error.reason}") from error
 
     def answers(self) -> list[IndexAnswer] | None:
         """One for each token, None while they are not there; raises StoreUnavailable."""
-        with translated():
+        try:
             if self.reads.has_unsent:
                 self.reads.send_rest()
             values = self.reads.receive()
+        except CacheUnavailable as error:
+            raise StoreUnavailable(f"redis: {error.reason}") from error
         if values is None:
             return None
         marker, now_s = values[-1], self.monotonic()
