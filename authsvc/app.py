@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,17 +18,19 @@ from authsvc.api import (
     me,
     oauth2,
     preferences,
+    recovery,
     sessions,
     users,
 )
 from authsvc.api.frame import docs, errors, hooks
-from authsvc.api.frame.bodies import READ_BYTES
+from authsvc.api.frame.bodies import READ_BYTES, Blueprint
 from authsvc.api.frame.context import EXTENSION
 from authsvc.api.frame.cors import CrossOrigin
 from authsvc.api.frame.metrics import MetricsPort
 from authsvc.api.frame.plain import PlainRequests
 from authsvc.api.verify import CheckAnswers, CheckLane, ForwardAuth
 from authsvc.services import Services
+from authsvc.settings import RegistrationMode
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -65,6 +67,14 @@ class Application:
         return self.wsgi(environ, start_response)
 
 
+def _by_setting(services: Services) -> Iterator[Blueprint]:
+    """The routes that exist, or answer so, only with certain settings."""
+    if services.recovery is not None:
+        yield recovery.blp
+        yield recovery.me
+    yield recovery.quiet if services.registration is RegistrationMode.QUIET else auth.registration
+
+
 def create_app(services: Services) -> Application:
     """The whole application over *services*."""
     app = Flask(__name__, static_folder=None)
@@ -80,7 +90,7 @@ def create_app(services: Services) -> Application:
     services.metrics.instrument(app, excluded_paths=UNTIMED)
     services.tracing.instrument(app)
     api = docs.DescribedApi(app)
-    for blueprint in BLUEPRINTS:
+    for blueprint in (*BLUEPRINTS, *_by_setting(services)):
         api.register_blueprint(blueprint)
     app.register_blueprint(health.alias)
     app.register_blueprint(oauth2.of_path)

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 
+from authsvc.domain.accounts.own_data import OwnDataExport
+from authsvc.domain.accounts.recovery import Addresses, Recovery
 from authsvc.domain.audit import AuditBook, AuditLog
 from authsvc.domain.authentication import Authentication
 from authsvc.domain.batches import Batches
@@ -22,8 +24,21 @@ from authsvc.domain.users import UserDirectory
 from authsvc.observability.health import Health
 from authsvc.observability.metrics import Metrics
 from authsvc.observability.tracing import Tracing
+from authsvc.settings import RegistrationMode
 from authsvc.store.copies.admin import CacheAdmin
+from authsvc.store.mails import SqlOutbox
 from authsvc.store.transfers import SqlUserTransfers
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryServices:
+    """What mails make possible; made only where mails are sent."""
+
+    recovery: Recovery
+    addresses: Addresses
+    outbox: SqlOutbox
+    #: Sends one mail to see whether the relay takes it; for the command line alone.
+    try_out: Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,10 +58,14 @@ class Services:
     client_registry: ClientRegistry
     feed: RevocationFeed
     introspection: Introspection
+    registration: RegistrationMode
+    #: None where MAIL_TRANSPORT is off.
+    recovery: RecoveryServices | None
     users: UserDirectory
     #: Many users at once; for the command line alone, as is the name of the pepper that hashes need.
     transfers: SqlUserTransfers
     pepper_id: str
+    own_data: OwnDataExport
     preferences: PreferenceBook
     sessions: SessionDirectory
     limits: Limits

@@ -67,7 +67,11 @@ def environment(database_url: str, redis_url: str, folder: Path, **overrides: st
 def development(database_url: str, redis_url: str, folder: Path, **overrides: str) -> dict[str, str]:
     """The same for an application in this process: development, so that hashing may be cheap (cost 4)."""
     env = environment(database_url, redis_url, folder, **overrides)
-    return env | {"AUTHSVC_ENV": "development", "BCRYPT_COST": "4", "WEB_CONCURRENCY": "1"} | overrides
+    return (
+        env
+        | {"AUTHSVC_ENV": "development", "MAIL_TRANSPORT": "off", "BCRYPT_COST": "4", "WEB_CONCURRENCY": "1"}
+        | overrides
+    )
 
 
 def migrate(env: Mapping[str, str]) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from authsvc.api.frame.bodies import Blueprint
 from authsvc.api.frame.context import identity, services
 from authsvc.api.frame.guards import requires
-from authsvc.api.schemas.audit import EventPage, EventQuery, OwnEventPage, OwnEventQuery
+from authsvc.api.schemas.audit import EventPage, EventQuery, OwnDataView, OwnEventPage, OwnEventQuery
+from authsvc.api.sessions import listed
 from authsvc.domain.audit import AuditFilter, Entry
 
 blp = Blueprint("audit", __name__, url_prefix="/v1", description="What happened, newest first.")
@@ -31,14 +32,31 @@ def own_events(wanted: AuditFilter) -> dict[str, object]:
     """List what happened to the caller's account: logins, failed ones, passwords, sessions."""
     user_id = identity().user_id
     items, next_cursor = services().audit.of_user(user_id, limit=wanted.limit, after=wanted.after)
-    return {"items": [_shown(entry) for entry in items], "next_cursor": next_cursor}
+    return {"items": [shown(entry) for entry in items], "next_cursor": next_cursor}
 
 
-def _shown(entry: Entry) -> dict[str, object]:
+@blp.get("/me/export")
+@requires("user")
+@blp.response(200, OwnDataView)
+@blp.refuses(429, "`rate_limited`")
+@blp.refuses(503, "`unavailable`")
+def export() -> dict[str, object]:
+    """Everything that is kept about the caller."""
+    found = services().own_data.read(identity().user_id)
+    members = {
+        "account": found.user,
+        "preferences": found.user.preferences,
+        "sessions": [listed(session) for session in found.sessions],
+        "events": [shown(entry) for entry in found.events],
+    }
+    return members if services().recovery is None else {**members, "mails": found.mails}
+
+
+def shown(entry: Entry) -> dict[str, object]:
     """What its user sees of *entry*: that it was somebody else, not who, nor from where."""
-    shown = ("id", "at", "action", "session_id", "device_id")
+    names = ("id", "at", "action", "session_id", "device_id")
     return {
-        **{name: getattr(entry, name) for name in shown},
+        **{name: getattr(entry, name) for name in names},
         "ip": None if entry.is_by_another else entry.client_ip,
         "user_agent": None if entry.is_by_another else entry.user_agent,
         "by_another": entry.is_by_another,

@@ -22,17 +22,19 @@ from authsvc.domain.ratelimits import Rule
 from authsvc.domain.users import User
 
 blp = Blueprint("auth", __name__, url_prefix="/v1/auth", description="Sessions: begin, go on, end.")
+registration = Blueprint("registration", __name__, url_prefix="/v1/auth/register", description="Signing up.")
 
 
-@blp.post("/register")
+@registration.post("")
 @public
 @counted(lambda metrics: metrics.registration)
 @limited(Rule.REGISTER_IP)
-@blp.arguments(RegisterBody)
-@blp.response(201, UserView)
-@blp.refuses(409, "`email_taken`")
-@blp.refuses(429, "`rate_limited`")
-@blp.refuses(503, "`busy`, `unavailable`")
+@registration.arguments(RegisterBody)
+@registration.response(201, UserView)
+@registration.refuses(403, "`registration_closed`")
+@registration.refuses(409, "`email_taken`")
+@registration.refuses(429, "`rate_limited`")
+@registration.refuses(503, "`busy`, `unavailable`")
 def register(form: Registration) -> tuple[User, int, dict[str, str]]:
     """Create an account."""
     user = services().authentication.register(form)

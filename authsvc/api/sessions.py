@@ -22,7 +22,7 @@ blp = Blueprint("sessions", __name__, url_prefix="/v1/me/sessions", description=
 def own() -> dict[str, list[dict[str, object]]]:
     """List the living sessions, the last used first."""
     found = services().sessions.of_user(identity().user_id)
-    return {"items": [_listed(session) for session in found]}
+    return {"items": [listed(session) for session in found]}
 
 
 @blp.delete("/<session_id>")
@@ -59,7 +59,7 @@ def _keeps_current() -> bool:
     return True
 
 
-def _listed(session: Session) -> dict[str, object]:
+def listed(session: Session) -> dict[str, object]:
     """What its user sees of *session*; ``expires_at`` is when it ends unless it is used again."""
     shown = ("id", "device_id", "ip", "user_agent", "created_at", "last_used_at")
     return {

@@ -1,5 +1,5 @@
 """
-The command line: ``authsvc serve | dev | db | users | clients | keys | cache | audit | config``.
+The command line: ``authsvc serve | dev | db | users | clients | keys | mail | cache | audit | config``.
 
 A command that makes something prints one JSON object on stdout; errors go to stderr with a status that
 is not 0.
@@ -60,6 +60,7 @@ COMMANDS = (
         "create, list and delete clients: services that ask about tokens and revoke them",
     ),
     Command("keys", "keys", "make, list and retire signing keys"),
+    Command("mail", "mail", "try the mail relay; list and retry mails"),
     Command("cache", "cache", "handle the cache of users"),
     Command("audit", "audit", "look after the audit trail"),
 )

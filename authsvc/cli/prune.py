@@ -11,7 +11,7 @@ from typing import Any
 
 from authsvc.cli.admin import migrated
 from authsvc.domain.values.clocks import rfc3339
-from authsvc.store.pruning import MARGIN, SqlPruning
+from authsvc.store.pruning import MAILS_KEPT, MARGIN, SqlPruning
 from authsvc.wiring import now
 from authsvc.wiring.stores import open_database
 
@@ -22,7 +22,7 @@ TELL_EVERY = 10_000
 def add_action(database: Any) -> None:
     """Add this module's action to those of ``db``."""
     pruning = database.add_parser(
-        "prune", help="delete expired sessions and old entries of the revocation log, in small steps"
+        "prune", help="delete expired sessions, old entries of the revocation log, dead tickets and old mails"
     )
     pruning.set_defaults(run=run_prune)
 
@@ -35,6 +35,8 @@ def run_prune(_options: argparse.Namespace, env: Mapping[str, str]) -> int:
         deleted = {
             "sessions": _total("sessions", pruning.sessions(before=before)),
             "revocations": _total("revocations", pruning.revocations(before=before)),
+            "mails": _total("mails", pruning.mails(before=now() - MAILS_KEPT)),
+            "tickets": _total("tickets", pruning.tickets(before=before)),
         }
     print(json.dumps({"deleted": deleted, "before": rfc3339(before)}))
     return 0

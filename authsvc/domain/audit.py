@@ -32,6 +32,13 @@ class Action(StrEnum):
     PASSWORD_CHANGED = "password.changed"  # noqa: S105 - the name of an event
     PASSWORD_REFUSED = "password.refused"  # noqa: S105 - the name of an event
     PASSWORD_REHASHED = "password.rehashed"  # noqa: S105 - the name of an event
+    PASSWORD_RESET_ASKED = "password.reset_asked"  # noqa: S105 - the name of an event
+    PASSWORD_RESET = "password.reset"  # noqa: S105 - the name of an event
+    EMAIL_VERIFIED = "email.verified"
+    EMAIL_CHANGE_ASKED = "email.change_asked"
+    USER_INVITED = "user.invited"
+    ACCOUNT_EXPORTED = "account.exported"
+    MAIL_FAILED = "mail.failed"
     REFRESH_REUSED = "refresh.reused"
     SESSION_ENDED = "session.ended"
     SESSIONS_ENDED = "sessions.ended"
@@ -56,7 +63,9 @@ BY_OPERATORS = frozenset({Action.USER_STANDING_SET, Action.PASSWORD_CHANGED, Act
 PERSONAL = frozenset(
     {
         *(Action.USER_REGISTERED, Action.USER_STANDING_SET, Action.LOGIN_SUCCEEDED, Action.LOGIN_FAILED),
-        *(Action.EMAIL_CHANGED, Action.PASSWORD_CHANGED, Action.PASSWORD_REFUSED, Action.REFRESH_REUSED),
+        *(Action.PASSWORD_CHANGED, Action.PASSWORD_REFUSED, Action.REFRESH_REUSED, Action.USER_INVITED),
+        *(Action.PASSWORD_RESET_ASKED, Action.PASSWORD_RESET, Action.ACCOUNT_EXPORTED),
+        *(Action.EMAIL_VERIFIED, Action.EMAIL_CHANGE_ASKED, Action.EMAIL_CHANGED),
         *(Action.SESSION_ENDED, Action.SESSIONS_ENDED),
     }
 )

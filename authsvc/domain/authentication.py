@@ -9,19 +9,26 @@ from datetime import datetime, timedelta
 from typing import Protocol
 
 from authsvc.domain.audit import Action, AuditLog, Event
-from authsvc.domain.credentials import Credentials, CredentialStore, PasswordProof, require_policy
+from authsvc.domain.credentials import (
+    Credentials,
+    CredentialStore,
+    PasswordProof,
+    require_policy,
+    required_email,
+)
 from authsvc.domain.errors import (
-    Invalid,
+    EmailUnverified,
     InvalidCredentials,
     RefreshInvalid,
     RefreshReused,
+    RegistrationClosed,
     SessionOver,
     StoreUnavailable,
     TokenInvalid,
 )
 from authsvc.domain.passwords.policy import PasswordPolicy
 from authsvc.domain.ratelimits import Limits, Rule, account_subject
-from authsvc.domain.revocations import Outcome, Revocations
+from authsvc.domain.revocations import Committed, Outcome, Revocations
 from authsvc.domain.sessions import (
     SALT_BYTES,
     Presented,
@@ -38,11 +45,9 @@ from authsvc.domain.tokens.access import AccessToken, TokenReader, TokenSigner
 from authsvc.domain.tokens.devices import Device, DeviceTokens
 from authsvc.domain.users import Profile, User, UserStore
 from authsvc.domain.values.clocks import Clock
-from authsvc.domain.values.emails import Email, InvalidEmail, canonical_email
+from authsvc.domain.values.emails import NOBODY, Email, typed_email
 from authsvc.domain.values.identifiers import SessionId, TokenId, UserId, new_id
 
-#: Looked up for an address of wrong syntax, so that it costs what an unknown one costs; never registered.
-NOBODY = Email("nobody@authsvc.invalid")
 #: A refresh that loses a race reads again: it then finds a successor, a reuse or an ended session.
 REFRESH_ROUNDS = 3
 
@@ -54,6 +59,8 @@ class Registration:
     email: str
     password: str
     profile: Profile
+    #: True where an operator vouches for the address.
+    email_verified: bool = False
 
     def __repr__(self) -> str:
         """Without address and password."""
@@ -94,6 +101,20 @@ class TokenPair:
         return f"TokenPair(session_id={self.session_id!r})"
 
 
+class Verification(Protocol):
+    """Mails that prove the addresses of accounts."""
+
+    @property
+    def is_required(self) -> bool:
+        """True where nobody logs in without a proven address."""
+
+    def add(self, user: User, password_hash: str) -> Committed[User]:
+        """Insert *user* with a mail to prove their address; raises EmailTaken."""
+
+    def remind(self, credentials: Credentials) -> None:
+        """Send another mail to somebody who knows the password, now and then."""
+
+
 class IssuedTokens(Protocol):
     """The fast copy's record of tokens that were issued."""
 
@@ -120,21 +141,37 @@ class Authentication:
     limits: Limits
     audit: AuditLog
     clock: Clock
+    #: None where no mails are sent.
+    verification: Verification | None = None
+    #: False where accounts are made by operators alone.
+    is_open: bool = True
 
-    def register(self, form: Registration) -> User:
+    def register(self, form: Registration, *, by_operator: bool = False) -> User:
         """
-        Create an account.
+        Create an account; who registers by themselves gets a mail to prove their address with.
 
         Raises:
+            RegistrationClosed: accounts are made by operators alone.
             Invalid: address or password break a rule.
             EmailTaken: the unique index says so, whoever raced.
             HashingBusy, StoreUnavailable.
         """
-        email = _required_email(form.email)
+        if not (self.is_open or by_operator):
+            raise RegistrationClosed
+        email = required_email(form.email)
         require_policy(self.password_policy, form.password, email=email, field="password")
         now = self.clock()
-        user = form.profile.applied_to(User(id=UserId(new_id()), email=email, created_at=now, updated_at=now))
-        committed = self.users.add(user, self.proof.passwords.hash(form.password))
+        draft = User(
+            id=UserId(new_id()),
+            email=email,
+            created_at=now,
+            updated_at=now,
+            email_verified=form.email_verified,
+        )
+        user = form.profile.applied_to(draft)
+        password_hash = self.proof.passwords.hash(form.password)
+        store = self.users if self.verification is None or by_operator else self.verification
+        committed = store.add(user, password_hash)
         outcome = self.revocations.publish(committed)
         self.audit.record(Event(Action.USER_REGISTERED, user_id=user.id))
         return outcome.value
@@ -145,16 +182,18 @@ class Authentication:
 
         Raises:
             InvalidCredentials: unknown address, wrong password or disabled user.
+            EmailUnverified: the password is right, the address must be proven first.
             RateLimited, HashingBusy, StoreUnavailable.
         """
         self.signer.require_key(self.clock())
-        email = _typed_email(attempt.email)
+        email = typed_email(attempt.email)
         device = self._known_device(attempt, email)
         with self.proof.attempt(email or attempt.email, device):
             credentials = self.credentials.by_email(email or NOBODY)
             is_right = self.proof.holds(attempt.password, credentials)
             if credentials is None or not is_right or not credentials.user.is_active:
                 raise self._refused(attempt, credentials)
+            self._require_proven_address(credentials)
             pair = self._open_session(credentials, attempt)
             return replace(pair, device_token=self._device_token(credentials, device))
 
@@ -208,6 +247,13 @@ class Authentication:
         is_his = found is not None and device.belongs_to(found.user.id, found.password_version)
         return device if is_his else None
 
+    def _require_proven_address(self, proven: Credentials) -> None:
+        """Raise EmailUnverified where the address must be proven, and send a mail now and then."""
+        if self.verification is None or not self.verification.is_required or proven.user.email_verified:
+            return
+        self.verification.remind(proven)
+        raise EmailUnverified
+
     def _device_token(self, proven: Credentials, device: Device | None) -> str:
         """The token for the next login on the device of this one."""
         known = Device.of(proven.user.id, proven.password_version, device)
@@ -216,7 +262,7 @@ class Authentication:
     def _refused(self, attempt: LoginAttempt, credentials: Credentials | None) -> InvalidCredentials:
         """The one refusal of a login, written down."""
         user_id = credentials.user.id if credentials else None
-        account = account_subject(_typed_email(attempt.email) or attempt.email)
+        account = account_subject(typed_email(attempt.email) or attempt.email)
         self.audit.record(
             Event(
                 Action.LOGIN_FAILED,
@@ -336,22 +382,6 @@ class Authentication:
             )
         )
         return outcome
-
-
-def _required_email(text: str) -> Email:
-    """The canonical form of *text*; raises Invalid."""
-    try:
-        return canonical_email(text)
-    except InvalidEmail as error:
-        raise Invalid({"email": [str(error)]}) from error
-
-
-def _typed_email(text: str) -> Email | None:
-    """The canonical form of an address typed at login, None where it has none."""
-    try:
-        return canonical_email(text)
-    except InvalidEmail:
-        return None
 
 
 def _seconds_until(end: datetime, now: datetime) -> int:

@@ -74,7 +74,7 @@ class Batches:
         if isinstance(item, AuthError):
             return Created(refusal=item)
         try:
-            return Created(user=self.authentication.register(item))
+            return Created(user=self.authentication.register(item, by_operator=True))
         except AuthError as refusal:
             return Created(refusal=refusal)
 

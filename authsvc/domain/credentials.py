@@ -19,7 +19,7 @@ from authsvc.domain.tokens.access import AccessToken
 from authsvc.domain.tokens.devices import Device, DeviceTokens
 from authsvc.domain.users import User, UserDirectory
 from authsvc.domain.values.clocks import Clock
-from authsvc.domain.values.emails import Email
+from authsvc.domain.values.emails import Email, InvalidEmail, canonical_email
 from authsvc.domain.values.identifiers import SessionId, UserId
 from authsvc.domain.values.limits import Verdict
 
@@ -155,6 +155,14 @@ class PasswordProof:
             return None
 
 
+def required_email(text: str) -> Email:
+    """The canonical form of *text*; raises Invalid."""
+    try:
+        return canonical_email(text)
+    except InvalidEmail as error:
+        raise Invalid({"email": [str(error)]}) from error
+
+
 def require_policy(policy: PasswordPolicy, password: str, *, email: Email, field: str) -> None:
     """Raise Invalid for *field* unless *password* is good enough for *email*."""
     problems = policy.problems(password, email=email)
@@ -186,7 +194,7 @@ class OwnAccount:
             Invalid: *new* breaks the policy.
             RateLimited, HashingBusy, StoreUnavailable.
         """
-        verified = self._prove(token, current)
+        verified = self.prove(token, current)
         require_policy(self.policy, new, email=verified.user.email, field="new_password")
         new_hash = self.proof.passwords.hash(new)
         committed = self.credentials.replace_password(verified, new_hash, keep=token.session_id)
@@ -215,11 +223,11 @@ class OwnAccount:
 
     def close(self, token: AccessToken, password: str) -> Outcome[User]:
         """Delete the caller's account; raises WrongPassword, LastAdmin, RateLimited, HashingBusy."""
-        self._prove(token, password)
+        self.prove(token, password)
         return self.users.remove(token.user_id, actor=token.user_id)
 
-    def _prove(self, token: AccessToken, password: str) -> Credentials:
-        """The caller's credentials, if *password* is his."""
+    def prove(self, token: AccessToken, password: str) -> Credentials:
+        """The caller's credentials; raises WrongPassword unless *password* is theirs."""
         credentials = self.credentials.by_user(token.user_id)
         with self.proof.attempt_of_session(credentials.user.email, token.session_id):
             if not self.proof.holds(password, credentials):

@@ -8,7 +8,10 @@ AuthError
 ├── RefreshInvalid          refresh_invalid
 ├── RefreshReused           refresh_reused
 ├── SessionOver             session_ended
+├── CodeInvalid             code_invalid
 ├── Forbidden               forbidden
+├── EmailUnverified         email_unverified
+├── RegistrationClosed      registration_closed
 ├── WrongPassword           wrong_password
 ├── ClientRefused           invalid_client
 ├── RightMissing            unauthorized_client
@@ -74,10 +77,28 @@ class SessionOver(AuthError):
     code = "session_ended"
 
 
+class CodeInvalid(AuthError):
+    """A ticket, a code, a link or a second factor is wrong, used or expired; callers never learn which."""
+
+    code = "code_invalid"
+
+
 class Forbidden(AuthError):
     """The caller is known but lacks the role, or the right."""
 
     code = "forbidden"
+
+
+class EmailUnverified(AuthError):
+    """The password is right; the address must be proven before anybody logs in."""
+
+    code = "email_unverified"
+
+
+class RegistrationClosed(AuthError):
+    """Accounts are made by operators alone."""
+
+    code = "registration_closed"
 
 
 class WrongPassword(AuthError):

@@ -30,6 +30,10 @@ class Rule(StrEnum):
     REGISTER_IP = "register-ip"
     REFRESH = "refresh"
     CLIENT_IP = "client-ip"
+    MAIL_IP = "mail-ip"
+    MAIL_ADDRESS = "mail-address"
+    CODE_IP = "code-ip"
+    EXPORT = "export"
 
 
 class OnOutage(Enum):
@@ -50,6 +54,10 @@ ON_OUTAGE: Mapping[Rule, OnOutage] = {
     Rule.REGISTER_IP: OnOutage.REFUSE,
     Rule.REFRESH: OnOutage.ALLOW,
     Rule.CLIENT_IP: OnOutage.ALLOW,
+    Rule.MAIL_IP: OnOutage.REFUSE,
+    Rule.MAIL_ADDRESS: OnOutage.REFUSE,
+    Rule.CODE_IP: OnOutage.ALLOW,
+    Rule.EXPORT: OnOutage.ALLOW,
 }
 
 
@@ -92,6 +100,16 @@ class Limits:
             self.audit.record(_reached(rule, subject))
             raise RateLimited(verdict)
         return verdict
+
+    def has_room(self, rule: Rule, subject: str) -> bool:
+        """
+        Count one attempt of *subject*, who is not the caller: the answer's headers say nothing of it.
+
+        False where the limit is exhausted; raises StoreUnavailable as :meth:`take` does.
+        """
+        limit = self.by_rule.get(rule)
+        verdict = self._attempt(rule, limit, subject) if limit is not None else None
+        return verdict is None or verdict.allowed
 
     def counts(self, rule: Rule) -> bool:
         """False where *rule* is ``off``."""

@@ -66,6 +66,8 @@ class User:
     created_at: datetime
     updated_at: datetime
     last_login: datetime | None = None
+    #: Somebody showed that they read the mail that goes there.
+    email_verified: bool = False
     #: The cut-off counter: an access token that carries another value is refused.
     epoch: int = 0
     #: The row's version, raised by every change.

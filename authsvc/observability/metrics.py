@@ -21,6 +21,8 @@ from prometheus_flask_exporter.multiprocess import GunicornInternalPrometheusMet
 
 from authsvc.cache.errors import Reason
 from authsvc.domain import errors
+from authsvc.domain.accounts.mails import Template
+from authsvc.domain.accounts.tickets import Purpose
 from authsvc.domain.audit import Action
 from authsvc.domain.ratelimits import Rule
 from authsvc.domain.tokens.checks import Source as CheckSource
@@ -44,6 +46,10 @@ _CHECKS = (
     ),
     *((result, CheckSource.NONE) for result in ("invalid", "unavailable")),
 )
+_MAILS = tuple(
+    (template, result) for template in Template for result in ("sent", "retried", "failed", "void")
+)
+_TICKETS = tuple((purpose, result) for purpose in Purpose for result in ("used", errors.CodeInvalid.code))
 _READS = ("get", "get_many", "page")
 _BATCHES = ("create", "lookup", "last_login")
 _FAILURES = tuple(
@@ -98,6 +104,12 @@ class Metrics:
     #: Connections to SQL that this worker uses now, and the breaker in front of them as above.
     sql_connections: Callable[[int], None]
     sql_breaker_state: Callable[[int], None]
+    #: Template and result (``sent``, ``retried``, ``failed``, ``void``); how many wait, and the oldest's age.
+    mail: Callable[[str, str], None]
+    mail_queue: Callable[[float], None]
+    mail_oldest: Callable[[float], None]
+    #: Purpose and result (``used``, or the code of the refusal).
+    ticket: Callable[[str, str], None]
     log_dropped: Callable[[], None]
     #: Security events that the log has and the audit trail has not.
     audit_unwritten: Callable[[int], None]
@@ -118,6 +130,11 @@ class Metrics:
     def _source(self) -> Source:
         """All processes; this one alone where there is no room for files that others could read."""
         return self.registry if self.shared is None or self.shared.is_in_memory else self.shared
+
+    def mails_waiting(self, count: int, oldest_s: float) -> None:
+        """How many mails wait in the outbox, and how many seconds the oldest has."""
+        self.mail_queue(count)
+        self.mail_oldest(oldest_s)
 
     def heal(self) -> bool:
         """Bring back files that were deleted; to be called now and then.  True if all is well now."""
@@ -182,6 +199,12 @@ def make_metrics(registry: CollectorRegistry | None = None) -> Metrics:
             "authsvc_sql_connections_in_use", "Connections to SQL in use, over all workers.", "livesum"
         ),
         sql_breaker_state=make.breaker("authsvc_sql_circuit_breaker_state"),
+        mail=make.counts("authsvc_mails", "Mails by result.", "template", "result", known=_MAILS),
+        mail_queue=make.gauge("authsvc_mail_queue", "Mails that wait in the outbox.", "livemax"),
+        mail_oldest=make.gauge(
+            "authsvc_mail_oldest_seconds", "How long the oldest of them has waited.", "livemax"
+        ),
+        ticket=make.counts("authsvc_tickets", "Uses of tickets.", "purpose", "result", known=_TICKETS),
         active_locks=make.gauge("cache_active_locks", "Locks that the workers hold.", "livesum"),
         audit_unwritten=make.counter("authsvc_audit_unwritten", "Security events that never became a row."),
         log_dropped=make.counter("authsvc_log_records_dropped", "Log records that nobody read in time."),

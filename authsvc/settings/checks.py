@@ -7,11 +7,13 @@ import os
 import re
 from itertools import combinations
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from authsvc.settings.kinds import SERVICE_LINK, SERVICE_LINK_ADVICE, InvalidValue
 from authsvc.settings.locations import redis_url_database
 from authsvc.settings.postgresql import server_settings
 from authsvc.settings.problems import Problem, shown
+from authsvc.settings.sections import EmailVerification, MailTransport, RegistrationMode, SmtpTls
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -21,8 +23,10 @@ if TYPE_CHECKING:
     from authsvc.settings.sections import (
         DatabaseSettings,
         HttpSettings,
+        MailSettings,
         PasswordSettings,
         RedisSettings,
+        RegistrationSettings,
         SessionSettings,
         TokenSettings,
     )
@@ -262,6 +266,42 @@ def server_option_problems(database: DatabaseSettings, reader: Reader) -> Iterat
         server_settings(reader.env[PGOPTIONS])
     except InvalidValue as error:
         yield Problem(name=PGOPTIONS, message=str(error))
+
+
+def mail_problems(mail: MailSettings, reader: Reader) -> Iterator[Problem]:
+    """What sends mails needs a relay and a sender, and tells nobody a password in clear."""
+    if mail.transport is MailTransport.SMTP:
+        missing = [name for name in ("SMTP_HOST", "MAIL_FROM") if reader.read[name] is None]
+        for name in missing if reader.is_sound(*missing) else ():
+            yield Problem(name=name, message="is missing; MAIL_TRANSPORT=smtp needs it")
+    if mail.transport is MailTransport.FILE and not reader.is_development:
+        yield Problem(name="MAIL_TRANSPORT", message="is file, for development alone; expected smtp or off")
+    if mail.smtp_tls is SmtpTls.NONE and mail.smtp_username is not None:
+        message = "is none, and SMTP_USERNAME is set: a password never travels in clear"
+        yield Problem(name="SMTP_TLS", message=message)
+    if bool(reader.given("SMTP_USERNAME")) != bool(reader.given("SMTP_PASSWORD")):
+        yield Problem(name="SMTP_USERNAME", message="has no meaning without SMTP_PASSWORD; expected both")
+
+
+def link_problems(mail: MailSettings, reader: Reader) -> Iterator[Problem]:
+    """A link with a token in it crosses the network encrypted, but on this host."""
+    parts = urlsplit(mail.link_url or "https://")
+    is_local = reader.is_development and parts.hostname == "localhost"
+    if parts.scheme != "https" and not is_local:
+        yield Problem(name="LINK_URL", message="is http://; expected https://")
+
+
+def registration_problems(
+    registration: RegistrationSettings, mail: MailSettings, reader: Reader
+) -> Iterator[Problem]:
+    """What works by mail needs mails to be sent."""
+    needs_mail = {
+        "REGISTRATION": registration.mode in {RegistrationMode.QUIET, RegistrationMode.INVITED},
+        "EMAIL_VERIFICATION": registration.email_verification is EmailVerification.REQUIRED,
+    }
+    for name, is_needed in needs_mail.items():
+        if is_needed and not mail.is_on and reader.is_sound(name, "MAIL_TRANSPORT"):
+            yield Problem(name=name, message="needs mail; expected MAIL_TRANSPORT=smtp, too")
 
 
 def key_folder_problems(tokens: TokenSettings, reader: Reader) -> Iterator[Problem]:

@@ -20,6 +20,7 @@ _HOST = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_.])?")
 _ADDRESS = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<name>[^\[\]:]+)):(?P<port>[0-9]+)")
 _NETWORK = re.compile(r"[0-9A-Fa-f:.]+(/[0-9]{1,3})?")
 _ORIGIN = re.compile(r"https?://(?:[a-z0-9_]+(?:[.-]+[a-z0-9_]+)*|\[[0-9a-f:.]+\])(?::[1-9][0-9]*)?")
+_MAILBOX = re.compile(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@(?=.{1,253}$)[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+")
 _REDIS_PATH = re.compile(r"/?|/(0|[1-9][0-9]{0,3})")
 _ENCODING_ADVICE = "percent-encode what is special in its user name or password"
 
@@ -70,6 +71,19 @@ def origins() -> Kind[tuple[str, ...]]:
 def issuer() -> Kind[str]:
     """An absolute http(s) URL, kept letter by letter: verifiers compare it so."""
     return Kind(expected="an absolute https:// URL without query or fragment", parse=_issuer)
+
+
+def mailbox() -> Kind[str]:
+    """A mail address without a display name."""
+    return Kind(expected="a mail address such as `no-reply@example.com`", parse=_mailbox)
+
+
+def link_url() -> Kind[str]:
+    """Where links lead: https, or http on this host; no slash at the end."""
+    return Kind(
+        expected="an https:// URL without query, fragment or slash at its end (development: also `http://localhost`)",
+        parse=_link_url,
+    )
 
 
 def database_url() -> Kind[Secret]:
@@ -191,6 +205,19 @@ def _issuer(text: str) -> str:
         raise InvalidValue("is no absolute http:// or https:// URL")
     if "?" in text or "#" in text or "@" in parts.netloc:
         raise InvalidValue("has a query, a fragment or a user name")
+    return text
+
+
+def _mailbox(text: str) -> str:
+    if not _MAILBOX.fullmatch(text):
+        raise InvalidValue(f"is {shown(text)}")
+    return text
+
+
+def _link_url(text: str) -> str:
+    _issuer(text)
+    if text.endswith("/"):
+        raise InvalidValue("ends with a slash")
     return text
 
 

@@ -45,6 +45,8 @@ class Settings:
     passwords: sections.PasswordSettings = section(sections.PasswordSettings)
     sessions: sections.SessionSettings = section(sections.SessionSettings)
     limits: sections.LimitSettings = section(sections.LimitSettings)
+    mail: sections.MailSettings = section(sections.MailSettings)
+    registration: sections.RegistrationSettings = section(sections.RegistrationSettings)
     cache: sections.CacheSettings = section(sections.CacheSettings)
     warnings: tuple[str, ...] = ()
 
@@ -77,6 +79,9 @@ def _problems(draft: Settings, reader: Reader) -> Iterator[Problem]:
     yield from checks.lifetime_problems(draft.tokens, draft.sessions, reader)
     yield from checks.key_folder_problems(draft.tokens, reader)
     yield from checks.server_option_problems(draft.database, reader)
+    yield from checks.mail_problems(draft.mail, reader)
+    yield from checks.link_problems(draft.mail, reader)
+    yield from checks.registration_problems(draft.registration, draft.mail, reader)
     if not draft.is_development:
         yield from checks.production_problems(draft.database, draft.passwords, reader)
         yield from risks.weak_secrets(reader)

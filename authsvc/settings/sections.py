@@ -46,6 +46,38 @@ class LogFormat(StrEnum):
     CONSOLE = "console"
 
 
+class MailTransport(StrEnum):
+    """Where mails go."""
+
+    OFF = "off"
+    SMTP = "smtp"
+    FILE = "file"
+
+
+class SmtpTls(StrEnum):
+    """How the connection to the relay is encrypted."""
+
+    STARTTLS = "starttls"
+    IMPLICIT = "implicit"
+    NONE = "none"
+
+
+class EmailVerification(StrEnum):
+    """Whether somebody with an address that is not proven may log in."""
+
+    OPTIONAL = "optional"
+    REQUIRED = "required"
+
+
+class RegistrationMode(StrEnum):
+    """Who can make an account, and when it exists."""
+
+    OPEN = "open"
+    QUIET = "quiet"
+    INVITED = "invited"
+    OFF = "off"
+
+
 class TracingMode(StrEnum):
     """Where spans go."""
 
@@ -390,6 +422,108 @@ class LimitSettings:
     )
     refresh: LimitSetting | None = setting(
         "RATE_LIMIT_REFRESH", kinds.limit(), "Refreshes of one session", default="60/minute"
+    )
+    mail_ip: LimitSetting | None = setting(
+        "RATE_LIMIT_MAIL_IP", kinds.limit(), "Mails that one caller asks for", default="20/hour"
+    )
+    mail_address: LimitSetting | None = setting(
+        "RATE_LIMIT_MAIL_ADDRESS",
+        kinds.limit(),
+        "Mails that anybody asked for, to one address; beyond it none is sent, and nobody is told",
+        default="5/hour",
+    )
+    code_ip: LimitSetting | None = setting(
+        "RATE_LIMIT_CODE_IP", kinds.limit(), "Wrong codes and links of one caller", default="50/15minutes"
+    )
+    export: LimitSetting | None = setting(
+        "RATE_LIMIT_EXPORT", kinds.limit(), "Exports of one account's data", default="5/day"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MailSettings:
+    """Whether mails are sent, by which relay, from whom, and where their links lead."""
+
+    title: ClassVar = "Mail"
+
+    transport: MailTransport = setting(
+        "MAIL_TRANSPORT",
+        kinds.choice(MailTransport),
+        "How mails leave; `file` writes them to `.authsvc/mail/`, in development alone",
+        default="off",
+        development="file",
+    )
+    from_address: str | None = optional(
+        "MAIL_FROM",
+        locations.mailbox(),
+        "Address that mails come from; needed for `smtp`",
+        development="authsvc@example.com",
+    )
+    from_name: str = setting(
+        "MAIL_FROM_NAME",
+        kinds.matching(
+            r"[A-Za-z0-9][A-Za-z0-9 ._&+'-]{0,99}", "1 to 100 letters, digits, spaces, `. _ & + ' -`"
+        ),
+        "Name beside it, and in the texts",
+        default="authsvc",
+    )
+    reply_to: str | None = optional("MAIL_REPLY_TO", locations.mailbox(), "Address that answers go to")
+    smtp_host: str | None = optional("SMTP_HOST", locations.host(), "The relay; needed for `smtp`")
+    smtp_port: int = setting("SMTP_PORT", kinds.port(), "Its port", default="587")
+    smtp_tls: SmtpTls = setting(
+        "SMTP_TLS",
+        kinds.choice(SmtpTls),
+        "Encryption; chain and name are verified. `none` is refused with a user name",
+        default="starttls",
+    )
+    smtp_username: str | None = optional("SMTP_USERNAME", _PRINTABLE, "User at the relay")
+    smtp_password: Secret | None = optional(
+        "SMTP_PASSWORD", kinds.hidden("a password"), "That user's password"
+    )
+    smtp_ca_file: Path | None = optional(
+        "SMTP_CA_FILE",
+        locations.absolute("file"),
+        "PEM file of the authorities to trust",
+    )
+    max_per_minute: int = setting(
+        "MAIL_MAX_PER_MINUTE", kinds.whole(1, 100_000), "Mails that one worker sends at most", default="120"
+    )
+    templates_dir: Path | None = optional(
+        "MAIL_TEMPLATES_DIR",
+        locations.absolute("directory"),
+        "Folder of templates that replace single ones",
+    )
+    link_url: str | None = optional(
+        "LINK_URL",
+        locations.link_url(),
+        "Where the pages of the application are that links in mails lead to",
+        otherwise="none: mails carry codes alone",
+    )
+
+    @property
+    def is_on(self) -> bool:
+        """True where mails leave at all."""
+        return self.transport is not MailTransport.OFF
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistrationSettings:
+    """Who may register, and whether an address must be proven."""
+
+    title: ClassVar = "Registration"
+
+    mode: RegistrationMode = setting(
+        "REGISTRATION",
+        kinds.choice(RegistrationMode),
+        "`quiet`: no account before its address is proven; `invited`: admins invite;"
+        " `off`: command line, batch and import alone. `quiet` and `invited` need mail",
+        default="open",
+    )
+    email_verification: EmailVerification = setting(
+        "EMAIL_VERIFICATION",
+        kinds.choice(EmailVerification),
+        "`required`: no login before the address is proven; needs mail",
+        default="optional",
     )
 
 

@@ -11,13 +11,15 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, delete, func, select
+from sqlalchemy import Column, ColumnElement, delete, exists, func, select
 
 from authsvc.store.sql import Database
-from authsvc.store.tables import revocations, sessions
+from authsvc.store.tables import mails, revocations, sessions, tickets
 
 #: How long rows stay after their end: clocks differ, and verifiers elsewhere come back with old cursors.
 MARGIN = timedelta(days=1)
+#: How long mails are kept for whoever asks what became of them.
+MAILS_KEPT = timedelta(days=7)
 #: Rows that one transaction looks at: a fraction of a second.
 STEP = 1000
 _LOWEST_ID = "00000000-0000-0000-0000-000000000000"
@@ -42,6 +44,15 @@ class SqlPruning:
         """
         head = select(func.max(revocations.c.seq)).scalar_subquery()
         return self._walk(revocations.c.seq, 0, revocations.c.expires_at < before, revocations.c.seq < head)
+
+    def mails(self, *, before: datetime) -> Iterator[int]:
+        """Delete mails that were asked for before *before* and do not wait any more."""
+        return self._walk(mails.c.id, _LOWEST_ID, mails.c.asked_at < before, mails.c.state != "queued")
+
+    def tickets(self, *, before: datetime) -> Iterator[int]:
+        """Delete tickets that expired before *before*, but for those that a mail still names."""
+        named = exists().where(mails.c.ticket_id == tickets.c.id)
+        return self._walk(tickets.c.id, _LOWEST_ID, tickets.c.expires_at < before, ~named)
 
     def _walk(self, key: Column[Any], after: object, *conditions: ColumnElement[bool]) -> Iterator[int]:
         """Each step begins where the last one ended: it does not pass what was deleted again and again."""

@@ -25,6 +25,7 @@ from sqlalchemy import (
     Table,
     TypeDecorator,
     Uuid,
+    false,
     text,
 )
 
@@ -83,6 +84,7 @@ users = Table(
     Column("created_at", UtcTime, nullable=False),
     Column("updated_at", UtcTime, nullable=False),
     Column("last_login", UtcTime),
+    Column("email_verified", Boolean, nullable=False, server_default=false()),
     Column("epoch", BigInteger, nullable=False),
     Column("version", BigInteger, nullable=False),
     Column("password_hash", String(255), nullable=False),
@@ -167,9 +169,53 @@ audit_events = Table(
     Index("ix_audit_events_client_ip", "client_ip", "id"),
 )
 
+#: One row for each thing that may be done once; nothing in it opens anything.
+tickets = Table(
+    "tickets",
+    metadata,
+    Column("id", _ID, primary_key=True),
+    Column("purpose", String(16), nullable=False),
+    Column("salt", LargeBinary, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("expires_at", UtcTime, nullable=False),
+    Column("email", String(254)),
+    Column("user_id", _ID, ForeignKey("users.id", ondelete="CASCADE"), index=True),
+    Column("password_version", BigInteger),
+    Column("bound_email", String(254)),
+    Column("password_hash", String(255)),
+    Column("profile", JSON(none_as_null=True)),
+    Column("needs_old_code", Boolean, nullable=False),
+    Column("used_at", UtcTime),
+    Column("failures", BigInteger, nullable=False),
+    Index("ix_tickets_expires_at", "expires_at"),
+)
+
+#: The outbox.  A mail names the ticket that its code and link are made of; it holds neither.
+mails = Table(
+    "mails",
+    metadata,
+    Column("id", _ID, primary_key=True),
+    Column("template", String(32), nullable=False),
+    Column("recipient", String(254)),
+    Column("ticket_id", _ID, ForeignKey("tickets.id", ondelete="CASCADE"), index=True),
+    Column("client_ip", String(45)),
+    Column("asked_at", UtcTime, nullable=False),
+    Column("ends_at", UtcTime, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("is_urgent", Boolean, nullable=False),
+    Column("attempts", BigInteger, nullable=False),
+    Column("next_try_at", UtcTime, nullable=False),
+    Column("waits_for_relay", Boolean, nullable=False),
+    Column("lease_owner", String(64)),
+    Column("lease_until", UtcTime),
+    Column("sent_at", UtcTime),
+    Index("ix_mails_state", "state", "next_try_at"),
+    Index("ix_mails_recipient", "recipient"),
+)
+
 _USER_FIELDS = (
     "id", "email", "name", "phone", "device_id", "status", "preferences",
-    "created_at", "updated_at", "last_login", "epoch", "version",
+    "created_at", "updated_at", "last_login", "email_verified", "epoch", "version",
 )  # fmt: skip
 _SESSION_FIELDS = tuple(column.name for column in sessions.columns)
 _REVOCATION_FIELDS = tuple(column.name for column in revocations.columns)

@@ -6,14 +6,14 @@ import hmac
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 from authsvc.cache.errors import CacheError, CacheUnavailable
+from authsvc.domain.accounts.own_data import OwnDataExport
 from authsvc.domain.audit import AuditBook
-from authsvc.domain.authentication import Authentication
+from authsvc.domain.authentication import Authentication, Verification
 from authsvc.domain.batches import Batches
 from authsvc.domain.clients import Acquaintances, ClientProof, ClientRegistry
 from authsvc.domain.credentials import OwnAccount, PasswordProof
@@ -35,16 +35,16 @@ from authsvc.domain.values.limits import Limit
 from authsvc.observability.audit import RecordedAudit
 from authsvc.observability.health import Freshness, Health, LastAnswers, Probes
 from authsvc.observability.metrics import Metrics, make_metrics
-from authsvc.observability.tracing import Tracing
 from authsvc.observability.trail import TrailWriter
 from authsvc.services import Services
-from authsvc.settings import Secret, Settings
+from authsvc.settings import RegistrationMode, Secret, Settings
 from authsvc.store.audit import SqlAuditTrail
 from authsvc.store.clients import SqlClientStore
 from authsvc.store.copies.admin import CacheAdmin
 from authsvc.store.copies.index import IndexKeys
 from authsvc.store.copies.users import CachedUserStore
 from authsvc.store.key_folder import KeyFolder
+from authsvc.store.own_data import SqlOwnData
 from authsvc.store.ratelimits import RedisRateLimiter
 from authsvc.store.sessions import SqlSessionStore
 from authsvc.store.transfers import SqlUserTransfers
@@ -52,6 +52,8 @@ from authsvc.store.users import SqlCredentialStore, SqlUserStore
 from authsvc.wiring.cache_admin import cache_admin, starter
 from authsvc.wiring.feed import revocation_feed
 from authsvc.wiring.machine import available_cores
+from authsvc.wiring.mail import MailRoom, open_mail
+from authsvc.wiring.parts import Parts
 from authsvc.wiring.stores import Stores, open_stores
 from authsvc.wiring.tracing import open_tracing
 
@@ -68,28 +70,6 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Parts:
-    """What several services share."""
-
-    settings: Settings
-    stores: Stores
-    ring: KeyFolder
-    reader: TokenReader
-    sessions: SqlSessionStore
-    credentials: SqlCredentialStore
-    users: UserStore
-    revocations: Revocations
-    audit: RecordedAudit
-    limits: Limits
-    lane: HashingLane
-    proof: PasswordProof
-    metrics: Metrics
-    tracing: Tracing
-    answers: LastAnswers
-    clock: Clock
-
-
 def build(settings: Settings, *, clock: Clock = now, answers: LastAnswers | None = None) -> Services:
     """
     Everything for one process; connects to nothing until it is used or started.  Call after the fork.
@@ -103,8 +83,9 @@ def build(settings: Settings, *, clock: Clock = now, answers: LastAnswers | None
         audit=parts.audit,
         roles=parts.stores.profile.roles,
     )
-    authentication = _authentication(parts)
     cache = cache_admin(settings, parts.stores, parts.users, parts.metrics)
+    mail = open_mail(parts, _policy(parts), _devices(settings)) if settings.mail.is_on else None
+    authentication = _authentication(parts, mail.recovery.addresses if mail else None)
     clients = SqlClientStore(parts.stores.database)
     checks = TokenChecks(
         reader=parts.reader,
@@ -125,19 +106,24 @@ def build(settings: Settings, *, clock: Clock = now, answers: LastAnswers | None
         client_registry=ClientRegistry(store=clients, audit=parts.audit, clock=clock),
         feed=revocation_feed(parts.stores, clock),
         introspection=_introspection(parts, authentication, checks),
+        registration=settings.registration.mode,
+        recovery=mail.recovery if mail else None,
         checks=checks,
         polled=parts.stores.polled,
         account=_account(parts, directory),
         users=directory,
         transfers=SqlUserTransfers(parts.stores.database, parts.stores.log, clock, pause=time.sleep),
         pepper_id=pepper_id(_reveal(settings.passwords.pepper)),
+        own_data=OwnDataExport(
+            store=SqlOwnData(parts.stores.database), limits=parts.limits, audit=parts.audit
+        ),
         preferences=PreferenceBook(parts.users, parts.revocations),
         sessions=SessionDirectory(
             store=parts.sessions, revocations=parts.revocations, audit=parts.audit, clock=clock
         ),
         limits=parts.limits,
         ring=parts.ring,
-        health=_health(parts),
+        health=_health(parts, mail),
         metrics=parts.metrics,
         tracing=parts.tracing,
         trusted_proxies=settings.http.trusted_proxies,
@@ -145,8 +131,8 @@ def build(settings: Settings, *, clock: Clock = now, answers: LastAnswers | None
         cors_origins=frozenset(settings.http.cors_origins),
         has_docs=settings.http.api_docs,
         compare=parts.stores.heartbeat.beat,
-        start=partial(_start, parts, starter(settings, parts.stores, cache)),
-        close=partial(_close, parts, cache),
+        start=partial(_start, parts, mail, starter(settings, parts.stores, cache)),
+        close=partial(_close, parts, mail, cache),
     )
 
 
@@ -165,7 +151,7 @@ def lane_size(workers: int, cores: int) -> LaneSize:
     )
 
 
-def _parts(settings: Settings, clock: Clock, answers: LastAnswers) -> _Parts:
+def _parts(settings: Settings, clock: Clock, answers: LastAnswers) -> Parts:
     metrics = make_metrics()
     tracing = open_tracing(settings.tracing)
     stores = open_stores(settings, metrics, tracing, answers, clock)
@@ -176,7 +162,7 @@ def _parts(settings: Settings, clock: Clock, answers: LastAnswers) -> _Parts:
     lane = _lane(settings, metrics)
     hasher = PasswordHasher(_reveal(settings.passwords.pepper), settings.passwords.bcrypt_cost)
     passwords = BoundedPasswords(hasher, lane)
-    return _Parts(
+    return Parts(
         settings=settings,
         stores=stores,
         ring=ring,
@@ -223,7 +209,7 @@ def _lane(settings: Settings, metrics: Metrics) -> HashingLane:
     return lane
 
 
-def _authentication(parts: _Parts) -> Authentication:
+def _authentication(parts: Parts, verification: Verification | None) -> Authentication:
     return Authentication(
         users=parts.users,
         credentials=parts.credentials,
@@ -240,10 +226,12 @@ def _authentication(parts: _Parts) -> Authentication:
         limits=parts.limits,
         audit=parts.audit,
         clock=parts.clock,
+        verification=verification,
+        is_open=parts.settings.registration.mode is RegistrationMode.OPEN,
     )
 
 
-def _session_policy(parts: _Parts) -> SessionPolicy:
+def _session_policy(parts: Parts) -> SessionPolicy:
     sessions = parts.settings.sessions
     return SessionPolicy(
         idle_ttl_s=sessions.idle_ttl_s,
@@ -253,11 +241,11 @@ def _session_policy(parts: _Parts) -> SessionPolicy:
     )
 
 
-def _refresh_tokens(parts: _Parts) -> RefreshTokens:
+def _refresh_tokens(parts: Parts) -> RefreshTokens:
     return RefreshTokens(_reveal(parts.settings.tokens.secret))
 
 
-def _introspection(parts: _Parts, authentication: Authentication, checks: TokenChecks) -> Introspection:
+def _introspection(parts: Parts, authentication: Authentication, checks: TokenChecks) -> Introspection:
     return Introspection(
         checks=checks,
         sessions=parts.sessions,
@@ -269,7 +257,7 @@ def _introspection(parts: _Parts, authentication: Authentication, checks: TokenC
     )
 
 
-def _batches(parts: _Parts, authentication: Authentication) -> Batches:
+def _batches(parts: Parts, authentication: Authentication) -> Batches:
     return Batches(
         authentication=authentication,
         credentials=parts.credentials,
@@ -279,7 +267,7 @@ def _batches(parts: _Parts, authentication: Authentication) -> Batches:
     )
 
 
-def _account(parts: _Parts, directory: UserDirectory) -> OwnAccount:
+def _account(parts: Parts, directory: UserDirectory) -> OwnAccount:
     return OwnAccount(
         credentials=parts.credentials,
         users=directory,
@@ -292,7 +280,7 @@ def _account(parts: _Parts, directory: UserDirectory) -> OwnAccount:
     )
 
 
-def _policy(parts: _Parts) -> PasswordPolicy:
+def _policy(parts: Parts) -> PasswordPolicy:
     return PasswordPolicy(min_length=parts.settings.passwords.min_length)
 
 
@@ -306,6 +294,10 @@ def _limits(settings: Settings) -> Mapping[Rule, Limit]:
         Rule.PASSWORD_ACCOUNT: settings.limits.password_account,
         Rule.REGISTER_IP: settings.limits.register_ip,
         Rule.REFRESH: settings.limits.refresh,
+        Rule.MAIL_IP: settings.limits.mail_ip,
+        Rule.MAIL_ADDRESS: settings.limits.mail_address,
+        Rule.CODE_IP: settings.limits.code_ip,
+        Rule.EXPORT: settings.limits.export,
     }
     in_force = {
         rule: Limit(name=rule.value, quota=limit.quota, window_s=limit.window_s)
@@ -315,7 +307,7 @@ def _limits(settings: Settings) -> Mapping[Rule, Limit]:
     return {**in_force, Rule.CLIENT_IP: CLIENT_IP_LIMIT}
 
 
-def _health(parts: _Parts) -> Health:
+def _health(parts: Parts, mail: MailRoom | None) -> Health:
     stores = parts.stores
     marker = IndexKeys(stores.keys).marker
 
@@ -336,7 +328,7 @@ def _health(parts: _Parts) -> Health:
         is_in_memory=parts.settings.redis.is_in_memory,
         is_cache_enabled=parts.settings.cache.is_enabled,
         totals=parts.metrics.cache_totals,
-        details=partial(_details, parts),
+        details=partial(_details, parts, mail),
         has_keys=lambda: bool(parts.ring().keys),
     )
     return Health(
@@ -344,7 +336,7 @@ def _health(parts: _Parts) -> Health:
     )
 
 
-def _details(parts: _Parts) -> dict[str, Any]:
+def _details(parts: Parts, mail: MailRoom | None) -> dict[str, Any]:
     """What only an admin sees."""
     stores = parts.stores
     return {
@@ -353,7 +345,18 @@ def _details(parts: _Parts) -> dict[str, Any]:
         "keys": _key_count(stores),
         "revocations": {"known": stores.proof.known},
         "hashing_queue": parts.lane.queue_depth,
+        "mail": _mail_state(mail),
     }
+
+
+def _mail_state(mail: MailRoom | None) -> str | None:
+    """``up``, ``delayed`` or ``off``; None where SQL does not tell."""
+    if mail is None:
+        return "off"
+    try:
+        return mail.state()
+    except StoreUnavailable:
+        return None
 
 
 def _key_count(stores: Stores) -> int | None:
@@ -365,12 +368,16 @@ def _key_count(stores: Stores) -> int | None:
     return count if isinstance(count, int) else None
 
 
-def _start(parts: _Parts, begin: Callable[[], None]) -> None:
+def _start(parts: Parts, mail: MailRoom | None, begin: Callable[[], None]) -> None:
     parts.ring.announce()
     begin()
+    if mail is not None:
+        mail.thread.start()
 
 
-def _close(parts: _Parts, cache: CacheAdmin) -> None:
+def _close(parts: Parts, mail: MailRoom | None, cache: CacheAdmin) -> None:
+    if mail is not None:
+        mail.thread.close()
     cache.warming.close()
     parts.lane.close()
     parts.audit.writer.close()

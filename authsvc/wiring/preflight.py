@@ -8,12 +8,14 @@ from collections.abc import Iterator
 
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.tokens.keys import KeyRefused
+from authsvc.mail.letters import BadTemplate
 from authsvc.observability.tracing import is_installed
 from authsvc.settings import HttpSettings, Problem, Settings, TracingMode
 from authsvc.store.key_folder import read_key
 from authsvc.store.migrations import why_unfit
 from authsvc.store.postgres.causes import cause_of
 from authsvc.store.users import roles_in_use
+from authsvc.wiring.mail import letters
 from authsvc.wiring.redis_checks import ownership_problems, redis_problems
 from authsvc.wiring.stores import open_database
 
@@ -25,8 +27,8 @@ def problems(settings: Settings) -> tuple[Problem, ...]:
 
 
 def local_problems(settings: Settings) -> tuple[Problem, ...]:
-    """What is wrong with the signing keys, and what is asked for and not installed; connects to nothing."""
-    return (*_keys(settings), *_tracing(settings))
+    """What is wrong with keys and mail templates, and what is not installed; connects to nothing."""
+    return (*_keys(settings), *_tracing(settings), *_templates(settings))
 
 
 def database_problems(settings: Settings) -> tuple[Problem, ...]:
@@ -67,6 +69,15 @@ def _not_listening(number: int, error: OSError) -> str:
     if error.errno == errno.EACCES:
         return f"{number} is not for this user: below 1024 only root may listen; choose another port"
     return f"{number} cannot be listened on at HOST ({error.strerror})"
+
+
+def _templates(settings: Settings) -> Iterator[Problem]:
+    if not settings.mail.is_on:
+        return
+    try:
+        letters(settings).try_all()
+    except BadTemplate as error:
+        yield Problem(name="MAIL_TEMPLATES_DIR", message=f"has a template that cannot be used: {error}")
 
 
 def _keys(settings: Settings) -> Iterator[Problem]:

@@ -25,6 +25,7 @@ ROUTES = {
     "DELETE /v1/me/sessions": USER,
     "DELETE /v1/me/sessions/<session_id>": USER,
     "GET /v1/me/events": USER,
+    "GET /v1/me/export": USER,
     "GET /v1/audit": ADMIN,
     "GET /v1/users": ADMIN,
     "GET /v1/users/<user_id>": ADMIN,

@@ -11,8 +11,9 @@ from typing import Any, cast
 from flask import current_app, g, request
 
 from authsvc.domain.clients import Caller
+from authsvc.domain.errors import NotFound
 from authsvc.domain.tokens.access import AccessToken
-from authsvc.services import Services
+from authsvc.services import RecoveryServices, Services
 
 EXTENSION = "authsvc"
 #: Shows, and renews, that somebody logged in on this device before.
@@ -30,6 +31,14 @@ USER_AGENT_LENGTH = 512
 def services() -> Services:
     """Everything that a view may call."""
     return cast("Services", current_app.extensions[EXTENSION])
+
+
+def recovery() -> RecoveryServices:
+    """What mails make possible; its routes exist only where it does."""
+    found = services().recovery
+    if found is None:
+        raise NotFound
+    return found
 
 
 def identity() -> AccessToken:

@@ -20,7 +20,12 @@ log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 CHALLENGE = 'Bearer realm="authsvc"'
-CLIENT_CHALLENGE = 'Basic realm="authsvc", charset="UTF-8"'
+#: Where the challenge says more than CHALLENGE.
+CHALLENGES: dict[type[errors.AuthError], str] = {
+    errors.TokenInvalid: f'{CHALLENGE}, error="invalid_token"',
+    errors.ClientRefused: 'Basic realm="authsvc", charset="UTF-8"',
+    errors.CodeInvalid: "Bearer",
+}
 
 #: Every AuthError with its status; a test asserts that none is left out.
 STATUSES: dict[type[errors.AuthError], int] = {
@@ -30,9 +35,12 @@ STATUSES: dict[type[errors.AuthError], int] = {
     errors.RefreshInvalid: 401,
     errors.RefreshReused: 401,
     errors.SessionOver: 401,
+    errors.CodeInvalid: 401,
     errors.ClientRefused: 401,
     errors.RightMissing: 400,
     errors.Forbidden: 403,
+    errors.EmailUnverified: 403,
+    errors.RegistrationClosed: 403,
     errors.WrongPassword: 403,
     errors.NotFound: 404,
     errors.EmailTaken: 409,
@@ -51,9 +59,12 @@ DETAILS = {
     "refresh_invalid": "The refresh token is not valid.",
     "refresh_reused": "The refresh token was used before; its session has been ended. Log in again.",
     "session_ended": "The session has ended. Log in again.",
+    "code_invalid": "The code or link is not valid: it is wrong, used or expired.",
     "invalid_client": "Authenticate as a registered client, with HTTP Basic in the Authorization header.",
     "unauthorized_client": "This client was not given the right to do that.",
     "forbidden": "A role or a right is missing.",
+    "email_unverified": "Prove your e-mail address first, with the code that was mailed to you.",
+    "registration_closed": "Accounts are made by invitation or by the operators.",
     "wrong_password": "The current password is wrong.",
     "not_found": "There is nothing here.",
     "email_taken": "Another account has this e-mail address.",
@@ -184,10 +195,8 @@ def install(app: Flask) -> None:
 
 def _headers(error: errors.AuthError, status: int) -> dict[str, str]:
     """What the status asks for."""
-    if isinstance(error, errors.TokenInvalid):
-        return {"WWW-Authenticate": f'{CHALLENGE}, error="invalid_token"'}
-    if isinstance(error, errors.ClientRefused):
-        return {"WWW-Authenticate": CLIENT_CHALLENGE}
+    if type(error) in CHALLENGES:
+        return {"WWW-Authenticate": CHALLENGES[type(error)]}
     if status == HTTPStatus.UNAUTHORIZED:
         return {"WWW-Authenticate": CHALLENGE}
     if isinstance(error, errors.RateLimited):

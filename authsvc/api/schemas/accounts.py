@@ -259,6 +259,7 @@ class UserView(View):
     created_at = Time()
     updated_at = Time()
     last_login = Time(allow_none=True)
+    email_verified = fields.Boolean()
 
 
 class UserPage(View):

@@ -7,7 +7,7 @@ from typing import Any
 
 from marshmallow import RAISE, Schema, ValidationError, fields, post_load, validate
 
-from authsvc.api.schemas.accounts import MAX_PAGE
+from authsvc.api.schemas.accounts import MAX_PAGE, SessionView, UserView
 from authsvc.api.schemas.kinds import Identifier, Time, TimeInQuery, View, Whole
 from authsvc.domain.audit import OPERATIONAL, Action, AuditFilter
 
@@ -90,6 +90,35 @@ class OwnEventPage(View):
 
     items = fields.List(fields.Nested(OwnEventView))
     next_cursor = fields.String(allow_none=True)
+
+
+class MailView(View):
+    """A mail as its recipient sees it: that it was sent, not what it said."""
+
+    template = fields.String()
+    state = fields.String()
+    asked_at = Time()
+    sent_at = Time(allow_none=True)
+    ip = fields.String(allow_none=True, attribute="client_ip")
+
+
+class AccountView(UserView):
+    """The account; preferences have a member of their own."""
+
+    class Meta:
+        """Once is enough."""
+
+        exclude = ("preferences",)
+
+
+class OwnDataView(View):
+    """Everything that is kept about one person; parts that are off are left out."""
+
+    account = fields.Nested(AccountView)
+    preferences = fields.Dict(keys=fields.String())
+    sessions = fields.List(fields.Nested(SessionView))
+    mails = fields.List(fields.Nested(MailView))
+    events = fields.List(fields.Nested(OwnEventView))
 
 
 class EventView(View):

@@ -21,6 +21,8 @@ MIN_COST_LOG2, MAX_COST_LOG2 = 4, 15
 SCHEME = "bcrypt-hmac-sha384"
 #: What Django puts in front of bcrypt over the SHA-256 of a password, in hexadecimal digits. Kept as it came.
 SHA256_SCHEME = "bcrypt_sha256$"
+#: Stored for a user who has no password yet, or whose password an admin locked; nothing matches it.
+UNUSABLE = "!"
 #: What stands in place of a scheme where a stored hash is none.
 MALFORMED = "malformed"
 
@@ -88,12 +90,13 @@ class PasswordHasher:
         """
         Whether *password* is the one that *stored* was made of; never raises, whatever either is.
 
-        *stored* is None for an address that nobody has: the same code and work, and never a match.
+        *stored* is None for an address that nobody has, UNUSABLE for a user without a password: the same
+        work, and never a match.
         A password with NUL or half a surrogate pair costs the same and matches nothing: no account can
         have it here, and for an imported one the bytes after NUL would be ignored.
         """
         digest = self._digest(password)
-        text = self._decoy() if stored is None else stored
+        text = self._decoy() if stored in {None, UNUSABLE} else stored
         found = _STORED.fullmatch(text)
         if found is None:
             self.verify(password, None)

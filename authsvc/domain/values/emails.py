@@ -9,6 +9,8 @@ from email_validator import validate_email
 #: An address in canonical form, at most 254 ASCII characters.
 Email = NewType("Email", str)
 
+#: Looked up for an address of wrong syntax, so that it costs what an unknown one costs; never registered.
+NOBODY = Email("nobody@authsvc.invalid")
 #: Octets of a whole address (RFC 5321 §4.5.3.1.3).
 MAX_LENGTH = 254
 
@@ -40,6 +42,14 @@ def canonical_email(text: str) -> Email:
     if "." not in domain:
         raise InvalidEmail
     return Email(f"{local.lower()}@{domain}")
+
+
+def typed_email(text: str) -> Email | None:
+    """The canonical form of an address that somebody typed, None where it has none."""
+    try:
+        return canonical_email(text)
+    except InvalidEmail:
+        return None
 
 
 def _parts(text: str) -> tuple[str, str]:

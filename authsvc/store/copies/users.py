@@ -24,7 +24,7 @@ from authsvc.domain.values.identifiers import UserId, is_id
 from authsvc.domain.values.jsontext import Json
 
 #: Raise it with every change of the fields below.
-USER_SCHEMA = 2
+USER_SCHEMA = 3
 
 #: Who has waited longer for Redis (seconds) notes no address there.
 NOTE_WITHIN_S = 0.1
@@ -188,6 +188,7 @@ def dump_user(user: User) -> Entry:
         "created_at": user.created_at.isoformat(),
         "updated_at": user.updated_at.isoformat(),
         "last_login": user.last_login.isoformat() if user.last_login else None,
+        "email_verified": user.email_verified,
         "epoch": user.epoch,
     }
     return Entry(fields, row_version=user.version)
@@ -209,6 +210,7 @@ def load_user(entry: Entry) -> User:
         created_at=datetime.fromisoformat(_text(fields["created_at"])),
         updated_at=datetime.fromisoformat(_text(fields["updated_at"])),
         last_login=datetime.fromisoformat(_text(last_login)) if last_login is not None else None,
+        email_verified=fields["email_verified"] is True,
         epoch=int(cast("int", fields["epoch"])),
         version=entry.row_version,
     )

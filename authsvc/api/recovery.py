@@ -1,0 +1,152 @@
+"""Accounts that people get back into: verification, reset, quiet registration, change of address."""
+
+from __future__ import annotations
+
+from flask import Response
+
+from authsvc.api.frame.bodies import Blueprint
+from authsvc.api.frame.context import DEVICE_HEADER, client_ip, identity, recovery, services
+from authsvc.api.frame.guards import counted, limited, optional_bearer, public, requires
+from authsvc.api.frame.outcomes import changed, revoked
+from authsvc.api.schemas.accounts import RegisterBody, UserView
+from authsvc.api.schemas.recovery import (
+    AddressBody,
+    AddressForm,
+    AskedView,
+    ChangeAskedView,
+    ChangeBody,
+    ChangeConfirmBody,
+    ConfirmBody,
+    ResetBody,
+    TicketForm,
+    VerifyBody,
+)
+from authsvc.domain.accounts.recovery import Asked
+from authsvc.domain.authentication import Registration
+from authsvc.domain.ratelimits import Rule
+from authsvc.domain.users import User
+
+blp = Blueprint("recovery", __name__, url_prefix="/v1/auth", description="Getting back into an account.")
+me = Blueprint("address", __name__, url_prefix="/v1/me/email", description="The caller's own address.")
+quiet = Blueprint("quiet", __name__, url_prefix="/v1/auth/register", description="Quiet registration.")
+
+
+@blp.post("/email/resend")
+@public
+@limited(Rule.MAIL_IP)
+@blp.arguments(AddressBody)
+@blp.response(202, description="A mail is sent if an account has the address, not proven yet.")
+@blp.refuses(429, "`rate_limited`")
+@blp.refuses(503, "`unavailable`")
+def resend(form: AddressForm) -> tuple[dict[str, object], int]:
+    """Send another verification mail."""
+    recovery().addresses.ask_again(form.email, client_ip())
+    return {}, 202
+
+
+@blp.post("/email/verify")
+@public
+@blp.doc(security=[{"bearer": []}, {}])
+@blp.arguments(VerifyBody)
+@blp.response(204, description="The address is proven.")
+@blp.refuses(401, "`code_invalid`, `token_invalid`, `invalid_credentials`")
+@blp.refuses(429, "`rate_limited`")
+@blp.refuses(503, "`busy`, `unavailable`")
+def verify(form: TicketForm) -> Response:
+    """Prove an address: with a session, or with address and password."""
+    addresses = recovery().addresses
+    if form.email is not None and form.password is not None:
+        addresses.verify_with_password(form.email, form.password, form.shown, client_ip())
+    else:
+        token = services().checks.check(optional_bearer() or "")
+        addresses.verify_in_session(token.user_id, form.shown, client_ip())
+    return Response(status=204)
+
+
+@blp.post("/password/forgot")
+@public
+@limited(Rule.MAIL_IP)
+@blp.arguments(AddressBody)
+@blp.response(202, AskedView, description="A mail is sent if an account has the address.")
+@blp.refuses(429, "`rate_limited`")
+@blp.refuses(503, "`unavailable`")
+def forgot(form: AddressForm) -> tuple[Asked, int]:
+    """Ask for a mail to choose a new password with."""
+    return recovery().recovery.ask(form.email, client_ip()), 202
+
+
+@blp.post("/password/reset")
+@public
+@blp.arguments(ResetBody)
+@blp.response(
+    204,
+    description="The password is set; every session has ended.",
+    headers={DEVICE_HEADER: {"schema": {"type": "string"}}},
+)
+@blp.alt_response(202, description="The same, Redis has yet to hear of it.")
+@blp.refuses(401, "`code_invalid`")
+@blp.refuses(429, "`rate_limited`")
+@blp.refuses(503, "`busy`, `unavailable`")
+def reset(form: TicketForm) -> Response:
+    """Choose a new password with a mail's code or link; opens no session."""
+    outcome = recovery().recovery.reset(form.shown, form.new_password or "", client_ip())
+    answer = revoked(outcome)
+    answer.headers[DEVICE_HEADER] = outcome.value
+    return answer
+
+
+@quiet.post("")
+@public
+@counted(lambda metrics: metrics.registration)
+@limited(Rule.REGISTER_IP)
+@limited(Rule.MAIL_IP)
+@quiet.arguments(RegisterBody)
+@quiet.response(202, AskedView, description="A mail is sent, whether or not the address has an account.")
+@quiet.refuses(429, "`rate_limited`")
+@quiet.refuses(503, "`busy`, `unavailable`")
+def register(form: Registration) -> tuple[Asked, int]:
+    """Ask for an account; it is made when the address is proven."""
+    addresses = recovery().addresses
+    return addresses.register(form.email, form.password, form.profile, client_ip()), 202
+
+
+@quiet.post("/confirm")
+@public
+@quiet.arguments(ConfirmBody)
+@quiet.response(201, UserView)
+@quiet.refuses(401, "`code_invalid`")
+@quiet.refuses(409, "`email_taken`")
+@quiet.refuses(429, "`rate_limited`")
+@quiet.refuses(503, "`busy`, `unavailable`")
+def confirm_registration(form: TicketForm) -> tuple[User, int, dict[str, str]]:
+    """Create the account that was asked for."""
+    user = recovery().addresses.confirm_registration(form.shown, form.password, client_ip()).value
+    return user, 201, {"Location": f"/v1/users/{user.id}"}
+
+
+@me.post("")
+@requires("user")
+@me.arguments(ChangeBody)
+@me.response(202, ChangeAskedView, description="Codes are on their way.")
+@me.refuses(403, "`wrong_password`")
+@me.refuses(429, "`rate_limited`")
+def ask_change(form: AddressForm) -> tuple[Asked, int]:
+    """Ask to change the address; a newer request voids the older."""
+    proven = services().account.prove(identity(), form.password)
+    return recovery().addresses.ask_change(proven, form.email, client_ip()), 202
+
+
+@me.post("/confirm")
+@requires("user")
+@me.arguments(ChangeConfirmBody)
+@me.response(200, UserView)
+@me.alt_response(202, schema=UserView, description="Changed; Redis has yet to hear of it.")
+@me.refuses(401, "`code_invalid`, `token_invalid`")
+@me.refuses(409, "`email_taken`")
+@me.refuses(429, "`rate_limited`")
+def confirm_change(form: TicketForm) -> tuple[User, int]:
+    """Change the address; every other session ends."""
+    token = identity()
+    return changed(
+        recovery().addresses.confirm_change(token.user_id, token.session_id, form.shown, client_ip())
+    )

@@ -1,0 +1,198 @@
+"""The outbox in SQL: mails are added with what they are about, claimed under a lease, and settled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    RowMapping,
+    and_,
+    case,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
+
+from authsvc.domain.accounts.mails import LEASE_S, Delivery, Mail, MailId, MailState, Template
+from authsvc.domain.accounts.tickets import Purpose, Ticket
+from authsvc.domain.users import User
+from authsvc.store.sql import Database
+from authsvc.store.tables import USER_COLUMNS, mails, tickets, to_user, users
+from authsvc.store.tickets import to_ticket
+
+_FIELDS = tuple(
+    column.name
+    for column in mails.columns
+    if column.name not in {"template", "state", "is_urgent", "lease_owner", "lease_until", "waits_for_relay"}
+)
+
+
+class SqlOutbox:
+    """Mails as rows; each method is one transaction."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def claim(self, *, most: int, now: datetime, owner: str) -> Sequence[Delivery]:
+        """Take up to *most* due mails under a lease, and bind tickets that were asked for by address."""
+        due = (
+            select(mails.c.id)
+            .where(_is_free(now), mails.c.next_try_at <= now)
+            .order_by(mails.c.is_urgent.desc(), mails.c.next_try_at, mails.c.id)
+            .limit(most)
+        )
+        if self._database.is_postgresql:
+            due = due.with_for_update(skip_locked=True)
+        taken = (
+            update(mails)
+            .where(mails.c.id.in_(due))
+            .values(
+                lease_owner=owner,
+                lease_until=now + timedelta(seconds=LEASE_S),
+                attempts=mails.c.attempts + 1,
+            )
+            .returning(mails)
+        )
+        with self._database.transaction() as connection:
+            claimed = [to_mail(row) for row in connection.execute(taken).mappings()]
+            claimed.sort(key=lambda mail: (not mail.is_urgent, mail.next_try_at, mail.id))
+            return [_delivery(connection, mail) for mail in claimed]
+
+    def settle(
+        self,
+        mail: Mail,
+        state: MailState,
+        *,
+        owner: str,
+        now: datetime,
+        next_try_at: datetime | None = None,
+        waits_for_relay: bool = False,
+    ) -> bool:
+        """Write how a try went; False where the lease was lost: then another sender has the mail."""
+        settled = (
+            update(mails)
+            .where(
+                mails.c.id == mail.id, mails.c.lease_owner == owner, mails.c.state == MailState.QUEUED.value
+            )
+            .values(
+                state=state.value,
+                lease_owner=None,
+                lease_until=None,
+                next_try_at=next_try_at or mail.next_try_at,
+                waits_for_relay=waits_for_relay,
+                sent_at=now if state is MailState.SENT else None,
+            )
+        )
+        with self._database.transaction() as connection:
+            return connection.execute(settled).rowcount == 1
+
+    def release(self, mail: Mail, *, owner: str) -> None:
+        """Give back a claimed mail that was not begun: that was no try."""
+        released = (
+            update(mails)
+            .where(mails.c.id == mail.id, mails.c.lease_owner == owner)
+            .values(lease_owner=None, lease_until=None, attempts=mails.c.attempts - 1)
+        )
+        with self._database.transaction() as connection:
+            connection.execute(released)
+
+    def bring_forward(self, *, now: datetime) -> None:
+        """Make due what only waits for a lost connection."""
+        sooner = (
+            update(mails)
+            .where(_is_free(now), mails.c.next_try_at > now, mails.c.waits_for_relay.is_(True))
+            .values(next_try_at=now)
+        )
+        with self._database.transaction() as connection:
+            connection.execute(sooner)
+
+    def waiting(self, *, now: datetime) -> tuple[int, float]:
+        """How many mails wait, and how many seconds ago the oldest of them was asked for."""
+        statement = select(func.count(), func.min(mails.c.asked_at)).where(
+            mails.c.state == MailState.QUEUED.value
+        )
+        with self._database.read() as connection:
+            count, oldest = connection.execute(statement).one()
+        return count, max(0.0, (now - oldest).total_seconds()) if oldest else 0.0
+
+    def page(self, *, most: int) -> list[Mail]:
+        """The newest *most* mails."""
+        statement = select(mails).order_by(mails.c.id.desc()).limit(most)
+        with self._database.read() as connection:
+            return [to_mail(row) for row in connection.execute(statement).mappings()]
+
+    def retry(self, mail_id: MailId, *, now: datetime, ends_at: datetime) -> bool:
+        """Make a mail that waits or failed due at once, until *ends_at* at least; False: there is none."""
+        again = (
+            update(mails)
+            .where(mails.c.id == mail_id, mails.c.state.in_([MailState.QUEUED.value, MailState.FAILED.value]))
+            .values(
+                state=MailState.QUEUED.value,
+                attempts=0,
+                next_try_at=now,
+                lease_owner=None,
+                lease_until=None,
+                ends_at=case((mails.c.ends_at < ends_at, ends_at), else_=mails.c.ends_at),
+            )
+        )
+        with self._database.transaction() as connection:
+            return connection.execute(again).rowcount == 1
+
+
+def add_mail(connection: Connection, mail: Mail) -> None:
+    """Insert *mail* in the caller's transaction."""
+    row = {name: getattr(mail, name) for name in _FIELDS}
+    row |= {"template": mail.template.value, "state": mail.state.value}
+    row |= {"is_urgent": mail.is_urgent, "waits_for_relay": False}
+    connection.execute(insert(mails).values(row))
+
+
+def to_mail(row: RowMapping) -> Mail:
+    """The mail in *row*."""
+    fields: dict[str, Any] = {name: row[mails.c[name]] for name in _FIELDS}
+    return Mail(**fields, template=Template(row[mails.c.template]), state=MailState(row[mails.c.state]))
+
+
+def _delivery(connection: Connection, mail: Mail) -> Delivery:
+    """*mail* with its ticket and the account that has its address."""
+    statement = select(*USER_COLUMNS, users.c.password_version).where(users.c.email == mail.recipient)
+    row = connection.execute(statement).mappings().first()
+    user = to_user(row) if row else None
+    ticket = _ticket(connection, mail)
+    if ticket is not None and ticket.user_id is None and row is not None and _is_asked_by_address(ticket):
+        ticket = _bound(connection, ticket, to_user(row), row[users.c.password_version])
+    return Delivery(mail=mail, ticket=ticket, user=user)
+
+
+def _ticket(connection: Connection, mail: Mail) -> Ticket | None:
+    if mail.ticket_id is None:
+        return None
+    row = connection.execute(select(tickets).where(tickets.c.id == mail.ticket_id)).mappings().first()
+    return to_ticket(row) if row else None
+
+
+def _is_asked_by_address(ticket: Ticket) -> bool:
+    return ticket.purpose in {Purpose.RESET, Purpose.VERIFY}
+
+
+def _bound(connection: Connection, ticket: Ticket, user: User, password_version: int) -> Ticket:
+    """*ticket* for *user*, with the password and address that they have now."""
+    bound = replace(ticket, user_id=user.id, bound_email=user.email, password_version=password_version)
+    values = {"user_id": user.id, "bound_email": user.email, "password_version": password_version}
+    connection.execute(
+        update(tickets).where(tickets.c.id == ticket.id, tickets.c.user_id.is_(None)).values(values)
+    )
+    return bound
+
+
+def _is_free(now: datetime) -> ColumnElement[bool]:
+    """Waits, and nobody has it."""
+    no_lease = or_(mails.c.lease_until.is_(None), mails.c.lease_until <= now)
+    return and_(mails.c.state == MailState.QUEUED.value, no_lease)

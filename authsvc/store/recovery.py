@@ -1,0 +1,191 @@
+"""
+What tickets do in SQL: each use is one transaction with the conditional update that uses the ticket up.
+
+The user's row is locked before the ticket's, as a password change does: in the other order two transactions
+could wait for each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, RowMapping, and_, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from authsvc.domain.accounts.mails import Mail, Template, new_mail
+from authsvc.domain.accounts.tickets import Purpose, Ticket
+from authsvc.domain.credentials import Credentials
+from authsvc.domain.errors import CodeInvalid, EmailTaken, NotFound
+from authsvc.domain.revocations import Committed, Revocation
+from authsvc.domain.users import User
+from authsvc.domain.values.clocks import Clock
+from authsvc.domain.values.emails import Email
+from authsvc.domain.values.identifiers import SessionId, UserId
+from authsvc.store.mails import add_mail
+from authsvc.store.revocations import SqlRevocationLog
+from authsvc.store.sessions import end_sessions_of
+from authsvc.store.sql import Database
+from authsvc.store.tables import USER_COLUMNS, from_user, tickets, to_user, users
+from authsvc.store.tickets import add_ticket, end_tickets_of, to_ticket, use_ticket
+
+
+class SqlRecoveryStore:
+    """Tickets and what they change, together."""
+
+    def __init__(self, database: Database, log: SqlRevocationLog, clock: Clock) -> None:
+        self._database = database
+        self._log = log
+        self._clock = clock
+
+    def ask(self, ticket: Ticket, mails: Sequence[Mail], *, replaces_others: bool = False) -> None:
+        """Store *ticket* and *mails*; where it *replaces_others*, the user's open tickets like it end."""
+        with self._database.transaction() as connection:
+            if replaces_others and ticket.user_id is not None:
+                end_tickets_of(connection, ticket.user_id, self._clock(), purpose=ticket.purpose)
+            add_ticket(connection, ticket)
+            for mail in mails:
+                add_mail(connection, mail)
+
+    def latest(self, user_id: UserId, purpose: Purpose) -> Ticket | None:
+        """The user's newest ticket of *purpose*, open or not."""
+        statement = (
+            select(tickets)
+            .where(tickets.c.user_id == user_id, tickets.c.purpose == purpose.value)
+            .order_by(tickets.c.created_at.desc())
+            .limit(1)
+        )
+        with self._database.read() as connection:
+            row = connection.execute(statement).mappings().first()
+        return to_ticket(row) if row else None
+
+    def reset_password(self, ticket: Ticket, password_hash: str) -> Committed[Credentials]:
+        """Set the password, prove the address, end every session and ticket, raise the epoch."""
+        now = self._clock()
+        with self._database.transaction() as connection:
+            row = self._used(connection, ticket, now, **_new_password(password_hash), email_verified=True)
+            entries = self._cut_off(connection, to_user(row), "password_reset")
+            self._tell(connection, Template.PASSWORD_RESET, ticket.bound_email, now)
+            return Committed(_credentials(row), self._log.append(connection, entries))
+
+    def prove_email(self, ticket: Ticket) -> Committed[User]:
+        """Note that the user's address is proven."""
+        now = self._clock()
+        with self._database.transaction() as connection:
+            user = to_user(self._used(connection, ticket, now, email_verified=True))
+            end_tickets_of(connection, user.id, now, purpose=Purpose.VERIFY)
+            return Committed(user, self._log.append(connection, [self._log.draft(user, "email_verified")]))
+
+    def confirm_registration(self, ticket: Ticket, user: User) -> Committed[User]:
+        """Create *user* with the ticket's password; the first confirmed registration of an address wins."""
+        row = from_user(user) | {"password_hash": ticket.password_hash, "password_version": 1}
+        try:
+            with self._database.transaction() as connection:
+                if not use_ticket(connection, ticket, self._clock()):
+                    raise CodeInvalid("used or expired")
+                connection.execute(insert(users).values(row))
+                return Committed(user, self._log.append(connection, [self._log.draft(user, "registered")]))
+        except IntegrityError as error:
+            raise EmailTaken from error
+
+    def change_email(self, ticket: Ticket, *, keep: SessionId) -> Committed[User]:
+        """Set the address, end every session but *keep* and every ticket, tell both addresses."""
+        now, new = self._clock(), ticket.email
+        try:
+            with self._database.transaction() as connection:
+                user = to_user(self._used(connection, ticket, now, email=new, email_verified=True))
+                entries = end_sessions_of(connection, self._log, user.id, now, "email_changed", keep=keep)
+                # Two entries: copies are kept by the old address, too.
+                entries.append(self._log.draft(user, "email_changed"))
+                entries.append(
+                    self._log.draft(replace(user, email=ticket.bound_email or user.email), "email_changed")
+                )
+                end_tickets_of(connection, user.id, now)
+                for recipient in (new, ticket.bound_email):
+                    self._tell(connection, Template.EMAIL_CHANGED, recipient, now)
+                return Committed(user, self._log.append(connection, entries))
+        except IntegrityError as error:
+            raise EmailTaken from error
+
+    def add_user(self, user: User, password_hash: str, ticket: Ticket, mail: Mail | None) -> Committed[User]:
+        """Insert *user* with *ticket* and *mail*; raises EmailTaken."""
+        row = from_user(user) | {"password_hash": password_hash, "password_version": 1}
+        try:
+            with self._database.transaction() as connection:
+                connection.execute(insert(users).values(row))
+                add_ticket(connection, ticket)
+                if mail is not None:
+                    add_mail(connection, mail)
+                return Committed(user, self._log.append(connection, [self._log.draft(user, "registered")]))
+        except IntegrityError as error:
+            raise EmailTaken from error
+
+    def lock_password(self, user_id: UserId, password_hash: str) -> Committed[User]:
+        """Set *password_hash*, end every session and ticket, raise the epoch; raises NotFound."""
+        now = self._clock()
+        locked = (
+            update(users)
+            .where(users.c.id == user_id)
+            .values(version=users.c.version + 1, updated_at=now, **_new_password(password_hash))
+            .returning(*USER_COLUMNS)
+        )
+        with self._database.transaction() as connection:
+            row = connection.execute(locked).mappings().one_or_none()
+            if row is None:
+                raise NotFound
+            user = to_user(row)
+            return Committed(user, self._log.append(connection, self._cut_off(connection, user, "locked")))
+
+    def _used(self, connection: Connection, ticket: Ticket, now: datetime, **values: object) -> RowMapping:
+        """
+        Use *ticket* up and give its user *values*, if they are active and as they were when it was bound.
+
+        Raises CodeInvalid.
+        """
+        statement = (
+            update(users)
+            .where(
+                and_(
+                    users.c.id == ticket.user_id,
+                    users.c.email == ticket.bound_email,
+                    users.c.password_version == ticket.password_version,
+                    users.c.status == "active",
+                )
+            )
+            .values(version=users.c.version + 1, updated_at=now, **values)
+            .returning(*USER_COLUMNS, users.c.password_hash, users.c.password_version)
+        )
+        row = connection.execute(statement).mappings().one_or_none()
+        if row is None or not use_ticket(connection, ticket, now):
+            raise CodeInvalid("used or expired, or its user has changed")
+        return row
+
+    def _cut_off(self, connection: Connection, user: User, reason: str) -> list[Revocation]:
+        """End every session and ticket of *user*, whose epoch has just risen; the log entries."""
+        entries = end_sessions_of(connection, self._log, user.id, self._clock(), reason)
+        end_tickets_of(connection, user.id, self._clock())
+        return [*entries, self._log.draft(user, reason, epoch=user.epoch)]
+
+    @staticmethod
+    def _tell(connection: Connection, template: Template, recipient: Email | None, now: datetime) -> None:
+        if recipient is not None:
+            add_mail(connection, new_mail(template, recipient, now=now))
+
+
+def _new_password(password_hash: str) -> dict[str, Any]:
+    """What a password that was not changed by its owner in a session brings: every token dies."""
+    return {
+        "password_hash": password_hash,
+        "password_version": users.c.password_version + 1,
+        "epoch": users.c.epoch + 1,
+    }
+
+
+def _credentials(row: RowMapping) -> Credentials:
+    return Credentials(
+        user=to_user(row),
+        password_hash=row[users.c.password_hash],
+        password_version=row[users.c.password_version],
+    )
