@@ -54,6 +54,7 @@ def described(user: User, roles: RoleNames) -> dict[str, Any]:
         "created_at": rfc3339(user.created_at),
         "updated_at": rfc3339(user.updated_at),
         "last_login": rfc3339(user.last_login) if user.last_login else None,
+        "email_verified": user.email_verified,
     }
 
 

@@ -71,6 +71,7 @@ class Line(Schema):
     created_at = _moment()
     updated_at = _moment()
     last_login = _moment(allow_none=True)
+    email_verified = fields.Boolean(truthy={True}, falsy={False})
 
 
 #: Made once: making it takes as long as the work on a line.
@@ -234,4 +235,5 @@ def _user(data: dict[str, Any], now: datetime) -> User:
         created_at=data.get("created_at", now),
         updated_at=data.get("updated_at", now),
         last_login=data.get("last_login"),
+        email_verified=data.get("email_verified", False),
     )

@@ -52,7 +52,7 @@ from authsvc.store.users import SqlCredentialStore, SqlUserStore
 from authsvc.wiring.cache_admin import cache_admin, starter
 from authsvc.wiring.feed import revocation_feed
 from authsvc.wiring.machine import available_cores
-from authsvc.wiring.mail import MailRoom, open_mail
+from authsvc.wiring.mail import MailRoom, mail_state, open_mail
 from authsvc.wiring.parts import Parts
 from authsvc.wiring.stores import Stores, open_stores
 from authsvc.wiring.tracing import open_tracing
@@ -345,18 +345,8 @@ def _details(parts: Parts, mail: MailRoom | None) -> dict[str, Any]:
         "keys": _key_count(stores),
         "revocations": {"known": stores.proof.known},
         "hashing_queue": parts.lane.queue_depth,
-        "mail": _mail_state(mail),
+        "mail": mail_state(mail),
     }
-
-
-def _mail_state(mail: MailRoom | None) -> str | None:
-    """``up``, ``delayed`` or ``off``; None where SQL does not tell."""
-    if mail is None:
-        return "off"
-    try:
-        return mail.state()
-    except StoreUnavailable:
-        return None
 
 
 def _key_count(stores: Stores) -> int | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from authsvc.domain.accounts.mails import Template, new_mail
 from authsvc.domain.accounts.recovery import Addresses, MailRequests, Recovery, TicketProof
 from authsvc.domain.accounts.tickets import Tickets, TicketSecrets
+from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.passwords.policy import PasswordPolicy
 from authsvc.domain.tokens.devices import DeviceTokens
 from authsvc.domain.values.clocks import Clock
@@ -39,10 +40,16 @@ class MailRoom:
     thread: MailThread
     clock: Clock
 
-    def state(self) -> str:
-        """``up`` or ``delayed``; raises StoreUnavailable."""
-        _, oldest_s = self.recovery.outbox.waiting(now=self.clock())
-        return "delayed" if oldest_s > DELAYED_S else "up"
+
+def mail_state(room: MailRoom | None) -> str | None:
+    """``up``, ``delayed`` or ``off``; None where SQL does not tell."""
+    if room is None:
+        return "off"
+    try:
+        _, oldest_s = room.recovery.outbox.waiting(now=room.clock())
+    except StoreUnavailable:
+        return None
+    return "delayed" if oldest_s > DELAYED_S else "up"
 
 
 def open_mail(parts: Parts, policy: PasswordPolicy, devices: DeviceTokens) -> MailRoom:

@@ -11,7 +11,8 @@ from sqlalchemy import select, update
 from authsvc.settings import Settings
 from authsvc.store.tables import audit_events, users
 from authsvc.wiring.stores import open_database
-from tests.api.driver import Api, Person, code_of
+from tests.api.driver import Api, Person, code_of, json_of, new_email
+from tests.api.mailing import Postbox, code_in, token_in
 from tests.rig import PASSWORD
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class Stage:
     api: Api
     admin: Person
     database: Database
+    postbox: Postbox
     user: Person
     seen: set[str] = field(default_factory=set)
 
@@ -73,6 +75,29 @@ class Stage:
         """Fail until the account's limit refuses."""
         assert [self.log_in(WRONG).status_code for _ in range(6)] == [401] * 5 + [429]
 
+    def forgot(self) -> None:
+        """Ask for a reset mail."""
+        assert self.api.post("/v1/auth/password/forgot", {"email": self.user.email}).status_code == 202
+
+    def reset(self) -> None:
+        """Forget the password, and choose another by the mail's link."""
+        self.forgot()
+        body = {"token": token_in(self.postbox.newest(self.user.email)), "new_password": WRONG}
+        answer = self.api.post("/v1/auth/password/reset", body)
+        assert answer.status_code == 204, answer.text
+
+    def prove(self) -> None:
+        """Show the code of the mail that came with the registration."""
+        body = {"code": code_in(self.postbox.newest(self.user.email))}
+        self.call("POST", "/v1/auth/email/verify", 204, body)
+
+    def move(self) -> None:
+        """Change the address."""
+        email = new_email()
+        asked = self.user.call("POST", "/v1/me/email", json={"email": email, "password": PASSWORD})
+        body = {"ticket": json_of(asked)["ticket"], "code": code_in(self.postbox.newest(email))}
+        self.call("POST", "/v1/me/email/confirm", 200, body)
+
     def call(self, method: str, path: str, status: int, body: dict[str, Any] | None = None) -> None:
         """One request of the user."""
         options = {} if body is None else {"json": body}
@@ -91,10 +116,17 @@ class Theatre:
         self.api = api
         self.admin = api.an_admin()
         self.database = open_database(Settings.from_env(api.env))
+        self.postbox = Postbox(api)
 
     def stage(self) -> Stage:
         """A new user; what is there already has been seen."""
-        made = Stage(api=self.api, admin=self.admin, database=self.database, user=self.api.someone())
+        made = Stage(
+            api=self.api,
+            admin=self.admin,
+            database=self.database,
+            postbox=self.postbox,
+            user=self.api.someone(),
+        )
         made.rows()
         return made
 

@@ -17,6 +17,7 @@ from authsvc.observability.audit import TALLY_WINDOW_S
 from authsvc.store.tables import audit_events, users
 from tests.api.auditing import AGENT, IP, WRONG, Stage, Theatre
 from tests.api.driver import at_once, json_of, new_email
+from tests.api.mailing import MAIL
 from tests.processes import wait_until
 from tests.rig import PASSWORD
 
@@ -25,7 +26,11 @@ if TYPE_CHECKING:
 
 NEW_PASSWORD = "a staple that no horse has seen"
 #: What nobody does by a request of his own to this API.
-BY_OPERATORS = {action for action in Action if action.startswith(("key.", "users.", "client.", "email."))}
+BY_OPERATORS = {action for action in Action if action.startswith(("key.", "users.", "client."))} | {
+    Action.USER_INVITED
+}
+#: What the sender of mails notes.
+BY_SENDER = {Action.MAIL_FAILED}
 
 FIVE_FAILURES = [Action.LOGIN_FAILED] * 5
 #: Each act with the events it makes, in order.
@@ -85,6 +90,11 @@ ACTS: dict[str, tuple[Callable[[Stage], object], list[Action]]] = {
         lambda at: at.administer("PATCH", "/v1/batch/users/last-login", 200, {"ids": [at.user.id]}),
         [Action.LOGINS_NOTED],
     ),
+    "export": (lambda at: at.call("GET", "/v1/me/export", 200), [Action.ACCOUNT_EXPORTED]),
+    "forgot": (Stage.forgot, [Action.PASSWORD_RESET_ASKED]),
+    "reset": (Stage.reset, [Action.PASSWORD_RESET_ASKED, Action.PASSWORD_RESET]),
+    "prove": (Stage.prove, [Action.EMAIL_VERIFIED]),
+    "move": (Stage.move, [Action.EMAIL_CHANGE_ASKED, Action.EMAIL_CHANGED]),
     "clear": (lambda at: at.administer("POST", "/v1/cache/clear", 200, {}), [Action.CACHE_CLEARED]),
 }
 
@@ -92,7 +102,7 @@ ACTS: dict[str, tuple[Callable[[Stage], object], list[Action]]] = {
 @pytest.fixture(scope="module")
 def theatre(make_module_api) -> Iterator[Theatre]:
     """Share one application."""
-    with closing(Theatre(make_module_api(RATE_LIMIT_LOGIN_ACCOUNT="5/hour"))) as made:
+    with closing(Theatre(make_module_api(RATE_LIMIT_LOGIN_ACCOUNT="5/hour", **MAIL))) as made:
         yield made
 
 
@@ -130,7 +140,7 @@ def test_no_event_is_without_its_act():
     """Whoever adds an event says in this table, or in the operators' tests, how it comes about."""
     shown = set(chain.from_iterable(events for _, events in ACTS.values()))
 
-    assert shown | BY_OPERATORS | OPERATIONAL == set(Action)
+    assert shown | BY_OPERATORS | BY_SENDER | OPERATIONAL == set(Action)
 
 
 def test_an_event_says_who_did_what_to_whom_from_where(stage):

@@ -21,7 +21,7 @@ def test_the_profile_is_the_callers_own(api):
     assert datetime.fromisoformat(profile["last_login"]) >= datetime.fromisoformat(profile["created_at"])
     assert set(profile) == {
         "id", "email", "name", "phone", "device_id", "roles", "status", "preferences",
-        "created_at", "updated_at", "last_login",
+        "created_at", "updated_at", "last_login", "email_verified",
     }  # fmt: skip
 
 

@@ -36,6 +36,7 @@ def test_registering_answers_with_the_user_and_where_he_is(api):
         "status": "active",
         "preferences": {},
         "last_login": None,
+        "email_verified": False,
     }
 
 

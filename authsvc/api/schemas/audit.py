@@ -114,6 +114,8 @@ class AccountView(UserView):
 class OwnDataView(View):
     """Everything that is kept about one person; parts that are off are left out."""
 
+    sometimes = frozenset({"mails"})
+
     account = fields.Nested(AccountView)
     preferences = fields.Dict(keys=fields.String())
     sessions = fields.List(fields.Nested(SessionView))

@@ -63,6 +63,7 @@ class DetailedHealthView(HealthView):
     keys = fields.Integer(allow_none=True)
     revocations = fields.Dict(keys=fields.String())
     hashing_queue = fields.Integer()
+    mail = fields.String(validate=validate.OneOf(("up", "delayed", "off")), allow_none=True)
 
 
 class CacheStatsView(CacheCounts):
