@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Connection, Update, and_, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Update, and_, bindparam, insert, select, update
 
 from authsvc.domain.errors import NotFound
 from authsvc.domain.revocations import Committed, Revocation
@@ -15,7 +15,31 @@ from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.identifiers import SessionId, TokenId, UserId
 from authsvc.store.revocations import SqlRevocationLog
 from authsvc.store.sql import Database
-from authsvc.store.tables import USER_COLUMNS, from_session, sessions, to_session, to_user, users
+from authsvc.store.statements import Statement
+from authsvc.store.tables import USER_COLUMNS, UtcTime, from_session, sessions, to_session, to_user, users
+
+_STANDING = (
+    select(*USER_COLUMNS, sessions)
+    .join_from(sessions, users, sessions.c.user_id == users.c.id)
+    .where(sessions.c.id == bindparam("session"))
+)
+_NOW = bindparam("now", type_=UtcTime())
+_ROTATE = (
+    update(sessions)
+    .where(
+        sessions.c.id == bindparam("session"),
+        sessions.c.counter == bindparam("presented"),
+        sessions.c.revoked_at.is_(None),
+        sessions.c.idle_expires_at > _NOW,
+        sessions.c.expires_at > _NOW,
+    )
+    .values(
+        counter=sessions.c.counter + 1,
+        rotated_at=_NOW,
+        last_used_at=_NOW,
+        idle_expires_at=bindparam("idle"),
+    )
+)
 
 
 class SqlSessionStore:
@@ -25,35 +49,18 @@ class SqlSessionStore:
         self._database = database
         self._log = log
         self._clock = clock
-        self._standing = (
-            select(*USER_COLUMNS, sessions).join_from(sessions, users, sessions.c.user_id == users.c.id)
-        )  # fmt: skip
+        self._standing = Statement(database, _STANDING)
+        self._rotate = Statement(database, _ROTATE)
 
     def standing(self, session_id: SessionId) -> Standing | None:
         """The session with its user, in one query."""
-        with self._database.read() as connection:
-            row = (
-                connection.execute(self._standing.where(sessions.c.id == session_id)).mappings().one_or_none()
-            )
-        return Standing(session=to_session(row), user=to_user(row)) if row else None
+        rows = self._standing(session=session_id).rows
+        return Standing(session=to_session(rows[0]), user=to_user(rows[0])) if rows else None
 
     def rotate(self, session: Session, *, now: datetime, idle_expires_at: datetime) -> bool:
         """Consume ``session.counter``: the row decides, whoever else refreshes, logs out or expires."""
-        statement = (
-            update(sessions)
-            .where(
-                sessions.c.id == session.id,
-                sessions.c.counter == session.counter,
-                sessions.c.revoked_at.is_(None),
-                sessions.c.idle_expires_at > now,
-                sessions.c.expires_at > now,
-            )
-            .values(
-                counter=session.counter + 1, rotated_at=now, last_used_at=now, idle_expires_at=idle_expires_at
-            )
-        )
-        with self._database.read() as connection:
-            return connection.execute(statement).rowcount == 1
+        answer = self._rotate(session=session.id, presented=session.counter, now=now, idle=idle_expires_at)
+        return answer.count == 1
 
     def end(
         self, session_id: SessionId, *, reason: str, token_id: TokenId | None

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
+import psycopg
 from sqlalchemy import Column, Connection, Engine, create_engine, event, text
+from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolExhausted
 from sqlalchemy.pool import QueuePool
@@ -94,6 +96,19 @@ class Database:
             yield connection
 
     @contextmanager
+    def driver(self) -> Iterator[DeadlineConnection]:
+        """The driver's own connection, for one statement on PostgreSQL that is a transaction of its own."""
+        with self._guarded(), closing(self.engine.raw_connection()) as lent:
+            connection = cast("DeadlineConnection", lent.driver_connection)
+            try:
+                with connection.one_statement():
+                    yield connection
+            except psycopg.Error as error:
+                if connection.closed:
+                    lent.invalidate(error)
+                raise
+
+    @contextmanager
     def transaction(self) -> Iterator[Connection]:
         """A connection in a transaction that is committed at the end; on SQLite it is the only writer."""
         with self._guarded(), self.engine.begin() as connection:
@@ -147,7 +162,7 @@ class Database:
             # Nothing was asked: a probe that found no connection does not close the breaker.
             self._breaker.withdrawn(permit)
             raise StoreUnavailable("sql: pool exhausted") from error
-        except (DBAPIError, *UNREADABLE) as error:
+        except (DBAPIError, psycopg.Error, *UNREADABLE) as error:
             is_outage = _is_outage(error)
             (self._breaker.failed if is_outage else self._breaker.succeeded)(permit)
             (self._events.on_outage if is_outage else self._events.on_answer)()
@@ -185,6 +200,7 @@ class Database:
             pool_pre_ping=True,
             pool_use_lifo=True,
         )
+        _ask_only_idle(engine)
         self._count(engine)
         return engine
 
@@ -196,6 +212,17 @@ class Database:
 
         for moment in ("checkout", "checkin"):
             event.listen(engine, moment, tell)
+
+
+def _ask_only_idle(engine: Engine) -> None:
+    """Spare connections that are in use the question whether the server is still there: a round trip."""
+    ask = engine.dialect.do_ping
+
+    def do_ping(dbapi_connection: DBAPIConnection) -> bool:
+        return cast("DeadlineConnection", dbapi_connection).was_heard_lately() or ask(dbapi_connection)
+
+    # What the pool calls before it lends one.
+    engine.dialect.do_ping = do_ping  # type: ignore[method-assign]
 
 
 def _sqlite(url: str) -> Engine:
@@ -225,7 +252,8 @@ def is_taken(error: StoreUnavailable, column: Column[Any]) -> bool:
 
 def _is_outage(error: BaseException) -> bool:
     """True where the server is unreachable, silent, full or shutting down, not where one statement failed."""
-    if not isinstance(error, DBAPIError) or is_unreadable(error):
+    if not isinstance(error, DBAPIError | psycopg.Error) or is_unreadable(error):
         return False
-    code = getattr(error.orig, "sqlstate", None)
-    return error.connection_invalidated or code is None or str(code).startswith(_OUTAGES)
+    code = getattr(getattr(error, "orig", error), "sqlstate", None)
+    is_lost = isinstance(error, DBAPIError) and error.connection_invalidated
+    return is_lost or code is None or str(code).startswith(_OUTAGES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, get_args
 
@@ -229,7 +230,7 @@ Index(
 )  # fmt: skip
 
 
-def to_user(row: RowMapping) -> User:
+def to_user(row: Mapping[Any, Any]) -> User:
     """The user in *row*, which holds at least USER_COLUMNS; raises StoreUnavailable for a damaged one."""
     fields = {name: row[users.c[name]] for name in _USER_FIELDS}
     if fields["status"] not in get_args(Status) or not _is_storable(fields["preferences"]):
@@ -262,7 +263,7 @@ def split_roles(stored: str) -> tuple[Role, ...]:
     return tuple(stored[1:-1].split(",")) if stored else ()
 
 
-def to_session(row: RowMapping) -> Session:
+def to_session(row: Mapping[Any, Any]) -> Session:
     """The session in *row*."""
     return Session(**{name: row[sessions.c[name]] for name in _SESSION_FIELDS})
 

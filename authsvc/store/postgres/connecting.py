@@ -8,9 +8,12 @@ the round trip that begins it, and statements are not prepared.
 
 from __future__ import annotations
 
+import math
 import re
+import select
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +27,9 @@ from psycopg.pq import ExecStatus, TransactionStatus
 from authsvc.domain.values.clocks import Monotonic
 from authsvc.settings.postgresql import connection_parts, server_settings, written
 from authsvc.store.postgres.causes import NoServer
+
+#: Who was heard so lately (seconds) is not asked for a sign of life before the next statement.
+IDLE_S = 1.0
 
 #: How poolers refuse settings at the start.
 _REFUSED = re.compile("startup parameter|command-line options")
@@ -55,6 +61,30 @@ class DeadlineConnection(psycopg.Connection[Any]):
     clock: Monotonic
     #: The commands that begin a transaction, where the settings go with it; none: a plain BEGIN.
     begin: tuple[bytes, ...] = ()
+    _heard_at_s = -math.inf
+
+    def was_heard_lately(self) -> bool:
+        """True if the server answered a moment ago and has sent nothing since, such as its farewell."""
+        if self.clock() - self._heard_at_s > IDLE_S:
+            return False
+        ready = select.poll()
+        ready.register(self.pgconn.socket, select.POLLIN)
+        return not ready.poll(0)
+
+    @contextmanager
+    def one_statement(self) -> Iterator[None]:
+        """Make what is executed within, one statement, a transaction of its own."""
+        if self.begin:
+            # The settings go with a transaction that is begun.
+            yield
+            self.commit()
+            return
+        self.autocommit = True
+        try:
+            yield
+        finally:
+            if not self.closed:
+                self.autocommit = False
 
     def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
         """Wait for *gen* until the deadline of this thread's work; past it the connection is of no use."""
@@ -63,10 +93,12 @@ class DeadlineConnection(psycopg.Connection[Any]):
             left_s = max(0.0, ends_at_s - self.clock())
             timeout = left_s if timeout is None else min(timeout, left_s)
         try:
-            return super().wait(gen, interval, timeout)
+            found = super().wait(gen, interval, timeout)
         except psycopg.errors._WaitTimeout as error:  # noqa: SLF001 - psycopg's own name for it
             self.close()
             raise psycopg.OperationalError("no answer within the deadline") from error
+        self._heard_at_s = self.clock()
+        return found
 
     def _start_query(self) -> PQGen[None]:
         """Begin a transaction where none is open, as psycopg does, and set what goes with it at once."""
