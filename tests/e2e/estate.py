@@ -176,7 +176,7 @@ def _is_whole(line: Line) -> bool:
 
 @contextmanager
 def open_estate(folder: Path, **overrides: str) -> Iterator[Estate]:
-    """Two replicas, one of them without grace for refresh tokens; ROOT is their admin."""
+    """Two replicas, one of them without grace for refresh tokens, and without the lane; ROOT is their admin."""
     with RedisServer() as redis, PostgresServer(fsync=True) as postgres:
         # Development alone may hash cheaply: the more can happen in a second.
         common = {"WEB_CONCURRENCY": "2", "LOG_LEVEL": "warning", **overrides}
@@ -185,7 +185,7 @@ def open_estate(folder: Path, **overrides: str) -> Iterator[Estate]:
         create_root(env, folder)
         with (
             running(env | {"REFRESH_GRACE_SECONDS": "3600"}, folder) as patient,
-            running(env | {"REFRESH_GRACE_SECONDS": "0"}, folder) as strict,
+            running(env | {"REFRESH_GRACE_SECONDS": "0", "CHECK_LANE": "off"}, folder) as strict,
             open_lines(patient) as to_patient,
             open_lines(strict) as to_strict,
         ):

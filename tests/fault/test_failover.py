@@ -55,7 +55,9 @@ def failing_over(sentinels: Watched, private_postgres: PostgresServer, tmp_path:
     env["REDIS_SENTINEL_SERVICE"] = SERVICE
     migrate(env)
     with ExitStack() as stack:
-        ahead, beside = start_both(stack, Service(env, tmp_path), Service(env, tmp_path))
+        ahead, beside = start_both(
+            stack, Service(env, tmp_path), Service(env | {"CHECK_LANE": "off"}, tmp_path)
+        )
         for name in ("visitor", "forgotten"):
             sign_up(ahead, f"{name}@example.com")
         yield World(
