@@ -176,7 +176,7 @@ def _is_whole(line: Line) -> bool:
 
 @contextmanager
 def open_estate(folder: Path, **overrides: str) -> Iterator[Estate]:
-    """Two replicas, one of them without grace for refresh tokens, and without the lane; ROOT is their admin."""
+    """Two replicas, one without grace for refresh tokens and without the lane; ROOT is their admin."""
     with RedisServer() as redis, PostgresServer(fsync=True) as postgres:
         # Development alone may hash cheaply: the more can happen in a second.
         common = {"WEB_CONCURRENCY": "2", "LOG_LEVEL": "warning", **overrides}

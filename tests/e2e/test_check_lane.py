@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import select
 import socket
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -156,3 +157,40 @@ def test_all_checks_of_a_round_are_one_read(lane, tokens, redis_server):
 
     assert all(answer.startswith(b"HTTP/1.1 200 OK") for answer in answers)
     assert 1 <= after - before < MANY / 2  # one, and those of the comparisons that came in between
+
+
+LOGIN = (
+    b"POST /v1/auth/login HTTP/1.1\r\nHost: x\r\n"
+    b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+)
+
+
+def test_checks_do_not_wait_for_threads(private_postgres, redis_server, tmp_path):
+    """More logins than there are threads hang in SQL; a check that comes behind them is answered first."""
+    env = environment(
+        private_postgres.create_database(),
+        redis_server.url,
+        tmp_path,
+        CACHE_KEY_PREFIX="threads",
+        WEB_CONCURRENCY="1",
+    )
+    migrate(env)
+    with running(env, tmp_path) as service, ExitStack() as stack:
+        service.register("ada@example.com")
+        token = service.log_in("ada@example.com")["access_token"].encode()
+        check = b"GET /v1/auth/verify HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %b\r\n\r\n" % token
+        clients = [stack.enter_context(socket.create_connection((HOST, service.port))) for _ in range(MANY)]
+        for _ in range(2):  # the first makes its signature known
+            clients[0].sendall(check)
+            assert clients[0].recv(65_536).startswith(b"HTTP/1.1 200 OK")
+        body = b'{"email": "ada@example.com", "password": "wrong wrong wrong"}'
+        private_postgres.pause()
+        stack.callback(private_postgres.resume)
+        for client in clients[1:]:
+            client.sendall(LOGIN % (len(body), body))
+        clients[0].sendall(check)
+
+        first, _, _ = select.select(clients, [], [], HOPELESS_S)
+
+        assert first == clients[:1]
+        assert clients[0].recv(65_536).startswith(b"HTTP/1.1 200 OK")
