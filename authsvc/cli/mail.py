@@ -11,8 +11,9 @@ from datetime import timedelta
 from authsvc.cli.admin import open_services
 from authsvc.domain.accounts.mails import Mail, MailId
 from authsvc.domain.values.clocks import rfc3339
+from authsvc.domain.values.emails import InvalidEmail
 from authsvc.domain.values.identifiers import canonical_id
-from authsvc.mail.transports import MailRefused, RelayUnavailable
+from authsvc.mail.transports import MailDeferred, MailRefused, RelayUnavailable
 from authsvc.services import RecoveryServices
 from authsvc.wiring import now
 
@@ -39,9 +40,11 @@ def run_test(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     with _mail(env) as services:
         try:
             services.try_out(options.address)
+        except InvalidEmail as error:
+            raise ValueError(f"ADDRESS {error}") from error
         except MailRefused as error:
             raise ValueError(f"the relay refused the mail: {error}") from error
-        except RelayUnavailable as error:
+        except (MailDeferred, RelayUnavailable) as error:
             raise ValueError(f"the relay did not take the mail: {error}") from error
     print(json.dumps({"result": "sent"}))
     return 0
@@ -63,7 +66,9 @@ def run_retry(options: argparse.Namespace, env: Mapping[str, str]) -> int:
             MailId(ident), now=now(), ends_at=now() + RETRIED_FOR
         )
     if not is_there:
-        raise ValueError("ID names no mail that waits or failed: `authsvc mail list` shows them")
+        raise ValueError(
+            "ID names no mail that waits or failed, or it is being sent now: `authsvc mail list` shows them"
+        )
     print(json.dumps({"id": ident, "state": "queued"}))
     return 0
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.headerregistry import Address
 from email.message import EmailMessage
+from email.policy import SMTP
 from email.utils import format_datetime
 from pathlib import Path
 
-from jinja2 import ChoiceLoader, FileSystemLoader, PackageLoader, StrictUndefined, TemplateError
+from jinja2 import ChoiceLoader, FileSystemLoader, PackageLoader, StrictUndefined
 from jinja2.sandbox import SandboxedEnvironment
 
 from authsvc.domain.accounts.mails import Mail, Template
@@ -23,16 +24,24 @@ PAGES = {
     Template.RESET: "reset",
     Template.INVITE: "invite",
 }
-#: What every template is given; None where a mail has none.
+#: Whose mails carry a code; the others are given none of ``code``, ``link`` and ``minutes``.
+WITH_CODE = frozenset({*PAGES, Template.CHANGE, Template.CHANGE_OLD})
+#: Samples of what templates are given.
 SAMPLE: Mapping[str, object] = {
     "email": "ada@example.com",
-    "code": "WDJB-MJHT",
-    "link": "https://app.example.com/reset?t=AAAA",
-    "minutes": 60,
     "client_ip": "192.0.2.1",
     "asked_at": "2026-11-29 12:00 UTC",
     "sender": "authsvc",
 }
+SAMPLE_CODE: Mapping[str, object] = {
+    "code": "WDJB-MJHT",
+    "link": "https://app.example.com/reset?t=AAAA",
+    "minutes": 60,
+}
+#: No line of a mail is longer (RFC 5322 §2.1.1).
+MAX_LINE = 998
+#: As ASCII on the wire, which every relay takes.
+_POLICY = SMTP.clone(cte_type="7bit")
 _ENDINGS = ("subject.txt", "txt", "html")
 _MAX_SUBJECT = 200
 
@@ -67,20 +76,37 @@ class Letters:
             loader=ChoiceLoader([*own, PackageLoader("authsvc.mail")]),
             autoescape=lambda name: bool(name) and str(name).endswith(".html"),
             undefined=StrictUndefined,
+            # A template that was changed since the start has not been tried.
+            auto_reload=False,
             trim_blocks=True,
             lstrip_blocks=True,
         )
 
     def try_all(self) -> None:
-        """Render every template with samples, with a link and without; raises BadTemplate."""
+        """Render every template with samples, with and without what a mail may lack; raises BadTemplate."""
         for template in Template:
-            for link in (SAMPLE["link"], None):
-                self._rendered(template, {**SAMPLE, "link": link})
+            code = SAMPLE_CODE if template in WITH_CODE else {}
+            self._rendered(template, {**SAMPLE, **code})
+            bare = {**code, "link": None} if code else {}
+            self._rendered(template, {**SAMPLE, **bare, "client_ip": None})
 
     def letter(self, mail: Mail, wording: Template, ticket: Ticket | None) -> EmailMessage:
         """*mail* as it is sent, worded by *wording*; the same one each time, with the same Message-ID."""
-        subject, text, html = self._rendered(wording, self._values(mail, wording, ticket))
-        message = EmailMessage()
+        code = self._code_values(wording, ticket) if ticket is not None and wording in WITH_CODE else {}
+        subject, text, html = self._rendered(wording, {**self._values(mail), **code})
+        message = self._envelope(mail, subject)
+        message.set_content(text, cte=_encoding(text))
+        message.add_alternative(html, subtype="html", cte=_encoding(html))
+        return message
+
+    def trial(self, mail: Mail) -> EmailMessage:
+        """A mail that says that mails arrive."""
+        message = self._envelope(mail, "Test mail")
+        message.set_content(f"This is a test mail of {self._sender.name}. Mails of this service arrive.\n")
+        return message
+
+    def _envelope(self, mail: Mail, subject: str) -> EmailMessage:
+        message = EmailMessage(policy=_POLICY)
         message["Message-ID"] = f"<{mail.id}@{self._sender.address.partition('@')[2]}>"
         message["Date"] = format_datetime(mail.asked_at.astimezone(UTC))
         message["From"] = Address(display_name=self._sender.name, addr_spec=self._sender.address)
@@ -89,25 +115,23 @@ class Letters:
             message["Reply-To"] = Address(addr_spec=self._sender.reply_to)
         message["Subject"] = subject
         message["Auto-Submitted"] = "auto-generated"
-        message["X-Authsvc-Mail"] = mail.id
-        message.set_content(text)
-        message.add_alternative(html, subtype="html")
         return message
 
-    def _values(self, mail: Mail, wording: Template, ticket: Ticket | None) -> dict[str, object]:
-        page = PAGES.get(wording)
-        has_link = ticket is not None and page is not None and self._sender.link_url is not None
-        is_old = wording is Template.CHANGE_OLD
+    def _values(self, mail: Mail) -> dict[str, object]:
         return {
             "email": mail.recipient,
-            "code": self._secrets.code(ticket, for_old_address=is_old) if ticket else None,
-            "link": f"{self._sender.link_url}/{page}?t={self._secrets.token(ticket)}"
-            if ticket is not None and has_link
-            else None,
-            "minutes": int((ticket.expires_at - ticket.created_at).total_seconds() // 60) if ticket else None,
             "client_ip": mail.client_ip,
             "asked_at": _readable(mail.asked_at),
             "sender": self._sender.name,
+        }
+
+    def _code_values(self, wording: Template, ticket: Ticket) -> dict[str, object]:
+        page, base = PAGES.get(wording), self._sender.link_url
+        has_link = page is not None and base is not None
+        return {
+            "code": self._secrets.code(ticket, for_old_address=wording is Template.CHANGE_OLD),
+            "link": f"{base}/{page}?t={self._secrets.token(ticket)}" if has_link else None,
+            "minutes": int((ticket.expires_at - ticket.created_at).total_seconds() // 60),
         }
 
     def _rendered(self, template: Template, values: Mapping[str, object]) -> tuple[str, str, str]:
@@ -117,12 +141,18 @@ class Letters:
             name = f"{template.value}.{ending}"
             try:
                 parts.append(self._environment.get_template(name).render(values))
-            except (TemplateError, OSError, ValueError, TypeError) as error:
+            except Exception as error:  # a template is code: it may fail in any way
                 raise BadTemplate(f"mail template {name}: {type(error).__name__}: {error}") from error
         subject = " ".join(parts[0].split())[:_MAX_SUBJECT]
         if not subject:
             raise BadTemplate(f"mail template {template.value}.subject.txt renders to nothing")
         return subject, parts[1], parts[2]
+
+
+def _encoding(text: str) -> str:
+    """How *text* travels: as it is where it can, so that a link in it can be read in the raw mail."""
+    is_plain = text.isascii() and all(len(line) <= MAX_LINE for line in text.splitlines())
+    return "7bit" if is_plain else "quoted-printable"
 
 
 def _readable(moment: datetime) -> str:

@@ -6,30 +6,31 @@ import logging
 import secrets
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
+from functools import partial
 from typing import Final
 
-from authsvc.domain.accounts.mails import Delivery, Mail, MailState, Outbox, next_try, wording
+from authsvc.domain.accounts.mails import Delivery, MailState, Outbox, next_try, wording
+from authsvc.domain.audit import Action, AuditLog, Event
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.values.clocks import Clock, Monotonic
 from authsvc.mail.letters import Letters
-from authsvc.mail.transports import MailRefused, RelayUnavailable, Transport
+from authsvc.mail.transports import MailDeferred, MailRefused, RelayUnavailable, Transport
 
 INTERVAL_S: Final = 1.0
-#: Mails that are claimed at once; their lease is as long as two of them may take at worst.
+#: Mails that are claimed at once.
 BATCH: Final = 10
 #: So many failures in a row, and nothing is tried for so long (seconds).
 MOST_FAILURES: Final = 5
 PAUSE_S: Final = 30.0
 MINUTE_S: Final = 60.0
-#: A claimed mail is not begun when its lease has run for longer than this (seconds).
-BEGUN_WITHIN_S: Final = 25.0
+#: A claimed mail is begun within so many seconds or given back: with the 30 s that it may take, that leaves
+#: 10 s of the lease for clocks that differ.
+BEGUN_WITHIN_S: Final = 20.0
 
 log = logging.getLogger(__name__)
-
-
-def _unheard(_template: str, _result: str) -> None:
-    """Stand in for a callback that nobody gave."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -44,86 +45,142 @@ class MailRun:
     outbox: Outbox
     letters: Letters
     transport: Transport
+    audit: AuditLog
     clock: Clock
     monotonic: Monotonic
     most_per_minute: int
-    on_result: Callable[[str, str], None] = _unheard
+    on_result: Callable[[str, str], None]
     #: Names this process in the leases.
     owner: str = field(default_factory=lambda: secrets.token_hex(16))
     _failures: int = field(default=0, init=False)
     _paused_until_s: float = field(default=0.0, init=False)
+    #: False at first and after a failure: the next success brings forward what waits for the relay.
+    _is_relay_up: bool = field(default=False, init=False)
     _sent_at_s: list[float] = field(default_factory=list, init=False)
+    #: Results that SQL has not taken yet.
+    _unwritten: list[Callable[[], None]] = field(default_factory=list, init=False)
 
     def round(self, is_over: Callable[[], bool] = lambda: False) -> int:
         """Send what is due; how many mails were taken.  Raises StoreUnavailable."""
-        now_s = self.monotonic()
+        self._write()
+        began_s = self.monotonic()
+        room = self._room(began_s)
+        claimed = self.outbox.claim(most=room, now=self.clock(), owner=self.owner) if room > 0 else ()
+        for delivery in claimed:
+            if is_over() or not self._may_begin(began_s):
+                self._later(partial(self.outbox.release, delivery.mail, owner=self.owner))
+            else:
+                self._deliver(delivery)
+        self._write()
+        return len(claimed)
+
+    def _room(self, now_s: float) -> int:
+        """How many mails may be claimed now."""
         if now_s < self._paused_until_s:
             return 0
         self._sent_at_s = [at_s for at_s in self._sent_at_s if now_s - at_s < MINUTE_S]
-        room = min(BATCH, self.most_per_minute - len(self._sent_at_s))
-        claimed = self.outbox.claim(most=room, now=self.clock(), owner=self.owner) if room > 0 else ()
-        for delivery in claimed:
-            is_late = self.monotonic() - now_s > BEGUN_WITHIN_S
-            if is_late or is_over() or self.monotonic() < self._paused_until_s:
-                self._put_back(delivery.mail)
-            else:
-                self._deliver(delivery)
-        return len(claimed)
+        return min(BATCH, self.most_per_minute - len(self._sent_at_s))
+
+    def _may_begin(self, began_s: float) -> bool:
+        """The lease is long enough, the relay not paused, and SQL takes results."""
+        now_s = self.monotonic()
+        return now_s - began_s <= BEGUN_WITHIN_S and now_s >= self._paused_until_s and not self._unwritten
 
     def _deliver(self, delivery: Delivery) -> None:
         """One mail, whatever happens to it; a mail that nobody thought of must not stop the others."""
-        mail = delivery.mail
         words = wording(delivery, self.clock())
         if words is None:
-            self._settle(mail, MailState.VOID, "void")
+            self._settle(delivery, MailState.VOID, "void")
             return
         try:
-            message = self.letters.letter(mail, words, delivery.ticket)
+            message = self.letters.letter(delivery.mail, words, delivery.ticket)
             self._sent_at_s.append(self.monotonic())
             self.transport.send(message)
         except MailRefused as refused:
-            self._failed(mail, str(refused), for_good=True)
-        except RelayUnavailable as lost:
-            self._failed(mail, str(lost), for_good=False)
-        except Exception as error:
-            log.exception("mail.crashed", extra={"mail": mail.id})
-            self._failed(mail, type(error).__name__, for_good=False)
+            self._fail(delivery, str(refused))
+        except (MailDeferred, RelayUnavailable) as error:
+            self._note_failure()
+            self._try_again(delivery, str(error), waits_for_relay=isinstance(error, RelayUnavailable))
+        except Exception as error:  # noqa: BLE001 - the class alone: its text may quote an address
+            self._try_again(delivery, type(error).__name__, waits_for_relay=False)
         else:
-            self._succeeded(mail)
+            self._succeeded(delivery)
 
-    def _succeeded(self, mail: Mail) -> None:
-        had_failed, self._failures = self._failures > 0, 0
-        self._settle(mail, MailState.SENT, "sent")
-        if had_failed:
-            self.outbox.bring_forward(now=self.clock())
+    def _succeeded(self, delivery: Delivery) -> None:
+        self._failures = 0
+        self._settle(delivery, MailState.SENT, "sent")
+        if not self._is_relay_up:
+            self._is_relay_up = True
+            self._later(lambda: self.outbox.bring_forward(now=self.clock()))
 
-    def _failed(self, mail: Mail, cause: str, *, for_good: bool) -> None:
-        again_at = None if for_good else next_try(mail, self.clock())
-        log.warning("mail.failed", extra={"mail": mail.id, "cause": cause, "is_final": again_at is None})
+    def _note_failure(self) -> None:
+        self._is_relay_up = False
+        self._failures += 1
+        if self._failures >= MOST_FAILURES:
+            self._paused_until_s = self.monotonic() + PAUSE_S
+
+    def _try_again(self, delivery: Delivery, cause: str, *, waits_for_relay: bool) -> None:
+        again_at = next_try(delivery.mail, self.clock())
         if again_at is None:
-            self._settle(mail, MailState.FAILED, "failed")
-        else:
-            self.outbox.settle(
+            self._fail(delivery, cause)
+            return
+        log.warning("mail.retried", extra={"mail": delivery.mail.id, "cause": cause})
+        self._settle(
+            delivery, MailState.QUEUED, "retried", next_try_at=again_at, waits_for_relay=waits_for_relay
+        )
+
+    def _fail(self, delivery: Delivery, cause: str) -> None:
+        """No further try; the event says why."""
+        user = delivery.user
+        failed = Event(Action.MAIL_FAILED, user_id=user.id if user else None, detail=cause)
+        self._settle(delivery, MailState.FAILED, "failed", event=failed)
+
+    def _settle(
+        self,
+        delivery: Delivery,
+        state: MailState,
+        result: str,
+        *,
+        next_try_at: datetime | None = None,
+        waits_for_relay: bool = False,
+        event: Event | None = None,
+    ) -> None:
+        """Write how a try went, and tell of it once that is written."""
+        mail = delivery.mail
+
+        def write() -> None:
+            is_written = self.outbox.settle(
                 mail,
-                MailState.QUEUED,
+                state,
                 owner=self.owner,
                 now=self.clock(),
-                next_try_at=again_at,
-                waits_for_relay=True,
+                next_try_at=next_try_at,
+                waits_for_relay=waits_for_relay,
             )
-            self.on_result(mail.template.value, "retried")
-        if not for_good:
-            self._failures += 1
-            if self._failures >= MOST_FAILURES:
-                self._paused_until_s = self.monotonic() + PAUSE_S
+            if not is_written:
+                log.warning("mail.lease_lost", extra={"mail": mail.id, "result": result})
+                return
+            self.on_result(mail.template.value, result)
+            if event is not None:
+                self.audit.record(event)
 
-    def _settle(self, mail: Mail, state: MailState, result: str) -> None:
-        self.outbox.settle(mail, state, owner=self.owner, now=self.clock())
-        self.on_result(mail.template.value, result)
+        self._later(write)
 
-    def _put_back(self, mail: Mail) -> None:
-        """Let others have a mail that was claimed and not begun: that was no try."""
-        self.outbox.release(mail, owner=self.owner)
+    def _later(self, write: Callable[[], None]) -> None:
+        """Write now if SQL takes it, else before anything else is claimed."""
+        self._unwritten.append(write)
+        with suppress(StoreUnavailable):
+            self._write()
+
+    def _write(self) -> None:
+        """Write what is left, in order; raises StoreUnavailable."""
+        while self._unwritten:
+            write = self._unwritten.pop(0)
+            try:
+                write()
+            except StoreUnavailable:
+                self._unwritten.insert(0, write)
+                raise
 
 
 class MailThread:

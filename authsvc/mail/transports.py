@@ -9,11 +9,11 @@ import socket
 import ssl
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from email.message import EmailMessage
-from email.policy import SMTP
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -21,38 +21,54 @@ from typing import Literal, Protocol
 CONNECT_S = 5.0
 REPLY_S = 10.0
 TOTAL_S = 30.0
+#: For the reply to QUIT: the mail is taken by then.
+GOODBYE_S = 1.0
 
 #: SMTP replies of these classes are final (RFC 5321 §4.2.1).
 _PERMANENT = range(500, 600)
 _READY = 220
+#: The relay closes the connection, whatever it was asked.
+_CLOSING = 421
 
 log = logging.getLogger(__name__)
 
 
 class MailRefused(Exception):
-    """The relay refused the mail for good (5xx); trying again would not help."""
+    """The relay refused this mail for good (5xx); trying again would not help."""
+
+
+class MailDeferred(Exception):
+    """The relay does not take this mail now (4xx), and may take others."""
 
 
 class RelayUnavailable(Exception):
-    """The relay is away, slow, busy (4xx) or not to be trusted (TLS); worth another try."""
+    """The relay is away, slow, busy, not to be trusted (TLS) or does not let us in; no mail was refused."""
 
 
 class Transport(Protocol):
     """A way out."""
 
     def send(self, message: EmailMessage) -> None:
-        """Return when the other side has taken *message*; raises MailRefused, RelayUnavailable."""
+        """Return when the other side took *message*; raises MailRefused, MailDeferred, RelayUnavailable."""
 
 
 class _Relay(smtplib.SMTP):
-    """smtplib's client, but for bytes that arrive behind the 220 of STARTTLS: they end the connection."""
+    """smtplib's client over a connected socket; bytes behind the 220 of STARTTLS end the connection."""
+
+    def __init__(self, sock: socket.socket, host: str, own_name: str) -> None:
+        super().__init__(local_hostname=own_name)
+        #: The name that ``starttls()`` verifies.
+        self._host = host
+        self.sock = sock
+        code, text = self.getreply()
+        if code != _READY:
+            raise smtplib.SMTPConnectError(code, text)
 
     def docmd(self, cmd: str, args: str = "") -> tuple[int, bytes]:
         """Send a command and return the reply."""
         code, text = super().docmd(cmd, args)
         if cmd == "STARTTLS" and self._has_more():
             # Sent in clear by anybody, to be read as if it had come through TLS (CVE-2011-0411).
-            self.close()
             raise smtplib.SMTPServerDisconnected("bytes behind the reply to STARTTLS")
         return code, text
 
@@ -63,8 +79,6 @@ class _Relay(smtplib.SMTP):
         self.sock.settimeout(0)
         try:
             return bool(self.file.peek(1))
-        except BlockingIOError:
-            return False
         finally:
             self.sock.settimeout(before)
 
@@ -88,50 +102,40 @@ class SmtpTransport:
     def send(self, message: EmailMessage) -> None:
         """One mail over a connection of its own."""
         try:
-            with self._connected() as relay:
-                if self.username is not None and self.password is not None:
-                    relay.login(self.username, self.password)
+            with self._session(message["From"].addresses[0].domain) as relay:
                 relay.send_message(message)
         except smtplib.SMTPRecipientsRefused as error:
-            raise _by_code(max(code for code, _ in error.recipients.values())) from error
+            raise _refusal(max(code for code, _ in error.recipients.values())) from error
+        except (smtplib.SMTPSenderRefused, smtplib.SMTPDataError) as error:
+            raise _refusal(error.smtp_code) from error
         except smtplib.SMTPResponseException as error:
-            raise _by_code(error.smtp_code) from error
-        except (OSError, ValueError, smtplib.SMTPException) as error:
-            # The class alone: the text may hold what the relay said, an address in it.
+            # Before any mail was named, also a 5xx is about the relay: a wrong password loses no mail.
+            raise RelayUnavailable(f"smtp {error.smtp_code}") from error
+        except (OSError, UnicodeError) as error:
             raise RelayUnavailable(_cause(error)) from error
 
     @contextmanager
-    def _connected(self) -> Iterator[smtplib.SMTP]:
-        """A connection that is encrypted as asked for, and that ends after TOTAL_S."""
-        relay = self._connect()
-        # The watched socket is the bare one: TLS wraps it, and closing it ends both.
-        cut = threading.Timer(TOTAL_S, _cut, args=(relay,))
-        cut.daemon = True
-        cut.start()
-        try:
+    def _session(self, own_name: str) -> Iterator[smtplib.SMTP]:
+        """A connection that is encrypted as asked for, logged in, and cut after TOTAL_S."""
+        ends_at_s = time.monotonic() + TOTAL_S
+        with ExitStack() as stack:
+            bare = stack.enter_context(socket.create_connection((self.host, self.port), CONNECT_S))
+            stack.enter_context(_cut_at(ends_at_s, bare))
+            bare.settimeout(REPLY_S)
+            relay = _Relay(self._encrypted(bare, stack), self.host, own_name)
+            stack.callback(relay.close)
             if self.tls == "starttls":
                 relay.starttls(context=self._context())
+            if self.username is not None and self.password is not None:
+                relay.login(self.username, self.password)
             yield relay
-            with suppress(OSError, smtplib.SMTPException):  # the mail is taken: what follows is a courtesy
-                relay.quit()
-        finally:
-            cut.cancel()
-            relay.close()
+            _say_goodbye(relay)
 
-    def _connect(self) -> smtplib.SMTP:
-        if self.tls == "implicit":
-            relay: smtplib.SMTP = smtplib.SMTP_SSL(timeout=CONNECT_S, context=self._context())
-        else:
-            relay = _Relay(timeout=CONNECT_S)
-        # smtplib takes the name to verify from here, which its connect() does not set.
-        relay._host = self.host  # type: ignore[attr-defined]  # noqa: SLF001 - as its constructor does
-        code, text = relay.connect(self.host, self.port)
-        if code != _READY:
-            relay.close()
-            raise smtplib.SMTPConnectError(code, text)
-        if relay.sock is not None:
-            relay.sock.settimeout(REPLY_S)
-        return relay
+    def _encrypted(self, bare: socket.socket, stack: ExitStack) -> socket.socket:
+        """*bare* under TLS where the relay expects that from the first byte."""
+        if self.tls != "implicit":
+            return bare
+        return stack.enter_context(self._context().wrap_socket(bare, server_hostname=self.host))
 
     def _context(self) -> ssl.SSLContext:
         """Chain and name are verified, against the system's authorities or those of ``ca_file``."""
@@ -147,35 +151,59 @@ class FileTransport:
     def send(self, message: EmailMessage) -> None:
         """The file appears whole or not at all."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        name = f"{message['X-Authsvc-Mail']}.eml"
+        name = message["Message-ID"].strip("<>").partition("@")[0]
         with tempfile.NamedTemporaryFile("wb", dir=self.folder, delete=False) as draft:
-            draft.write(message.as_bytes(policy=SMTP))
-        path = self.folder / name
+            draft.write(message.as_bytes())
+        path = self.folder / f"{name}.eml"
         Path(draft.name).replace(path)
         log.info("mail.written", extra={"file": os.fspath(path)})
 
 
-def _cut(relay: smtplib.SMTP) -> None:
-    """End the connection under whoever waits for it."""
-    sock = relay.sock
-    if sock is not None:
-        with suppress(OSError):
-            sock.shutdown(socket.SHUT_RDWR)
+@contextmanager
+def _cut_at(ends_at_s: float, sock: socket.socket) -> Iterator[None]:
+    """End the connection at *ends_at_s* under whoever waits for it."""
+    # A second handle: TLS takes the first one over, and a handle of its own works in any state of it.
+    with sock.dup() as handle:
+        timer = threading.Timer(max(0.0, ends_at_s - time.monotonic()), _shut, args=(handle,))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            timer.join()
 
 
-def _by_code(code: int) -> Exception:
-    """What a reply with *code* means for the mail."""
-    return MailRefused(f"smtp {code}") if code in _PERMANENT else RelayUnavailable(f"smtp {code}")
+def _shut(sock: socket.socket) -> None:
+    with suppress(OSError):  # the relay was faster
+        sock.shutdown(socket.SHUT_RDWR)
+
+
+def _say_goodbye(relay: smtplib.SMTP) -> None:
+    """The mail is taken: what follows is a courtesy."""
+    with suppress(OSError):
+        if relay.sock is not None:
+            relay.sock.settimeout(GOODBYE_S)
+        relay.quit()
+
+
+def _refusal(code: int) -> Exception:
+    """What a reply with *code* means for the mail that it answers."""
+    if code in _PERMANENT:
+        return MailRefused(f"smtp {code}")
+    return RelayUnavailable(f"smtp {code}") if code in {_CLOSING, -1} else MailDeferred(f"smtp {code}")
 
 
 def _cause(error: Exception) -> str:
-    """The kind of *error*, in words without anything that the relay sent."""
+    """The kind of *error*, without any text of the relay's, which may hold an address."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"TLS: {error.verify_message}"
     if isinstance(error, ssl.SSLError):
         return "TLS"
     if isinstance(error, smtplib.SMTPNotSupportedError):
         return "no STARTTLS or no AUTH offered"
-    if isinstance(error, TimeoutError):
+    if isinstance(error, TimeoutError) or isinstance(error.__context__, TimeoutError):
         return "no answer in time"
+    if isinstance(error, smtplib.SMTPServerDisconnected):
+        return "connection lost"
     return type(error).__name__

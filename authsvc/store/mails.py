@@ -47,12 +47,14 @@ class SqlOutbox:
             .where(_is_free(now), mails.c.next_try_at <= now)
             .order_by(mails.c.is_urgent.desc(), mails.c.next_try_at, mails.c.id)
             .limit(most)
+            # SQLite has no row locks, and needs none: there a transaction is the only writer.
+            .with_for_update(skip_locked=True)
+            # Evaluated once: as a subquery, a plan may run it for each row, and lock more than *most*.
+            .cte("due")
         )
-        if self._database.is_postgresql:
-            due = due.with_for_update(skip_locked=True)
         taken = (
             update(mails)
-            .where(mails.c.id.in_(due))
+            .where(mails.c.id.in_(select(due.c.id)))
             .values(
                 lease_owner=owner,
                 lease_until=now + timedelta(seconds=LEASE_S),
@@ -129,10 +131,14 @@ class SqlOutbox:
             return [to_mail(row) for row in connection.execute(statement).mappings()]
 
     def retry(self, mail_id: MailId, *, now: datetime, ends_at: datetime) -> bool:
-        """Make a mail that waits or failed due at once, until *ends_at* at least; False: there is none."""
+        """
+        Make a mail that waits or failed due at once, until *ends_at* at least.
+
+        False: there is none, or it is being sent at this moment.
+        """
         again = (
             update(mails)
-            .where(mails.c.id == mail_id, mails.c.state.in_([MailState.QUEUED.value, MailState.FAILED.value]))
+            .where(mails.c.id == mail_id, or_(mails.c.state == MailState.FAILED.value, _is_free(now)))
             .values(
                 state=MailState.QUEUED.value,
                 attempts=0,

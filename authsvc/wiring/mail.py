@@ -60,6 +60,7 @@ def open_mail(parts: Parts, policy: PasswordPolicy, devices: DeviceTokens) -> Ma
         outbox=outbox,
         letters=letters(settings),
         transport=transport(settings.mail),
+        audit=parts.audit,
         clock=clock,
         monotonic=time.monotonic,
         most_per_minute=settings.mail.max_per_minute,
@@ -96,8 +97,8 @@ def open_mail(parts: Parts, policy: PasswordPolicy, devices: DeviceTokens) -> Ma
     )
 
     def try_out(address: str) -> None:
-        mail = new_mail(Template.TAKEN, canonical_email(address), now=clock())
-        run.transport.send(run.letters.letter(mail, Template.TAKEN, None))
+        mail = new_mail(Template.VERIFY, canonical_email(address), now=clock())
+        run.transport.send(run.letters.trial(mail))
 
     return MailRoom(RecoveryServices(recovery, addresses, outbox, try_out), thread, clock)
 
