@@ -56,12 +56,34 @@ class Taken:
         return str(part.get_content())
 
 
+class _Controller(Controller):
+    """Closes the connections that are open when it stops."""
+
+    def factory(self) -> SMTP:
+        """A conversation."""
+        conversation: SMTP = super().factory()
+        self.__dict__.setdefault("conversations", []).append(conversation)
+        return conversation
+
+    def stop(self, *arguments: bool) -> None:
+        """Stop listening."""
+        asyncio.run_coroutine_threadsafe(self._abort(), self.loop).result()
+        super().stop(*arguments)
+
+    async def _abort(self) -> None:
+        for conversation in self.__dict__.get("conversations", []):
+            if conversation.transport is not None:
+                conversation.transport.abort()
+        for _ in range(5):
+            await asyncio.sleep(0)  # the loop closes them in its next turns
+
+
 class Relay:
     """
     A real relay.  A context manager; ``stop()`` and ``start()`` may follow each other.
 
-    *answers* maps ``RCPT`` and ``DATA`` to replies that are given instead of 250.  While ``hangs`` is set a
-    mail is taken, and its 250 kept back.
+    *answers* maps ``RCPT`` and ``DATA`` to replies that are given instead of 250.  While ``answering`` is
+    clear a mail is taken, and its 250 kept back; else that comes after *takes_s* seconds.
     """
 
     def __init__(
@@ -70,31 +92,24 @@ class Relay:
         *,
         tls: Literal["starttls", "implicit", "none"] = "starttls",
         wants_login: bool = False,
+        port: int | None = None,
+        takes_s: float = 0.0,
     ) -> None:
-        self.port = free_port()
+        self.port = port or free_port()
+        self._takes_s = takes_s
         self.taken: list[Taken] = []
         self.answers: dict[str, str] = {}
-        self.hangs = threading.Event()
+        self.answering = threading.Event()
+        self.answering.set()
         self._certificate = certificate
         self._tls = tls if certificate is not None else "none"
         self._wants_login = wants_login
-        self._controller: Controller | None = None
-
-    def settings(self, certificate: Certificate) -> dict[str, str]:
-        """The environment of a service that sends its mails here."""
-        return {
-            "MAIL_TRANSPORT": "smtp",
-            "MAIL_FROM": "authsvc@example.com",
-            "SMTP_HOST": NAME,
-            "SMTP_PORT": str(self.port),
-            "SMTP_TLS": self._tls,
-            "SMTP_CA_FILE": str(certificate.public),
-        }
+        self._controller: _Controller | None = None
 
     def start(self) -> Self:
         """Listen."""
         context = self._context()
-        self._controller = Controller(
+        self._controller = _Controller(
             self,
             hostname=HOST,
             port=self.port,
@@ -118,7 +133,7 @@ class Relay:
         return self.start()
 
     def __exit__(self, *_: object) -> None:
-        self.hangs.clear()
+        self.answering.set()
         self.stop()
 
     def wait_for(self, count: int, *, timeout_s: float = 60) -> list[Taken]:
@@ -167,8 +182,8 @@ class Relay:
                 is_logged_in=bool(session.authenticated),
             )
         )
-        while self.hangs.is_set():
-            await asyncio.sleep(0.01)
+        await asyncio.sleep(self._takes_s)
+        await asyncio.to_thread(self.answering.wait)
         return "250 OK"
 
 
@@ -177,7 +192,7 @@ class Trickster:
     """
     A server that says what it is told, in clear: *banner*, and *answers* to commands by their first word.
 
-    An answer of None keeps the client waiting.  ``heard`` is every line that it was sent.
+    *port* 0 takes any.  An answer of None keeps the client waiting.  ``heard`` is every line that came.
     """
 
     banner: bytes | None = b"220 relay\r\n"
@@ -219,7 +234,7 @@ def playing(trickster: Trickster) -> Iterator[Trickster]:
         def handle_error(self, *_: object) -> None:
             """The client may go at any moment."""
 
-    with Server((HOST, 0), Handler) as server:
+    with Server((HOST, trickster.port), Handler) as server:
         trickster.port = server.server_address[1]
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -229,5 +244,3 @@ def playing(trickster: Trickster) -> Iterator[Trickster]:
             trickster.is_over.set()
             server.shutdown()
             thread.join()
-
-

@@ -117,6 +117,7 @@ class MailRun:
         self._is_relay_up = False
         self._failures += 1
         if self._failures >= MOST_FAILURES:
+            self._failures = 0
             self._paused_until_s = self.monotonic() + PAUSE_S
 
     def _try_again(self, delivery: Delivery, cause: str, *, waits_for_relay: bool) -> None:

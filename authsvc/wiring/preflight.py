@@ -72,8 +72,11 @@ def _not_listening(number: int, error: OSError) -> str:
 
 
 def _templates(settings: Settings) -> Iterator[Problem]:
+    folder = settings.mail.templates_dir
     if not settings.mail.is_on:
         return
+    if folder is not None and not folder.is_dir():
+        yield Problem(name="MAIL_TEMPLATES_DIR", message=f"is {str(folder)!r}; no such directory")
     try:
         letters(settings).try_all()
     except BadTemplate as error:

@@ -1,0 +1,377 @@
+"""The relay breaks in every way, and senders are killed: no answer changes, and every mail arrives."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections import Counter
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from typing import TYPE_CHECKING
+
+import psutil
+import psycopg
+import pytest
+import requests
+from psycopg import sql
+from redis import Redis
+from sqlalchemy import func, select
+
+from authsvc.domain.accounts.mails import Template, new_mail
+from authsvc.domain.values.emails import Email
+from authsvc.settings import Settings
+from authsvc.store.mails import add_mail
+from authsvc.store.tables import mails
+from authsvc.wiring import now
+from authsvc.wiring.stores import open_database
+from tests.certificates import Certificate, self_signed
+from tests.processes import free_port, kill_tree, wait_until
+from tests.relay import NAME, Relay, Trickster, playing
+from tests.rig import Service, environment, migrate, run_command
+from tests.servers import drop_database
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from authsvc.store.sql import Database
+    from tests.relay import Taken
+    from tests.servers import PostgresServer, Remote
+
+pytestmark = [pytest.mark.fault, pytest.mark.slow]
+
+#: The service with leases, retries and pauses of seconds where they take minutes, and time for all else.
+HASTE = """
+from authsvc.domain.accounts import mails
+from authsvc.mail import sender, transports
+from authsvc.store import mails as outbox
+from authsvc.wiring import mail
+mails.RETRY_AFTER_S, sender.PAUSE_S, transports.REPLY_S = (1,) * 1000, 0.5, 0.5
+outbox.LEASE_S, sender.BEGUN_WITHIN_S, mail.DELAYED_S = 5, 1.0, 1.0
+from tests.patient import run
+run()
+"""
+HASTY = (sys.executable, "-c", HASTE)
+OFFERS_TLS = b"250-relay\r\n250 STARTTLS\r\n"
+CODE = re.compile(r"\b[BCDFGHJKLMNPQRSTVWXZ]{4}-[BCDFGHJKLMNPQRSTVWXZ]{4}\b")
+LINK = re.compile(r"\?t=([A-Za-z0-9_-]{64})")
+NUMBERS = count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """A service, and the port where its relay is to be."""
+
+    service: Service
+    port: int
+    certificate: Certificate
+    redis_url: str
+    folder: Path
+
+    def relay(self, **options: float) -> Relay:
+        """A good relay there."""
+        return Relay(self.certificate, port=self.port, takes_s=options.get("takes_s", 0.0))
+
+    def ask(self, email: str) -> list[int]:
+        """Register, and forget the password: a mail each; the statuses."""
+        forgotten = self.service.call("POST", "/v1/auth/password/forgot", json={"email": email})
+        assert set(forgotten.json()) == {"ticket", "expires_in"}
+        return [forgotten.status_code, self.service.call("GET", "/v1/health/ready").status_code]
+
+    def log_of(self, event: str) -> list[dict[str, object]]:
+        """The log's lines of *event*."""
+        lines = self.service.log.read_text().splitlines()
+        parsed = [json.loads(line) for line in lines if line.startswith("{")]
+        return [line for line in parsed if line.get("event") == event]
+
+    def states(self) -> Counter[str]:
+        """How many mails are in each state."""
+        with outbox_of(self) as database, database.read() as connection:
+            rows = connection.execute(
+                select(mails.c.state, func.count().label("count")).group_by(mails.c.state)
+            )
+            return Counter({row.state: row.count for row in rows})
+
+
+def outbox_of(post: Post) -> AbstractContextManager[Database]:
+    """Open the service's database."""
+    return closing(open_database(Settings.from_env(post.service.env)))
+
+
+@contextmanager
+def post_of(
+    postgres: PostgresServer | Remote, redis_url: str, folder: Path, *, entry: tuple[str, ...] = HASTY
+) -> Iterator[Post]:
+    """A service with two workers whose relay is not there yet."""
+    port, certificate = free_port(), self_signed(folder, NAME)
+    env = environment(
+        postgres.create_database(),
+        redis_url,
+        folder,
+        CACHE_KEY_PREFIX=f"mail-{port}",
+        MAIL_TRANSPORT="smtp",
+        MAIL_FROM="authsvc@example.com",
+        MAIL_MAX_PER_MINUTE="100000",
+        SMTP_HOST=NAME,
+        SMTP_PORT=str(port),
+        SMTP_CA_FILE=str(certificate.public),
+        LINK_URL="https://app.example.com",
+        RATE_LIMIT_MAIL_IP="off",
+        RATE_LIMIT_MAIL_ADDRESS="off",
+    )
+    migrate(env)
+    with Service(env, folder, entry=entry) as service:
+        yield Post(service, port, certificate, redis_url, folder)
+    drop_database(postgres.url, env["DATABASE_URL"])
+
+
+@pytest.fixture(scope="module")
+def post(postgres_server, redis_server, tmp_path_factory) -> Iterator[Post]:
+    """Share one service among these tests."""
+    with post_of(postgres_server, redis_server.url, tmp_path_factory.mktemp("post")) as made:
+        yield made
+
+
+@contextmanager
+def nobody(_post: Post) -> Iterator[None]:
+    """The port is closed."""
+    yield
+
+
+def trick(**said: bytes | dict[str, bytes | None] | None) -> Callable[[Post], AbstractContextManager[object]]:
+    """A relay that plays a trick."""
+    return lambda post: playing(Trickster(port=post.port, **said))  # type: ignore[arg-type]
+
+
+def answering(command: str, reply: str) -> Callable[[Post], AbstractContextManager[object]]:
+    """A relay that answers *command* so."""
+
+    def made(post: Post) -> Relay:
+        relay = post.relay()
+        relay.answers[command] = reply
+        return relay
+
+    return made
+
+
+def hanging(post: Post) -> Relay:
+    """A relay that reads a mail to its end and says nothing."""
+    relay = post.relay()
+    relay.answering.clear()
+    return relay
+
+
+def of_another_name(post: Post) -> Relay:
+    """A relay with a certificate that is trusted, and not its own."""
+    other = self_signed(post.folder, "other.example.com")
+    # Trusted, too: only the name is wrong.
+    trusted = post.certificate.public.read_bytes()
+    if other.public.read_bytes() not in trusted:
+        post.certificate.public.write_bytes(trusted + other.public.read_bytes())
+    return Relay(other, port=post.port)
+
+
+FAULTS: dict[str, tuple[Callable[[Post], AbstractContextManager[object]], str]] = {
+    "relay-down": (nobody, "ConnectionRefusedError"),
+    "relay-silent": (trick(banner=None), "no answer in time"),
+    "relay-busy": (answering("RCPT", "451 later"), "smtp 451"),
+    "relay-hangs-after-data": (hanging, "no answer in time"),
+    "relay-tls-stripped": (trick(answers={"EHLO": b"250 relay\r\n"}), "no STARTTLS or no AUTH offered"),
+    "relay-bytes-behind-220": (
+        trick(answers={"EHLO": OFFERS_TLS, "STARTTLS": b"220 go\r\n250 AUTH PLAIN\r\n"}),
+        "connection lost",
+    ),
+    "relay-wrong-name": (of_another_name, "TLS: Hostname mismatch"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_no_answer_changes_while_the_relay_is_broken_and_the_mail_arrives_afterwards(post, fault):
+    """Ready stays 200, the log names the cause, and everything that was asked for is sent once it works."""
+    breaking, cause = FAULTS[fault]
+    email = f"u{next(NUMBERS)}@example.com"
+    before = len(post.log_of("mail.retried"))
+
+    with breaking(post):
+        assert post.service.register(email).status_code == 201
+        assert post.ask(email) == [202, 200]
+        wait_until(lambda: cause in causes(post, before), what=f"{cause} in the log")
+        wait_until(lambda: is_delayed(post), what="an old mail in the metrics")
+    with post.relay() as relay:
+        taken = to(relay.wait_for(2), email)
+        wait_until(lambda: post.states()["queued"] == 0, what="an empty outbox")
+
+    assert sorted(str(mail.message["Subject"]) for mail in taken) == [
+        "Confirm your e-mail address",
+        "Reset your password",
+    ]
+
+
+def test_a_refused_mail_has_failed_and_an_operator_sends_it_again(post):
+    """5xx: `mail list` shows it, `mail retry` sends it; the trail has the event, nobody's answer changes."""
+    email = f"u{next(NUMBERS)}@example.com"
+    with answering("RCPT", "550 no such user")(post):
+        assert post.service.register(email).status_code == 201
+        wait_until(lambda: post.states()["failed"] == 1, what="a failed mail")
+    listed = [json.loads(line) for line in command(post, "mail", "list").splitlines()]
+    (failed,) = [line for line in listed if line["state"] == "failed"]
+    assert set(failed) == {"id", "template", "state", "attempts", "next_try"}
+
+    with post.relay() as relay:
+        command(post, "mail", "retry", failed["id"])
+        (taken,) = to(relay.wait_for(1), email)
+
+    assert taken.message_id.startswith(f"<{failed['id']}@")
+    assert post.log_of("mail.failed")
+
+
+def test_the_command_line_tries_the_relay(post):
+    """One mail at once, past the outbox; a relay that is away is said to be."""
+    with post.relay() as relay:
+        assert json.loads(command(post, "mail", "test", "root@example.com")) == {"result": "sent"}
+        (taken,) = relay.taken
+    done = run_command("mail", "test", "root@example.com", env=post.service.env, folder=post.folder)
+
+    assert taken.recipient == "root@example.com"
+    assert "This is a test mail" in taken.message.get_content()
+    assert done.returncode == 1
+    assert "the relay did not take the mail: ConnectionRefusedError" in done.stderr
+
+
+def test_codes_and_links_are_in_mails_alone(post):
+    """Not in SQL, Redis, the log or the metrics; addresses are not in the last two either."""
+    email = f"u{next(NUMBERS)}@example.com"
+    with post.relay() as relay:
+        post.service.register(email)
+        post.ask(email)
+        taken = to(relay.wait_for(2), email)
+    secrets = {found for mail in taken for found in (*CODE.findall(mail.text), *LINK.findall(mail.text))}
+    assert len(secrets) == 4
+    secrets |= {secret.replace("-", "") for secret in secrets if len(secret) == 9}
+
+    log = post.service.log.read_text()
+    metrics = post.service.call("GET", "/v1/health/live").text + scraped(post)
+    places = {"sql": dump(post), "redis": contents(post.redis_url), "log": log, "metrics": metrics}
+
+    assert email in places["sql"]
+    assert [(place, s) for place, text in places.items() for s in secrets if s in text] == []
+    assert email not in log + metrics
+
+
+def test_killed_senders_lose_no_mail(post, tmp_path):
+    """Workers of two replicas are killed with -9: each mail arrives, a second time as the same one."""
+    lost, twice = survive(post, tmp_path, replicas=2, number=60, kills=4)
+
+    assert lost == set()
+    assert len(twice) <= 4
+
+
+@pytest.mark.long
+def test_many_killed_senders_lose_no_mail(postgres_server, redis_server, tmp_path, record_property):
+    """The same at length: 500 mails, 3 replicas, 50 times -9."""
+    with post_of(postgres_server, redis_server.url, tmp_path) as post:
+        lost, twice = survive(post, tmp_path, replicas=3, number=500, kills=50)
+
+    record_property("sent_twice", len(twice))
+    assert lost == set()
+    assert len(twice) <= 50
+
+
+def survive(post: Post, folder: Path, *, replicas: int, number: int, kills: int) -> tuple[set[str], set[str]]:
+    """Put *number* mails into the outbox while senders are killed; which were lost, and which sent twice."""
+    wanted = {f"k{next(NUMBERS)}@example.com" for _ in range(number)}
+    with ExitStack() as stack:
+        relay = stack.enter_context(post.relay(takes_s=0.05))
+        env = post.service.env
+        more = [Service(env, folder, entry=HASTY) for _ in range(replicas - 1)]
+        services = [post.service, *(stack.enter_context(service) for service in more)]
+        waiting = sorted(wanted)
+        for turn in range(kills):
+            put(post, waiting[turn::kills])
+            victim = services[turn % replicas]
+            seen = len(relay.taken)
+            wait_until(partial(is_at_work, post, relay, seen))
+            kill_one(victim)
+        wait_until(lambda: post.states()["queued"] == 0, what="an empty outbox")
+        taken = [mail for mail in relay.taken if mail.recipient in wanted]
+    ids: dict[str, set[str]] = {}
+    for mail in taken:
+        ids.setdefault(mail.recipient, set()).add(mail.message_id)
+    assert {len(found) for found in ids.values()} == {1}
+    assert post.states()["failed"] == 0
+    counts = Counter(mail.recipient for mail in taken)
+    return wanted - set(counts), {recipient for recipient, times in counts.items() if times > 1}
+
+
+def is_at_work(post: Post, relay: Relay, seen: int) -> bool:
+    """The relay has taken more than *seen* mails, or none is left."""
+    return len(relay.taken) > seen or post.states()["queued"] == 0
+
+
+def kill_one(service: Service) -> None:
+    """SIGKILL to a worker, and wait for the next one."""
+    (pid, *_), before = service.workers(), set(service.workers())
+    kill_tree(psutil.Process(pid))
+    wait_until(lambda: len(service.workers()) == len(before) and pid not in service.workers())
+
+
+def put(post: Post, recipients: list[str]) -> None:
+    """Commit a mail to each of *recipients*."""
+    with outbox_of(post) as database, database.transaction() as connection:
+        for recipient in recipients:
+            add_mail(connection, new_mail(Template.PASSWORD_CHANGED, Email(recipient), now=now()))
+
+
+def to(taken: list[Taken], email: str) -> list[Taken]:
+    """The mails to *email*, each once."""
+    return list({mail.message_id: mail for mail in taken if mail.recipient == email}.values())
+
+
+def causes(post: Post, start: int) -> str:
+    """The causes that the log names since *start*."""
+    return " ".join(str(line["cause"]) for line in post.log_of("mail.retried")[start:])
+
+
+def scraped(post: Post) -> str:
+    """The metrics."""
+    return requests.get(post.service.metrics_url, timeout=60).text
+
+
+def is_delayed(post: Post) -> bool:
+    """A mail has waited for more than a second."""
+    return any(
+        float(line.split()[-1]) > 1
+        for line in scraped(post).splitlines()
+        if line.startswith("authsvc_mail_oldest_seconds")
+    )
+
+
+def command(post: Post, *arguments: str) -> str:
+    """What a command prints."""
+    done = run_command(*arguments, env=post.service.env, folder=post.folder)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def dump(post: Post) -> str:
+    """Every row of every table, as text."""
+    url = post.service.env["DATABASE_URL"]
+    with psycopg.connect(url) as connection:
+        tables = connection.execute(
+            "SELECT table_name FROM information_schema.tables WHERE table_schema = 'public'"
+        ).fetchall()
+        rows = [
+            connection.execute(sql.SQL("SELECT t::text FROM {} t").format(sql.Identifier(name)))
+            for (name,) in tables
+        ]
+        return "\n".join(row for cursor in rows for (row,) in cursor.fetchall())
+
+
+def contents(url: str) -> str:
+    """Every key of Redis with its value."""
+    with Redis.from_url(url) as client:
+        return " ".join(f"{key!r} {client.dump(key)!r}" for key in client.scan_iter())
