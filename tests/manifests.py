@@ -212,6 +212,9 @@ def _step(target: Any, step: Document) -> None:
     *parents, last = step["path"].strip("/").split("/")
     for parent in parents:
         target = target[int(parent) if isinstance(target, list) else parent]
+    if isinstance(target, list) and last == "-" and step["op"] == "add":
+        target.append(step["value"])
+        return
     if not isinstance(target, dict) or step["op"] not in {"add", "replace"}:
         raise Unknown(f"{step['op']} {step['path']}")
     if step["op"] == "replace" and last not in target:

@@ -132,8 +132,9 @@ class MailRun:
 
     def _fail(self, delivery: Delivery, cause: str) -> None:
         """No further try; the event says why."""
-        user = delivery.user
-        failed = Event(Action.MAIL_FAILED, user_id=user.id if user else None, detail=cause)
+        mail, user = delivery.mail, delivery.user
+        detail = f"{mail.template} {mail.id}: {cause}"
+        failed = Event(Action.MAIL_FAILED, user_id=user.id if user else None, detail=detail)
         self._settle(delivery, MailState.FAILED, "failed", event=failed)
 
     def _settle(

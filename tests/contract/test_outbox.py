@@ -180,7 +180,7 @@ def test_a_mail_is_tried_after_5_and_30_seconds_2_10_and_30_minutes_then_hourly(
     assert set(tried_after) == {1}
     assert stores.clock() < ticket.expires_at < stores.clock() + timedelta(seconds=3_600)
     assert [(event.action, event.user_id, event.detail) for event in recorder.events] == [
-        ("mail.failed", user.id, "no answer in time")
+        ("mail.failed", user.id, f"verify {mail.id}: no answer in time")
     ]
     assert recorder.results["verify", "failed"] == 1
 
@@ -213,7 +213,7 @@ def test_a_refused_mail_has_failed_at_once_and_can_be_tried_by_hand(stores, outb
     run = run_of(stores, recorder)
     run.round()
     assert state_of(stores, mail) == ("failed", 1)
-    assert [event.detail for event in recorder.events] == ["smtp 550"]
+    assert [event.detail for event in recorder.events] == [f"password_changed {mail.id}: smtp 550"]
 
     recorder.answer = lambda _message: None
     assert outbox.retry(mail.id, now=stores.clock(), ends_at=stores.clock())

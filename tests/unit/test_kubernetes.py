@@ -73,7 +73,7 @@ SWITCHED_OFF = re.compile(r"^( *)#(?=-|  )", re.MULTILINE)
 
 
 def test_commented_rules_of_the_network_policy_can_be_taken(tmp_path):
-    """Each of them, by removing the signs: name servers, IPv6, Sentinels, a pooler, traces, mail."""
+    """Each of them, by removing the signs: name servers, IPv6, Sentinels, a pooler, traces."""
     shutil.copytree(K8S, tmp_path / "k8s")
     for place in ("base/networkpolicy.yaml", "overlays/prod/stores.yaml"):
         file = tmp_path / "k8s" / place
@@ -89,7 +89,6 @@ def test_commented_rules_of_the_network_policy_can_be_taken(tmp_path):
         [("TCP", 26379)],
         [("TCP", 6432)],
         [("TCP", 4318)],
-        [("TCP", 465), ("TCP", 587)],
     ]
     assert all(rule["to"] for rule in rules)
     networks = [peer["ipBlock"]["cidr"] for rule in rules for peer in rule["to"] if "ipBlock" in peer]
@@ -149,7 +148,7 @@ def test_every_selector_finds_exactly_whom_it_should(rendered, overlay):
 
 def test_the_service_monitor_finds_the_metrics_alone(rendered, overlay, tmp_path):
     """Prometheus scrapes every pod once, on the metrics port alone, under the job that the alerts name."""
-    monitor = only(render(with_component(overlay, tmp_path)), "ServiceMonitor", "authsvc")
+    monitor = only(render(with_component(overlay, tmp_path, "service-monitor")), "ServiceMonitor", "authsvc")
     services = kinds(rendered[overlay], "Service")
     labels = {service["metadata"]["name"]: service["metadata"]["labels"] for service in services}
     ports = {service["metadata"]["name"]: service["spec"]["ports"] for service in services}
@@ -165,12 +164,28 @@ def test_the_service_monitor_finds_the_metrics_alone(rendered, overlay, tmp_path
     )
 
 
-def with_component(overlay: str, folder: Path) -> Path:
-    """Return a copy of *overlay*, below *folder*, with the component that its users may add."""
+def test_the_mail_component_gives_the_password_and_a_way_to_the_relay(rendered, overlay, tmp_path):
+    """Both containers read the password as a file of the Secret; nothing else leaves the cluster."""
+    documents = render(with_component(overlay, tmp_path, "mail"))
+    spec = pod(documents)
+    given = [
+        {variable["name"]: variable.get("value") for variable in container["env"]}.get("SMTP_PASSWORD_FILE")
+        for container in (*spec["initContainers"], *spec["containers"])
+    ]
+    before = only(rendered[overlay], "NetworkPolicy", "authsvc")["spec"]["egress"]
+    *others, way = only(documents, "NetworkPolicy", "authsvc")["spec"]["egress"]
+
+    assert given == ["/run/secrets/authsvc/smtp-password"] * 2
+    assert others == before
+    assert [port["port"] for port in way["ports"]] == [465, 587]
+
+
+def with_component(overlay: str, folder: Path, name: str) -> Path:
+    """Return a copy of *overlay*, below *folder*, with a component that its users may add."""
     text = (OVERLAYS[overlay] / "kustomization.yaml").read_text()
     place = folder / "k8s" / "overlays" / overlay
     shutil.copytree(K8S, folder / "k8s")
-    (place / "kustomization.yaml").write_text(f"{text}\ncomponents: [../../components/service-monitor]\n")
+    (place / "kustomization.yaml").write_text(f"{text}\ncomponents: [../../components/{name}]\n")
     return place
 
 

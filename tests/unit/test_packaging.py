@@ -71,6 +71,21 @@ def test_every_variable_is_a_setting():
     assert compose_environment().keys() <= all_names()
 
 
+def test_the_catch_all_relay_is_for_this_machine(tmp_path):
+    """Laid over compose.yaml it makes a service that sends mails; its pages are for this machine."""
+    over = yaml.safe_load((ROOT / "compose.mailbox.yaml").read_text())["services"]
+    environment = {**compose_environment(), **over["authsvc"]["environment"]}
+
+    settings = Settings.from_env(with_files(environment, tmp_path))
+
+    assert settings.mail.is_on
+    assert settings.mail.smtp_host in over
+    assert settings.warnings == ()
+    assert all(port.startswith("127.0.0.1:") for port in over["mailbox"]["ports"])
+    assert re.search(r":v?\d+\.\d+", over["mailbox"]["image"])
+    assert {key for service in over.values() for key in service} <= SERVICE_KEYS
+
+
 def test_what_a_service_of_compose_uses_is_there():
     """Networks, volumes, secrets and other services are declared; what is mounted lies in the repository."""
     file = compose()
