@@ -20,7 +20,10 @@ TALLY_WINDOW_S = 900
 TALLY_ROWS = 1000
 
 _ALARMING = frozenset(
-    {Action.REFRESH_REUSED, Action.HASH_MALFORMED, Action.LIMIT_REACHED, Action.LIMIT_UNCOUNTED}
+    {
+        *(Action.REFRESH_REUSED, Action.HASH_MALFORMED, Action.LIMIT_REACHED, Action.LIMIT_UNCOUNTED),
+        Action.MAIL_FAILED,
+    }
 )
 _LOGGED = (
     *("account", "user_id", "session_id", "actor_id", "client_ip", "user_agent", "device_id", "detail"),

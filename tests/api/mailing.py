@@ -33,6 +33,7 @@ class Postbox:
             outbox=api.services.recovery.outbox,
             letters=letters(Settings.from_env(api.env)),
             transport=self,
+            audit=api.services.events,
             clock=api.clock,
             monotonic=time.monotonic,
             most_per_minute=100_000,
@@ -52,7 +53,7 @@ class Postbox:
         """The texts of all mails to *address*, as they were asked for; sends what is due before."""
         self.deliver()
         found = [message for message in self.sent if message["To"] == address]
-        return [text_of(message) for message in sorted(found, key=lambda one: str(one["X-Authsvc-Mail"]))]
+        return [text_of(message) for message in sorted(found, key=lambda one: str(one["Message-ID"]))]
 
     def newest(self, address: str) -> str:
         """The text of the newest mail to *address*."""

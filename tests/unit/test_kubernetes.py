@@ -148,7 +148,7 @@ def test_every_selector_finds_exactly_whom_it_should(rendered, overlay):
 
 def test_the_service_monitor_finds_the_metrics_alone(rendered, overlay, tmp_path):
     """Prometheus scrapes every pod once, on the metrics port alone, under the job that the alerts name."""
-    monitor = only(render(with_component(overlay, tmp_path, "service-monitor")), "ServiceMonitor", "authsvc")
+    monitor = only(render(with_components(overlay, tmp_path, "service-monitor")), "ServiceMonitor", "authsvc")
     services = kinds(rendered[overlay], "Service")
     labels = {service["metadata"]["name"]: service["metadata"]["labels"] for service in services}
     ports = {service["metadata"]["name"]: service["spec"]["ports"] for service in services}
@@ -166,7 +166,7 @@ def test_the_service_monitor_finds_the_metrics_alone(rendered, overlay, tmp_path
 
 def test_the_mail_component_gives_the_password_and_a_way_to_the_relay(rendered, overlay, tmp_path):
     """Both containers read the password as a file of the Secret; nothing else leaves the cluster."""
-    documents = render(with_component(overlay, tmp_path, "mail"))
+    documents = render(with_components(overlay, tmp_path, "mail"))
     spec = pod(documents)
     given = [
         {variable["name"]: variable.get("value") for variable in container["env"]}.get("SMTP_PASSWORD_FILE")
@@ -180,12 +180,13 @@ def test_the_mail_component_gives_the_password_and_a_way_to_the_relay(rendered, 
     assert [port["port"] for port in way["ports"]] == [465, 587]
 
 
-def with_component(overlay: str, folder: Path, name: str) -> Path:
-    """Return a copy of *overlay*, below *folder*, with a component that its users may add."""
+def with_components(overlay: str, folder: Path, *names: str) -> Path:
+    """Return a copy of *overlay*, below *folder*, with components that its users may add."""
     text = (OVERLAYS[overlay] / "kustomization.yaml").read_text()
     place = folder / "k8s" / "overlays" / overlay
     shutil.copytree(K8S, folder / "k8s")
-    (place / "kustomization.yaml").write_text(f"{text}\ncomponents: [../../components/{name}]\n")
+    components = ", ".join(f"../../components/{name}" for name in names)
+    (place / "kustomization.yaml").write_text(f"{text}\ncomponents: [{components}]\n")
     return place
 
 
@@ -317,7 +318,7 @@ def test_the_image_is_of_this_version_and_others_are_pinned(rendered, overlay):
 def test_every_renderer_says_the_same(overlay, tmp_path):
     """The renderer of these tests and that of every kubectl or kustomize at hand agree in every value."""
     tools = {"kubectl": ("kubectl", "kustomize"), "kustomize": ("kustomize", "build")}
-    folder = with_component(overlay, tmp_path)
+    folder = with_components(overlay, tmp_path, "service-monitor", "mail")
     ours = sorted(render(folder), key=title)
 
     for command in (command for name, command in tools.items() if shutil.which(name)):
