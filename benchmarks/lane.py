@@ -1,7 +1,7 @@
 """
 Token checks: their CPU by connections, and their latency while others make trouble.
 
-    python benchmarks/lane.py [--seconds 5] [--only rates|troubles]
+    python benchmarks/lane.py [--seconds 5] [--only rates|troubles] [--matching TEXT]
 
 Brings its own PostgreSQL and Redis, and serves in production mode with two workers and bcrypt cost 12,
 once with the lane and once without it (``CHECK_LANE``).  The CPU of the service for one check does not
@@ -49,6 +49,7 @@ class Bench:
     service: Service
     redis: RedisServer
     seconds: float
+    matching: str
     emails: list[str] = field(default_factory=list)
     checks: list[bytes] = field(default_factory=list)
 
@@ -87,7 +88,8 @@ class Bench:
         """Latency of checks beside each trouble."""
         self._measure("calm", self._nothing)
         for name, trouble in TROUBLES.items():
-            self._measure(name, lambda trouble=trouble: trouble(self))
+            if self.matching in name:
+                self._measure(name, lambda trouble=trouble: trouble(self))
 
     def _measure(self, name: str, trouble: Callable[[], AbstractContextManager[object]]) -> None:
         with ExitStack() as stack:
@@ -252,6 +254,7 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--only", choices=("rates", "troubles"))
+    parser.add_argument("--matching", default="", help="only troubles with this in their name")
     options = parser.parse_args()
     for lane in ("on", "off"):
         print(f"CHECK_LANE={lane}")
@@ -263,7 +266,7 @@ def main() -> None:
             env = environment(postgres.create_database(), redis.url, Path(folder), **_overrides(lane))
             migrate(env)
             with Service(env, Path(folder)) as service:
-                bench = Bench(service, redis, options.seconds)
+                bench = Bench(service, redis, options.seconds, options.matching)
                 bench.prepare()
                 if options.only != "troubles":
                     bench.rates()

@@ -159,6 +159,8 @@ class Authentication:
         if not (self.is_open or by_operator):
             raise RegistrationClosed
         email = required_email(form.email)
+        # A refusal costs little if it comes first: in a storm there are many of them.
+        self.proof.passwords.require_room()
         require_policy(self.password_policy, form.password, email=email, field="password")
         now = self.clock()
         draft = User(
@@ -186,6 +188,7 @@ class Authentication:
             RateLimited, HashingBusy, StoreUnavailable.
         """
         self.signer.require_key(self.clock())
+        self.proof.passwords.require_room()
         email = typed_email(attempt.email)
         device = self._known_device(attempt, email)
         with self.proof.attempt(email or attempt.email, device):

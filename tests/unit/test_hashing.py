@@ -127,11 +127,13 @@ def test_what_cannot_begin_in_time_is_refused_at_once(lane_of, callers) -> None:
     gate.wait_for(jobs=1)
     admitted.append(callers.submit(lane.run, gate))
     wait_for_depth(lane, 1)
-    with pytest.raises(HashingBusy):
-        lane.run(gate)
+    for refused in (lane.require_room, lambda: lane.run(gate)):
+        with pytest.raises(HashingBusy):
+            refused()
     gate.opened.set()
 
     assert [caller.result(PATIENCE_S) for caller in admitted] == ["done"] * 2
+    lane.require_room()
     assert gate.runs == 2
 
 

@@ -60,6 +60,9 @@ class Passwords(Protocol):
     def needs_rehash(self, stored: str) -> bool:
         """True unless *stored* is of the configured scheme and cost."""
 
+    def require_room(self) -> None:
+        """Raise HashingBusy where work would be refused now: before anything else is done for it."""
+
 
 @dataclass(frozen=True, slots=True)
 class PasswordHasher:
@@ -109,6 +112,9 @@ class PasswordHasher:
     def needs_rehash(self, stored: str) -> bool:
         """True unless *stored* is of this scheme and cost."""
         return not stored.startswith(f"{SCHEME}$2b${self.cost_log2:02d}$")
+
+    def require_room(self) -> None:
+        """There is always room."""
 
     def _decoy(self) -> str:
         """A well-formed hash with a checksum of zeros, which nothing is known to have."""

@@ -97,6 +97,12 @@ class HashingLane:
             raise self._busy()
         return job.outcome.result()
 
+    def require_room(self) -> None:
+        """Raise HashingBusy if a job would be refused now."""
+        with self._changed:
+            if self._is_closed or not self._has_room():
+                raise self._busy()
+
     def close(self) -> None:
         """Take no more jobs, finish those that wait, and end the threads."""
         with self._changed:
@@ -195,6 +201,10 @@ class BoundedPasswords:
     def needs_rehash(self, stored: str) -> bool:
         """True unless *stored* is of the configured scheme and cost; costs nothing."""
         return self.passwords.needs_rehash(stored)
+
+    def require_room(self) -> None:
+        """Raise HashingBusy if a password would be refused now."""
+        self.lane.require_room()
 
 
 def _lower_own_priority(niceness: int) -> None:
