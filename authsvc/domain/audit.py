@@ -129,6 +129,16 @@ class AuditLog(Protocol):
         """Keep *event*; never raises, and waits for no store that does not answer."""
 
 
+class TransactionalAuditLog(AuditLog, Protocol):
+    """The same for events whose rows are stored in the transaction of what happened."""
+
+    def draft(self, event: Event) -> Entry:
+        """The row of *event*."""
+
+    def stored(self, entry: Entry) -> None:
+        """Count and log *entry*, which is stored."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """One row of the trail.  Ids rise with the time of the event: they are its order."""

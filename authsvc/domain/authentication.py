@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Protocol
 
-from authsvc.domain.audit import Action, AuditLog, Event
+from authsvc.domain.audit import Action, Event, TransactionalAuditLog
 from authsvc.domain.credentials import (
     Credentials,
     CredentialStore,
@@ -35,6 +35,7 @@ from authsvc.domain.sessions import (
     RefreshToken,
     RefreshTokens,
     Session,
+    SessionEnds,
     SessionPolicy,
     SessionStore,
     Standing,
@@ -139,7 +140,7 @@ class Authentication:
     issued: IssuedTokens
     revocations: Revocations
     limits: Limits
-    audit: AuditLog
+    audit: TransactionalAuditLog
     clock: Clock
     #: None where no mails are sent.
     verification: Verification | None = None
@@ -344,8 +345,8 @@ class Authentication:
 
     def _reused(self, session: Session) -> RefreshReused:
         """End the session whose token came back, before anybody is answered."""
-        self.revocations.publish(self.sessions.end(session.id, reason="refresh_reused", token_id=None))
-        self.audit.record(Event(Action.REFRESH_REUSED, user_id=session.user_id, session_id=session.id))
+        event = Event(Action.REFRESH_REUSED, user_id=session.user_id, session_id=session.id)
+        self._ends.end(event, reason="refresh_reused")
         return RefreshReused()
 
     def _pair(self, user: User, session: Session) -> TokenPair:
@@ -374,17 +375,17 @@ class Authentication:
 
     def _end(self, session_id: SessionId, token: AccessToken | None) -> Outcome[Session | None]:
         shown: TokenId | None = token.token_id if token else None
-        outcome = self.revocations.publish(self.sessions.end(session_id, reason="logout", token_id=shown))
-        owner = token or outcome.value
-        self.audit.record(
-            Event(
-                Action.SESSION_ENDED,
-                user_id=owner.user_id if owner else None,
-                session_id=session_id,
-                once=session_id,
-            )
+        event = Event(
+            Action.SESSION_ENDED,
+            user_id=token.user_id if token else None,
+            session_id=session_id,
+            once=session_id,
         )
-        return outcome
+        return self._ends.end(event, reason="logout", token_id=shown)
+
+    @property
+    def _ends(self) -> SessionEnds:
+        return SessionEnds(store=self.sessions, revocations=self.revocations, audit=self.audit)
 
 
 def _seconds_until(end: datetime, now: datetime) -> int:

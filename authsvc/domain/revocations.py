@@ -155,6 +155,8 @@ class Committed(Generic[T]):
 
     value: T
     entries: tuple[Revocation, ...] = ()
+    #: The row of the audit trail that the caller gave was stored, too.
+    is_noted: bool = False
 
 
 @dataclass(frozen=True, slots=True)

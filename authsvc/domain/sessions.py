@@ -8,12 +8,12 @@ import hashlib
 import hmac
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import Enum
 from typing import Protocol
 
-from authsvc.domain.audit import Action, AuditLog, Event
+from authsvc.domain.audit import Action, Entry, Event, TransactionalAuditLog
 from authsvc.domain.errors import NotFound, RefreshInvalid
 from authsvc.domain.revocations import Committed, Outcome, Revocations
 from authsvc.domain.users import User
@@ -174,9 +174,14 @@ class SessionStore(Protocol):
         """Consume ``session.counter`` if it is current and the session alive: one conditional update."""
 
     def end(
-        self, session_id: SessionId, *, reason: str, token_id: TokenId | None
+        self, session_id: SessionId, *, reason: str, token_id: TokenId | None, event: Entry | None = None
     ) -> Committed[Session | None]:
-        """End it; for one that is over the entry is repeated, not added.  None: never heard of."""
+        """
+        End it, and store *event* with it if the audit trail takes it.
+
+        For one that is over the entry of the log is repeated, not added, and *event* is not stored.  None:
+        never heard of.
+        """
 
     def end_all(self, user_id: UserId, *, reason: str, keep: SessionId | None) -> Committed[int]:
         """End every session of the user, or every other; without *keep* his epoch rises, too."""
@@ -186,13 +191,41 @@ class SessionStore(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SessionEnds:
+    """Ends one session: in SQL together with its event, in Redis, in the log."""
+
+    store: SessionStore
+    revocations: Revocations
+    audit: TransactionalAuditLog
+
+    def end(self, event: Event, *, reason: str, token_id: TokenId | None = None) -> Outcome[Session | None]:
+        """End the session of *event*; repeating is harmless."""
+        draft = self.audit.draft(event)
+        session_id = SessionId(event.session_id or "")
+        committed = self.store.end(session_id, reason=reason, token_id=token_id, event=draft)
+        outcome = self.revocations.publish(committed)
+        ended = committed.value
+        user_id = ended.user_id if ended else event.user_id
+        if committed.is_noted:
+            self.audit.stored(replace(draft, user_id=user_id))
+        else:
+            self.audit.record(replace(event, user_id=user_id))
+        return outcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SessionDirectory:
     """What a user and an admin do with sessions."""
 
     store: SessionStore
     revocations: Revocations
-    audit: AuditLog
+    audit: TransactionalAuditLog
     clock: Clock
+
+    @property
+    def ends(self) -> SessionEnds:
+        """What ends one of them."""
+        return SessionEnds(store=self.store, revocations=self.revocations, audit=self.audit)
 
     def of_user(self, user_id: UserId) -> Sequence[Session]:
         """The living sessions, the most recently used first."""
@@ -203,9 +236,8 @@ class SessionDirectory:
         standing = self.store.standing(session_id)
         if standing is None or standing.user.id != owner or not standing.session.is_alive(self.clock()):
             raise NotFound
-        outcome = self.revocations.publish(self.store.end(session_id, reason="ended", token_id=None))
-        self.audit.record(Event(Action.SESSION_ENDED, user_id=owner, session_id=session_id, once=session_id))
-        return outcome
+        event = Event(Action.SESSION_ENDED, user_id=owner, session_id=session_id, once=session_id)
+        return self.ends.end(event, reason="ended")
 
     def end_all(self, user_id: UserId, *, keep: SessionId | None, actor: UserId) -> Outcome[int]:
         """End every session of the user, or every one but *keep*."""

@@ -6,7 +6,7 @@ import hmac
 import logging
 from dataclasses import dataclass, field, replace
 
-from authsvc.domain.audit import OPERATIONAL, TALLIED, Action, Entry, Event, Origin, current_origin
+from authsvc.domain.audit import OPERATIONAL, TALLIED, Action, Entry, Event, current_origin
 from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.identifiers import is_id, timed_id
 from authsvc.observability.metrics import Metrics
@@ -48,15 +48,10 @@ class RecordedAudit:
 
     def record(self, event: Event) -> None:
         """Log, count and store *event*; see :class:`TrailWriter` for what happens when SQL is away."""
-        self.metrics.security_event(event.action.value)
         if event.action is Action.LIMIT_REACHED:
             self.metrics.rate_limited(event.detail or "")
-        entry = self._entry(event, event.origin or current_origin())
-        level = logging.WARNING if event.action in _ALARMING else logging.INFO
-        facts = {name: getattr(entry, name) for name in _LOGGED}
-        log.log(
-            level, entry.action, extra={name: value for name, value in facts.items() if value is not None}
-        )
+        entry = self.draft(event)
+        self.stored(entry)
         if event.action in TALLIED:
             self._tally(entry, subject=event.client_ip)
         elif event.action not in OPERATIONAL:
@@ -64,8 +59,18 @@ class RecordedAudit:
             store = self.writer.put_and_wait if event.origin is None else self.writer.put
             store(entry)
 
-    def _entry(self, event: Event, origin: Origin) -> Entry:
-        now = self.clock()
+    def stored(self, entry: Entry) -> None:
+        """Count and log *entry*, whose row is somebody else's to write."""
+        self.metrics.security_event(entry.action)
+        level = logging.WARNING if entry.action in _ALARMING else logging.INFO
+        facts = {name: getattr(entry, name) for name in _LOGGED}
+        log.log(
+            level, entry.action, extra={name: value for name, value in facts.items() if value is not None}
+        )
+
+    def draft(self, event: Event) -> Entry:
+        """The row of *event*, with what the request that this thread works for adds to it."""
+        now, origin = self.clock(), event.origin or current_origin()
         return Entry(
             id=timed_id(now),
             at=now,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, delete, select
+from sqlalchemy import ColumnElement, Connection, delete, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from authsvc.domain.audit import AuditFilter, Entry
@@ -19,7 +19,6 @@ class SqlAuditTrail:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._insert = postgresql.insert if database.is_postgresql else sqlite.insert
 
     def write(self, entries: Sequence[Entry]) -> None:
         """
@@ -27,19 +26,8 @@ class SqlAuditTrail:
 
         May be repeated when nobody knows whether it was done: the ids are the caller's.
         """
-        plain = [from_entry(entry) for entry in entries if entry.once is None]
-        # In one order in every process, or two of them could wait for each other.
-        shared = sorted((entry for entry in entries if entry.once), key=lambda entry: entry.once or "")
-        statement = self._insert(audit_events)
-        adding = statement.on_conflict_do_update(
-            index_elements=[audit_events.c.once],
-            set_={"count": audit_events.c.count + statement.excluded.count},
-        )
         with self._database.transaction() as connection:
-            if plain:
-                connection.execute(statement.on_conflict_do_nothing(), plain)
-            for entry in shared:
-                connection.execute(adding, from_entry(entry))
+            add_entries(connection, entries)
 
     def page(self, wanted: AuditFilter) -> list[Entry]:
         """One entry more than the page holds, newest first."""
@@ -62,6 +50,23 @@ class SqlAuditTrail:
         )
         with self._database.transaction() as connection:
             return connection.execute(delete(audit_events).where(audit_events.c.id.in_(oldest))).rowcount
+
+
+def add_entries(connection: Connection, entries: Sequence[Entry]) -> None:
+    """Add *entries* in the caller's transaction."""
+    plain = [from_entry(entry) for entry in entries if entry.once is None]
+    # In one order in every process, or two of them could wait for each other.
+    shared = sorted((entry for entry in entries if entry.once), key=lambda entry: entry.once or "")
+    insert = postgresql.insert if connection.dialect.name == postgresql.dialect.name else sqlite.insert
+    statement = insert(audit_events)
+    adding = statement.on_conflict_do_update(
+        index_elements=[audit_events.c.once],
+        set_={"count": audit_events.c.count + statement.excluded.count},
+    )
+    if plain:
+        connection.execute(statement.on_conflict_do_nothing(), plain)
+    for entry in shared:
+        connection.execute(adding, from_entry(entry))
 
 
 def _conditions(wanted: AuditFilter) -> Iterator[ColumnElement[bool]]:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 
 from sqlalchemy import ColumnElement, Connection, Update, and_, bindparam, insert, select, update
+from sqlalchemy.exc import DBAPIError
 
+from authsvc.domain.audit import Entry
 from authsvc.domain.errors import NotFound
 from authsvc.domain.revocations import Committed, Revocation
 from authsvc.domain.sessions import Session, Standing
 from authsvc.domain.users import User
 from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.identifiers import SessionId, TokenId, UserId
+from authsvc.store.audit import add_entries
 from authsvc.store.revocations import SqlRevocationLog
 from authsvc.store.sql import Database
 from authsvc.store.statements import Statement
@@ -63,16 +67,33 @@ class SqlSessionStore:
         return answer.count == 1
 
     def end(
-        self, session_id: SessionId, *, reason: str, token_id: TokenId | None
+        self, session_id: SessionId, *, reason: str, token_id: TokenId | None, event: Entry | None = None
     ) -> Committed[Session | None]:
-        """End it; for one that is over the entry is made again, so that Redis is written again."""
+        """
+        End it and store *event*, together; for one that is over Redis is to be written again.
+
+        The end does not depend on the audit trail: where that refuses, *event* is left to the caller.
+        """
+        try:
+            ended = self._end(session_id, reason, token_id, event)
+        except _TrailRefuses:
+            ended = self._end(session_id, reason, token_id, None)
+        return ended or self._already_over(session_id, token_id)
+
+    def _end(
+        self, session_id: SessionId, reason: str, token_id: TokenId | None, event: Entry | None
+    ) -> Committed[Session | None] | None:
+        """End it; None where it was over, or never there."""
         with self._database.transaction() as connection:
             ended = end_sessions(connection, _alive(sessions.c.id == session_id), self._clock(), reason)
-            entries = [self._log.draft_end(s.user_id, s.id, reason, token_id=token_id) for s in ended]
-            numbered = self._log.append(connection, entries)
-        if ended:
-            return Committed(ended[0], numbered)
-        return self._already_over(session_id, token_id)
+            if not ended:
+                return None
+            (session,) = ended
+            if event is not None:
+                _note(connection, replace(event, user_id=session.user_id))
+            entry = self._log.draft_end(session.user_id, session.id, reason, token_id=token_id)
+            numbered = self._log.append(connection, [entry])
+        return Committed(session, numbered, is_noted=event is not None)
 
     def end_all(self, user_id: UserId, *, reason: str, keep: SessionId | None) -> Committed[int]:
         """End every session of the user, or every other; without *keep* his epoch rises, too."""
@@ -105,6 +126,19 @@ class SqlSessionStore:
         session = standing.session
         entry = self._log.draft_end(session.user_id, session.id, session.reason or "over", token_id=token_id)
         return Committed(session, (entry,))
+
+
+class _TrailRefuses(Exception):
+    """The audit trail did not take a row, for a reason of its own."""
+
+
+def _note(connection: Connection, event: Entry) -> None:
+    try:
+        add_entries(connection, [event])
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise
+        raise _TrailRefuses from error
 
 
 def locked_user(connection: Connection, user_id: UserId) -> User:

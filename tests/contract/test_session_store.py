@@ -7,8 +7,10 @@ from datetime import timedelta
 
 import pytest
 
+from authsvc.domain.audit import AuditFilter, Entry
 from authsvc.domain.errors import NotFound
-from authsvc.domain.values.identifiers import SessionId, TokenId, UserId, new_id
+from authsvc.domain.values.identifiers import SessionId, TokenId, UserId, new_id, timed_id
+from authsvc.store.audit import SqlAuditTrail
 from tests.contract.cache_clients import in_threads
 from tests.contract.stores import Stores
 
@@ -245,3 +247,36 @@ def test_living_sessions_are_listed_by_last_use(stores):
     assert [s.id for s in stores.sessions.of_user(alice.id, now=stores.clock())] == [second.id, first.id]
     rotate(stores, first)
     assert [s.id for s in stores.sessions.of_user(alice.id, now=stores.clock())] == [first.id, second.id]
+
+
+def event(session, **changes) -> Entry:
+    """The row of the end of *session*."""
+    return Entry(id=timed_id(session.created_at), at=session.created_at, action="session.ended", **changes)
+
+
+def test_an_end_stores_its_event_with_it(stores):
+    """With the user of the session; what is over is not written down again."""
+    alice = stores.register()
+    session = stores.log_in(alice)
+    told = event(session, session_id=session.id, once=session.id)
+
+    first = stores.sessions.end(session.id, reason="logout", token_id=None, event=told)
+    again = stores.sessions.end(session.id, reason="logout", token_id=None, event=told)
+
+    assert (first.is_noted, again.is_noted) == (True, False)
+    assert SqlAuditTrail(stores.database).page(AuditFilter()) == [replace(told, user_id=alice.id)]
+
+
+def test_a_session_ends_also_where_the_trail_refuses_the_event(stores):
+    """The event is left to the caller."""
+    session = stores.log_in(stores.register())
+    told = event(session, once="one")
+    SqlAuditTrail(stores.database).write([told])
+
+    committed = stores.sessions.end(
+        session.id, reason="logout", token_id=None, event=replace(told, once="another")
+    )
+
+    assert not committed.is_noted
+    assert [entry.session_id for entry in committed.entries] == [session.id]
+    assert session.id not in stores.alive(stores.users.get(session.user_id))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import string
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from authsvc.domain.audit import Entry, Event
 from authsvc.domain.errors import NotFound, RefreshInvalid
 from authsvc.domain.revocations import Committed, Proof, Revocations
 from authsvc.domain.sessions import (
@@ -25,9 +26,6 @@ from authsvc.domain.sessions import (
 )
 from authsvc.domain.values.identifiers import SessionId, UserId
 from tests.unit.domain.samples import ALICE_ID, NOW, SALT, SESSION_ID, later, session, user
-
-if TYPE_CHECKING:
-    from authsvc.domain.audit import Event
 
 TOKENS = RefreshTokens(b"0123456789abcdef0123456789abcdef")
 SESSION_IDS = st.uuids().map(lambda value: SessionId(str(value)))
@@ -215,6 +213,13 @@ class Unread:
     """An audit log that nobody reads."""
 
     def record(self, event: Event) -> None:
+        """Drop it."""
+
+    def draft(self, event: Event) -> Entry:
+        """One without a request."""
+        return Entry(id="event", at=NOW, action=event.action, session_id=event.session_id)
+
+    def stored(self, entry: Entry) -> None:
         """Drop it."""
 
 
