@@ -144,20 +144,33 @@ def test_a_claim_takes_no_more_than_it_asks_for_and_urgent_mails_first(stores, o
 
 
 def test_the_mails_of_a_sender_that_died_wait_for_its_lease(stores, outbox, recorder):
-    """Nobody sends them before, somebody does afterwards, and the dead one's result counts for nothing."""
+    """Nobody sends them before, somebody does afterwards."""
     mail = ask(stores, Template.PASSWORD_CHANGED, "ada@example.com")
-    (taken,) = outbox.claim(most=10, now=stores.clock(), owner="dead")
+    outbox.claim(most=10, now=stores.clock(), owner="dead")
     run = run_of(stores, recorder)
 
     stores.clock.tick(LEASE_S - 1)
     assert run.round() == 0
     stores.clock.tick(1)
     assert run.round() == 1
-    is_written = outbox.settle(taken.mail, MailState.FAILED, owner="dead", now=stores.clock())
 
-    assert not is_written
     assert state_of(stores, mail) == ("sent", 2)
     assert len(recorder.sent) == 1
+
+
+def test_a_sender_that_comes_back_too_late_changes_nothing(stores, outbox):
+    """Another has the mail by then, and decides what became of it; nor is it given back under them."""
+    mail = ask(stores, Template.PASSWORD_CHANGED, "ada@example.com")
+    (taken,) = outbox.claim(most=10, now=stores.clock(), owner="late")
+    stores.clock.tick(LEASE_S)
+    outbox.claim(most=10, now=stores.clock(), owner="other")
+
+    is_written = outbox.settle(taken.mail, MailState.FAILED, owner="late", now=stores.clock())
+    outbox.release(taken.mail, owner="late")
+
+    assert not is_written
+    assert state_of(stores, mail) == ("queued", 2)
+    assert outbox.settle(taken.mail, MailState.SENT, owner="other", now=stores.clock())
 
 
 def test_a_mail_is_tried_after_5_and_30_seconds_2_10_and_30_minutes_then_hourly(stores, recorder):

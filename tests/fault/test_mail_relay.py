@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 import sys
+import threading
+import time
 from collections import Counter
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
+from itertools import count, cycle
 from typing import TYPE_CHECKING
 
 import psutil
@@ -28,14 +31,16 @@ from authsvc.store.tables import mails
 from authsvc.wiring import now
 from authsvc.wiring.stores import open_database
 from tests.certificates import Certificate, self_signed
+from tests.patient import PATIENT
 from tests.processes import free_port, kill_tree, wait_until
 from tests.relay import NAME, Relay, Trickster, playing
-from tests.rig import Service, environment, migrate, run_command
+from tests.rig import ROOT, Service, environment, migrate, run_command
 from tests.servers import drop_database
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
+    from datetime import datetime
     from pathlib import Path
 
     from authsvc.store.sql import Database
@@ -50,7 +55,7 @@ from authsvc.domain.accounts import mails
 from authsvc.mail import sender, transports
 from authsvc.store import mails as outbox
 from authsvc.wiring import mail
-mails.RETRY_AFTER_S, sender.PAUSE_S, transports.REPLY_S = (1,) * 1000, 0.5, 0.5
+mails.RETRY_AFTER_S, sender.PAUSE_S, transports.REPLY_S = (1,) * 1000, 0.5, 2.0
 outbox.LEASE_S, sender.BEGUN_WITHIN_S, mail.DELAYED_S = 5, 1.0, 1.0
 from tests.patient import run
 run()
@@ -279,6 +284,122 @@ def test_many_killed_senders_lose_no_mail(postgres_server, redis_server, tmp_pat
     record_property("sent_twice", len(twice))
     assert lost == set()
     assert len(twice) <= 50
+
+
+def test_a_service_that_stops_finishes_the_mail_in_hand(postgres_server, redis_server, tmp_path):
+    """SIGTERM: what was begun is sent and written down; the rest is free at once, and was not tried."""
+    with (
+        post_of(postgres_server, redis_server.url, tmp_path, entry=PATIENT) as post,
+        post.relay(takes_s=0.3) as relay,
+    ):
+        put(post, [f"s{number}@example.com" for number in range(40)])
+        relay.wait_for(3)
+        assert post.service.stop() == 0
+        sent = len(relay.taken)
+        with outbox_of(post) as database, database.read() as connection:
+            left = connection.execute(select(mails).where(mails.c.state == "queued")).all()
+
+        assert post.states() == {"sent": sent, "queued": 40 - sent}
+        assert {(row.lease_owner, row.attempts) for row in left} == {(None, 0)}
+
+
+def test_a_relay_that_is_down_under_load_changes_no_answer(post):
+    """Mails are asked for before, during and after: every answer is the same, and all are sent in the end."""
+    load = Load(post, people=3)
+
+    with load.running():
+        with post.relay() as relay:
+            relay.wait_for(3)
+        load.wait_for(10)
+    with post.relay() as relay:
+        wait_until(lambda: post.states()["queued"] == 0, what="an empty outbox")
+
+    assert set(load.statuses) == {202}
+
+
+@pytest.mark.long
+def test_a_relay_that_is_down_for_two_minutes_changes_no_answer(
+    postgres_server, redis_server, tmp_path, record_property
+):
+    """With the times of production: whatever was asked for before it came back is sent within a minute."""
+    with post_of(postgres_server, redis_server.url, tmp_path, entry=PATIENT) as post:
+        load = Load(post, people=10)
+        with load.running():
+            with post.relay() as relay:
+                relay.wait_for(40)
+            record_property("asked_while_up", load.mark())
+            wait_until(partial(load.is_older, 120.0), timeout_s=300)
+            record_property("asked_while_down", load.mark())
+            back_at, began = now(), time.monotonic()
+            with post.relay():
+                wait_until(lambda: waiting_since_before(post, back_at) == 0, what="all mails out")
+                record_property("all_out_after_s", round(time.monotonic() - began, 1))
+
+    assert set(load.statuses) == {202}
+
+
+class Load:
+    """Asks for resets for *people*, one after the other, and keeps statuses and times."""
+
+    def __init__(self, post: Post, *, people: int) -> None:
+        self._post = post
+        self._emails = [f"l{next(NUMBERS)}@example.com" for _ in range(people)]
+        for email in self._emails:
+            assert post.service.register(email).status_code == 201
+        self.statuses: Counter[int] = Counter()
+        self._times_s: list[float] = []
+        self._marked_at_s = 0.0
+        self._is_over = threading.Event()
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Ask meanwhile."""
+        thread = threading.Thread(target=self._run)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._is_over.set()
+            thread.join()
+
+    def wait_for(self, number: int) -> None:
+        """Wait for *number* further answers."""
+        enough = self.statuses.total() + number
+        wait_until(lambda: self.statuses.total() >= enough, what="answers")
+
+    def mark(self) -> str:
+        """How many answers there were since the last mark, and their median time."""
+        times_s, self._times_s = self._times_s, []
+        self._marked_at_s = time.monotonic()
+        return f"{len(times_s)} answers, median {1000 * statistics.median(times_s):.0f} ms"
+
+    def is_older(self, seconds: float) -> bool:
+        """The last mark is *seconds* ago."""
+        return time.monotonic() - self._marked_at_s > seconds
+
+    def _run(self) -> None:
+        for email in cycle(self._emails):
+            if self._is_over.wait(0.1):
+                return
+            began = time.monotonic()
+            answer = self._post.service.call("POST", "/v1/auth/password/forgot", json={"email": email})
+            self._times_s.append(time.monotonic() - began)
+            self.statuses[answer.status_code] += 1
+
+
+def waiting_since_before(post: Post, moment: datetime) -> int:
+    """How many mails wait that were asked for before *moment*."""
+    with outbox_of(post) as database, database.read() as connection:
+        older = select(func.count()).where(mails.c.state == "queued", mails.c.asked_at < moment)
+        number: int = connection.execute(older).scalar_one()
+        return number
+
+
+def test_the_page_names_every_fault_of_the_relay():
+    """An operator finds each by its name, and no name that is not tried."""
+    page = (ROOT / "docs" / "failure-modes.md").read_text()
+
+    assert set(re.findall(r"`(relay-[a-z0-9-]+)`", page)) == set(FAULTS)
 
 
 def survive(post: Post, folder: Path, *, replicas: int, number: int, kills: int) -> tuple[set[str], set[str]]:
