@@ -1,7 +1,7 @@
 """
 Token checks: their CPU by connections, and their latency while others make trouble.
 
-    python benchmarks/lane.py [--seconds 5] [--only rates|troubles] [--matching TEXT]
+    python benchmarks/lane.py [--seconds 5] [--lane on] [--only rates|troubles] [--matching TEXT]
 
 Brings its own PostgreSQL and Redis, and serves in production mode with two workers and bcrypt cost 12,
 once with the lane and once without it (``CHECK_LANE``).  The CPU of the service for one check does not
@@ -254,9 +254,10 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--only", choices=("rates", "troubles"))
+    parser.add_argument("--lane", nargs="+", choices=("on", "off"), default=("on", "off"))
     parser.add_argument("--matching", default="", help="only troubles with this in their name")
     options = parser.parse_args()
-    for lane in ("on", "off"):
+    for lane in options.lane:
         print(f"CHECK_LANE={lane}")
         with (
             tempfile.TemporaryDirectory() as folder,
