@@ -95,6 +95,7 @@ class CacheClient:
         events: CacheEvents | None = None,
         misuse_is_outage: bool = False,
     ) -> None:
+        self._is_suspended = False
         #: What carries the commands: one server or several.
         self.link: Link = _link(pool)
         #: Generations, suspicion and filling of the pool.
@@ -128,8 +129,8 @@ class CacheClient:
 
     @property
     def state(self) -> State:
-        """Return the breaker's state."""
-        return self._breaker.state
+        """Return the breaker's state; open, too, while nothing may be sent."""
+        return State.OPEN if self._is_suspended else self._breaker.state
 
     def ping(self) -> None:
         """Return if Redis answers."""
@@ -146,16 +147,21 @@ class CacheClient:
         return _fields(text) if isinstance(text, bytes) else None
 
     def suspend(self) -> None:
-        """Send nothing for one recovery time-out of the breaker, and close what is open now."""
+        """Send nothing until :meth:`resume`, whatever the breaker says, and close what is open now."""
+        self._is_suspended = True
         self._breaker.open()
         self.connections.suspect()
+
+    def resume(self) -> None:
+        """Send again; the breaker probes first, as after an outage."""
+        self._is_suspended = False
 
     def close(self) -> None:
         """Close idle connections now and those in use when they come back."""
         self.connections.close()
 
     def _run(self, name: str, exchange: Callable[[], Stamped[V]]) -> Stamped[V]:
-        permit = self._breaker.permit()
+        permit = None if self._is_suspended else self._breaker.permit()
         if permit is None:
             self._on_operation(name, 0.0, Reason.OPEN)
             raise CacheUnavailable(Reason.OPEN)

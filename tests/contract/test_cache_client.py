@@ -186,3 +186,22 @@ def test_closing_ends_connections_idle_and_in_use(redis_url):
 
     assert full == 4
     observer.close()
+
+
+def test_a_suspended_client_sends_nothing_until_it_is_resumed(redis_url):
+    """However long it takes: the breaker's probes do not begin meanwhile."""
+    now_s = [0.0]
+    breaker = CircuitBreaker(recovery_timeout_s=0.001, clock=lambda: now_s[0])
+    client = cache_client(redis_url, breaker=breaker)
+    client.call("SET", "a", "1")
+    client.suspend()
+    now_s[0] = 3600.0
+
+    with pytest.raises(CacheUnavailable):
+        client.call("GET", "a")
+    assert client.state.value == "open"
+
+    client.resume()
+    assert client.call("GET", "a") == b"1"
+    assert client.state.value == "closed"
+    client.close()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.revocations import Committed, Revocations
 from authsvc.domain.values.identifiers import SessionId, UserId, new_id
 from authsvc.store.copies import backlog
@@ -200,6 +201,29 @@ class TestNumbersThatGoBack:
 
         assert "revocations.rewound" in caplog.messages
         assert world.stores.log.head() == 6
+
+    def test_everybody_is_cut_off_once_though_the_log_cannot_be_moved_on_at_once(self, world, monkeypatch):
+        """A second cut would be another entry for every user, each second."""
+        user = world.stores.register()
+        world.fill_log(20)
+        process, log = world.start()
+        process.reconciler.tick()
+        head = world.stores.log.head()
+        world.forget_after(head - 10)
+
+        def no_lock(_: int) -> None:
+            raise StoreUnavailable("sql")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(log, "skip_to", no_lock)
+            for _ in range(3):
+                with pytest.raises(StoreUnavailable):
+                    process.reconciler.tick()
+        assert process.reconciler.tick()
+
+        raised = world.stores.users.get(user.id).epoch - user.epoch
+        assert raised == 11
+        assert world.stores.log.head() == head
 
     @pytest.mark.parametrize("witness", ["redis", "process"])
     def test_a_restored_log_that_has_grown_again_is_noticed(self, world, caplog, witness):

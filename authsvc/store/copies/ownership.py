@@ -78,6 +78,8 @@ class Ownership:
     def _note(self, *, is_foreign: bool) -> None:
         if is_foreign:
             self.checks.suspend()
+        elif self._is_foreign:
+            self.checks.resume()
         if is_foreign and not self._is_foreign:
             log.error("redis.foreign", extra={"key": self.key})
         self._is_foreign = is_foreign

@@ -62,6 +62,8 @@ class Reconciler:
     _newest: int = field(default=-1, init=False)
     _ticks: int = field(default=0, init=False)
     _is_evicting: bool = field(default=False, init=False)
+    #: Everybody was cut off after a restore of SQL, and the log has not been moved on yet.
+    _has_cut: bool = field(default=False, init=False)
 
     def tick(self) -> bool:
         """Compare once; True if Redis is proven now.  Raises CacheError and StoreUnavailable."""
@@ -192,10 +194,14 @@ class Reconciler:
         # The marker goes first: new entries below it were perhaps never replayed, and once the log is moved
         # on nobody could tell any more.
         self.marker.discard()
-        # Each entry that was lost may have raised an epoch.  How many were lost before the log grew again
-        # nobody knows: no more than there have ever been.
-        self.revocations.cut_everybody_off(by=seen + 1 if is_renumbered else seen - head + 1)
+        # Once: the last step may have to be tried again, and each cut is an entry of the log for every user.
+        if not self._has_cut:
+            # Each entry that was lost may have raised an epoch.  How many were lost before the log grew again
+            # nobody knows: no more than there have ever been.
+            self.revocations.cut_everybody_off(by=seen + 1 if is_renumbered else seen - head + 1)
+            self._has_cut = True
         self.revocations.skip_to(seen)
+        self._has_cut = False
         self._horizon, self._backlog = Horizon(), Backlog()
         return True
 
@@ -289,9 +295,7 @@ class Heartbeat:
         while not self._stop.is_set():
             is_proven = self.beat()
             self.has_begun.set()
-            while is_proven and self._afterwards:
-                self._afterwards.pop()()
-            self._alongside()
+            self._go_along(is_proven=is_proven)
             self._wake.wait(INTERVAL_S - SHORTEST_INTERVAL_S)
             self._wake.clear()
             self._stop.wait(SHORTEST_INTERVAL_S)
@@ -306,6 +310,15 @@ class Heartbeat:
             # The edge of the thread: it must outlive what nobody thought of.
             log.exception("reconciler.crashed")
             return self._note(is_proven=False, cause="crashed")
+
+    def _go_along(self, *, is_proven: bool) -> None:
+        """What is done after a comparison; whatever becomes of it, there is a next comparison."""
+        try:
+            while is_proven and self._afterwards:
+                self._afterwards.pop()()
+            self._alongside()
+        except Exception:
+            log.exception("reconciler.crashed")
 
     def _note(self, *, is_proven: bool, cause: str) -> bool:
         """Log when Redis comes to be believed, and when it has failed twice: once is in the ordinary."""
