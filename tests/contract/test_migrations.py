@@ -261,7 +261,7 @@ class TestTrouble:
             assert "INSERT in table users" in str(why_unfit(database))
             with owners.transaction() as connection:
                 connection.exec_driver_sql("GRANT ALL ON ALL TABLES IN SCHEMA public TO modest")
-            assert "GRANT USAGE on the sequence" in str(why_unfit(database))
+            assert "USAGE the sequence revocations_seq_seq: GRANT it" in str(why_unfit(database))
             with owners.transaction() as connection:
                 connection.exec_driver_sql("GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO modest")
             assert why_unfit(database) is None

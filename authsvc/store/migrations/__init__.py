@@ -59,6 +59,8 @@ _RIGHTS: Final = {
     "clients": ("SELECT",),
     "audit_events": ("SELECT", "INSERT", "UPDATE"),
     "installation": ("SELECT", "INSERT"),
+    "tickets": ("SELECT", "INSERT", "UPDATE"),
+    "mails": ("SELECT", "INSERT", "UPDATE"),
 }
 
 
@@ -173,11 +175,13 @@ def _rights_problem(connection: Connection) -> str | None:
             statement = text("SELECT has_table_privilege(:name, :right)")
             if not connection.execute(statement, {"name": name, "right": right}).scalar_one():
                 return f"does not let its user {right} in table {name}: GRANT it"
-    statement = text(
-        "SELECT has_sequence_privilege(pg_get_serial_sequence('revocations', 'seq'), 'USAGE') IS FALSE"
-    )
-    if connection.execute(statement).scalar_one():
-        return "does not let its user take numbers of revocations_seq_seq: GRANT USAGE on the sequence"
+    # UPDATE: after a restore the sequence is set behind the numbers that were given before.
+    for right in ("USAGE", "UPDATE"):
+        statement = text(
+            "SELECT has_sequence_privilege(pg_get_serial_sequence('revocations', 'seq'), :right) IS FALSE"
+        )
+        if connection.execute(statement, {"right": right}).scalar_one():
+            return f"does not let its user {right} the sequence revocations_seq_seq: GRANT it"
     return None
 
 
