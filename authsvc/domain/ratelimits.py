@@ -191,6 +191,8 @@ def _reached(rule: Rule, subject: str) -> Event:
         return Event(Action.LIMIT_REACHED, account=subject.partition(".")[0], detail=rule)
     if rule is Rule.REFRESH:
         return Event(Action.LIMIT_REACHED, session_id=subject, detail=rule)
+    if rule is Rule.EXPORT:
+        return Event(Action.LIMIT_REACHED, user_id=subject, detail=rule)
     return Event(Action.LIMIT_REACHED, client_ip=subject, detail=rule)
 
 

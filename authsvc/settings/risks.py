@@ -7,6 +7,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from authsvc.settings.declaration import variables_of
 from authsvc.settings.kinds import Secret
 from authsvc.settings.problems import Problem
 from authsvc.settings.sections import MIN_SECRET_BYTES
@@ -22,22 +23,16 @@ _PLACEHOLDER = re.compile(r"change[-_ ]?me|replace[-_ ]?me|placeholder", re.IGNO
 #: Passwords that the docs print in examples of URLs.
 _SAMPLES = frozenset({"password"})
 _URL_PASSWORD = re.compile(r"[a-z]+://[^:@/]*:([^@]*)@")
+#: Without it a device that is known counts as a stranger: nothing is left unbounded.
+_HARMLESS = "RATE_LIMIT_LOGIN_DEVICE"
 _MUST_BE_STRONG = ("TOKEN_SECRET", "PASSWORD_PEPPER")
 
 
 def limit_warnings(limits: LimitSettings) -> Iterator[str]:
     """Limits that are off."""
-    by_name = {
-        "RATE_LIMIT_LOGIN_IP": limits.login_ip,
-        "RATE_LIMIT_LOGIN_ACCOUNT": limits.login_account,
-        "RATE_LIMIT_PASSWORD_SESSION": limits.password_session,
-        "RATE_LIMIT_PASSWORD_ACCOUNT": limits.password_account,
-        "RATE_LIMIT_REGISTER_IP": limits.register_ip,
-        "RATE_LIMIT_REFRESH": limits.refresh,
-    }
-    yield from (
-        f"{name} is off: nothing bounds these attempts" for name, limit in by_name.items() if limit is None
-    )
+    for field, variable in variables_of(type(limits)):
+        if getattr(limits, field) is None and variable.name != _HARMLESS:
+            yield f"{variable.name} is off: nothing bounds these attempts"
 
 
 def http_warnings(http: HttpSettings) -> Iterator[str]:
