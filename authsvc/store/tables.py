@@ -138,7 +138,6 @@ clients = Table(
     Column("created_at", UtcTime, nullable=False),
 )
 
-#: Nothing here refers to another table: what happened outlives whom it happened to.
 installation = Table(
     "installation",
     metadata,
@@ -147,6 +146,7 @@ installation = Table(
     CheckConstraint("number = 1", name="ck_installation_one"),
 )
 
+#: Nothing here refers to another table: what happened outlives whom it happened to.
 audit_events = Table(
     "audit_events",
     metadata,
