@@ -72,6 +72,9 @@ def _by_setting(services: Services) -> Iterator[Blueprint]:
     if services.recovery is not None:
         yield recovery.blp
         yield recovery.me
+        yield recovery.admin
+        if services.registration is not RegistrationMode.OFF:
+            yield recovery.invitations
     yield recovery.quiet if services.registration is RegistrationMode.QUIET else auth.registration
 
 

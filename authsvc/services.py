@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 
+from authsvc.domain.accounts.addresses import Addresses
 from authsvc.domain.accounts.own_data import OwnDataExport
-from authsvc.domain.accounts.recovery import Addresses, Recovery
+from authsvc.domain.accounts.recovery import Recovery
 from authsvc.domain.audit import AuditBook, AuditLog
 from authsvc.domain.authentication import Authentication
 from authsvc.domain.batches import Batches

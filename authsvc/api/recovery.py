@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from flask import Response
+from flask import Response, request
 
 from authsvc.api.frame.bodies import Blueprint
 from authsvc.api.frame.context import DEVICE_HEADER, client_ip, identity, recovery, services
-from authsvc.api.frame.guards import counted, limited, optional_bearer, public, requires
+from authsvc.api.frame.guards import bearer_token, counted, limited, public, requires
 from authsvc.api.frame.outcomes import changed, revoked
 from authsvc.api.schemas.accounts import RegisterBody, UserView
 from authsvc.api.schemas.recovery import (
@@ -17,17 +17,25 @@ from authsvc.api.schemas.recovery import (
     ChangeBody,
     ChangeConfirmBody,
     ConfirmBody,
+    InviteBody,
+    InviteForm,
+    LockBody,
     ResetBody,
     TicketForm,
     VerifyBody,
 )
-from authsvc.domain.accounts.recovery import Asked
+from authsvc.api.users import user_named
+from authsvc.domain.accounts.requests import Asked
 from authsvc.domain.authentication import Registration
 from authsvc.domain.ratelimits import Rule
 from authsvc.domain.users import User
 
 blp = Blueprint("recovery", __name__, url_prefix="/v1/auth", description="Getting back into an account.")
 me = Blueprint("address", __name__, url_prefix="/v1/me/email", description="The caller's own address.")
+admin = Blueprint("resets", __name__, url_prefix="/v1/users", description="Resets, by admins.")
+invitations = Blueprint(
+    "invitations", __name__, url_prefix="/v1/users", description="Invitations, by admins."
+)
 quiet = Blueprint("quiet", __name__, url_prefix="/v1/auth/register", description="Quiet registration.")
 
 
@@ -58,7 +66,7 @@ def verify(form: TicketForm) -> Response:
     if form.email is not None and form.password is not None:
         addresses.verify_with_password(form.email, form.password, form.shown, client_ip())
     else:
-        token = services().checks.check(optional_bearer() or "")
+        token = services().checks.check(bearer_token(request.headers.get("Authorization")))
         addresses.verify_in_session(token.user_id, form.shown, client_ip())
     return Response(status=204)
 
@@ -150,3 +158,29 @@ def confirm_change(form: TicketForm) -> tuple[User, int]:
     return changed(
         recovery().addresses.confirm_change(token.user_id, token.session_id, form.shown, client_ip())
     )
+
+
+@invitations.post("")
+@requires("admin")
+@invitations.arguments(InviteBody)
+@invitations.response(201, UserView, description="Made, without a password; an invitation is on its way.")
+@invitations.refuses(404, "`not_found`: mails carry no links")
+@invitations.refuses(409, "`email_taken`")
+def invite(form: InviteForm) -> tuple[User, int, dict[str, str]]:
+    """Invite somebody: they choose a password with the mail's link."""
+    actor = identity().user_id
+    user = recovery().recovery.invite(form.email, form.profile, form.roles, actor=actor).value
+    return user, 201, {"Location": f"/v1/users/{user.id}"}
+
+
+@admin.post("/<user_id>/password-reset")
+@requires("admin")
+@admin.arguments(LockBody)
+@admin.response(202, description="A mail is sent, unless the account is disabled.")
+@admin.refuses(404, "`not_found`")
+def send_reset(form: dict[str, bool], user_id: str) -> Response:
+    """Send a user a reset mail; `lock` makes the password unusable and ends the sessions at once."""
+    recovery().recovery.send_reset(
+        user_named(user_id), actor=identity().user_id, lock=form.get("lock", False)
+    )
+    return Response(status=202)

@@ -32,7 +32,7 @@ def page(wanted: UserFilter) -> dict[str, object]:
 @blp.refuses(404, "`not_found`")
 def one(user_id: str) -> User:
     """Read one user."""
-    return services().users.get(_id(user_id))
+    return services().users.get(user_named(user_id))
 
 
 @blp.patch("/<user_id>")
@@ -46,7 +46,7 @@ def change(form: StandingForm, user_id: str) -> tuple[User, int]:
     """Set roles, status or both; it holds on the user's next request."""
     return changed(
         services().users.change_standing(
-            _id(user_id), roles=form.roles, status=form.status, actor=identity().user_id
+            user_named(user_id), roles=form.roles, status=form.status, actor=identity().user_id
         )
     )
 
@@ -59,7 +59,7 @@ def change(form: StandingForm, user_id: str) -> tuple[User, int]:
 @blp.refuses(409, "`last_admin`")
 def remove(user_id: str) -> Response:
     """Delete a user with everything of theirs."""
-    return revoked(services().users.remove(_id(user_id), actor=identity().user_id))
+    return revoked(services().users.remove(user_named(user_id), actor=identity().user_id))
 
 
 @blp.delete("/<user_id>/sessions")
@@ -69,10 +69,10 @@ def remove(user_id: str) -> Response:
 @blp.refuses(404, "`not_found`")
 def end_sessions(user_id: str) -> Response:
     """End every session of a user."""
-    return revoked(services().sessions.end_all(_id(user_id), keep=None, actor=identity().user_id))
+    return revoked(services().sessions.end_all(user_named(user_id), keep=None, actor=identity().user_id))
 
 
-def _id(text: str) -> UserId:
+def user_named(text: str) -> UserId:
     """*text* as a user's id; a malformed one names nobody."""
     named = canonical_id(text)
     if named is None:

@@ -72,8 +72,8 @@ def run_create_user(options: argparse.Namespace, env: Mapping[str, str]) -> int:
 
 def run_set_role(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Replace the roles of a user."""
-    email = _canonical(options.email, "EMAIL")
-    with closing(open_services(env)) as services, _somebody(email):
+    email = canonical(options.email, "EMAIL")
+    with closing(open_services(env)) as services, somebody(email):
         _require_roles(services, options.role)
         user = services.users.set_roles(email, tuple(options.role)).value
     print(json.dumps(_described(user)))
@@ -82,8 +82,8 @@ def run_set_role(options: argparse.Namespace, env: Mapping[str, str]) -> int:
 
 def run_show(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Print a user with all that is known of him, but what proves his password."""
-    email = _canonical(options.email, "EMAIL")
-    with closing(open_services(env)) as services, _somebody(email):
+    email = canonical(options.email, "EMAIL")
+    with closing(open_services(env)) as services, somebody(email):
         user = services.users.called(email)
         living = len(services.sessions.of_user(user.id))
         print(json.dumps({**described(user, services.users.roles), "sessions": living}))
@@ -92,9 +92,9 @@ def run_show(options: argparse.Namespace, env: Mapping[str, str]) -> int:
 
 def run_set_password(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Replace the password of a user."""
-    email = _canonical(options.email, "EMAIL")
+    email = canonical(options.email, "EMAIL")
     password = _typed_password()
-    with closing(open_services(env)) as services, _somebody(email):
+    with closing(open_services(env)) as services, somebody(email):
         user = services.account.set_password(email, password).value
     print(json.dumps(_described(user)))
     return 0
@@ -102,8 +102,8 @@ def run_set_password(options: argparse.Namespace, env: Mapping[str, str]) -> int
 
 def run_set_email(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Replace the address of a user."""
-    email, new = _canonical(options.email, "EMAIL"), _canonical(options.new, "NEW")
-    with closing(open_services(env)) as services, _somebody(email):
+    email, new = canonical(options.email, "EMAIL"), canonical(options.new, "NEW")
+    with closing(open_services(env)) as services, somebody(email):
         user = services.users.set_email(email, new).value
     print(json.dumps(_described(user)))
     return 0
@@ -113,7 +113,8 @@ def _typed_password() -> str:
     return sys.stdin.read().removesuffix("\n").removesuffix("\r")
 
 
-def _canonical(text: str, argument: str) -> Email:
+def canonical(text: str, argument: str) -> Email:
+    """The address *text*; raises ValueError that names *argument*."""
     try:
         return canonical_email(text)
     except InvalidEmail as error:
@@ -121,7 +122,7 @@ def _canonical(text: str, argument: str) -> Email:
 
 
 @contextmanager
-def _somebody(email: Email) -> Iterator[None]:
+def somebody(email: Email) -> Iterator[None]:
     """Say whom there is not, in the words of the command line."""
     try:
         yield

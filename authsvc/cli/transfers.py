@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from authsvc.cli import admin
+from authsvc.cli import admin, recovery
 from authsvc.cli.exports import exported_users, hashes_in_use
 from authsvc.domain.audit import Action, Event
 from authsvc.wiring import now
@@ -25,6 +25,7 @@ def add_users(parser: argparse.ArgumentParser) -> None:
     """Complete the parser of ``users``, for one and for many."""
     users = parser.add_subparsers(required=True, metavar="ACTION")
     admin.add_actions(users)
+    recovery.add_actions(users)
     importing = users.add_parser("import", help="import users with their bcrypt hashes from JSON lines")
     importing.add_argument("file", metavar="FILE", help="the file, or - for stdin")
     importing.set_defaults(run=run_import)

@@ -233,11 +233,23 @@ class UserDirectory:
         """
         Replace the address of a user, for operators; every session ends, known devices stay known.
 
+        The new address is not proven.
+
         Raises NotFound, EmailTaken.
         """
         user = self.called(email)
-        outcome = self._told(self.store.change(user.id, lambda found: replace(found, email=new)))
+
+        def rule(found: User) -> User:
+            return found if found.email == new else replace(found, email=new, email_verified=False)
+
+        outcome = self._told(self.store.change(user.id, rule))
         self.audit.record(Event(Action.EMAIL_CHANGED, user_id=user.id))
+        return outcome
+
+    def vouch_for(self, user_id: UserId) -> Outcome[User]:
+        """Take a user's address for proven, on an operator's word; raises NotFound."""
+        outcome = self._told(self.store.change(user_id, lambda found: replace(found, email_verified=True)))
+        self.audit.record(Event(Action.EMAIL_VERIFIED, user_id=user_id))
         return outcome
 
     def remove(self, user_id: UserId, *, actor: UserId | None) -> Outcome[User]:

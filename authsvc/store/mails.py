@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -20,9 +20,10 @@ from sqlalchemy import (
     update,
 )
 
-from authsvc.domain.accounts.mails import LEASE_S, Delivery, Mail, MailId, MailState, Template
+from authsvc.domain.accounts.mails import LEASE_S, Delivery, Mail, MailId, MailState, Template, new_mail
 from authsvc.domain.accounts.tickets import Purpose, Ticket
 from authsvc.domain.users import User
+from authsvc.domain.values.emails import Email
 from authsvc.store.sql import Database
 from authsvc.store.tables import USER_COLUMNS, mails, tickets, to_user, users
 from authsvc.store.tickets import to_ticket
@@ -158,6 +159,23 @@ def add_mail(connection: Connection, mail: Mail) -> None:
     row |= {"template": mail.template.value, "state": mail.state.value}
     row |= {"is_urgent": mail.is_urgent, "waits_for_relay": False}
     connection.execute(insert(mails).values(row))
+
+
+@dataclass(frozen=True, slots=True)
+class Notices:
+    """Tells people what was done to their account, where mails are sent at all."""
+
+    are_sent: bool
+
+    def add(
+        self, connection: Connection, template: Template, recipients: Iterable[Email], now: datetime
+    ) -> None:
+        """Insert one notice for each of *recipients* in the caller's transaction."""
+        for recipient in recipients if self.are_sent else ():
+            add_mail(connection, new_mail(template, recipient, now=now))
+
+
+NO_NOTICES = Notices(are_sent=False)
 
 
 def to_mail(row: RowMapping) -> Mail:

@@ -13,23 +13,25 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, RowMapping, and_, insert, select, update
-from sqlalchemy.exc import IntegrityError
 
-from authsvc.domain.accounts.mails import Mail, Template, new_mail
+from authsvc.domain.accounts.mails import Mail, Template
 from authsvc.domain.accounts.tickets import Purpose, Ticket
 from authsvc.domain.credentials import Credentials
-from authsvc.domain.errors import CodeInvalid, EmailTaken, NotFound
+from authsvc.domain.errors import CodeInvalid, NotFound
 from authsvc.domain.revocations import Committed, Revocation
 from authsvc.domain.users import User
 from authsvc.domain.values.clocks import Clock
-from authsvc.domain.values.emails import Email
 from authsvc.domain.values.identifiers import SessionId, UserId
-from authsvc.store.mails import add_mail
+from authsvc.store.mails import Notices, add_mail
 from authsvc.store.revocations import SqlRevocationLog
-from authsvc.store.sessions import end_sessions_of
+from authsvc.store.sessions import end_sessions_of, locked_user
 from authsvc.store.sql import Database
 from authsvc.store.tables import USER_COLUMNS, from_user, tickets, to_user, users
 from authsvc.store.tickets import add_ticket, end_tickets_of, to_ticket, use_ticket
+from authsvc.store.users import refusing_taken
+
+#: There is no such store where no mails are sent.
+_NOTICES = Notices(are_sent=True)
 
 
 class SqlRecoveryStore:
@@ -44,6 +46,8 @@ class SqlRecoveryStore:
         """Store *ticket* and *mails*; where it *replaces_others*, the user's open tickets like it end."""
         with self._database.transaction() as connection:
             if replaces_others and ticket.user_id is not None:
+                # Two that are asked for at once would not see each other's ticket.
+                locked_user(connection, ticket.user_id)
                 end_tickets_of(connection, ticket.user_id, self._clock(), purpose=ticket.purpose)
             add_ticket(connection, ticket)
             for mail in mails:
@@ -67,7 +71,7 @@ class SqlRecoveryStore:
         with self._database.transaction() as connection:
             row = self._used(connection, ticket, now, **_new_password(password_hash), email_verified=True)
             entries = self._cut_off(connection, to_user(row), "password_reset")
-            self._tell(connection, Template.PASSWORD_RESET, ticket.bound_email, now)
+            _NOTICES.add(connection, Template.PASSWORD_RESET, (to_user(row).email,), now)
             return Committed(_credentials(row), self._log.append(connection, entries))
 
     def prove_email(self, ticket: Ticket) -> Committed[User]:
@@ -81,46 +85,35 @@ class SqlRecoveryStore:
     def confirm_registration(self, ticket: Ticket, user: User) -> Committed[User]:
         """Create *user* with the ticket's password; the first confirmed registration of an address wins."""
         row = from_user(user) | {"password_hash": ticket.password_hash, "password_version": 1}
-        try:
-            with self._database.transaction() as connection:
-                if not use_ticket(connection, ticket, self._clock()):
-                    raise CodeInvalid("used or expired")
-                connection.execute(insert(users).values(row))
-                return Committed(user, self._log.append(connection, [self._log.draft(user, "registered")]))
-        except IntegrityError as error:
-            raise EmailTaken from error
+        with refusing_taken(), self._database.transaction() as connection:
+            if not use_ticket(connection, ticket, self._clock()):
+                raise CodeInvalid("used or expired")
+            connection.execute(insert(users).values(row))
+            return Committed(user, self._log.append(connection, [self._log.draft(user, "registered")]))
 
     def change_email(self, ticket: Ticket, *, keep: SessionId) -> Committed[User]:
         """Set the address, end every session but *keep* and every ticket, tell both addresses."""
         now, new = self._clock(), ticket.email
-        try:
-            with self._database.transaction() as connection:
-                user = to_user(self._used(connection, ticket, now, email=new, email_verified=True))
-                entries = end_sessions_of(connection, self._log, user.id, now, "email_changed", keep=keep)
-                # Two entries: copies are kept by the old address, too.
-                entries.append(self._log.draft(user, "email_changed"))
-                entries.append(
-                    self._log.draft(replace(user, email=ticket.bound_email or user.email), "email_changed")
-                )
-                end_tickets_of(connection, user.id, now)
-                for recipient in (new, ticket.bound_email):
-                    self._tell(connection, Template.EMAIL_CHANGED, recipient, now)
-                return Committed(user, self._log.append(connection, entries))
-        except IntegrityError as error:
-            raise EmailTaken from error
+        with refusing_taken(), self._database.transaction() as connection:
+            user = to_user(self._used(connection, ticket, now, email=new, email_verified=True))
+            entries = end_sessions_of(connection, self._log, user.id, now, "email_changed", keep=keep)
+            # Two entries: copies are kept by the old address, too.
+            entries.append(self._log.draft(user, "email_changed"))
+            old = replace(user, email=ticket.bound_email or user.email)
+            entries.append(self._log.draft(old, "email_changed"))
+            end_tickets_of(connection, user.id, now)
+            _NOTICES.add(connection, Template.EMAIL_CHANGED, (user.email, old.email), now)
+            return Committed(user, self._log.append(connection, entries))
 
     def add_user(self, user: User, password_hash: str, ticket: Ticket, mail: Mail | None) -> Committed[User]:
         """Insert *user* with *ticket* and *mail*; raises EmailTaken."""
         row = from_user(user) | {"password_hash": password_hash, "password_version": 1}
-        try:
-            with self._database.transaction() as connection:
-                connection.execute(insert(users).values(row))
-                add_ticket(connection, ticket)
-                if mail is not None:
-                    add_mail(connection, mail)
-                return Committed(user, self._log.append(connection, [self._log.draft(user, "registered")]))
-        except IntegrityError as error:
-            raise EmailTaken from error
+        with refusing_taken(), self._database.transaction() as connection:
+            connection.execute(insert(users).values(row))
+            add_ticket(connection, ticket)
+            if mail is not None:
+                add_mail(connection, mail)
+            return Committed(user, self._log.append(connection, [self._log.draft(user, "registered")]))
 
     def lock_password(self, user_id: UserId, password_hash: str) -> Committed[User]:
         """Set *password_hash*, end every session and ticket, raise the epoch; raises NotFound."""
@@ -167,11 +160,6 @@ class SqlRecoveryStore:
         entries = end_sessions_of(connection, self._log, user.id, self._clock(), reason)
         end_tickets_of(connection, user.id, self._clock())
         return [*entries, self._log.draft(user, reason, epoch=user.epoch)]
-
-    @staticmethod
-    def _tell(connection: Connection, template: Template, recipient: Email | None, now: datetime) -> None:
-        if recipient is not None:
-            add_mail(connection, new_mail(template, recipient, now=now))
 
 
 def _new_password(password_hash: str) -> dict[str, Any]:

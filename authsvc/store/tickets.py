@@ -69,7 +69,11 @@ def add_ticket(connection: Connection, ticket: Ticket) -> None:
 
 def use_ticket(connection: Connection, ticket: Ticket, now: datetime) -> bool:
     """Use *ticket* up in the caller's transaction; False where somebody was faster, or it has expired."""
-    used = update(tickets).where(tickets.c.id == ticket.id, _is_open(now)).values(used_at=now)
+    used = (
+        update(tickets)
+        .where(tickets.c.id == ticket.id, _is_open(now))
+        .values(used_at=now, password_hash=None)
+    )
     return connection.execute(used).rowcount == 1
 
 

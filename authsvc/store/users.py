@@ -25,6 +25,7 @@ from sqlalchemy import (
     update,
 )
 
+from authsvc.domain.accounts.mails import Template
 from authsvc.domain.credentials import Credentials, Rehash
 from authsvc.domain.errors import EmailTaken, LastAdmin, NotFound, StoreUnavailable
 from authsvc.domain.revocations import Committed, Revocation
@@ -33,10 +34,12 @@ from authsvc.domain.users import BUILT_IN, Role, User, UserFilter
 from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.emails import Email
 from authsvc.domain.values.identifiers import SessionId, UserId
+from authsvc.store.mails import NO_NOTICES, Notices
 from authsvc.store.revocations import SqlRevocationLog
 from authsvc.store.sessions import add_session, end_oldest_beyond, end_sessions_of, locked_user
 from authsvc.store.sql import Database, is_taken
 from authsvc.store.tables import USER_COLUMNS, from_user, split_roles, to_user, users
+from authsvc.store.tickets import end_tickets_of
 
 #: Taken by whoever takes an admin away, so that two do not each count on the other one.
 ADMIN_LOCK = 0x61757468_0002
@@ -45,7 +48,10 @@ ADMIN_LOCK = 0x61757468_0002
 class SqlUserStore:
     """Users as rows; the unique index on the canonical address decides races."""
 
-    def __init__(self, database: Database, log: SqlRevocationLog, clock: Clock) -> None:
+    def __init__(
+        self, database: Database, log: SqlRevocationLog, clock: Clock, notices: Notices = NO_NOTICES
+    ) -> None:
+        self._notices = notices
         self._database = database
         self._log = log
         self._clock = clock
@@ -53,7 +59,7 @@ class SqlUserStore:
     def add(self, user: User, password_hash: str) -> Committed[User]:
         """Insert; raises EmailTaken."""
         row = from_user(user) | {"password_hash": password_hash, "password_version": 1}
-        with _refusing_taken(), self._database.transaction() as connection:
+        with refusing_taken(), self._database.transaction() as connection:
             connection.execute(insert(users).values(row))
             return Committed(user, self._log.append(connection, [self._log.draft(user, "registered")]))
 
@@ -79,7 +85,7 @@ class SqlUserStore:
 
     def change(self, user_id: UserId, rule: Callable[[User], User]) -> Committed[User]:
         """Apply *rule* under the row lock; see the protocol."""
-        with _refusing_taken(), self._database.transaction() as connection:
+        with refusing_taken(), self._database.transaction() as connection:
             user = locked_user(connection, user_id)
             wanted = rule(user)
             if _is_same(wanted, user):
@@ -125,10 +131,13 @@ class SqlUserStore:
         entries = [self._log.draft(new, "user_changed", epoch=epoch)]
         if old.is_active and not new.is_active:
             entries += end_sessions_of(connection, self._log, new.id, self._clock(), "user_disabled")
+            end_tickets_of(connection, new.id, self._clock())
         if old.email != new.email:
             # What is noted under either address is out of date.
             entries.append(self._log.draft(old, "email_changed"))
             entries += end_sessions_of(connection, self._log, new.id, self._clock(), "email_changed")
+            end_tickets_of(connection, new.id, self._clock())
+            self._notices.add(connection, Template.EMAIL_CHANGED, (new.email, old.email), self._clock())
         return entries
 
     def _keep_an_admin(self, connection: Connection, old: User, new: User | None) -> None:
@@ -147,7 +156,7 @@ class SqlUserStore:
 
 
 @contextmanager
-def _refusing_taken() -> Iterator[None]:
+def refusing_taken() -> Iterator[None]:
     """EmailTaken where a row is refused since somebody has its address, and for no other refusal."""
     try:
         yield
@@ -186,7 +195,10 @@ def recent_user_ids(database: Database, *, most: int) -> list[str]:
 class SqlCredentialStore:
     """Password hashes: here alone."""
 
-    def __init__(self, database: Database, log: SqlRevocationLog, clock: Clock) -> None:
+    def __init__(
+        self, database: Database, log: SqlRevocationLog, clock: Clock, notices: Notices = NO_NOTICES
+    ) -> None:
+        self._notices = notices
         self._database = database
         self._log = log
         self._clock = clock
@@ -253,6 +265,8 @@ class SqlCredentialStore:
             user = to_user(row)
             entries = end_sessions_of(connection, self._log, user.id, now, "password_changed", keep=keep)
             entries.append(self._log.draft(user, "password_changed"))
+            end_tickets_of(connection, user.id, now)
+            self._notices.add(connection, Template.PASSWORD_CHANGED, (user.email,), now)
             return Committed(user, self._log.append(connection, entries))
 
     def set_password(self, user_id: UserId, new_hash: str) -> Committed[User]:
@@ -276,6 +290,8 @@ class SqlCredentialStore:
             user = to_user(row)
             entries = end_sessions_of(connection, self._log, user.id, now, "password_changed")
             entries.append(self._log.draft(user, "password_changed", epoch=user.epoch))
+            end_tickets_of(connection, user.id, now)
+            self._notices.add(connection, Template.PASSWORD_CHANGED, (user.email,), now)
             return Committed(user, self._log.append(connection, entries))
 
     def _still(self, verified: Credentials) -> Update:

@@ -44,6 +44,7 @@ from authsvc.store.copies.admin import CacheAdmin
 from authsvc.store.copies.index import IndexKeys
 from authsvc.store.copies.users import CachedUserStore
 from authsvc.store.key_folder import KeyFolder
+from authsvc.store.mails import Notices
 from authsvc.store.own_data import SqlOwnData
 from authsvc.store.ratelimits import RedisRateLimiter
 from authsvc.store.sessions import SqlSessionStore
@@ -157,7 +158,8 @@ def _parts(settings: Settings, clock: Clock, answers: LastAnswers) -> Parts:
     stores = open_stores(settings, metrics, tracing, answers, clock)
     audit = _audit(settings, stores, metrics, clock)
     ring = KeyFolder(settings.tokens.keys_dir, time.monotonic, audit)
-    sql_users = SqlUserStore(stores.database, stores.log, clock)
+    notices = Notices(are_sent=settings.mail.is_on)
+    sql_users = SqlUserStore(stores.database, stores.log, clock, notices)
     limits = Limits(_limits(settings), RedisRateLimiter(stores.redis, stores.keys), audit)
     lane = _lane(settings, metrics)
     hasher = PasswordHasher(_reveal(settings.passwords.pepper), settings.passwords.bcrypt_cost)
@@ -168,7 +170,7 @@ def _parts(settings: Settings, clock: Clock, answers: LastAnswers) -> Parts:
         ring=ring,
         reader=TokenReader(stores.profile, ring),
         sessions=SqlSessionStore(stores.database, stores.log, clock),
-        credentials=SqlCredentialStore(stores.database, stores.log, clock),
+        credentials=SqlCredentialStore(stores.database, stores.log, clock, notices),
         users=_users(settings, stores, sql_users, metrics),
         revocations=Revocations(stores.index, stores.proof),
         audit=audit,

@@ -6,8 +6,10 @@ import hmac
 import time
 from dataclasses import dataclass
 
+from authsvc.domain.accounts.addresses import Addresses
 from authsvc.domain.accounts.mails import Template, new_mail
-from authsvc.domain.accounts.recovery import Addresses, MailRequests, Recovery, TicketProof
+from authsvc.domain.accounts.recovery import Recovery
+from authsvc.domain.accounts.requests import MailRequests, TicketProof
 from authsvc.domain.accounts.tickets import Tickets, TicketSecrets
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.passwords.policy import PasswordPolicy
@@ -68,13 +70,19 @@ def open_mail(parts: Parts, policy: PasswordPolicy, devices: DeviceTokens) -> Ma
     )
     thread = MailThread(run, lambda: parts.metrics.mails_waiting(*outbox.waiting(now=clock())))
     store = SqlRecoveryStore(database, parts.stores.log, clock)
-    proof = TicketProof(tickets=Tickets(SqlTicketStore(database), secrets), limits=parts.limits, clock=clock)
+    proof = TicketProof(
+        tickets=Tickets(SqlTicketStore(database), secrets),
+        limits=parts.limits,
+        clock=clock,
+        on_result=parts.metrics.ticket,
+    )
     requests = MailRequests(store=store, limits=parts.limits, wake=thread.wake, clock=clock)
     recovery = Recovery(
         requests=requests,
         proof=proof,
         store=store,
-        users=parts.users,
+        roles=parts.stores.profile.roles,
+        has_links=settings.mail.link_url is not None,
         credentials=parts.credentials,
         passwords=parts.proof,
         policy=policy,

@@ -68,7 +68,7 @@ class RegisterBody(ProfileFields):
     @post_load
     def build(self, data: dict[str, Any], **_: Any) -> Registration:
         """As the domain takes it."""
-        return Registration(email=data["email"], password=data["password"], profile=_profile(data))
+        return Registration(email=data["email"], password=data["password"], profile=profile_of(data))
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -122,7 +122,7 @@ class ProfilePatch(ProfileFields):
     @post_load
     def build(self, data: dict[str, Any], **_: Any) -> Profile:
         """As the domain takes it."""
-        return _profile(data)
+        return profile_of(data)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -299,7 +299,8 @@ class TokenPairView(View):
     session_id = fields.String()
 
 
-def _profile(data: dict[str, Any]) -> Profile:
+def profile_of(data: dict[str, Any]) -> Profile:
+    """The fields of a profile that *data* has."""
     given = frozenset(name for name in PROFILE_FIELDS if name in data)
     return Profile(given=given, **{name: data[name] for name in given})
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from marshmallow import Schema, ValidationError, fields, post_load, validates_schema
+from marshmallow import Schema, ValidationError, fields, post_load, validate, validates_schema
 
 from authsvc.api.frame.bodies import Body
-from authsvc.api.schemas.accounts import text
+from authsvc.api.schemas.accounts import profile_of, role_name, text
 from authsvc.api.schemas.kinds import Identifier
-from authsvc.domain.accounts.recovery import Shown
+from authsvc.domain.accounts.requests import Shown
+from authsvc.domain.users import BUILT_IN, Profile, Role
+from authsvc.settings.kinds import MAX_ROLES
 
 _TICKET = {"example": "0198f7a2-5c5e-4c1e-9d1c-3a1f4c0e6b1d"}
 
@@ -28,12 +30,12 @@ class TicketForm:
 class TicketBody(Body):
     """A token, or a code; both in one body are a mistake."""
 
-    token = text(200, metadata={"description": "From the link in the mail."})
+    token = fields.String(metadata={"description": "From the link in the mail."})
     ticket = fields.String(
         metadata={"description": "As it was answered when the mail was asked for.", **_TICKET}
     )
-    code = text(
-        64, metadata={"example": "WDJB-MJHT", "description": "From the mail; case and hyphens are ignored."}
+    code = fields.String(
+        metadata={"example": "WDJB-MJHT", "description": "From the mail; case and hyphens are ignored."}
     )
 
     @validates_schema
@@ -88,8 +90,8 @@ class ChangeConfirmBody(Body):
     """The code that went to the new address, and the one to the old where one went there."""
 
     ticket = fields.String(required=True, metadata=_TICKET)
-    code = text(64, required=True, metadata={"example": "WDJB-MJHT"})
-    old_code = text(64, metadata={"example": "WDJB-MJHT"})
+    code = fields.String(required=True, metadata={"example": "WDJB-MJHT"})
+    old_code = fields.String(metadata={"example": "WDJB-MJHT"})
 
     @post_load
     def build(self, data: dict[str, Any], **_: Any) -> TicketForm:
@@ -120,6 +122,35 @@ class ChangeBody(AddressBody):
     """The new address, and the current password."""
 
     password = fields.String(required=True)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class InviteForm:
+    """Whom an admin invites."""
+
+    email: str
+    profile: Profile
+    roles: tuple[Role, ...]
+
+
+class InviteBody(Body):
+    """Whom to invite, and as what."""
+
+    email = text(1024, required=True, metadata={"example": "ada@example.com"})
+    name = text(200, allow_none=True, metadata={"example": "Ada Lovelace"})
+    roles = fields.List(role_name(), validate=validate.Length(min=1, max=len(BUILT_IN) + MAX_ROLES))
+
+    @post_load
+    def build(self, data: dict[str, Any], **_: Any) -> InviteForm:
+        """As a value."""
+        roles = tuple(data.pop("roles", ("user",)))
+        return InviteForm(email=data["email"], profile=profile_of(data), roles=roles)
+
+
+class LockBody(Body):
+    """Whether the password must not be used any more from now on."""
+
+    lock = fields.Boolean(truthy={True}, falsy={False})
 
 
 class AskedView(Schema):

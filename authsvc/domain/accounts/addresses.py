@@ -1,0 +1,171 @@
+"""Addresses are proven by mail: that of an account, of one that is to be, and a new one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+from authsvc.domain.accounts.mails import Template, new_mail
+from authsvc.domain.accounts.requests import Asked, MailRequests, RecoveryStore, Shown, TicketProof, bound
+from authsvc.domain.accounts.tickets import Purpose, Ticket, new_ticket
+from authsvc.domain.audit import Action, AuditLog, Event, current_origin
+from authsvc.domain.credentials import (
+    Credentials,
+    CredentialStore,
+    PasswordProof,
+    require_policy,
+    required_email,
+)
+from authsvc.domain.errors import CodeInvalid, InvalidCredentials
+from authsvc.domain.passwords.policy import PasswordPolicy
+from authsvc.domain.revocations import Committed, Outcome, Revocations
+from authsvc.domain.users import Profile, User
+from authsvc.domain.values.clocks import Clock
+from authsvc.domain.values.emails import NOBODY, typed_email
+from authsvc.domain.values.identifiers import SessionId, UserId, new_id
+
+#: Who logs in without a proven address gets a mail, but no second one within this time.
+REMINDER_EVERY = timedelta(minutes=10)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Addresses:
+    """Proves addresses: that of an account, of one that is to be, and a new one."""
+
+    requests: MailRequests
+    proof: TicketProof
+    store: RecoveryStore
+    credentials: CredentialStore
+    passwords: PasswordProof
+    policy: PasswordPolicy
+    revocations: Revocations
+    audit: AuditLog
+    clock: Clock
+    #: Nobody logs in without a proven address.
+    is_required: bool
+
+    def ask_again(self, typed: str, client_ip: str) -> None:
+        """Send a verification mail to *typed* if an account has it, not proven yet; nobody learns that."""
+        ticket = new_ticket(Purpose.VERIFY, typed_email(typed), self.clock())
+        self.requests.by_address(Template.VERIFY, typed, client_ip, ticket)
+
+    def add(self, user: User, password_hash: str) -> Committed[User]:
+        """Insert *user* with a mail to prove their address; raises EmailTaken."""
+        now = self.clock()
+        # A new user's password has the version 1.
+        ticket = replace(
+            new_ticket(Purpose.VERIFY, user.email, now),
+            user_id=user.id,
+            bound_email=user.email,
+            password_version=1,
+        )
+        has_room = self.requests.has_room(user.email)
+        mail = new_mail(Template.VERIFY, user.email, now=now, ticket=ticket, client_ip=_client_ip())
+        committed = self.store.add_user(user, password_hash, ticket, mail if has_room else None)
+        self.requests.wake()
+        return committed
+
+    def remind(self, credentials: Credentials) -> None:
+        """Send a verification mail to somebody who logged in without a proven address, now and then."""
+        now, email = self.clock(), credentials.user.email
+        latest = self.store.latest(credentials.user.id, Purpose.VERIFY)
+        if latest is None or latest.created_at <= now - REMINDER_EVERY:
+            ticket = bound(new_ticket(Purpose.VERIFY, email, now), credentials)
+            self.requests.by_address(Template.VERIFY, email, _client_ip(), ticket)
+
+    def verify_in_session(self, user_id: UserId, shown: Shown, client_ip: str) -> None:
+        """Prove the address of the caller; raises CodeInvalid, RateLimited, StoreUnavailable."""
+        self._verify(self.credentials.by_user(user_id), shown, client_ip)
+
+    def verify_with_password(self, typed: str, password: str, shown: Shown, client_ip: str) -> None:
+        """The same for somebody who cannot log in before; raises InvalidCredentials, too."""
+        email = typed_email(typed)
+        with self.passwords.attempt(email or typed):
+            found = self.credentials.by_email(email or NOBODY)
+            is_right = self.passwords.holds(password, found)
+            if found is None or not is_right or not found.user.is_active:
+                raise InvalidCredentials
+        self._verify(found, shown, client_ip)
+
+    def register(self, typed: str, password: str, profile: Profile, client_ip: str) -> Asked:
+        """
+        Ask for an account quietly: it is made when the address is proven.
+
+        The same work and the same answer, whether or not the address has an account.  Raises Invalid.
+        """
+        email = required_email(typed)
+        require_policy(self.policy, password, email=email, field="password")
+        ticket = replace(
+            new_ticket(Purpose.REGISTER, email, self.clock()),
+            password_hash=self.passwords.passwords.hash(password),
+            profile=profile,
+        )
+        return self.requests.by_address(Template.REGISTER, email, client_ip, ticket)
+
+    def confirm_registration(self, shown: Shown, password: str | None, client_ip: str) -> Outcome[User]:
+        """
+        Make the account; a link needs the *password* as well, since a mail alone proves no intent.
+
+        Raises CodeInvalid, EmailTaken, RateLimited, HashingBusy, StoreUnavailable.
+        """
+        with self.proof.attempt(client_ip, Purpose.REGISTER) as attempt:
+            ticket = attempt.ticket(shown)
+            if ticket.email is None or ticket.profile is None:
+                raise CodeInvalid("not a registration")
+            if shown.token is not None and not self._is_password_of(ticket, password):
+                raise CodeInvalid("wrong password beside the link")
+            now = self.clock()
+            draft = User(
+                id=UserId(new_id()), email=ticket.email, created_at=now, updated_at=now, email_verified=True
+            )
+            committed = self.store.confirm_registration(ticket, ticket.profile.applied_to(draft))
+        outcome = self.revocations.publish(committed)
+        self.audit.record(Event(Action.USER_REGISTERED, user_id=outcome.value.id))
+        return outcome
+
+    def ask_change(self, proven: Credentials, typed: str, client_ip: str) -> Asked:
+        """
+        Ask to change the address of *proven*, whose password was just shown, to the address *typed*.
+
+        A code goes to the new address, and one to the old one where that is proven.  A new address that an
+        account has gets no mail; the answer is the same.  Raises Invalid.
+        """
+        new = required_email(typed)
+        old, now = proven.user.email, self.clock()
+        needs_old = proven.user.email_verified
+        ticket = replace(bound(new_ticket(Purpose.CHANGE, new, now), proven), needs_old_code=needs_old)
+        mails = [new_mail(Template.CHANGE, new, now=now, ticket=ticket, client_ip=client_ip)]
+        if needs_old:
+            mails.append(new_mail(Template.CHANGE_OLD, old, now=now, ticket=ticket, client_ip=client_ip))
+        asked = self.requests.send(ticket, mails, new, replaces_others=True)
+        self.audit.record(Event(Action.EMAIL_CHANGE_ASKED, user_id=proven.user.id, client_ip=client_ip))
+        return replace(asked, needs=("code", "old_code") if needs_old else ("code",))
+
+    def confirm_change(
+        self, user_id: UserId, session_id: SessionId, shown: Shown, client_ip: str
+    ) -> Outcome[User]:
+        """Change the address; every other session ends.  Raises CodeInvalid, EmailTaken, RateLimited."""
+        with self.proof.attempt(client_ip, Purpose.CHANGE) as attempt:
+            ticket = attempt.ticket(shown)
+            if ticket.user_id != user_id:
+                raise CodeInvalid("somebody else's")
+            committed = self.store.change_email(ticket, keep=session_id)
+        self.requests.wake()
+        outcome = self.revocations.publish(committed)
+        self.audit.record(Event(Action.EMAIL_CHANGED, user_id=user_id, session_id=session_id))
+        return outcome
+
+    def _verify(self, credentials: Credentials, shown: Shown, client_ip: str) -> None:
+        user_id = credentials.user.id
+        with self.proof.attempt(client_ip, Purpose.VERIFY) as attempt:
+            committed = self.store.prove_email(attempt.ticket_of(user_id, shown))
+        self.revocations.publish(committed)
+        self.audit.record(Event(Action.EMAIL_VERIFIED, user_id=user_id))
+
+    def _is_password_of(self, ticket: Ticket, password: str | None) -> bool:
+        found = self.passwords.passwords.verify(password or "", ticket.password_hash)
+        return found.is_match and password is not None
+
+
+def _client_ip() -> str:
+    return current_origin().client_ip or ""
