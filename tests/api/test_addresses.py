@@ -320,8 +320,8 @@ class TestChange:
 
         def act(number: int) -> int:
             if number == THREADS - 1:
-                return api.register(new).status_code
-            return self.confirm(people[number], **bodies[number]).status_code
+                return int(api.register(new).status_code)
+            return int(self.confirm(people[number], **bodies[number]).status_code)
 
         statuses = at_once(act, range(THREADS))
 

@@ -251,7 +251,7 @@ def test_one_link_that_many_use_at_once_works_once(api, postbox):
     assert sorted(answer.status_code for answer in answers) == [204] + [401] * (THREADS - 1)
 
 
-def test_nothing_older_lives_after_a_reset_beside_logins_and_refreshes(api, postbox):
+def test_nothing_older_lives_after_a_reset_beside_logins_and_refreshes(api: Api, postbox: Postbox) -> None:
     """Whoever was in the middle of a login with the old password, or of a refresh, is out."""
     person = api.someone()
     forget(api, person.email)
