@@ -108,11 +108,14 @@ class SqlOutbox:
 
     def bring_forward(self, *, now: datetime) -> None:
         """Make due what only waits for a lost connection."""
-        sooner = (
-            update(mails)
+        # Rows that somebody else has locked are being claimed, or brought forward.
+        waiting = (
+            select(mails.c.id)
             .where(_is_free(now), mails.c.next_try_at > now, mails.c.waits_for_relay.is_(True))
-            .values(next_try_at=now)
+            .with_for_update(skip_locked=True)
+            .cte("waiting")
         )
+        sooner = update(mails).where(mails.c.id.in_(select(waiting.c.id))).values(next_try_at=now)
         with self._database.transaction() as connection:
             connection.execute(sooner)
 

@@ -17,6 +17,8 @@ from authsvc.domain.accounts.mails import Template, new_mail
 from authsvc.domain.accounts.tickets import Purpose, TicketSecrets, new_ticket
 from authsvc.domain.values.emails import Email, typed_email
 from authsvc.mail.letters import WITH_CODE, BadTemplate, Letters, Sender
+from authsvc.wiring.preflight import local_problems
+from tests.unit.settings_env import read
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -174,6 +176,22 @@ def test_a_bad_template_is_found_before_anything_is_sent(tmp_path, name, text):
 
     with pytest.raises(BadTemplate, match=name):
         letters.try_all()
+
+
+def test_a_start_with_bad_templates_is_refused(tmp_path):
+    """`config check` and `serve` name the file; a folder that is not there is no empty one."""
+    mail = {"MAIL_TRANSPORT": "smtp", "MAIL_FROM": "authsvc@example.com", "SMTP_HOST": "relay.internal"}
+
+    def refusals(folder: Path) -> list[str]:
+        found = local_problems(read(tmp_path, MAIL_TEMPLATES_DIR=str(folder), **mail))
+        return [str(problem) for problem in found if problem.name == "MAIL_TEMPLATES_DIR"]
+
+    write(tmp_path, "reset.txt", "{{ name }}")
+    (bad,) = refusals(tmp_path)
+    (missing,) = refusals(tmp_path / "missing")
+
+    assert "mail template reset.txt: UndefinedError: 'name' is undefined" in bad
+    assert "no such directory" in missing
 
 
 def test_the_templates_of_the_package_are_good():
