@@ -122,7 +122,7 @@ def open_stores(
         clock=clock,
         monotonic=time.monotonic,
     )
-    heartbeat = Heartbeat(_reconciler(fast, index, log, database, metrics), metrics.heal)
+    heartbeat = Heartbeat(_reconciler(fast, index, log, following, metrics), metrics.heal)
     waker.wakes = heartbeat.wake
     return Stores(
         database=database,
@@ -245,7 +245,7 @@ def _polled(
 
 
 def _reconciler(
-    fast: _Fast, index: RedisIndex, log: SqlRevocationLog, database: Database, metrics: Metrics
+    fast: _Fast, index: RedisIndex, log: SqlRevocationLog, following: Database, metrics: Metrics
 ) -> Reconciler:
     return Reconciler(
         revocations=log,
@@ -253,7 +253,8 @@ def _reconciler(
         index=replace(index, client=fast.reconciling),
         marker=FreshnessMarker(fast.reconciling, IndexKeys(fast.keys).marker),
         ownership=Ownership(
-            installation=partial(installation_id, database),
+            # Over the connection of the log: a pool that requests have used up must not stop a comparison.
+            installation=partial(installation_id, following),
             client=fast.reconciling,
             checks=fast.redis,
             key=IndexKeys(fast.keys).installation,
