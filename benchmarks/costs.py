@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import psutil
 
-from tests.rig import COMMAND, PASSWORD, ROOT, Service, development, migrate
+from tests.rig import COMMAND, PASSWORD, ROOT, Service, development, run_command
 from tests.servers import PostgresServer, RedisServer
 
 if TYPE_CHECKING:
@@ -56,16 +56,22 @@ def main() -> None:
         RedisServer() as redis,
         PostgresServer(fsync=True) as postgres,
     ):
-        env = development(
-            postgres.create_database(), redis.url, Path(folder), WEB_CONCURRENCY="2",
-            SESSION_MAX_PER_USER="1000", LOG_LEVEL="info",
-        )  # fmt: skip
-        migrate(env)
+        envs = {tree: prepared(tree, postgres.create_database(), redis.url, Path(folder)) for tree in trees}
         for turn in range(options.rounds):
             for tree in trees if turn % 2 == 0 else reversed(trees):
-                measure({**env, "PYTHONPATH": str(tree)}, Path(folder), found[tree])
+                measure(envs[tree], Path(folder), found[tree])
     for name in found[trees[0]]:
         print(f"{name}: {', '.join(f'{statistics.median(found[tree][name]):.2f}' for tree in trees)}")
+
+
+def prepared(tree: Path, database_url: str, redis_url: str, folder: Path) -> dict[str, str]:
+    """The environment of *tree*, with a database of its own that is up to date."""
+    env = development(
+        database_url, redis_url, folder, WEB_CONCURRENCY="2", SESSION_MAX_PER_USER="1000",
+        CACHE_KEY_PREFIX=f"tree{abs(hash(tree)) % 10**6}", PYTHONPATH=str(tree),
+    )  # fmt: skip
+    run_command("db", "upgrade", env=env, folder=folder).check_returncode()
+    return env
 
 
 def measure(env: dict[str, str], folder: Path, figures: Figures) -> None:

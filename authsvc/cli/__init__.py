@@ -17,6 +17,7 @@ from traceback import extract_tb
 from typing import TYPE_CHECKING, Any
 
 from authsvc import __version__
+from authsvc.cli.lean import without_unused
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,7 +45,8 @@ class Command:
 
     def complete(self, parser: argparse.ArgumentParser) -> None:
         """Add actions and options to *parser*."""
-        module = import_module(f"authsvc.cli.{self.module}")
+        with without_unused():
+            module = import_module(f"authsvc.cli.{self.module}")
         getattr(module, f"add_{self.name}")(parser)
 
 

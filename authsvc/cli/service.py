@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from authsvc.cli.lean import without_unused
 from authsvc.observability import logs
 from authsvc.server import ServerOptions, serve
 from authsvc.settings import Settings, SettingsError
@@ -153,8 +154,9 @@ def _upgrade(settings: Settings) -> str:
 
 
 def _serve(settings: Settings, *, warnings: Sequence[str]) -> int:
-    from authsvc.api.frame.docs import VERIFY_PATH
-    from authsvc.observability.health import LastAnswers
+    with without_unused():
+        from authsvc.api.frame.docs import VERIFY_PATH
+        from authsvc.observability.health import LastAnswers
 
     pipe = logs.configure(settings.log.level.value, settings.log.format.value)
     for warning in warnings:
