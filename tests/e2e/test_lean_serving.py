@@ -61,7 +61,7 @@ def loaded(env: dict[str, str], folder: Path) -> tuple[set[str], set[str]]:
 
 
 def test_a_serving_process_loads_what_it_uses(env, tmp_path):
-    """Neither tracing that is off, nor YAML, nor migrations; and all before the fork, for workers to share."""
+    """Neither tracing that is off, nor YAML, nor migrations; all before the fork, for workers to share."""
     before, after = loaded(env, tmp_path)
 
     assert {name.partition(".")[0] for name in before} & {
