@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import selectors
 import socket
-import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -26,9 +25,6 @@ log = logging.getLogger(__name__)
 
 #: Checks in one read: Redis is not kept from others for longer than a tenth of a millisecond.
 MAX_BATCH: Final = 64
-#: How long a thread computes while the loop waits for its turn; 5 ms by default, and a check takes several
-#: turns.  In a storm of logins there are always threads that compute.
-SWITCH_S: Final = 0.000_5
 #: Rounds in a row without what gunicorn does in between: looking after connections that wait for too long.
 MAX_ROUNDS: Final = 64
 UPKEEP_S: Final = 0.5
@@ -131,7 +127,6 @@ class LaneWorker(ParkingWorker):
         self.lane = getattr(self.wsgi, "lane", None)
         if self.lane is not None:
             self._reader = CheckReader(self.lane.path)
-            sys.setswitchinterval(SWITCH_S)
 
     def notify(self) -> None:
         """Tell the master that the loop goes round."""

@@ -61,6 +61,8 @@ from authsvc.wiring.tracing import open_tracing
 #: A job that has not begun by then is refused: longer, nobody waits for a login.
 HASHING_DEADLINE_S = 2.0
 HASHING_QUEUE_PER_THREAD = 8
+#: So many wait for their turn also where it may come too late.
+HASHING_WAITERS_PER_THREAD = 4
 HASHING_NICENESS = 10
 #: Wrong client secrets of one address.  Nobody with a right one meets it, so it is nothing to be set.
 CLIENT_IP_LIMIT = Limit(name=Rule.CLIENT_IP.value, quota=100, window_s=900)
@@ -147,6 +149,7 @@ def lane_size(workers: int, cores: int) -> LaneSize:
     return LaneSize(
         threads=threads,
         queue_limit=HASHING_QUEUE_PER_THREAD * threads,
+        always_wait=HASHING_WAITERS_PER_THREAD * threads,
         deadline_s=HASHING_DEADLINE_S,
         niceness=HASHING_NICENESS,
     )

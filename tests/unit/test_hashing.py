@@ -137,6 +137,27 @@ def test_what_cannot_begin_in_time_is_refused_at_once(lane_of, callers) -> None:
     assert gate.runs == 2
 
 
+def test_a_few_may_wait_though_it_may_be_in_vain(lane_of, callers) -> None:
+    """Jobs take longer than the deadline now: two are let in to wait all the same, the third is not."""
+    now = [0.0]
+    lane = lane_of(threads=1, queue_limit=9, always_wait=2, deadline_s=60.0, clock=lambda: now[0])
+    gate = Gate()
+
+    def takes_100_s() -> None:
+        now[0] += 100
+
+    lane.run(takes_100_s)
+    admitted = [callers.submit(lane.run, gate)]
+    gate.wait_for(jobs=1)
+    admitted += [callers.submit(lane.run, gate) for _ in range(2)]
+    wait_for_depth(lane, 2)
+    with pytest.raises(HashingBusy):
+        lane.run(gate)
+    gate.opened.set()
+
+    assert [caller.result(PATIENCE_S) for caller in admitted] == ["done"] * 3
+
+
 def test_quick_jobs_make_room_again(lane_of, callers) -> None:
     """The estimate follows what jobs take: after a slow one, quick ones open the queue."""
     now = [0.0]

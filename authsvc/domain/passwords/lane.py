@@ -31,12 +31,15 @@ class LaneSize:
     *threads* jobs run at once; a job that cannot begin within *deadline_s* seconds is refused.
 
     It is refused at once if the jobs before it take longer, as jobs take now; and if *queue_limit* wait
-    already, for each of them keeps a thread of the server.
+    already, for each of them keeps a thread of the server.  But *always_wait* may wait in any case, and are
+    refused when the deadline is over: whoever is refused at once may be back at once, and that work would
+    take the cores from those who are hashed.
     """
 
     threads: int
     queue_limit: int
     deadline_s: float
+    always_wait: int = 0
     #: Added to the threads' nice value, 0 to 19; the system runs everything else first.
     niceness: int
 
@@ -124,7 +127,8 @@ class HashingLane:
         before = self._running + len(self._waiting)
         threads = self._size.threads
         wait_s = max(0, before + 1 - threads) / threads * self._mean_s
-        return before < threads + self._size.queue_limit and wait_s <= self._size.deadline_s
+        is_soon = wait_s <= self._size.deadline_s or before < threads + self._size.always_wait
+        return is_soon and before < threads + self._size.queue_limit
 
     def _gave_up(self, job: _Job[Any]) -> bool:
         """Take *job* back unless a thread has begun it; under the lock that threads begin jobs under."""
