@@ -34,6 +34,7 @@ from authsvc.cache.keys import Space
 __all__ = ["JITTER", "Aside", "Display", "Proof", "Shape", "Tagging", "Tags", "Written"]
 
 T = TypeVar("T")
+V = TypeVar("V")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ class Aside(Generic[T]):
     rng: Callable[[], float]
     events: CacheEvents = field(default_factory=CacheEvents)
     proof: Proof | None = None
-    fill: Script = field(default_factory=lambda: Script.load("authsvc.cache", "fill"), repr=False)
+    fill: Script = field(default_factory=lambda: Script.load("authsvc.cache", "version", "fill"), repr=False)
     display: Display | None = None
     tagging: Tagging | None = None
     negative_ttl_s: float = 0
@@ -148,7 +149,26 @@ class Aside(Generic[T]):
         except BaseException:
             self._replace_or_drop(ident, MISSING, leases)
             raise
-        return Written(value, self._replace_or_drop(ident, value, leases))
+        return Written(value, self._replace_or_drop(ident, value, leases) != "failed")
+
+    def write_ahead(
+        self, ident: str, change: Callable[[], V], record_of: Callable[[V], T | Missing]
+    ) -> tuple[V, bool]:
+        """
+        The same for a change that :meth:`outdate_command` follows: what it returns, and whether it is cached.
+
+        *record_of* takes the record from what *change* returns; MISSING: there is none to put there.  Where
+        Redis fails nothing more is tried: the invalidation that follows says how that ends.
+        """
+        leases = self._lease_to_write(ident)
+        if not leases:
+            return change(), False
+        try:
+            made = change()
+        except BaseException:
+            self._replace_or_drop(ident, MISSING, leases)
+            raise
+        return made, self._replace_or_drop(ident, record_of(made), leases) == "written"
 
     def drop(self, idents: Iterable[str]) -> None:
         """Invalidate *idents*, after the commit that changed them; raises CacheUnavailable if not done."""
@@ -157,6 +177,14 @@ class Aside(Generic[T]):
     def drop_commands(self, idents: Iterable[str]) -> list[Command]:
         """Return the commands that invalidate *idents*, to be sent in this order, among others or alone."""
         return self._records.drop_commands(idents)
+
+    def outdate_command(self, ident: str, row_version: int) -> Command:
+        """
+        Return the command that invalidates *ident* after the commit of *row_version*, sparing what is as new.
+
+        Unlike a drop it may be repeated later, and costs nobody the record that was read or written since.
+        """
+        return self._records.outdate_command(ident, row_version)
 
     def _look_at(self, ident: str) -> Look[T]:
         look = self._records.look_at(ident)
@@ -185,7 +213,7 @@ class Aside(Generic[T]):
         except CacheError:
             return {}
 
-    def _replace_or_drop(self, ident: str, value: T | Missing, leases: Mapping[str, Lease]) -> bool:
+    def _replace_or_drop(self, ident: str, value: T | Missing, leases: Mapping[str, Lease]) -> str:
         try:
             if not isinstance(value, Missing) and leases and self._may_store(ident):
                 outcome = "written" if self._records.replace(ident, value, leases[ident]) else "dropped"
@@ -200,7 +228,7 @@ class Aside(Generic[T]):
                 self.drop((ident,))
             raise
         self.events.on_fill(self.space.name, outcome)
-        return outcome != "failed"
+        return outcome
 
     def _may_store(self, ident: str) -> bool:
         """Where a proof is asked for, it must hold for what is written too."""

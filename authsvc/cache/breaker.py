@@ -12,6 +12,7 @@ older one is ignored: what a hung call reports late says nothing about now.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -77,6 +78,14 @@ class CircuitBreaker:
     def state(self) -> State:
         """The state as of the last call; an open breaker turns half open when it is next asked."""
         return self._current.state
+
+    @property
+    def is_steady(self) -> bool:
+        """True while it is closed and nothing has failed within the monitoring period."""
+        with self._lock:
+            failed_at_s = self._failures_s[-1] if self._failures_s else -math.inf
+            is_closed = self._current.state is State.CLOSED
+        return is_closed and self._clock() - failed_at_s > self._monitoring_period_s
 
     def permit(self) -> Permit | None:
         """Ask before a call: a permit, to be given back by one of the next three, or None: do not call."""

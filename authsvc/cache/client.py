@@ -67,9 +67,10 @@ class Script:
     text: str
 
     @classmethod
-    def load(cls, package: str, name: str) -> Script:
-        """Read ``scripts/<name>.lua`` of *package*."""
-        return cls((files(package) / "scripts" / f"{name}.lua").read_text(encoding="utf-8"))
+    def load(cls, package: str, *names: str) -> Script:
+        """Read ``scripts/<name>.lua`` of *package*; several *names* are joined to one script."""
+        folder = files(package) / "scripts"
+        return cls("".join((folder / f"{name}.lua").read_text(encoding="utf-8") for name in names))
 
     def command(self, keys: Sequence[str], args: Sequence[Argument]) -> Command:
         """Return the command that runs this script; on a cluster all *keys* must share a slot."""
@@ -131,6 +132,11 @@ class CacheClient:
     def state(self) -> State:
         """Return the breaker's state; open, too, while nothing may be sent."""
         return State.OPEN if self._is_suspended else self._breaker.state
+
+    @property
+    def is_steady(self) -> bool:
+        """True unless a call failed of late: whoever can do without Redis need not wait for another one."""
+        return self._breaker.is_steady
 
     def ping(self) -> None:
         """Return if Redis answers."""

@@ -36,7 +36,8 @@ class Revocation:
     One entry of the log.
 
     ``session_id`` ends that session, ``token_id`` names the token that was shown for it, ``epoch`` cuts
-    off the user's earlier tokens, ``email`` says that copies of the user himself are out of date.
+    off the user's earlier tokens, ``email`` says that copies of the user himself are out of date: those from
+    before ``row_version``, or all of them where that is None.
     """
 
     #: Position in the log; 0 for an entry that is repeated and not new.
@@ -50,6 +51,7 @@ class Revocation:
     token_id: TokenId | None = None
     epoch: int | None = None
     email: Email | None = None
+    row_version: int | None = None
 
     @property
     def trace(self) -> str:

@@ -94,12 +94,18 @@ class SqlRevocationLog:
         self._users_live = max(copies_live, users_live)
         self._clock = clock
 
-    def draft(self, user: User, reason: str, *, epoch: int | None = None) -> Revocation:
-        """An entry about *user* himself: his cached copies go, and with *epoch* his earlier tokens."""
+    def draft(
+        self, user: User, reason: str, *, epoch: int | None = None, drops_all: bool = False
+    ) -> Revocation:
+        """
+        An entry about *user* as the row is now: older copies go, and with *epoch* the earlier tokens.
+
+        With *drops_all* newer copies go, too: the user is gone, or versions began anew.
+        """
         now = self._clock()
         return Revocation(
             seq=0, at=now, reason=reason, expires_at=now + self._users_live,
-            user_id=user.id, email=user.email, epoch=epoch,
+            user_id=user.id, email=user.email, epoch=epoch, row_version=None if drops_all else user.version,
         )  # fmt: skip
 
     def draft_end(
@@ -197,7 +203,9 @@ class SqlRevocationLog:
             with self._following.transaction() as connection:
                 rows = connection.execute(raised.returning(*USER_COLUMNS)).mappings().all()
                 found = [to_user(row) for row in rows]
-                self.append(connection, [self.draft(user, "restored", epoch=user.epoch) for user in found])
+                # Redis may have copies from before the restore, whose versions are higher.
+                drafts = [self.draft(user, "restored", epoch=user.epoch, drops_all=True) for user in found]
+                self.append(connection, drafts)
             after = max((user.id for user in found), default="")
 
     def skip_to(self, seq: int) -> None:

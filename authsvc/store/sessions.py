@@ -206,7 +206,8 @@ def raise_epoch(connection: Connection, log: SqlRevocationLog, user: User, reaso
         .where(users.c.id == user.id)
         .values(epoch=users.c.epoch + 1, version=users.c.version + 1)
     )
-    return log.draft(user, reason, epoch=user.epoch + 1)
+    raised = replace(user, epoch=user.epoch + 1, version=user.version + 1)
+    return log.draft(raised, reason, epoch=raised.epoch)
 
 
 def _alive(condition: ColumnElement[bool]) -> Update:

@@ -123,6 +123,7 @@ revocations = Table(
     Column("token_id", _ID),
     Column("epoch", BigInteger),
     Column("email", String(254)),
+    Column("row_version", BigInteger),
     Index("ix_revocations_expires_at", "expires_at"),
     sqlite_autoincrement=True,
 )

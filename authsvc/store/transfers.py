@@ -117,7 +117,10 @@ class SqlUserTransfers:
             verdicts = _verdicts(connection, arriving, added)
             judged = zip(arriving, verdicts, strict=True)
             new = [user for user, verdict in judged if verdict is Arrival.IMPORTED]
-            drafts = [self._log.draft(user, "imported", epoch=user.epoch or None) for user in new]
+            # An id may be that of a user who was deleted, with copies of higher versions.
+            drafts = [
+                self._log.draft(user, "imported", epoch=user.epoch or None, drops_all=True) for user in new
+            ]
             return Committed(verdicts, self._log.append(connection, drafts))
 
     def _rows(self, page: Select[Any]) -> Sequence[RowMapping]:

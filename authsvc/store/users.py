@@ -104,7 +104,7 @@ class SqlUserStore:
             user = locked_user(connection, user_id)
             self._keep_an_admin(connection, user, None)
             entries = end_sessions_of(connection, self._log, user_id, self._clock(), "user_deleted")
-            entries.append(self._log.draft(user, "user_deleted", epoch=user.epoch + 1))
+            entries.append(self._log.draft(user, "user_deleted", epoch=user.epoch + 1, drops_all=True))
             connection.execute(delete(users).where(users.c.id == user_id))
             return Committed(user, self._log.append(connection, entries))
 
@@ -134,7 +134,7 @@ class SqlUserStore:
             end_tickets_of(connection, new.id, self._clock())
         if old.email != new.email:
             # What is noted under either address is out of date.
-            entries.append(self._log.draft(old, "email_changed"))
+            entries.append(self._log.draft(old, "email_changed", drops_all=True))
             entries += end_sessions_of(connection, self._log, new.id, self._clock(), "email_changed")
             end_tickets_of(connection, new.id, self._clock())
             self._notices.add(connection, Template.EMAIL_CHANGED, (new.email, old.email), self._clock())

@@ -42,7 +42,7 @@ from authsvc.store.audit import SqlAuditTrail
 from authsvc.store.clients import SqlClientStore
 from authsvc.store.copies.admin import CacheAdmin
 from authsvc.store.copies.index import IndexKeys
-from authsvc.store.copies.users import CachedUserStore
+from authsvc.store.copies.users import CachedCredentialStore, CachedUserStore
 from authsvc.store.key_folder import KeyFolder
 from authsvc.store.mails import Notices
 from authsvc.store.own_data import SqlOwnData
@@ -173,7 +173,7 @@ def _parts(settings: Settings, clock: Clock, answers: LastAnswers) -> Parts:
         ring=ring,
         reader=TokenReader(stores.profile, ring),
         sessions=SqlSessionStore(stores.database, stores.log, clock),
-        credentials=SqlCredentialStore(stores.database, stores.log, clock, notices),
+        credentials=_credentials(settings, stores, clock, notices),
         users=_users(settings, stores, sql_users, metrics),
         revocations=Revocations(stores.index, stores.proof),
         audit=audit,
@@ -202,6 +202,12 @@ def _users(settings: Settings, stores: Stores, behind: UserStore, metrics: Metri
         on_operation=metrics.user_cache_operation,
         monotonic=time.monotonic,
     )
+
+
+def _credentials(settings: Settings, stores: Stores, clock: Clock, notices: Notices) -> SqlCredentialStore:
+    if not settings.cache.is_enabled:
+        return SqlCredentialStore(stores.database, stores.log, clock, notices)
+    return CachedCredentialStore(stores.database, stores.log, clock, notices, caches=stores.user_caches)
 
 
 def _lane(settings: Settings, metrics: Metrics) -> HashingLane:

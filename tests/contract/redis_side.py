@@ -61,8 +61,8 @@ def embedded_pool(server: fakeredis.FakeServer, *, size: int = CHECKS) -> Pool:
     )
 
 
-def drop_copies(user_id: str, email: str) -> list[tuple[str, str]]:
-    """Drop what the user cache would hold."""
+def drop_copies(user_id: str, email: str, _row_version: int | None) -> list[tuple[str, str]]:
+    """Drop what the user cache would hold, however new it is."""
     return [("DEL", f"authsvc:v1:user:{user_id}"), ("DEL", f"authsvc:v1:user:email:{email}")]
 
 

@@ -62,7 +62,10 @@ class Records(Generic[T]):
     negative_ttl_s: float = 0
     life_s: Callable[[str, T], float] | None = None
     pack_over_bytes: int | None = None
-    fill: Script = field(default_factory=lambda: Script.load("authsvc.cache", "fill"), repr=False)
+    fill: Script = field(default_factory=lambda: Script.load("authsvc.cache", "version", "fill"), repr=False)
+    outdate: Script = field(
+        default_factory=lambda: Script.load("authsvc.cache", "version", "outdate"), repr=False
+    )
     write: Script = field(default_factory=lambda: Script.load("authsvc.cache", "write"), repr=False)
     release: Script = field(default_factory=lambda: Script.load("authsvc.cache", "release"), repr=False)
 
@@ -140,6 +143,10 @@ class Records(Generic[T]):
         keys = [self.space.key(ident) for ident in idents]
         # The lease goes first: between the two a fill under a live lease could bring the old row back.
         return [("DEL", name) for key in keys for name in (self.space.lease(key), key)]
+
+    def outdate_command(self, ident: str, row_version: int) -> Command:
+        """Return the command that invalidates *ident*, but spares a record of *row_version* or later."""
+        return self.outdate.command((self.space.key(ident), self._lease_key(ident)), (row_version,))
 
     def _read(self, keys: Sequence[str], tag_keys: Collection[str]) -> _Reading:
         markers = (self.proof.marker_key,) if self.proof else ()

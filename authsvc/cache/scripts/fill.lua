@@ -8,15 +8,9 @@ if redis.call('GET', KEYS[2]) ~= ARGV[1] then
 end
 redis.call('DEL', KEYS[2])
 local current = redis.call('GET', KEYS[1])
-if current then
-  local version = tonumber(string.match(current, '^z(%-?%d+):'))
-  if not version then
-    local readable, entry = pcall(cjson.decode, current)
-    version = readable and type(entry) == 'table' and tonumber(entry['_v'])
-  end
-  if version and version > tonumber(ARGV[3]) then
-    return 0
-  end
+local version = current and row_version(current)
+if version and version > tonumber(ARGV[3]) then
+  return 0
 end
 redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[4])
 return 1

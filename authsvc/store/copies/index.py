@@ -71,8 +71,8 @@ class IndexKeys:
         return f"{self.space.root}:auth:revocations:seq"
 
 
-#: The commands that drop the cached copies of a user.
-DropCopies = Callable[[str, Email], Sequence[Command]]
+#: The commands that drop the cached copies of a user: those from before a version of his row, or all (None).
+DropCopies = Callable[[str, Email, int | None], Sequence[Command]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,7 +165,7 @@ class RedisIndex:
             key = self.key_names.epoch(entry.user_id)
             commands.append(self.epoch_script.command([key], [entry.epoch, life_ms]))
         if entry.email is not None:
-            commands.extend(self.drop_copies(entry.user_id, entry.email))
+            commands.extend(self.drop_copies(entry.user_id, entry.email, entry.row_version))
         return commands
 
     def _put_back(self, token: AccessToken, email: Email) -> Command:

@@ -6,22 +6,31 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import cast
+from typing import TypeVar, cast
 
 from authsvc.cache.aside import Aside, Shape, Tags
 from authsvc.cache.client import Command
-from authsvc.cache.entry import Entry, Missing
+from authsvc.cache.entry import MISSING, Entry, Missing
 from authsvc.cache.entry import Json as CacheJson
 from authsvc.cache.errors import CacheError
 from authsvc.cache.filling.sweep import pattern_drop
 from authsvc.cache.keys import Space
+from authsvc.domain.credentials import Credentials, Rehash
 from authsvc.domain.errors import NotFound
 from authsvc.domain.revocations import Committed
+from authsvc.domain.sessions import Session
 from authsvc.domain.users import Role, Status, User, UserFilter, UserStore, is_role_name
-from authsvc.domain.values.clocks import Monotonic
+from authsvc.domain.values.clocks import Clock, Monotonic
 from authsvc.domain.values.emails import Email
 from authsvc.domain.values.identifiers import UserId, is_id
 from authsvc.domain.values.jsontext import Json
+from authsvc.store.mails import NO_NOTICES, Notices
+from authsvc.store.revocations import SqlRevocationLog
+from authsvc.store.sql import Database
+from authsvc.store.users import SqlCredentialStore
+
+#: What a registration and a login return.
+Kept = TypeVar("Kept", Committed[User], Committed[User] | None)
 
 #: Raise it with every change of the fields below.
 USER_SCHEMA = 3
@@ -50,9 +59,38 @@ class UserCaches:
     pages: Aside[Page]
     page_tags: Tags
 
-    def drop_commands(self, user_id: str, email: Email) -> list[Command]:
-        """The commands that drop what is cached of one user, and every page."""
-        return [*self._drop_commands_by_id(user_id), ("DEL", self.emails.key(email))]
+    def drop_commands(self, user_id: str, email: Email, row_version: int | None = None) -> list[Command]:
+        """
+        The commands that drop what is cached of one user, and every page.
+
+        With *row_version* copies that are at least as new stay, and so does the note of the address, which
+        whoever reads it checks.
+        """
+        if row_version is None:
+            return [*self._drop_commands_by_id(user_id), ("DEL", self.emails.key(email))]
+        outdated = self.users.outdate_command(user_id, row_version)
+        return [outdated, *self.page_tags.drop_commands([ALL_USERS])]
+
+    def keep(self, user_id: UserId, commit: Callable[[], Kept]) -> Kept:
+        """
+        Leave the user that *commit* returns, if any, in the cache, so that the first read is a hit.
+
+        Not while Redis fails: whoever registers or logs in does not wait for it once more.
+        """
+        if not self.users.client.is_steady:
+            return commit()
+        committed, is_kept = self.users.write_ahead(user_id, commit, _user_of)
+        if committed is not None and is_kept:
+            self.note_addresses((committed.value,))
+        return committed
+
+    def note_addresses(self, users: Iterable[User]) -> None:
+        """Note whose the addresses of *users* are, unless Redis fails: a note only saves a query."""
+        notes: list[Command] = [
+            ("SET", self.emails.key(user.email), user.id, "EX", self.emails.ttl_s) for user in users
+        ]
+        with suppress(CacheError):  # counted by the client's hooks
+            self.users.client.pipeline(notes)
 
     def drop(self, user_id: str, email: Email | None) -> int:
         """Drop what is cached of one user, and every page; how many records of his there were."""
@@ -109,8 +147,8 @@ class CachedUserStore:
         return user if user is not None and user.email == email else self.behind.find(email)
 
     def add(self, user: User, password_hash: str) -> Committed[User]:
-        """In the store behind."""
-        return self.behind.add(user, password_hash)
+        """In the store behind; the user is cached, too."""
+        return self.caches.keep(user.id, lambda: self.behind.add(user, password_hash))
 
     def change(self, user_id: UserId, rule: Callable[[User], User]) -> Committed[User]:
         """In the store behind, on the row and never on a copy."""
@@ -143,27 +181,19 @@ class CachedUserStore:
         is_quick = self._is_quick_since(asked_at_s)
         user = self.behind.get(user_id)
         if is_quick:
-            self._note_addresses((user,))
+            self.caches.note_addresses((user,))
         return user
 
     def _load_many(self, idents: Sequence[str], asked_at_s: float) -> dict[str, User]:
         is_quick = self._is_quick_since(asked_at_s)
         found = self.behind.get_many([UserId(ident) for ident in idents])
         if is_quick and found:
-            self._note_addresses(found.values())
+            self.caches.note_addresses(found.values())
         return {str(user_id): user for user_id, user in found.items()}
 
     def _is_quick_since(self, asked_at_s: float) -> bool:
         """False where Redis hangs: a reader who has waited for it is not made to wait for a note, too."""
         return self.monotonic() - asked_at_s < NOTE_WITHIN_S
-
-    def _note_addresses(self, users: Iterable[User]) -> None:
-        emails = self.caches.emails
-        notes: list[Command] = [
-            ("SET", emails.key(user.email), user.id, "EX", emails.ttl_s) for user in users
-        ]
-        with suppress(CacheError):  # counted by the client's hooks; a note only saves a query
-            self.caches.users.client.pipeline(notes)
 
     @contextmanager
     def _timed(self, operation: str) -> Iterator[float]:
@@ -172,6 +202,32 @@ class CachedUserStore:
             yield began_s
         finally:
             self.on_operation(operation, self.monotonic() - began_s)
+
+
+class CachedCredentialStore(SqlCredentialStore):
+    """Password hashes in SQL; whoever logs in is cached as *caches* have users."""
+
+    def __init__(
+        self,
+        database: Database,
+        log: SqlRevocationLog,
+        clock: Clock,
+        notices: Notices = NO_NOTICES,
+        *,
+        caches: UserCaches,
+    ) -> None:
+        super().__init__(database, log, clock, notices)
+        self._caches = caches
+
+    def open_session(
+        self, verified: Credentials, session: Session, *, rehash: Rehash | None, max_sessions: int
+    ) -> Committed[User] | None:
+        """In SQL; the user is cached, too."""
+        open_session = super().open_session
+        return self._caches.keep(
+            verified.user.id,
+            lambda: open_session(verified, session, rehash=rehash, max_sessions=max_sessions),
+        )
 
 
 def dump_user(user: User) -> Entry:
@@ -236,6 +292,10 @@ PAGE_SHAPE: Shape[Page] = Shape(schema=USER_SCHEMA, dump=dump_page, load=load_pa
 def page_words(wanted: UserFilter) -> str:
     """*wanted* in words: equal filters, equal words."""
     return f"role={wanted.role}&status={wanted.status}&limit={wanted.limit}&after={wanted.after}"
+
+
+def _user_of(committed: Committed[User] | None) -> User | Missing:
+    return MISSING if committed is None else committed.value
 
 
 def _records(command: Command, reply: object) -> int:
