@@ -225,6 +225,7 @@ class TestUsers:
     def test_a_user_is_cached_for_the_life_of_users(self, api, admin, shelf):
         """With his address, which leads to his id; the next reader asks SQL nothing."""
         person = api.someone()
+        shelf.drop(f"user:{person.id}")
         assert not reads_nothing(lambda: admin.call("GET", f"/v1/users/{person.id}"))
 
         assert reads_nothing(lambda: admin.call("GET", f"/v1/users/{person.id}"))
@@ -233,6 +234,21 @@ class TestUsers:
         assert is_about(shelf.ttl_s(f"user:{person.id}"), TTL_S)
         assert shelf.get(f"user:email:{person.email}") == person.id
         assert is_about(shelf.ttl_s(f"user:email:{person.email}"), TTL_S)
+
+    def test_who_registers_or_logs_in_is_cached(self, api, admin, shelf):
+        """With the address: the first reader asks SQL nothing, now and when the log was replayed."""
+        person = Person(api=api, id=json_of(api.register(email := new_email()))["id"], email=email)
+        api.prove_redis()
+        assert reads_nothing(lambda: admin.call("GET", f"/v1/users/{person.id}"))
+        person = person.log_in()
+
+        for _ in range(2):
+            assert reads_nothing(lambda: person.call("GET", "/v1/me"))
+            api.prove_redis()
+        assert json_of(person.call("GET", "/v1/me"))["last_login"] is not None
+        assert is_about(shelf.ttl_s(f"user:{person.id}"), TTL_S)
+        assert shelf.get(f"user:email:{email}") == person.id
+        assert is_about(shelf.ttl_s(f"user:email:{email}"), TTL_S)
 
     def test_lives_differ(self, api, admin, shelf):
         """By up to a tenth: what was stored together does not end together."""

@@ -163,6 +163,7 @@ def test_no_reader_sees_a_user_older_than_his_last_published_change(processes):
 def test_a_load_that_a_change_overtakes_is_not_stored(processes, redis):
     """A reader holds the old row in his hands while another process changes it: his copy goes nowhere."""
     user = processes.add("alice")
+    redis.delete(key(user.id))
     store: Any = processes.one.users.store
     rename = Profile(name="New", given=frozenset({"name"}))
 

@@ -277,3 +277,26 @@ def test_racing_threads_get_exactly_the_probes_there_are(clock):
 
     assert len(permits) == 32
     assert sum(permit is not None for permit in permits) == 3
+
+
+def test_it_is_steady_until_a_call_fails_and_again_a_period_later(breaker, clock):
+    """Who can do without the other side need not find out for itself that it fails."""
+    assert breaker.is_steady
+    fail(breaker, 1)
+    clock.tick(10.0)
+    assert not breaker.is_steady
+
+    clock.tick(0.1)
+    assert breaker.is_steady
+
+
+def test_it_is_not_steady_while_it_is_not_closed(breaker, clock):
+    """Neither open nor half open; closed again it is."""
+    breaker.open()
+    clock.tick(60.0)
+    assert not breaker.is_steady
+
+    probe = permit_of(breaker)
+    assert not breaker.is_steady
+    breaker.succeeded(probe)
+    assert breaker.is_steady

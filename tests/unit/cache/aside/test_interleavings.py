@@ -164,6 +164,27 @@ class Scene:
 
         self.act(name, work)
 
+    def write_ahead(self, name, ident):
+        """Let a writer that replaces the row, and outdates older copies after that, do its next step."""
+
+        def work(turnstile):
+            def change():
+                turnstile.wait()
+                return self.commit(ident, is_there=True)
+
+            aside = self.stepped(turnstile)
+            row, _ = aside.write_ahead(ident, change, lambda row: row)
+            aside.client.call(*aside.outdate_command(ident, row.version))
+            self.raise_floors({ident: row.version})
+            return {}
+
+        self.act(name, work)
+
+    def replay(self, ident, behind):
+        """Repeat the invalidation of a version that was the last one a while ago, or is now."""
+        rows = self.rows[ident]
+        self.client.call(*self.aside.outdate_command(ident, rows[max(0, len(rows) - 1 - behind)].version))
+
     def act(self, name, work):
         """Let *name* do its next step; no answer is older than what was invalidated before he asked."""
         if name not in self.actors:
@@ -205,7 +226,7 @@ class Scene:
     def invalidate(self, how, is_there):
         """Let the writer do its next step: the commit, then each command of the invalidation."""
         if not self.invalidation:
-            idents = IDENTS if how in {"tag", "pattern"} else (how,)
+            idents = IDENTS if how in {"tag", "pattern"} else (how.removeprefix("outdate "),)
             self.rising = {ident: self.commit(ident, is_there=is_there).version for ident in idents}
             self.invalidation.extend(self.commands(how))
             return
@@ -221,6 +242,9 @@ class Scene:
         """Return the steps of an invalidation of one row, of the tag, or of all by pattern."""
         if how == "tag":
             return Tags(client=self.client, space=TAGS).drop_commands(["all"])
+        if how.startswith("outdate "):
+            ident = how.removeprefix("outdate ")
+            return [self.aside.outdate_command(ident, self.rising[ident])]
         return [("pattern",)] if how == "pattern" else self.aside.drop_commands([how])
 
     def raise_floors(self, versions):
@@ -248,7 +272,8 @@ LOST = [*KEYS.values(), *LEASES.values(), TAGS.key("all")]
 ACCIDENTS = st.one_of(
     st.tuples(st.just("lose"), st.sampled_from(LOST)),
     st.just(("lose", LEASES["7"], KEYS["7"])),
-    st.tuples(st.just("crash"), st.sampled_from(["ann", "bob", "cat", "dan"])),
+    st.tuples(st.just("replay"), st.just("7"), st.integers(0, 2)),
+    st.tuples(st.just("crash"), st.sampled_from(["ann", "bob", "cat", "dan", "eve"])),
 )
 READS = st.sampled_from([("read", "bob", "7"), ("read_many", "cat"), ("refresh", "7")])
 WRITES = st.sampled_from(
@@ -257,7 +282,10 @@ WRITES = st.sampled_from(
         ("invalidate", "7", False),
         ("invalidate", "tag", True),
         ("invalidate", "pattern", True),
+        ("invalidate", "outdate 7", True),
+        ("invalidate", "outdate 7", False),
         ("write_through", "dan", "7"),
+        ("write_ahead", "eve", "7"),
     ]
 )
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from authsvc.cache import MISSING, Entry
-from tests.unit.cache.aside.shelf import EMMA, LEASE, SHAPE, outcomes
+from authsvc.cache import MISSING, Entry, Proof
+from tests.unit.cache.aside.shelf import EMMA, KEY, LEASE, SHAPE, outcomes
 
 
 def test_writing_through_replaces_the_record(books, shelf, client, log):
@@ -92,3 +92,99 @@ def test_a_record_that_could_never_be_a_hit_is_refused(books, shelf, client, ide
     with pytest.raises(ValueError, match="field 'id' of a record must be the id"):
         wrong.get_or_load("7", shelf)
     assert client.call("EXISTS", books.space.key("7")) == 0
+
+
+THIRD = replace(EMMA, version=3)
+STORED = {
+    "older": (b'{"id":"7","title":"Emma","_v":2,"_s":1}', False),
+    "as new": (b'{"id":"7","title":"Emma","_v":3,"_s":1}', True),
+    "newer": (b'{"id":"7","title":"Emma","_v":4,"_s":1}', True),
+    "older, packed": (b"z2:9:packed", False),
+    "newer, packed": (b"z10:9:packed", True),
+    "known not to exist": (b'{"id":"7","_v":-1,"_s":1,"_n":true}', False),
+    "no version": (b'{"id":"7","title":"Emma","_s":1}', False),
+    "a word for a version": (b'{"id":"7","title":"Emma","_v":"new","_s":1}', False),
+    "no JSON": (b"Emma", False),
+    "nothing": (b"", False),
+    "a list": (b"[4]", False),
+}
+
+
+@pytest.mark.parametrize("case", STORED)
+def test_outdating_spares_what_is_as_new_as_the_change(books, client, case):
+    """Everything else goes; nobody who read before the change can store, whatever was there."""
+    stored, is_spared = STORED[case]
+    client.pipeline([("SET", KEY, stored), ("SET", LEASE, "somebody's")])
+
+    dropped = client.call(*books.outdate_command("7", 3))
+
+    assert client.mget([KEY, LEASE]).values == [stored if is_spared else None, None]
+    assert dropped == (not is_spared)
+
+
+def test_outdating_drops_what_is_no_record(books, client):
+    """A key of another type is no reason to fail for ever."""
+    client.call("RPUSH", KEY, "Emma")
+
+    assert client.call(*books.outdate_command("7", 3)) == 1
+    assert client.call(*books.outdate_command("7", 3)) == 0
+
+
+def test_what_is_written_ahead_survives_its_own_invalidation(books, shelf, client):
+    """And every repetition of it: the next reader loads nothing."""
+    books.get_or_load("7", shelf)
+
+    assert books.write_ahead("7", lambda: ("made", THIRD), lambda made: made[1]) == (("made", THIRD), True)
+    for version in (3, 2, 3):
+        client.call(*books.outdate_command("7", version))
+
+    assert books.get("7") == THIRD
+    assert client.call("EXISTS", LEASE) == 0
+
+
+def test_an_invalidation_during_a_write_ahead_leaves_nothing(books, client):
+    """Somebody else changed the row as well, and this one may have been first."""
+
+    def change():
+        client.call(*books.outdate_command("7", 4))
+        return THIRD
+
+    assert books.write_ahead("7", change, lambda made: made) == (THIRD, False)
+    assert books.get("7") is MISSING
+
+
+def test_a_write_ahead_that_made_no_record_drops(books, shelf, client):
+    """What was there may be out of date, and the lease is free for the next reader."""
+    books.get_or_load("7", shelf)
+
+    assert books.write_ahead("7", lambda: None, lambda _: MISSING) == (None, False)
+    assert client.mget([KEY, LEASE]).values == [None, None]
+
+
+def test_a_write_ahead_that_fails_drops(books, shelf, client):
+    """A commit that failed to answer may have happened."""
+    books.get_or_load("7", shelf)
+
+    def change():
+        raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        books.write_ahead("7", change, lambda made: made)
+    assert client.mget([KEY, LEASE]).values == [None, None]
+
+
+def test_without_proof_nothing_is_written_ahead(books, shelf, client):
+    """A Redis that may have lost an invalidation gets nothing to be believed later."""
+    unproven = replace(books, proof=Proof(marker_key="lib:v1:marker", trusted=lambda *_: False))
+    books.get_or_load("7", shelf)
+
+    assert unproven.write_ahead("7", lambda: THIRD, lambda made: made) == (THIRD, False)
+    assert client.mget([KEY, LEASE]).values == [None, None]
+
+
+def test_a_write_ahead_waits_for_a_failing_redis_once(books, server, log):
+    """The change is made; what failed before it is not tried again behind it."""
+    server.connected = False
+
+    assert books.write_ahead("7", lambda: THIRD, lambda made: made) == (THIRD, False)
+    assert [outcome for subject, outcome in log if " " not in subject] == ["refused"]
