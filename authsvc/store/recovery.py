@@ -100,7 +100,7 @@ class SqlRecoveryStore:
             # Two entries: copies are kept by the old address, too.
             entries.append(self._log.draft(user, "email_changed"))
             old = replace(user, email=ticket.bound_email or user.email)
-            entries.append(self._log.draft(old, "email_changed"))
+            entries.append(self._log.draft(old, "email_changed", drops_all=True))
             end_tickets_of(connection, user.id, now)
             _NOTICES.add(connection, Template.EMAIL_CHANGED, (user.email, old.email), now)
             return Committed(user, self._log.append(connection, entries))

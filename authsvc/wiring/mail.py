@@ -22,6 +22,7 @@ from authsvc.mail.transports import FileTransport, SmtpTransport, Transport
 from authsvc.services import RecoveryServices
 from authsvc.settings import EmailVerification, MailSettings, MailTransport, Settings
 from authsvc.settings.development import DEVELOPMENT_DIR
+from authsvc.store.copies.users import CachedRecoveryStore
 from authsvc.store.mails import SqlOutbox
 from authsvc.store.recovery import SqlRecoveryStore
 from authsvc.store.tickets import SqlTicketStore
@@ -54,6 +55,13 @@ def mail_state(room: MailRoom | None) -> str | None:
     return "delayed" if oldest_s > DELAYED_S else "up"
 
 
+def _recovery_store(parts: Parts) -> SqlRecoveryStore:
+    stores = parts.stores
+    if not parts.settings.cache.is_enabled:
+        return SqlRecoveryStore(stores.database, stores.log, parts.clock)
+    return CachedRecoveryStore(stores.database, stores.log, parts.clock, caches=stores.user_caches)
+
+
 def open_mail(parts: Parts, policy: PasswordPolicy, devices: DeviceTokens) -> MailRoom:
     """Everything that has to do with mails; the thread is not started."""
     settings, database, clock = parts.settings, parts.stores.database, parts.clock
@@ -69,7 +77,7 @@ def open_mail(parts: Parts, policy: PasswordPolicy, devices: DeviceTokens) -> Ma
         on_result=parts.metrics.mail,
     )
     thread = MailThread(run, lambda: parts.metrics.mails_waiting(*outbox.waiting(now=clock())))
-    store = SqlRecoveryStore(database, parts.stores.log, clock)
+    store = _recovery_store(parts)
     proof = TicketProof(
         tickets=Tickets(SqlTicketStore(database), secrets),
         limits=parts.limits,

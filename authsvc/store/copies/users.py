@@ -15,6 +15,8 @@ from authsvc.cache.entry import Json as CacheJson
 from authsvc.cache.errors import CacheError
 from authsvc.cache.filling.sweep import pattern_drop
 from authsvc.cache.keys import Space
+from authsvc.domain.accounts.mails import Mail
+from authsvc.domain.accounts.tickets import Ticket
 from authsvc.domain.credentials import Credentials, Rehash
 from authsvc.domain.errors import NotFound
 from authsvc.domain.revocations import Committed
@@ -25,6 +27,7 @@ from authsvc.domain.values.emails import Email
 from authsvc.domain.values.identifiers import UserId, is_id
 from authsvc.domain.values.jsontext import Json
 from authsvc.store.mails import NO_NOTICES, Notices
+from authsvc.store.recovery import SqlRecoveryStore
 from authsvc.store.revocations import SqlRevocationLog
 from authsvc.store.sql import Database
 from authsvc.store.users import SqlCredentialStore
@@ -228,6 +231,26 @@ class CachedCredentialStore(SqlCredentialStore):
             verified.user.id,
             lambda: open_session(verified, session, rehash=rehash, max_sessions=max_sessions),
         )
+
+
+class CachedRecoveryStore(SqlRecoveryStore):
+    """Tickets in SQL; whoever registers by one is cached as *caches* have users."""
+
+    def __init__(
+        self, database: Database, log: SqlRevocationLog, clock: Clock, *, caches: UserCaches
+    ) -> None:
+        super().__init__(database, log, clock)
+        self._caches = caches
+
+    def confirm_registration(self, ticket: Ticket, user: User) -> Committed[User]:
+        """In SQL; the user is cached, too."""
+        confirm = super().confirm_registration
+        return self._caches.keep(user.id, lambda: confirm(ticket, user))
+
+    def add_user(self, user: User, password_hash: str, ticket: Ticket, mail: Mail | None) -> Committed[User]:
+        """In SQL; the user is cached, too."""
+        add_user = super().add_user
+        return self._caches.keep(user.id, lambda: add_user(user, password_hash, ticket, mail))
 
 
 def dump_user(user: User) -> Entry:

@@ -1,4 +1,4 @@
-"""Which copies of a user an entry of the log is about: those from before a version of his row."""
+"""Which copies of a user an entry of the log is about: those from before a version of the row."""
 
 import sqlalchemy as sa
 from alembic import op
