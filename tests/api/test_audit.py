@@ -26,9 +26,7 @@ if TYPE_CHECKING:
 
 NEW_PASSWORD = "a staple that no horse has seen"
 #: What nobody does by a request of his own to this API.
-BY_OPERATORS = {action for action in Action if action.startswith(("key.", "users.", "client."))} | {
-    Action.USER_INVITED
-}
+BY_OPERATORS = {action for action in Action if action.startswith(("key.", "users.", "client."))}
 #: What the sender of mails notes.
 BY_SENDER = {Action.MAIL_FAILED}
 
@@ -94,6 +92,14 @@ ACTS: dict[str, tuple[Callable[[Stage], object], list[Action]]] = {
     "forgot": (Stage.forgot, [Action.PASSWORD_RESET_ASKED]),
     "reset": (Stage.reset, [Action.PASSWORD_RESET_ASKED, Action.PASSWORD_RESET]),
     "prove": (Stage.prove, [Action.EMAIL_VERIFIED]),
+    "invite": (
+        lambda at: at.administer("POST", "/v1/users", 201, {"email": new_email()}),
+        [Action.USER_INVITED],
+    ),
+    "lock": (
+        lambda at: at.administer("POST", "/v1/users/{}/password-reset", 202, {"lock": True}),
+        [Action.PASSWORD_RESET_ASKED],
+    ),
     "move": (Stage.move, [Action.EMAIL_CHANGE_ASKED, Action.EMAIL_CHANGED]),
     "clear": (lambda at: at.administer("POST", "/v1/cache/clear", 200, {}), [Action.CACHE_CLEARED]),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,12 +16,16 @@ from schemathesis import checks
 from schemathesis.core.result import Ok
 
 from authsvc.api.frame.docs import SWAGGER_UI
-from tests.api.driver import Api, MakeApi, Person
+from authsvc.domain.authentication import Registration
+from authsvc.domain.users import Profile
+from tests.api.driver import Api, MakeApi, Person, new_email
 from tests.api.gateway import Gateway
-from tests.api.test_routes import ROUTES
+from tests.api.mailing import MAIL
+from tests.api.test_routes import BY_MAIL, QUIET, ROUTES
 from tests.ecmascript import refused
 from tests.lengths import times
 from tests.processes import wait_until
+from tests.rig import PASSWORD
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -368,3 +373,30 @@ def test_whatever_a_client_asks_for_it_gets_what_is_described(started):
     for found in operations:
         assert isinstance(found, Ok)
         assert_conforms(found.ok(), client=Gateway.of(started).headers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("role", ["nobody", "user", "admin"])
+def test_whoever_asks_for_whatever_of_mails_gets_what_is_described(make_api, role):
+    """The same for the routes that mails make possible."""
+    api = make_api(**MAIL, REGISTRATION="quiet", RATE_LIMIT_MAIL_IP="off", RATE_LIMIT_CODE_IP="off")
+    make_caller = {"nobody": None, "user": partial(member, api), "admin": partial(member, api, "admin")}[role]
+    described = schemathesis.openapi.from_wsgi("/openapi.json", api.application.flask)
+    wanted = {route.split(" ")[1].replace("<", "{").replace(">", "}") for route in BY_MAIL | QUIET}
+    found = [
+        one.ok() for one in described.get_all_operations() if isinstance(one, Ok) and one.ok().path in wanted
+    ]
+
+    assert list(OpenAPIV31SpecValidator(specification(api)).iter_errors()) == []
+    assert len(found) >= len(wanted)
+    for operation in found:
+        assert_conforms(operation, make_caller)
+
+
+def member(api: Api, *roles: str) -> Person:
+    """Somebody whom an operator made: registration itself is quiet."""
+    form = Registration(email=new_email(), password=PASSWORD, profile=Profile())
+    user = api.services.authentication.register(form, by_operator=True)
+    if roles:
+        api.services.users.set_roles(user.email, roles)
+    return Person(api=api, id=user.id, email=user.email).log_in()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.api.driver import Api, code_of
+from tests.api.mailing import MAIL
 
 PUBLIC, USER, ADMIN, CLIENT = "public", "user", "admin", "client"
 
@@ -56,6 +57,19 @@ ROUTES = {
     "GET /docs": PUBLIC,
     "GET /docs/assets/<name>": PUBLIC,
 }
+#: The routes that mails make possible; registration is one of them where it is quiet.
+BY_MAIL = {
+    "POST /v1/auth/email/resend": PUBLIC,
+    # By a session, or by address and password in its body.
+    "POST /v1/auth/email/verify": PUBLIC,
+    "POST /v1/auth/password/forgot": PUBLIC,
+    "POST /v1/auth/password/reset": PUBLIC,
+    "POST /v1/me/email": USER,
+    "POST /v1/me/email/confirm": USER,
+    "POST /v1/users": ADMIN,
+    "POST /v1/users/<user_id>/password-reset": ADMIN,
+}
+QUIET = {"POST /v1/auth/register/confirm": PUBLIC}
 #: Views of Flask and flask-smorest, which carry no declaration of ours.
 THEIRS = {"/openapi.json"}
 GUARDED = [(route, role) for route, role in ROUTES.items() if role in {USER, ADMIN}]
@@ -84,6 +98,28 @@ def call(api: Api, route: str, **options):
 def test_the_table_is_complete_and_every_view_declares_what_it_says(pg_api):
     """A route without a row, or a view without a guard, is a mistake."""
     assert declared(pg_api) == ROUTES
+
+
+@pytest.mark.parametrize(
+    ("settings", "more"),
+    [
+        (MAIL, BY_MAIL),
+        ({**MAIL, "REGISTRATION": "quiet"}, BY_MAIL | QUIET),
+        (
+            {**MAIL, "REGISTRATION": "off"},
+            {route: role for route, role in BY_MAIL.items() if route != "POST /v1/users"},
+        ),
+    ],
+    ids=["mail", "quiet", "off"],
+)
+def test_the_table_is_complete_with_mail_on(make_api, settings, more):
+    """Each setting brings its routes, guarded as the table says, and no other ones."""
+    api = make_api(**settings)
+
+    assert declared(api) == ROUTES | more
+    for route in (route for route, role in more.items() if role in {USER, ADMIN}):
+        answer = call(api, route, json={})
+        assert (answer.status_code, code_of(answer)) == (401, "token_missing")
 
 
 @pytest.mark.parametrize(("route", "role"), GUARDED)

@@ -12,6 +12,7 @@ import pytest
 from flask import Flask
 from prometheus_client import CollectorRegistry
 
+from authsvc.api import auth, recovery
 from authsvc.api.frame.docs import VERIFY_PATH
 from authsvc.api.frame.errors import DETAILS
 from authsvc.app import BLUEPRINTS
@@ -103,8 +104,10 @@ def test_every_metric_is_explained(monkeypatch):
 def test_every_route_is_explained():
     """Each method and path of the public API stands on its page."""
     app = Flask("routes", static_folder=None)
-    for blueprint in BLUEPRINTS:
+    by_setting = (auth.registration, recovery.blp, recovery.me, recovery.admin, recovery.invitations)
+    for blueprint in (*BLUEPRINTS, *by_setting):
         app.register_blueprint(blueprint)
+    app.register_blueprint(recovery.quiet, name="quiet")
     page = (DOCS / "api.md").read_text()
     paths = {re.sub(r"<\w+>", "{id}", rule.rule) for rule in app.url_map.iter_rules()}
 
