@@ -25,7 +25,7 @@ blp = Blueprint("auth", __name__, url_prefix="/v1/auth", description="Sessions: 
 registration = Blueprint("registration", __name__, url_prefix="/v1/auth/register", description="Signing up.")
 
 
-@registration.post("")
+@registration.post("", tags=["auth"])
 @public
 @counted(lambda metrics: metrics.registration)
 @limited(Rule.REGISTER_IP)

@@ -103,7 +103,7 @@ def reset(form: TicketForm) -> Response:
     return answer
 
 
-@quiet.post("")
+@quiet.post("", tags=["auth"])
 @public
 @counted(lambda metrics: metrics.registration)
 @limited(Rule.REGISTER_IP)
@@ -118,7 +118,7 @@ def register(form: Registration) -> tuple[Asked, int]:
     return addresses.register(form.email, form.password, form.profile, client_ip()), 202
 
 
-@quiet.post("/confirm")
+@quiet.post("/confirm", tags=["auth"])
 @public
 @quiet.arguments(ConfirmBody)
 @quiet.response(201, UserView)
