@@ -5,7 +5,7 @@ from __future__ import annotations
 from flask import Response
 
 from authsvc.api.frame.bodies import Blueprint
-from authsvc.api.frame.context import DEVICE_HEADER, identity, services
+from authsvc.api.frame.context import DEVICE_HEADER, identity, own_user, services
 from authsvc.api.frame.guards import requires
 from authsvc.api.frame.outcomes import revoked
 from authsvc.api.schemas.accounts import (
@@ -22,11 +22,11 @@ blp = Blueprint("me", __name__, url_prefix="/v1/me", description="The caller's o
 
 
 @blp.get("")
-@requires("user")
+@requires("user", reads_user=True)
 @blp.response(200, UserView)
 def profile() -> User:
     """Read the profile."""
-    return services().users.get(identity().user_id)
+    return services().users.get(identity().user_id, read=own_user())
 
 
 @blp.patch("")

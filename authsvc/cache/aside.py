@@ -99,6 +99,17 @@ class Aside(Generic[T]):
         look = self._look_at(ident)
         return look.value if look.outcome in SERVED else MISSING
 
+    def read(self, ident: str, raw: bytes | None) -> T | Missing:
+        """
+        Return the record in *raw*, which was read beside other keys and under the same proof; no round trip.
+
+        Only a hit is told: who gets MISSING asks :meth:`get_or_load`.  For spaces without display and tags.
+        """
+        look = self._records.look_in(ident, raw)
+        if look.outcome == "hit":
+            self.events.on_lookup(self.space.name, look.outcome)
+        return look.value
+
     def get_or_load(self, ident: str, loader: Callable[[str], T | Missing]) -> T | Missing:
         """
         Return *ident* from the cache, else from *loader*; MISSING if the loader has none either.

@@ -172,9 +172,9 @@ class UserDirectory:
     audit: AuditLog
     roles: RoleNames = field(default_factory=RoleNames)
 
-    def get(self, user_id: UserId) -> User:
-        """Raises NotFound."""
-        return self._shown(self.store.get(user_id))
+    def get(self, user_id: UserId, *, read: User | None = None) -> User:
+        """The user, who may have been *read* already; raises NotFound."""
+        return self._shown(read or self.store.get(user_id))
 
     def look_up(self, user_ids: Sequence[UserId]) -> tuple[list[User], list[UserId]]:
         """The users of *user_ids* in their order, each once, and the ids that nobody has."""

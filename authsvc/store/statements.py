@@ -35,7 +35,8 @@ class Statement:
         self._core = core
         dialect = database.engine.dialect
         compiled = core.compile(dialect=dialect)
-        self._text = str(compiled)
+        #: As the driver gets it.
+        self.text = str(compiled)
         self._fixed = dict(compiled.params)
         self._columns = cast("tuple[Column[Any], ...]", tuple(core.exported_columns))
         kinds = [column.type.dialect_impl(dialect) for column in self._columns]
@@ -44,15 +45,16 @@ class Statement:
     def __call__(self, **values: object) -> Answer:
         """Execute it; raises StoreUnavailable."""
         if self._database.is_postgresql:
-            return self._by_driver(self._fixed | values)
+            return self.by_driver(self._fixed | values)
         with self._database.read() as connection:
             result = connection.execute(self._core, values)
             rows = result.mappings().all() if result.returns_rows else ()
             return Answer(cast("Sequence[Row]", rows), result.rowcount)
 
-    def _by_driver(self, values: Mapping[str, Any]) -> Answer:
+    def by_driver(self, values: Mapping[str, Any]) -> Answer:
+        """Execute it on PostgreSQL, with a value for each parameter."""
         with self._database.driver() as connection:
-            cursor = connection.execute(self._text, values)
+            cursor = connection.execute(self.text, values)
             rows = cursor.fetchall() if self._columns else []
             return Answer([self._read(row) for row in rows], cursor.rowcount)
 

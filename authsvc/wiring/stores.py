@@ -121,6 +121,7 @@ def open_stores(
         on_written=metrics.revocation_propagation,
         clock=clock,
         monotonic=time.monotonic,
+        user_copies=fast.user_caches if settings.cache.is_enabled else None,
     )
     heartbeat = Heartbeat(_reconciler(fast, index, log, following, metrics), metrics.heal)
     waker.wakes = heartbeat.wake

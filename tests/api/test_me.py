@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from datetime import datetime
 
 import pytest
 
 from tests.api.driver import code_of
+from tests.api.watching import Shelf, sql_statements
 
 
 def test_the_profile_is_the_callers_own(api):
@@ -23,6 +25,40 @@ def test_the_profile_is_the_callers_own(api):
         "id", "email", "name", "phone", "device_id", "roles", "status", "preferences",
         "created_at", "updated_at", "last_login", "email_verified",
     }  # fmt: skip
+
+
+def test_a_cached_profile_is_one_round_trip_to_redis_and_no_query(api):
+    """The token's answer and the user's copy come together."""
+    person = api.someone()
+    first = person.call("GET", "/v1/me").json
+
+    with closing(Shelf(api)) as shelf, shelf.commands() as heard, sql_statements() as sent:
+        second = person.call("GET", "/v1/me").json
+
+    about = [command for command in heard if person.id in command]
+    assert second == first
+    assert [command.split()[0] for command in about] == ["MGET"]
+    assert f":user:{person.id}" in about[0]
+    assert sent == []
+
+
+def test_without_the_cache_the_profile_is_from_sql(make_api):
+    """A copy that lies in Redis from before is not read."""
+    cached = make_api()
+    person = cached.someone()
+    person.call("GET", "/v1/me")
+    with closing(Shelf(cached)) as shelf:
+        assert shelf.names(f"user:{person.id}")
+    bare = make_api(
+        CACHE_ENABLED="false",
+        **{name: cached.env[name] for name in ("DATABASE_URL", "REDIS_URL", "CACHE_KEY_PREFIX")},
+    )
+
+    with sql_statements() as sent:
+        answer = bare.call("GET", "/v1/me", token=person.access)
+
+    assert answer.json["id"] == person.id
+    assert any("FROM users" in statement for statement in sent)
 
 
 def test_a_head_request_gives_the_headers_alone(pg_api):

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 from uuid import uuid4
 
 from redis import Redis
 from sqlalchemy import Engine, event
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from authsvc.store.statements import Statement
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from authsvc.store.statements import Answer
     from tests.api.driver import Api
 
 
@@ -24,9 +28,16 @@ def sql_statements() -> Iterator[list[str]]:
         if "audit_events" not in statement:
             sent.append(statement)
 
+    by_driver = Statement.by_driver  # past SQLAlchemy's events
+
+    def noting(statement: Statement, values: Mapping[str, Any]) -> Answer:
+        sent.append(statement.text)
+        return by_driver(statement, values)
+
     event.listen(Engine, "before_cursor_execute", note)
     try:
-        yield sent
+        with patch.object(Statement, "by_driver", noting):
+            yield sent
     finally:
         event.remove(Engine, "before_cursor_execute", note)
 

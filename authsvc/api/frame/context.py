@@ -13,6 +13,7 @@ from flask import current_app, g, request
 from authsvc.domain.clients import Caller
 from authsvc.domain.errors import NotFound
 from authsvc.domain.tokens.access import AccessToken
+from authsvc.domain.users import User
 from authsvc.services import RecoveryServices, Services
 
 EXTENSION = "authsvc"
@@ -39,6 +40,11 @@ def recovery() -> RecoveryServices:
     if found is None:
         raise NotFound
     return found
+
+
+def own_user() -> User | None:
+    """The caller as read with his token, in a view that asked for it; None where there was no copy."""
+    return cast("User | None", g.own_user)
 
 
 def identity() -> AccessToken:

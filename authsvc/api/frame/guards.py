@@ -56,13 +56,21 @@ def public(view: Callable[P, R]) -> Callable[P, R]:
     return view
 
 
-def requires(role: Role) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Declare that a bearer token with *role* is needed; the view finds the caller in ``identity()``."""
+def requires(role: Role, *, reads_user: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """
+    Declare that a bearer token with *role* is needed; the view finds the caller in ``identity()``.
+
+    With *reads_user* also in ``own_user()``, if a copy was there to be read together with the token.
+    """
 
     def decorate(view: Callable[P, R]) -> Callable[P, R]:
         @wraps(view)
         def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
-            token = services().checks.check(bearer_token(request.headers.get("Authorization")))
+            text = bearer_token(request.headers.get("Authorization"))
+            if reads_user:
+                token, g.own_user = services().checks.check_with_user(text)
+            else:
+                token = services().checks.check(text)
             require_roles(token, frozenset((role,)))
             g.identity = token
             bind_actor(token.user_id)

@@ -81,6 +81,10 @@ class Records(Generic[T]):
             return Look(MISSING, "untrusted")
         return self._judge(ident, key, raw)
 
+    def look_in(self, ident: str, raw: bytes | None) -> Look[T]:
+        """Look at *raw*, which was read as :meth:`look_at` reads, and for which the proof held."""
+        return self._judge(ident, self.space.key(ident), raw)
+
     def look(self, idents: Sequence[str]) -> dict[str, Look[T]]:
         """Look at *idents*: one round trip."""
         keys = [self.space.key(ident) for ident in idents]

@@ -11,7 +11,7 @@ from authsvc.domain.errors import Forbidden, StoreUnavailable, TokenInvalid
 from authsvc.domain.revocations import IndexAnswer, TokenKeys, Verdict, judge
 from authsvc.domain.sessions import Standing
 from authsvc.domain.tokens.access import AccessToken, TokenReader, is_about
-from authsvc.domain.users import Role
+from authsvc.domain.users import Role, User
 from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.identifiers import SessionId
 
@@ -32,6 +32,9 @@ class TokenIndex(Protocol):
 
     def look_up(self, token: TokenKeys) -> IndexAnswer:
         """Record, session, epoch, blacklist and marker at once."""
+
+    def look_up_with_user(self, token: TokenKeys) -> tuple[IndexAnswer, User | None]:
+        """The same and a proven copy of the token's user, if there is one."""
 
     def refill(self, token: AccessToken, standing: Standing | None) -> None:
         """Put back what SQL knows; never over a tombstone or a higher epoch."""
@@ -99,12 +102,27 @@ class TokenChecks:
             TokenInvalid: forged, expired, revoked, its session over or its user changed.
             StoreUnavailable: neither store can prove an answer.
         """
+        token = self._read(text)
+        return self._decide(token, self._ask_index(token))
+
+    def check_with_user(self, text: str) -> tuple[AccessToken, User | None]:
+        """The same, and the token's user where the answer of Redis had a copy; who gets none asks for it."""
+        token = self._read(text)
         try:
-            token = self.reader.read(text, now=self.clock())
+            answer, user = self.index.look_up_with_user(token.keys)
+        except StoreUnavailable:
+            return self._decide(token, Verdict.UNKNOWN), None
+        return self._decide(token, judge(token.keys, answer)), user
+
+    def _read(self, text: str) -> AccessToken:
+        try:
+            return self.reader.read(text, now=self.clock())
         except TokenInvalid:
             self.observe("invalid", Source.NONE)
             raise
-        verdict = self._ask_index(token)
+
+    def _decide(self, token: AccessToken, verdict: Verdict) -> AccessToken:
+        """*token*, if it is good: by the *verdict* of Redis, or where that has none by SQL."""
         if verdict is Verdict.UNKNOWN:
             return self._ask_sql(token)
         self.observe(verdict.value, Source.REDIS)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Protocol
 
 from authsvc.cache.client import CacheClient, Command, Script
 from authsvc.cache.errors import CacheError
@@ -75,6 +76,16 @@ class IndexKeys:
 DropCopies = Callable[[str, Email, int | None], Sequence[Command]]
 
 
+class UserCopies(Protocol):
+    """The cached copies of users."""
+
+    def key(self, user_id: str) -> str:
+        """Where the one of *user_id* is."""
+
+    def read(self, user_id: str, raw: bytes | None) -> User | None:
+        """The user in the value of that key, read under proof; None where there is no good one."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RedisIndex:
     """Reads one token in one round trip, and carries revocations and issued tokens over."""
@@ -90,21 +101,33 @@ class RedisIndex:
     on_written: Callable[[float], None]
     clock: Clock
     monotonic: Monotonic
+    #: None: users are not cached.
+    user_copies: UserCopies | None = None
     epoch_script: Script = field(default_factory=lambda: Script.load("authsvc.store", "epoch"), repr=False)
     alive_script: Script = field(default_factory=lambda: Script.load("authsvc.store", "alive"), repr=False)
     record_script: Script = field(default_factory=lambda: Script.load("authsvc.store", "record"), repr=False)
 
     def look_up(self, token: TokenKeys) -> IndexAnswer:
         """Everything a check needs, over one connection whose generation is known."""
+        return self._look_up(token)[0]
+
+    def look_up_with_user(self, token: TokenKeys) -> tuple[IndexAnswer, User | None]:
+        """The same and the copy of the user, in the same round trip; None where there is no proven one."""
+        if self.user_copies is None:
+            return self.look_up(token), None
+        answer, raw = self._look_up(token, self.user_copies.key(token.user_id))
+        return answer, self.user_copies.read(token.user_id, raw) if answer.is_proven else None
+
+    def _look_up(self, token: TokenKeys, *further: str) -> tuple[IndexAnswer, bytes | None]:
+        """The answer, and the value of the *further* key if there is one."""
         names = self.key_names
         with _translated():
-            (record, session, epoch, blacklist, marker), generation = self.client.mget(
-                (*names.of(token), names.marker)
-            )
+            values, generation = self.client.mget((*names.of(token), names.marker, *further))
+        record, session, epoch, blacklist, marker, *beside = values
         is_proven = self.proof.holds(marker, generation, self.monotonic())
         if not is_proven and self.proof.is_new(generation):
             self.on_new_connection()
-        return IndexAnswer(record, session, epoch, blacklist, is_proven)
+        return IndexAnswer(record, session, epoch, blacklist, is_proven), next(iter(beside), None)
 
     def remember(self, token: AccessToken, email: Email) -> None:
         """Note *token* as issued, its session as alive, its user's epoch; never over a tombstone."""

@@ -101,6 +101,15 @@ class UserCaches:
         replies = self.users.client.pipeline(commands).values
         return sum(_records(command, reply) for command, reply in zip(commands, replies, strict=True))
 
+    def read(self, user_id: str, raw: bytes | None) -> User | None:
+        """The user in *raw*, the value of :meth:`key` under proof; None where there is no good one."""
+        found = self.users.read(user_id, raw)
+        return None if isinstance(found, Missing) else found
+
+    def key(self, user_id: str) -> str:
+        """The key of the copy of a user."""
+        return self.users.space.key(user_id)
+
     def clear(self) -> int:
         """Drop everything; how many records there were.  In bounded steps."""
         spaces = (self.users.space, self.emails, self.pages.space)

@@ -27,6 +27,7 @@ from tests.unit.domain.samples import (
 
 if TYPE_CHECKING:
     from authsvc.domain.tokens.access import AccessToken
+    from authsvc.domain.users import User
 
 #: Of the one token that is checked here, without its digest: each test signs it anew.
 RECORD = json.dumps({"user_id": ALICE_ID, "session_id": SESSION_ID, "roles": ["user"], "epoch": 3}).encode()
@@ -51,6 +52,10 @@ class Index:
         if self.answer is None:
             raise StoreUnavailable("redis")
         return self.answer
+
+    def look_up_with_user(self, token: object) -> tuple[IndexAnswer, User | None]:
+        """The answer, and no user."""
+        return self.look_up(token), None
 
     def refill(self, token: AccessToken, standing: Standing | None) -> None:
         """Note it."""
