@@ -49,6 +49,15 @@ from tests.patient import run
 run()
 """
 HASTY = (sys.executable, "-c", HASTE)
+#: The service with short leases alone: a slow machine must not make a relay late that is not.
+SHORT_LEASES = """
+from authsvc.mail import sender
+from authsvc.store import mails as outbox
+outbox.LEASE_S, sender.BEGUN_WITHIN_S = 8, 1.0
+from tests.patient import run
+run()
+"""
+MORTAL = (sys.executable, "-c", SHORT_LEASES)
 OFFERS_TLS = b"250-relay\r\n250 STARTTLS\r\n"
 NUMBERS = count(1)
 

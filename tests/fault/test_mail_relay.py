@@ -22,7 +22,7 @@ from authsvc.store.tables import mails
 from authsvc.wiring import now
 from tests.fault.mailing import (
     FAULTS,
-    HASTY,
+    MORTAL,
     NUMBERS,
     Load,
     answering,
@@ -129,9 +129,10 @@ def test_codes_and_links_are_in_mails_alone(post):
     assert email not in log + metrics
 
 
-def test_killed_senders_lose_no_mail(post, tmp_path):
+def test_killed_senders_lose_no_mail(postgres_server, redis_server, tmp_path):
     """Workers of two replicas are killed with -9: each mail arrives, a second time as the same one."""
-    lost, twice = survive(post, tmp_path, replicas=2, number=60, kills=4)
+    with post_of(postgres_server, redis_server.url, tmp_path, entry=MORTAL) as post:
+        lost, twice = survive(post, tmp_path, replicas=2, number=60, kills=4)
 
     assert lost == set()
     assert len(twice) <= 4
@@ -140,7 +141,7 @@ def test_killed_senders_lose_no_mail(post, tmp_path):
 @pytest.mark.long
 def test_many_killed_senders_lose_no_mail(postgres_server, redis_server, tmp_path, record_property):
     """The same at length: 500 mails, 3 replicas, 50 times -9."""
-    with post_of(postgres_server, redis_server.url, tmp_path) as post:
+    with post_of(postgres_server, redis_server.url, tmp_path, entry=MORTAL) as post:
         lost, twice = survive(post, tmp_path, replicas=3, number=500, kills=50)
 
     record_property("sent_twice", len(twice))
@@ -213,7 +214,7 @@ def survive(post: Post, folder: Path, *, replicas: int, number: int, kills: int)
     with ExitStack() as stack:
         relay = stack.enter_context(post.relay(takes_s=0.05))
         env = post.service.env
-        more = [Service(env, folder, entry=HASTY) for _ in range(replicas - 1)]
+        more = [Service(env, folder, entry=MORTAL) for _ in range(replicas - 1)]
         services = [post.service, *(stack.enter_context(service) for service in more)]
         waiting = sorted(wanted)
         for turn in range(kills):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from datetime import UTC, datetime
 from email import message_from_bytes
@@ -16,8 +17,9 @@ from hypothesis import strategies as st
 from authsvc.domain.accounts.mails import Template, new_mail
 from authsvc.domain.accounts.tickets import Purpose, TicketSecrets, new_ticket
 from authsvc.domain.values.emails import Email, typed_email
-from authsvc.mail.letters import WITH_CODE, BadTemplate, Letters, Sender
+from authsvc.mail.letters import SAMPLE, SAMPLE_CODE, WITH_CODE, BadTemplate, Letters, Sender
 from authsvc.wiring.preflight import local_problems
+from tests.rig import ROOT
 from tests.unit.settings_env import read
 
 if TYPE_CHECKING:
@@ -192,6 +194,14 @@ def test_a_start_with_bad_templates_is_refused(tmp_path):
 
     assert "mail template reset.txt: UndefinedError: 'name' is undefined" in bad
     assert "no such directory" in missing
+
+
+def test_the_page_names_every_template_and_what_it_is_given():
+    """Whoever writes their own finds them there."""
+    page = (ROOT / "docs" / "mail.md").read_text()
+    named = set(re.findall(r"`([a-z_]+)`", page))
+
+    assert set(Template) | set(SAMPLE) | set(SAMPLE_CODE) <= named
 
 
 def test_the_templates_of_the_package_are_good():
