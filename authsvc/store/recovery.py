@@ -27,7 +27,7 @@ from authsvc.store.revocations import SqlRevocationLog
 from authsvc.store.sessions import end_sessions_of, locked_user
 from authsvc.store.sql import Database
 from authsvc.store.tables import USER_COLUMNS, from_user, tickets, to_user, users
-from authsvc.store.tickets import add_ticket, end_tickets_of, to_ticket, use_ticket
+from authsvc.store.tickets import add_ticket, end_tickets_of, use_ticket
 from authsvc.store.users import refusing_taken
 
 #: There is no such store where no mails are sent.
@@ -53,17 +53,20 @@ class SqlRecoveryStore:
             for mail in mails:
                 add_mail(connection, mail)
 
-    def latest(self, user_id: UserId, purpose: Purpose) -> Ticket | None:
-        """The user's newest ticket of *purpose*, open or not."""
-        statement = (
-            select(tickets)
-            .where(tickets.c.user_id == user_id, tickets.c.purpose == purpose.value)
-            .order_by(tickets.c.created_at.desc())
-            .limit(1)
-        )
+    def has_asked_since(self, user_id: UserId, purpose: Purpose, at: datetime) -> bool:
+        """True if a ticket of *purpose* was made for the user after *at*."""
         with self._database.read() as connection:
-            row = connection.execute(statement).mappings().first()
-        return to_ticket(row) if row else None
+            return _has_asked_since(connection, user_id, purpose, at)
+
+    def remind(self, ticket: Ticket, mail: Mail, *, unless_since: datetime) -> None:
+        """Store both, unless the user got a ticket like it after *unless_since*, also at this moment."""
+        if ticket.user_id is None:
+            raise ValueError("a reminder is for a user")
+        with self._database.transaction() as connection:
+            locked_user(connection, ticket.user_id)
+            if not _has_asked_since(connection, ticket.user_id, ticket.purpose, unless_since):
+                add_ticket(connection, ticket)
+                add_mail(connection, mail)
 
     def reset_password(self, ticket: Ticket, password_hash: str) -> Committed[Credentials]:
         """Set the password, prove the address, end every session and ticket, raise the epoch."""
@@ -160,6 +163,13 @@ class SqlRecoveryStore:
         entries = end_sessions_of(connection, self._log, user.id, self._clock(), reason)
         end_tickets_of(connection, user.id, self._clock())
         return [*entries, self._log.draft(user, reason, epoch=user.epoch)]
+
+
+def _has_asked_since(connection: Connection, user_id: UserId, purpose: Purpose, at: datetime) -> bool:
+    found = select(tickets.c.id).where(
+        tickets.c.user_id == user_id, tickets.c.purpose == purpose.value, tickets.c.created_at > at
+    )
+    return connection.execute(found.limit(1)).first() is not None
 
 
 def _new_password(password_hash: str) -> dict[str, Any]:

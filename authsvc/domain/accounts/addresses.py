@@ -18,6 +18,7 @@ from authsvc.domain.credentials import (
 )
 from authsvc.domain.errors import CodeInvalid, InvalidCredentials
 from authsvc.domain.passwords.policy import PasswordPolicy
+from authsvc.domain.ratelimits import Rule, account_subject, ip_subject
 from authsvc.domain.revocations import Committed, Outcome, Revocations
 from authsvc.domain.users import Profile, User
 from authsvc.domain.values.clocks import Clock
@@ -68,10 +69,13 @@ class Addresses:
     def remind(self, credentials: Credentials) -> None:
         """Send a verification mail to somebody who logged in without a proven address, now and then."""
         now, email = self.clock(), credentials.user.email
-        latest = self.store.latest(credentials.user.id, Purpose.VERIFY)
-        if latest is None or latest.created_at <= now - REMINDER_EVERY:
-            ticket = bound(new_ticket(Purpose.VERIFY, email, now), credentials)
-            self.requests.by_address(Template.VERIFY, email, _client_ip(), ticket)
+        if self.store.has_asked_since(credentials.user.id, Purpose.VERIFY, now - REMINDER_EVERY):
+            return
+        ticket = bound(new_ticket(Purpose.VERIFY, email, now), credentials)
+        mail = new_mail(Template.VERIFY, email, now=now, ticket=ticket, client_ip=_client_ip())
+        if self.requests.has_room(email):
+            self.store.remind(ticket, mail, unless_since=now - REMINDER_EVERY)
+            self.requests.wake()
 
     def verify_in_session(self, user_id: UserId, shown: Shown, client_ip: str) -> None:
         """Prove the address of the caller; raises CodeInvalid, RateLimited, StoreUnavailable."""
@@ -80,10 +84,15 @@ class Addresses:
     def verify_with_password(self, typed: str, password: str, shown: Shown, client_ip: str) -> None:
         """The same for somebody who cannot log in before; raises InvalidCredentials, too."""
         email = typed_email(typed)
+        # Passwords can be guessed here as at the login, and are counted as there.
+        self.requests.limits.take(Rule.LOGIN_IP, ip_subject(client_ip))
         with self.passwords.attempt(email or typed):
             found = self.credentials.by_email(email or NOBODY)
             is_right = self.passwords.holds(password, found)
             if found is None or not is_right or not found.user.is_active:
+                user_id = found.user.id if found else None
+                account = account_subject(email or typed)
+                self.audit.record(Event(Action.LOGIN_FAILED, user_id=user_id, account=account))
                 raise InvalidCredentials
         self._verify(found, shown, client_ip)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Protocol
 
 from authsvc.domain.accounts.mails import Mail, Template, new_mail
@@ -53,8 +54,11 @@ class RecoveryStore(Protocol):
     def ask(self, ticket: Ticket, mails: Sequence[Mail], *, replaces_others: bool = False) -> None:
         """Store *ticket* and *mails*; where it *replaces_others*, the user's open tickets like it end."""
 
-    def latest(self, user_id: UserId, purpose: Purpose) -> Ticket | None:
-        """The user's newest ticket of *purpose*, open or not."""
+    def has_asked_since(self, user_id: UserId, purpose: Purpose, at: datetime) -> bool:
+        """True if a ticket of *purpose* was made for the user after *at*."""
+
+    def remind(self, ticket: Ticket, mail: Mail, *, unless_since: datetime) -> None:
+        """Store both, unless the user got a ticket like it after *unless_since*, also at this moment."""
 
     def reset_password(self, ticket: Ticket, password_hash: str) -> Committed[Credentials]:
         """
