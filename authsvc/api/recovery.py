@@ -6,7 +6,7 @@ from flask import Response, request
 
 from authsvc.api.frame.bodies import Blueprint
 from authsvc.api.frame.context import DEVICE_HEADER, client_ip, identity, recovery, services
-from authsvc.api.frame.guards import bearer_token, counted, limited, public, requires
+from authsvc.api.frame.guards import attempt, bearer_token, counted, limited, public, requires
 from authsvc.api.frame.outcomes import changed, revoked
 from authsvc.api.schemas.accounts import RegisterBody, UserView
 from authsvc.api.schemas.recovery import (
@@ -64,7 +64,9 @@ def verify(form: TicketForm) -> Response:
     """Prove an address: with a session, or with address and password."""
     addresses = recovery().addresses
     if form.email is not None and form.password is not None:
-        addresses.verify_with_password(form.email, form.password, form.shown, client_ip())
+        # A password is tried, as at login.
+        with attempt(Rule.LOGIN_IP):
+            addresses.verify_with_password(form.email, form.password, form.shown, client_ip())
     else:
         token = services().checks.check(bearer_token(request.headers.get("Authorization")))
         addresses.verify_in_session(token.user_id, form.shown, client_ip())
@@ -134,6 +136,7 @@ def confirm_registration(form: TicketForm) -> tuple[User, int, dict[str, str]]:
 
 @me.post("")
 @requires("user")
+@limited(Rule.MAIL_IP)
 @me.arguments(ChangeBody)
 @me.response(202, ChangeAskedView, description="Codes are on their way.")
 @me.refuses(403, "`wrong_password`")

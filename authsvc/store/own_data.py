@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import select, text
+from sqlalchemy import select
 
 from authsvc.domain.accounts.own_data import OwnData
 from authsvc.domain.audit import PERSONAL
@@ -21,8 +21,6 @@ from authsvc.store.tables import (
     users,
 )
 
-_SNAPSHOT = text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-
 
 class SqlOwnData:
     """Reads rows of several tables as they were at one moment."""
@@ -39,9 +37,7 @@ class SqlOwnData:
             .order_by(audit_events.c.id.desc())
             .limit(most_events)
         )
-        with self._database.transaction() as connection:
-            if self._database.is_postgresql:
-                connection.execute(_SNAPSHOT)
+        with self._database.snapshot() as connection:
             found = select(*USER_COLUMNS).where(users.c.id == user_id)
             row = connection.execute(found).mappings().one_or_none()
             if row is None:

@@ -117,6 +117,18 @@ class Database:
             yield connection
 
     @contextmanager
+    def snapshot(self) -> Iterator[Connection]:
+        """A connection for statements that all see one moment; for reads alone."""
+        if not self.is_postgresql:
+            with self.transaction() as connection:
+                yield connection
+            return
+        with self._guarded(), self.engine.connect() as connection:
+            link = cast("DeadlineConnection", connection.connection.driver_connection)
+            with link.one_snapshot(), connection.begin():
+                yield connection
+
+    @contextmanager
     def unhurried(self) -> Iterator[Connection]:
         """A transaction of an operator's own, without the client's deadline."""
         with self._guarded(is_hurried=False), self.engine.begin() as connection:

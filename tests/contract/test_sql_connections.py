@@ -290,3 +290,31 @@ class TestDamage:
         made = open_database(server.url.rpartition("/")[0] + "/bytes")
         with closing(made), pytest.raises(StoreUnavailable), made.read() as connection:
             connection.execute(text("SELECT convert_from('\\xff'::bytea, 'SQL_ASCII')")).scalar_one()
+
+
+def test_a_snapshot_sees_one_moment_and_the_next_unit_of_work_does_not(server, database):
+    """What others commit meanwhile is not there; nothing can be written; the connection is as before."""
+    count = text("SELECT count(*) FROM clients")
+    name = _name_of(database)
+
+    with database.snapshot() as connection:
+        before = connection.execute(count).scalar_one()
+        with psycopg.connect(f"{server.url.rpartition('/')[0]}/{name}", autocommit=True) as other:
+            other.execute(
+                "INSERT INTO clients (id, name, secret_hash, created_at) VALUES (%s, 'x', 'x', now())",
+                [new_id()],
+            )
+        within = connection.execute(count).scalar_one()
+
+    assert (before, within) == (0, 0)
+    assert shown(database, "transaction_isolation", reading=False) == "read committed"
+    with database.read() as connection:
+        assert connection.execute(count).scalar_one() == 1
+    with pytest.raises(StoreUnavailable), database.snapshot() as connection:
+        connection.execute(text("DELETE FROM clients"))
+
+
+def _name_of(made: Database) -> str:
+    with made.read() as connection:
+        name: str = connection.execute(text("SELECT current_database()")).scalar_one()
+    return name

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import wraps
 from typing import ParamSpec, TypeVar
@@ -110,19 +111,26 @@ def _document(view: Callable[..., object], scheme: str) -> None:
     view._apidoc = described  # type: ignore[attr-defined]  # noqa: SLF001 - where flask-smorest looks
 
 
+@contextmanager
+def attempt(rule: Rule) -> Iterator[None]:
+    """Count one attempt by address; give it back where nothing is judged within."""
+    limits = services().limits
+    verdict = limits.take(rule, ip_subject(client_ip()))
+    try:
+        yield
+    except (HTTPException, Invalid, HashingBusy, StoreUnavailable):
+        limits.refund(verdict)
+        raise
+
+
 def limited(rule: Rule) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Count one attempt by address before the view; give it back where the view judged nothing."""
 
     def decorate(view: Callable[P, R]) -> Callable[P, R]:
         @wraps(view)
         def counted(*args: P.args, **kwargs: P.kwargs) -> R:
-            limits = services().limits
-            verdict = limits.take(rule, ip_subject(client_ip()))
-            try:
+            with attempt(rule):
                 return view(*args, **kwargs)
-            except (HTTPException, Invalid, HashingBusy, StoreUnavailable):
-                limits.refund(verdict)
-                raise
 
         return counted
 

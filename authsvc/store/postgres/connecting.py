@@ -39,6 +39,7 @@ _IS_DIRECT = (
 )
 _DONE = {ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK}
 _BEGIN = b"BEGIN ISOLATION LEVEL READ COMMITTED"
+_BEGIN_SNAPSHOT = b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
 
 class Deadline(threading.local):
@@ -99,6 +100,21 @@ class DeadlineConnection(psycopg.Connection[Any]):
             raise psycopg.OperationalError("no answer within the deadline") from error
         self._heard_at_s = self.clock()
         return found
+
+    @contextmanager
+    def one_snapshot(self) -> Iterator[None]:
+        """Make the transaction that is begun within see one moment, and change nothing."""
+        begin = self.begin
+        if begin:
+            self.begin = (_BEGIN_SNAPSHOT, *begin[1:])
+        else:
+            self.isolation_level, self.read_only = psycopg.IsolationLevel.REPEATABLE_READ, True
+        try:
+            yield
+        finally:
+            self.begin = begin
+            if not (begin or self.closed):
+                self.isolation_level = self.read_only = None
 
     def _start_query(self) -> PQGen[None]:
         """Begin a transaction where none is open, as psycopg does, and set what goes with it at once."""
