@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.api.driver import THREADS, Api, MakeApi, at_once, code_of, json_of, new_email
 from tests.api.mailing import MAIL, Postbox, code_in, token_in
+from tests.api.watching import Shelf
 from tests.rig import PASSWORD
 
 if TYPE_CHECKING:
@@ -54,6 +56,13 @@ def refused(answer: TestResponse) -> bool:
     return True
 
 
+def is_cached(api: Api, email: str) -> bool:
+    """True if the address is noted in Redis, and the user whose id is noted lies there."""
+    with closing(Shelf(api)) as shelf:
+        noted = shelf.get(f"user:email:{email}")
+        return noted is not None and shelf.get(f"user:{noted}") is not None
+
+
 def is_proven(person: Person) -> bool:
     """What the account says of its address."""
     return bool(json_of(person.call("GET", "/v1/me"))["email_verified"])
@@ -75,6 +84,15 @@ class TestVerification:
         assert answer.status_code == 204
         assert is_proven(person)
         assert refused(person.call("POST", "/v1/auth/email/verify", json=body))
+
+    def test_a_registration_with_a_mail_leaves_the_user_in_the_cache(self, api):
+        """As one without: the first read of any process is a hit, now and when the log was replayed."""
+        email = new_email()
+        assert api.register(email).status_code == 201
+
+        assert is_cached(api, email)
+        api.prove_redis()
+        assert is_cached(api, email)
 
     def test_it_is_proven_with_the_password_where_there_is_no_session(self, api, postbox):
         """A wrong password is 401 as at login, and the ticket stays."""
@@ -188,6 +206,7 @@ class TestQuietRegistration:
         user = self.confirm(quiet, **body)
 
         assert user.status_code == 201
+        assert is_cached(quiet, email)
         assert user.headers["Location"] == f"/v1/users/{json_of(user)['id']}"
         assert (json_of(user)["name"], json_of(user)["email_verified"]) == ("Ada", True)
         assert quiet.log_in(email).status_code == 200
@@ -279,6 +298,8 @@ class TestChange:
         assert answer.status_code == 200
         assert (json_of(answer)["email"], json_of(answer)["email_verified"]) == (new, True)
         assert [api.verify(kept), api.verify(json_of(other)["access_token"])] == [200, 401]
+        with closing(Shelf(api)) as shelf:
+            assert shelf.get(f"user:email:{old}") is None
         assert "changed" in postbox.newest(old)
         assert "changed" in postbox.newest(new)
         assert api.register(old).status_code == 201
