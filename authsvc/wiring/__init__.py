@@ -61,8 +61,8 @@ from authsvc.wiring.tracing import open_tracing
 #: A job that has not begun by then is refused: longer, nobody waits for a login.
 HASHING_DEADLINE_S = 2.0
 HASHING_QUEUE_PER_THREAD = 8
-#: So many wait for their turn also where it may come too late.
-HASHING_WAITERS_PER_THREAD = 4
+#: So many wait also where their turn may come too late: 16 clients at one worker, on half its threads.
+HASHING_WAITERS_PER_THREAD = 7
 HASHING_NICENESS = 10
 #: Wrong client secrets of one address.  Nobody with a right one meets it, so it is nothing to be set.
 CLIENT_IP_LIMIT = Limit(name=Rule.CLIENT_IP.value, quota=100, window_s=900)
