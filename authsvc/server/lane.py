@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 
 #: Checks in one read: Redis is not kept from others for longer than a tenth of a millisecond.
 MAX_BATCH: Final = 64
-#: Rounds in a row without what gunicorn does in between: looking after connections that wait for too long.
-MAX_ROUNDS: Final = 64
+#: The rest of the loop, with its signals, waits for checks for so long at most (seconds).
+ROUNDS_S: Final = 0.5
 UPKEEP_S: Final = 0.5
 #: How often the master is told that the loop goes round; gunicorn does it in every round.
 NOTIFY_S: Final = 0.5
@@ -141,18 +141,18 @@ class LaneWorker(ParkingWorker):
         if lane is None:
             super().wait_for_and_dispatch_events(timeout)
             return
-        for _ in range(MAX_ROUNDS):
-            if self._batch:
-                timeout = min(timeout, max(0.0, lane.due_s - time.monotonic()))
+        ends_s = time.monotonic() + ROUNDS_S
+        while True:
+            left_s = max(0.0, lane.due_s - time.monotonic()) if self._batch else timeout
             self._is_open = None
-            super().wait_for_and_dispatch_events(timeout)
+            super().wait_for_and_dispatch_events(min(timeout, left_s))
             if self._batch and time.monotonic() >= lane.due_s:
                 lane.abandon()
                 self._watch()
                 self._finish(lane, [False] * len(self._batch))
             if self._next and not self._batch:
                 self._ask(lane)
-            if not self._batch:
+            if not self._batch or time.monotonic() >= ends_s:
                 break
         if time.monotonic() >= self._upkeep_at_s:
             self._begin_upkeep(lane)
@@ -213,7 +213,8 @@ class LaneWorker(ParkingWorker):
         self._batch, self._next = self._next[:MAX_BATCH], self._next[MAX_BATCH:]
         is_asked = lane.ask([waiting.check for waiting in self._batch])
         self._watch()
-        if not is_asked:
+        if not is_asked:  # nor could be those that wait for the next read
+            self._batch, self._next = [*self._batch, *self._next], []
             self._finish(lane, [False] * len(self._batch))
 
     def _on_answer(self, _sock: object) -> None:
