@@ -131,13 +131,8 @@ def wording(delivery: Delivery, now: datetime) -> Template | None:
         return None
     if template in {Template.VERIFY, Template.RESET, Template.INVITE}:
         is_theirs = user is not None and ticket is not None and ticket.is_bound_to(user)
-        return template if is_theirs and not _is_proven(template, user) else None
+        return template if is_theirs else None
     return template
-
-
-def _is_proven(template: Template, user: User | None) -> bool:
-    """There is nothing to verify any more."""
-    return template is Template.VERIFY and user is not None and user.email_verified
 
 
 class Outbox(Protocol):
