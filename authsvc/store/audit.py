@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, delete, select
+from sqlalchemy import ColumnElement, Connection, bindparam, delete, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from authsvc.domain.audit import AuditFilter, Entry
 from authsvc.domain.values.identifiers import lowest_timed_id
 from authsvc.store.sql import Database
+from authsvc.store.statements import Statement
 from authsvc.store.tables import audit_events, from_entry, to_entry
+
+_PARAMETERS: dict[str, Any] = {column.name: bindparam(column.name) for column in audit_events.columns}
 
 
 class SqlAuditTrail:
@@ -57,16 +61,28 @@ def add_entries(connection: Connection, entries: Sequence[Entry]) -> None:
     plain = [from_entry(entry) for entry in entries if entry.once is None]
     # In one order in every process, or two of them could wait for each other.
     shared = sorted((entry for entry in entries if entry.once), key=lambda entry: entry.once or "")
-    insert = postgresql.insert if connection.dialect.name == postgresql.dialect.name else sqlite.insert
-    statement = insert(audit_events)
-    adding = statement.on_conflict_do_update(
+    is_postgresql = connection.dialect.name == postgresql.dialect.name
+    if plain:
+        connection.execute(_insert(is_postgresql=is_postgresql).on_conflict_do_nothing(), plain)
+    for entry in shared:
+        connection.execute(_adding(is_postgresql=is_postgresql), from_entry(entry))
+
+
+def adding_one(database: Database) -> Statement:
+    """What adds one entry that may share a row, in the caller's transaction."""
+    return Statement(database, _adding(is_postgresql=database.is_postgresql).values(_PARAMETERS))
+
+
+def _insert(*, is_postgresql: bool) -> postgresql.Insert | sqlite.Insert:
+    return (postgresql.insert if is_postgresql else sqlite.insert)(audit_events)
+
+
+def _adding(*, is_postgresql: bool) -> postgresql.Insert | sqlite.Insert:
+    statement = _insert(is_postgresql=is_postgresql)
+    return statement.on_conflict_do_update(
         index_elements=[audit_events.c.once],
         set_={"count": audit_events.c.count + statement.excluded.count},
     )
-    if plain:
-        connection.execute(statement.on_conflict_do_nothing(), plain)
-    for entry in shared:
-        connection.execute(adding, from_entry(entry))
 
 
 def _conditions(wanted: AuditFilter) -> Iterator[ColumnElement[bool]]:

@@ -21,6 +21,7 @@ from sqlalchemy import (
     Label,
     Select,
     between,
+    bindparam,
     case,
     cast,
     false,
@@ -39,6 +40,7 @@ from authsvc.domain.users import User
 from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.identifiers import SessionId, TokenId, UserId
 from authsvc.store.sql import Database
+from authsvc.store.statements import Statement
 from authsvc.store.tables import USER_COLUMNS, from_revocation, revocations, to_revocation, to_user, users
 
 #: Any number that no other user of the database takes: the letters "auth", then a purpose.
@@ -68,6 +70,14 @@ _LAST_GIVEN = func.pg_sequence_last_value(cast(_SEQUENCE, postgresql.REGCLASS))
 _MAY_KNOW = func.has_sequence_privilege(_SEQUENCE, "USAGE, SELECT")
 _HEAD = func.coalesce(func.max(revocations.c.seq), 0)
 
+#: In the snapshot of the statement, which is older than the numbers that it takes.
+_HEAD_BEFORE = select(_HEAD).scalar_subquery().label("head")
+_ADD_ONE = (
+    insert(revocations)
+    .values({column.name: bindparam(column.name) for column in revocations.columns if column.name != "seq"})
+    .returning(revocations.c.seq, _HEAD_BEFORE)
+)
+
 log = logging.getLogger(__name__)
 
 
@@ -93,6 +103,8 @@ class SqlRevocationLog:
         self._copies_live = copies_live
         self._users_live = max(copies_live, users_live)
         self._clock = clock
+        self._lock = Statement(database, select(func.pg_advisory_xact_lock_shared(LOG_LOCK)))
+        self._add_one = Statement(database, _ADD_ONE)
 
     def draft(
         self, user: User, reason: str, *, epoch: int | None = None, drops_all: bool = False
@@ -131,14 +143,21 @@ class SqlRevocationLog:
         if not self._database.is_postgresql:
             statement = statement.returning(revocations.c.seq, sort_by_parameter_order=True)
             return _numbered(drafts, connection.execute(statement, _rows(drafts)).scalars())
-        connection.execute(select(func.pg_advisory_xact_lock_shared(LOG_LOCK)))
-        # In the snapshot of the statement, which is older than the numbers that it takes.
-        head = select(_HEAD).scalar_subquery()
-        statement = statement.returning(revocations.c.seq, head, sort_by_parameter_order=True)
-        numbers, heads = zip(*connection.execute(statement, _rows(drafts)), strict=True)
+        self._lock.within(connection)
+        numbers, heads = zip(*self._added(connection, drafts), strict=True)
         if any(seq <= head for seq, head in zip(numbers, heads, strict=True)):
             raise StoreUnavailable("sql: the numbers of the log are behind its head")
         return _numbered(drafts, numbers)
+
+    def _added(self, connection: Connection, drafts: Sequence[Revocation]) -> Iterable[tuple[int, int]]:
+        """The number of each of *drafts*, and the head of the log before they were there."""
+        if len(drafts) > 1:
+            statement = insert(revocations).returning(
+                revocations.c.seq, _HEAD_BEFORE, sort_by_parameter_order=True
+            )
+            return ((row.seq, row.head) for row in connection.execute(statement, _rows(drafts)))
+        (row,) = self._add_one.within(connection, **from_revocation(drafts[0])).rows
+        return [(row[revocations.c.seq], row[_HEAD_BEFORE])]
 
     def head(self) -> int:
         """The highest visible number; lower ones may still be about to appear.  0: none yet."""

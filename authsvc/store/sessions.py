@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 
+import psycopg
 from sqlalchemy import ColumnElement, Connection, Update, and_, bindparam, insert, select, update
 from sqlalchemy.exc import DBAPIError
 
@@ -16,11 +17,20 @@ from authsvc.domain.sessions import Session, Standing
 from authsvc.domain.users import User
 from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.identifiers import SessionId, TokenId, UserId
-from authsvc.store.audit import add_entries
+from authsvc.store.audit import adding_one
 from authsvc.store.revocations import SqlRevocationLog
 from authsvc.store.sql import Database
 from authsvc.store.statements import Statement
-from authsvc.store.tables import USER_COLUMNS, UtcTime, from_session, sessions, to_session, to_user, users
+from authsvc.store.tables import (
+    USER_COLUMNS,
+    UtcTime,
+    from_entry,
+    from_session,
+    sessions,
+    to_session,
+    to_user,
+    users,
+)
 
 _STANDING = (
     select(*USER_COLUMNS, sessions)
@@ -46,6 +56,14 @@ _ROTATE = (
 )
 
 
+_END = (
+    update(sessions)
+    .where(sessions.c.id == bindparam("session"), sessions.c.revoked_at.is_(None))
+    .values(revoked_at=_NOW, reason=bindparam("why"))
+    .returning(*sessions.columns)
+)
+
+
 class SqlSessionStore:
     """Sessions as rows; each method is one transaction."""
 
@@ -55,6 +73,8 @@ class SqlSessionStore:
         self._clock = clock
         self._standing = Statement(database, _STANDING)
         self._rotate = Statement(database, _ROTATE)
+        self._end_one = Statement(database, _END)
+        self._add_event = adding_one(database)
 
     def standing(self, session_id: SessionId) -> Standing | None:
         """The session with its user, in one query."""
@@ -85,12 +105,12 @@ class SqlSessionStore:
     ) -> Committed[Session | None] | None:
         """End it; None where it was over, or never there."""
         with self._database.transaction() as connection:
-            ended = end_sessions(connection, _alive(sessions.c.id == session_id), self._clock(), reason)
-            if not ended:
+            rows = self._end_one.within(connection, session=session_id, now=self._clock(), why=reason).rows
+            if not rows:
                 return None
-            (session,) = ended
+            session = to_session(rows[0])
             if event is not None:
-                _note(connection, replace(event, user_id=session.user_id))
+                self._note(connection, replace(event, user_id=session.user_id))
             entry = self._log.draft_end(session.user_id, session.id, reason, token_id=token_id)
             numbered = self._log.append(connection, [entry])
         return Committed(session, numbered, is_noted=event is not None)
@@ -119,6 +139,14 @@ class SqlSessionStore:
         with self._database.read() as connection:
             return [to_session(row) for row in connection.execute(statement).mappings()]
 
+    def _note(self, connection: Connection, event: Entry) -> None:
+        try:
+            self._add_event.within(connection, **from_entry(event))
+        except (DBAPIError, psycopg.Error) as error:
+            if connection.invalidated:
+                raise
+            raise _TrailRefuses from error
+
     def _already_over(self, session_id: SessionId, token_id: TokenId | None) -> Committed[Session | None]:
         standing = self.standing(session_id)
         if standing is None:
@@ -130,15 +158,6 @@ class SqlSessionStore:
 
 class _TrailRefuses(Exception):
     """The audit trail did not take a row, for a reason of its own."""
-
-
-def _note(connection: Connection, event: Entry) -> None:
-    try:
-        add_entries(connection, [event])
-    except DBAPIError as error:
-        if error.connection_invalidated:
-            raise
-        raise _TrailRefuses from error
 
 
 def locked_user(connection: Connection, user_id: UserId) -> User:

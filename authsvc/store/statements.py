@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from sqlalchemy import Column, Delete, Insert, Select, Update
+import psycopg
+from sqlalchemy import ColumnElement, Connection, Delete, Insert, Select, Update
 
+from authsvc.store.postgres.connecting import DeadlineConnection
 from authsvc.store.sql import Database
 
 #: A row by the columns of its table.
-Row = Mapping[Column[Any], Any]
+Row = Mapping[ColumnElement[Any], Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,7 @@ class Answer:
 
 class Statement:
     """
-    One statement that is a transaction of its own; call it with the values of its ``bindparam`` names.
+    One statement; call it with the values of its ``bindparam`` names, and it is a transaction of its own.
 
     SQLAlchemy writes the text and reads the values.  What it does for each execution costs more CPU than
     the statement itself, so on PostgreSQL the driver is called with the text.
@@ -38,25 +40,40 @@ class Statement:
         #: As the driver gets it.
         self.text = str(compiled)
         self._fixed = dict(compiled.params)
-        self._columns = cast("tuple[Column[Any], ...]", tuple(core.exported_columns))
+        self._columns = cast("tuple[ColumnElement[Any], ...]", tuple(core.exported_columns))
         kinds = [column.type.dialect_impl(dialect) for column in self._columns]
         self._readers = [kind.result_processor(dialect, None) or _as_it_is for kind in kinds]
 
     def __call__(self, **values: object) -> Answer:
         """Execute it; raises StoreUnavailable."""
         if self._database.is_postgresql:
-            return self.by_driver(self._fixed | values)
+            with self._database.driver() as driver:
+                return self.execute(driver, self._fixed | values)
         with self._database.read() as connection:
-            result = connection.execute(self._core, values)
-            rows = result.mappings().all() if result.returns_rows else ()
-            return Answer(cast("Sequence[Row]", rows), result.rowcount)
+            return self._by_core(connection, values)
 
-    def by_driver(self, values: Mapping[str, Any]) -> Answer:
-        """Execute it on PostgreSQL, with a value for each parameter."""
-        with self._database.driver() as connection:
-            cursor = connection.execute(self.text, values)
-            rows = cursor.fetchall() if self._columns else []
-            return Answer([self._read(row) for row in rows], cursor.rowcount)
+    def within(self, connection: Connection, **values: object) -> Answer:
+        """Execute it in the transaction of the caller."""
+        if not self._database.is_postgresql:
+            return self._by_core(connection, values)
+        driver = cast("DeadlineConnection", connection.connection.driver_connection)
+        try:
+            return self.execute(driver, self._fixed | values)
+        except psycopg.Error as error:
+            if driver.closed:
+                connection.invalidate(error)
+            raise
+
+    def execute(self, connection: DeadlineConnection, values: Mapping[str, Any]) -> Answer:
+        """Let the driver execute it, with a value for each parameter."""
+        cursor = connection.execute(self.text, values)
+        rows = cursor.fetchall() if self._columns else []
+        return Answer([self._read(row) for row in rows], cursor.rowcount)
+
+    def _by_core(self, connection: Connection, values: Mapping[str, Any]) -> Answer:
+        result = connection.execute(self._core, values)
+        rows = result.mappings().all() if result.returns_rows else ()
+        return Answer(cast("Sequence[Row]", rows), result.rowcount)
 
     def _read(self, row: Sequence[Any]) -> Row:
         return {
