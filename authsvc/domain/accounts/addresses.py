@@ -18,7 +18,7 @@ from authsvc.domain.credentials import (
 )
 from authsvc.domain.errors import CodeInvalid, InvalidCredentials
 from authsvc.domain.passwords.policy import PasswordPolicy
-from authsvc.domain.ratelimits import Rule, account_subject, ip_subject
+from authsvc.domain.ratelimits import account_subject
 from authsvc.domain.revocations import Committed, Outcome, Revocations
 from authsvc.domain.users import Profile, User
 from authsvc.domain.values.clocks import Clock
@@ -84,8 +84,6 @@ class Addresses:
     def verify_with_password(self, typed: str, password: str, shown: Shown, client_ip: str) -> None:
         """The same for somebody who cannot log in before; raises InvalidCredentials, too."""
         email = typed_email(typed)
-        # Passwords can be guessed here as at the login, and are counted as there.
-        self.requests.limits.take(Rule.LOGIN_IP, ip_subject(client_ip))
         with self.passwords.attempt(email or typed):
             found = self.credentials.by_email(email or NOBODY)
             is_right = self.passwords.holds(password, found)
