@@ -64,7 +64,7 @@ def verify(form: TicketForm) -> Response:
     """Prove an address: with a session, or with address and password."""
     addresses = recovery().addresses
     if form.email is not None and form.password is not None:
-        # A password is tried, as at login.
+        # Passwords can be guessed here as at the login, and are counted as there.
         with attempt(Rule.LOGIN_IP):
             addresses.verify_with_password(form.email, form.password, form.shown, client_ip())
     else:

@@ -348,16 +348,3 @@ def test_without_mail_none_of_it_exists(make_api):
 
     assert {path: api.post(path, {}).status_code for path in paths} == dict.fromkeys(paths, 404)
     assert not paths & json_of(api.call("GET", "/openapi.json"))["paths"].keys()
-
-
-def test_passwords_are_tried_by_address_as_at_login(make_api):
-    """Proving an address with a password is no second door for guesses, whatever account they are about."""
-    api = make_api(**MAIL, RATE_LIMIT_LOGIN_IP="2/hour")
-    body = {"password": "not the password of anybody", "code": "BCDF-GHJK"}
-
-    answers = [
-        api.post("/v1/auth/email/verify", {"email": f"person{number}@example.com", **body})
-        for number in range(3)
-    ]
-
-    assert [answer.status_code for answer in answers] == [401, 401, 429]

@@ -193,8 +193,8 @@ def test_who_is_disabled_in_the_middle_of_a_login_is_not_cached(processes, redis
     assert processes.one.users.get(user.id).status == "disabled"
 
 
-def test_a_role_change_that_redis_hears_of_late_spares_the_login_after_it(processes, redis):
-    """Committed first, published last: the copy of the login has the role already."""
+def test_a_role_change_that_redis_hears_of_late_drops_every_copy(processes, redis):
+    """Committed first, published last: what carries an epoch trusts no version, at the price of one miss."""
     user = register(processes.one)
     store = processes.other.users.store
     committed = store.change(user.id, lambda found: replace(found, roles=("user", "admin"), epoch=1))
@@ -202,7 +202,7 @@ def test_a_role_change_that_redis_hears_of_late_spares_the_login_after_it(proces
 
     processes.other.users.revocations.publish(committed)
 
-    assert cached_version(redis, user.id) == 3
+    assert cached_version(redis, user.id) is None
     assert processes.other.users.get(user.id).roles == ("user", "admin")
 
 

@@ -188,7 +188,9 @@ class RedisIndex:
             key = self.key_names.epoch(entry.user_id)
             commands.append(self.epoch_script.command([key], [entry.epoch, life_ms]))
         if entry.email is not None:
-            commands.extend(self.drop_copies(entry.user_id, entry.email, entry.row_version))
+            # Roles and status are never served stale, even from a copy that a restored SQL has yet to reach.
+            spared = entry.row_version if entry.epoch is None else None
+            commands.extend(self.drop_copies(entry.user_id, entry.email, spared))
         return commands
 
     def _put_back(self, token: AccessToken, email: Email) -> Command:
