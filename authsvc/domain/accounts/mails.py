@@ -127,6 +127,8 @@ def wording(delivery: Delivery, now: datetime) -> Template | None:
         return Template.TAKEN if user is not None else template
     if template is Template.CHANGE:
         return template if user is None else None
+    if template is Template.VERIFY and user is not None and user.email_verified:
+        return None
     if template in {Template.VERIFY, Template.RESET, Template.INVITE}:
         is_theirs = user is not None and ticket is not None and ticket.is_bound_to(user)
         return template if is_theirs else None
