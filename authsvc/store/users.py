@@ -295,10 +295,14 @@ class SqlCredentialStore:
             return Committed(user, self._log.append(connection, entries))
 
     def _still(self, verified: Credentials) -> Update:
-        """An update of the user if his password is still the one *verified*."""
+        """An update of the user if password and address are still those *verified*."""
         return (
             update(users)
-            .where(users.c.id == verified.user.id, users.c.password_version == verified.password_version)
+            .where(
+                users.c.id == verified.user.id,
+                users.c.email == verified.user.email,
+                users.c.password_version == verified.password_version,
+            )
             .values(version=users.c.version + 1)
         )
 

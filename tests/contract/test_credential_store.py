@@ -57,7 +57,7 @@ def test_a_login_is_a_session_and_a_note(stores):
     ]
 
 
-@pytest.mark.parametrize("meanwhile", ["disabled", "removed", "password changed"])
+@pytest.mark.parametrize("meanwhile", ["disabled", "removed", "address changed", "password changed"])
 def test_a_login_that_was_overtaken_is_refused(stores, meanwhile):
     """The password was right when it was verified; nothing of the login is left."""
     alice = stores.register()
@@ -66,6 +66,8 @@ def test_a_login_that_was_overtaken_is_refused(stores, meanwhile):
         stores.users.change(alice.id, lambda user: replace(user, status="disabled"))
     elif meanwhile == "removed":
         stores.users.remove(alice.id)
+    elif meanwhile == "address changed":
+        stores.users.change(alice.id, lambda user: replace(user, email="new@example.com"))
     else:
         stores.credentials.replace_password(verified, "new", keep=NOBODY)
     head, session = stores.log.head(), stores.session_of(alice)
