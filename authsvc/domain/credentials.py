@@ -63,7 +63,7 @@ class CredentialStore(Protocol):
         self, verified: Credentials, session: Session, *, rehash: Rehash | None, max_sessions: int
     ) -> Committed[User] | None:
         """
-        Add *session* and note the login, if the user is still active with the password and address *verified*.
+        Add *session* and note the login, if the user is still active, and as *verified*.
 
         One transaction: a disable or a password change either comes before and wins (None), or after and
         finds the session.  The sessions unused for longest give way beyond *max_sessions*.
