@@ -9,6 +9,7 @@ import pytest
 
 from tests.api.auditing import AGENT, IP, WRONG, Stage, Theatre
 from tests.api.driver import code_of, json_of, new_email
+from tests.api.mailing import MAIL
 from tests.rig import PASSWORD
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="module", params=["postgresql", "sqlite"])
 def theatre(make_module_api, request) -> Iterator[Theatre]:
     """Share one application over each kind of database."""
-    with closing(Theatre(make_module_api(sqlite=request.param == "sqlite"))) as made:
+    with closing(Theatre(make_module_api(sqlite=request.param == "sqlite", **MAIL))) as made:
         yield made
 
 
