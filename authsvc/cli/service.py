@@ -155,7 +155,7 @@ def _upgrade(settings: Settings) -> str:
 
 def _serve(settings: Settings, *, warnings: Sequence[str]) -> int:
     with without_unused():
-        from authsvc.api.frame.docs import VERIFY_PATH
+        from authsvc.api.frame.docs import HASHING_PATHS, VERIFY_PATH
         from authsvc.observability.health import LastAnswers
 
     pipe = logs.configure(settings.log.level.value, settings.log.format.value)
@@ -185,5 +185,6 @@ def _serve(settings: Settings, *, warnings: Sequence[str]) -> int:
         figures=settings.http.figures_dir,
         preload=PRELOAD,
         bodiless=VERIFY_PATH,
+        lengthy=HASHING_PATHS,
     )
     serve(options, load)

@@ -35,6 +35,8 @@ class ServerOptions:
     preload: tuple[str, ...] = ()
     #: A path: requests on it and below it are answered after their head, for nobody reads their bodies.
     bodiless: str = ""
+    #: Paths: POST requests on them keep a thread for long.  Some threads are never given to them.
+    lengthy: tuple[str, ...] = ()
 
 
 def serve(options: ServerOptions, load: Callable[[], WSGIApplication]) -> NoReturn:

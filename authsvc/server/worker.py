@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import re
 import socket
 import threading
 import time
+from collections import deque
+from concurrent.futures import Future
 from typing import Any
 
 from gunicorn.http import wsgi
@@ -23,6 +26,47 @@ log = logging.getLogger(__name__)
 
 #: A stopping worker still accepts for so long while it has work, to say to probes that it is not ready.
 NOTICE_S = 2.0
+#: Eighths of the threads that lengthy requests may have: all that wait to be hashed, and a few more.
+GATED_SHARE = 5
+
+
+class Gate:
+    """
+    Lets *limit* POST requests on *paths* be in threads at once; the others wait in the loop, in their order.
+
+    A thread that computes keeps the loop and the other threads from the interpreter.  In a storm of logins,
+    most of which are refused, all threads would compute.
+    """
+
+    def __init__(self, limit: int, paths: tuple[str, ...]) -> None:
+        any_path = b"|".join(re.escape(path.encode()) for path in paths)
+        self._begin = re.compile(rb"(?:\r\n)?POST (?:%b)[? ]" % any_path) if paths else None
+        self._free = limit
+        self._inside: set[Connection] = set()
+        self._waiting: deque[Connection] = deque()
+
+    def admits(self, conn: Connection) -> bool:
+        """True if the request of *conn* may have a thread now; else :meth:`leave` returns it later."""
+        if self._begin is None or not self._begin.match(conn.arrival.data):
+            return True
+        if self._free <= 0:
+            self._waiting.append(conn)
+            return False
+        self._free -= 1
+        self._inside.add(conn)
+        return True
+
+    def leave(self, conn: Connection) -> Connection | None:
+        """The thread of *conn* is done: return the connection whose turn it is now, if there is one."""
+        if conn not in self._inside:
+            return None
+        self._inside.remove(conn)
+        if not self._waiting:
+            self._free += 1
+            return None
+        following = self._waiting.popleft()
+        self._inside.add(following)
+        return following
 
 
 class Worker(LaneWorker):
@@ -38,6 +82,7 @@ class Worker(LaneWorker):
         super().__init__(*args)
         self.draining = threading.Event()
         self.errors = ErrorLog()
+        self.gate = Gate(max(1, self.cfg.threads * GATED_SHARE // 8), self.app.options.lengthy)
         self._refuses_at = 0.0
 
     def set_accept_enabled(self, enabled: bool) -> None:  # noqa: FBT001 - gunicorn's signature
@@ -52,6 +97,18 @@ class Worker(LaneWorker):
         else:
             self.draining.set()
             self._refuses_at = time.monotonic() + NOTICE_S
+
+    def enqueue_req(self, conn: Connection) -> None:
+        """Give the request a thread, or let it wait for one."""
+        if self.gate.admits(conn):
+            super().enqueue_req(conn)
+
+    def finish_request(self, conn: Connection, future: Future[bool]) -> None:
+        """Take the connection back, and give the thread to a request that waits for it."""
+        following = self.gate.leave(conn)
+        if following is not None:
+            super().enqueue_req(following)
+        super().finish_request(conn, future)
 
     def murder_pending(self) -> None:
         """End what has waited too long, accepting while stopping included."""

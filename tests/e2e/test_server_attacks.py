@@ -278,3 +278,21 @@ def test_clients_that_hang_up_are_no_errors(shared_server):
     log = shared_server.log_path.read_text()
     assert "response.broken" not in log
     assert "Traceback" not in log
+
+
+def test_lengthy_requests_leave_threads_to_the_others():
+    """More of them than both workers have threads: the others are answered meanwhile, and they in the end."""
+    with TinyServer() as server, ExitStack() as stack:
+        slow = [connect(server.port, stack) for _ in range(200)]
+        for client in slow:
+            client.sendall(b"POST /slow HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+        wait_until((server.folder / "slow-begun").exists)
+
+        meanwhile = [server.get("/")[0] for _ in range(20)]
+        are_waiting = not select.select(slow, [], [], 0)[0]
+        (server.folder / "slow-may-end").touch()
+        answers = [client.recv(65_536).partition(b"\r\n")[0] for client in slow]
+
+    assert meanwhile == [200] * 20
+    assert are_waiting
+    assert answers == [b"HTTP/1.1 200 OK"] * 200

@@ -34,7 +34,7 @@ class Application(Flask):
         self.add_url_rule("/", view_func=self.hello)
         self.add_url_rule("/echo", view_func=self.echo, methods=["POST"])
         self.add_url_rule("/port", "port", view_func=lambda: request.environ["SERVER_PORT"])
-        self.add_url_rule("/slow", view_func=self.slow)
+        self.add_url_rule("/slow", view_func=self.slow, methods=["GET", "POST"])
         self.add_url_rule("/huge", view_func=self.huge)
         self.add_url_rule("/chatter", view_func=self.chatter)
         self.add_url_rule("/ready", view_func=self.ready)
@@ -89,6 +89,7 @@ def main(folder: str, port: str, metrics_port: str) -> None:
         metrics_port=int(metrics_port),
         workers=2,
         bodiless="/port",
+        lengthy=("/slow",),
         figures=Path(figures) if figures else None,
     )
     serve(options, lambda: sys.exit("refused") if folder == "refuse" else Application(Path(folder)))

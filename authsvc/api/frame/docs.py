@@ -38,6 +38,8 @@ _ASSETS = {
 
 #: Where gateways ask; answered before Flask.
 VERIFY_PATH = "/v1/auth/verify"
+#: Where anybody can have a password hashed.
+HASHING_PATHS = ("/v1/auth/login", "/v1/auth/register", "/v1/auth/password/reset")
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
