@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -94,6 +95,7 @@ class Bench:
     def _measure(self, name: str, trouble: Callable[[], AbstractContextManager[object]]) -> None:
         with ExitStack() as stack:
             stack.enter_context(trouble())
+            stack.enter_context(punctual())
             result = open_loop(
                 self.service.port, self.checks, per_s=CHECKS_PER_S, seconds=self.seconds, connections=64
             )
@@ -109,6 +111,17 @@ class Bench:
             times = psutil.Process(pid).cpu_times()
             total += times.user + times.system
         return total
+
+
+@contextmanager
+def punctual() -> Iterator[None]:
+    """This process goes first, where it may: its own lateness is not the service's."""
+    with suppress(PermissionError):
+        os.setpriority(os.PRIO_PROCESS, 0, -5)
+    try:
+        yield
+    finally:
+        os.setpriority(os.PRIO_PROCESS, 0, 0)
 
 
 @contextmanager
