@@ -16,7 +16,7 @@ from authsvc.observability.totals import CacheTotals
 #: How long one look at the stores is good for: probes are public and must not become a load.
 LOOK_S = 0.5
 
-#: SQL answers a comparison every second; without an answer for so long (seconds) it is said to be impaired.
+#: SQL answers a comparison every second; without one for so long (seconds) it is said to be impaired.
 ANSWERED_S = 4.0
 
 T = TypeVar("T")
@@ -24,14 +24,14 @@ T = TypeVar("T")
 
 class LastAnswers:
     """
-    When SQL last answered and when it last failed to, as all workers know it.
+    When SQL last answered, when it last failed to, and when Redis was last compared with it, in any worker.
 
     To be made before they are forked: the memory is shared, and each of them says the same of SQL.  Times are
     those of the system's monotonic clock, in seconds; each is eight aligned bytes, written at once.
     """
 
     def __init__(self) -> None:
-        self._times = memoryview(mmap.mmap(-1, 16)).cast("d")
+        self._times = memoryview(mmap.mmap(-1, 24)).cast("d")
 
     def answered(self, now_s: float) -> None:
         """SQL did what was asked."""
@@ -41,10 +41,18 @@ class LastAnswers:
         """SQL could not."""
         self._times[1] = now_s
 
+    def compared(self, now_s: float) -> None:
+        """Redis was compared with SQL."""
+        self._times[2] = now_s
+
     def is_answering(self, now_s: float) -> bool:
-        """True if the last thing that any worker knows is an answer, and a recent one."""
-        answered_s, failed_s = self._times
-        return answered_s >= failed_s and now_s - answered_s < ANSWERED_S
+        """
+        True if the last thing that any worker knows is an answer, and a recent one.
+
+        A server that answers, but whose tables are locked, is found out by the comparisons that fail.
+        """
+        answered_s, failed_s, compared_s = self._times
+        return answered_s >= failed_s and now_s - min(answered_s, compared_s) < ANSWERED_S
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,7 +123,7 @@ def open_stores(
         monotonic=time.monotonic,
         user_copies=fast.user_caches if settings.cache.is_enabled else None,
     )
-    heartbeat = Heartbeat(_reconciler(fast, index, log, following, metrics), metrics.heal)
+    heartbeat = Heartbeat(_reconciler(fast, index, log, following, metrics, answers), metrics.heal)
     waker.wakes = heartbeat.wake
     return Stores(
         database=database,
@@ -246,7 +246,12 @@ def _polled(
 
 
 def _reconciler(
-    fast: _Fast, index: RedisIndex, log: SqlRevocationLog, following: Database, metrics: Metrics
+    fast: _Fast,
+    index: RedisIndex,
+    log: SqlRevocationLog,
+    following: Database,
+    metrics: Metrics,
+    answers: LastAnswers,
 ) -> Reconciler:
     return Reconciler(
         revocations=log,
@@ -265,6 +270,7 @@ def _reconciler(
         proof=fast.proof,
         monotonic=time.monotonic,
         on_lag=metrics.revocation_lag,
+        on_compared=lambda: answers.compared(time.monotonic()),
         lane=fast.polled.reads if fast.polled is not None else None,
     )
 

@@ -32,6 +32,10 @@ NOTABLE_FAILURES: Final = 2
 log = logging.getLogger(__name__)
 
 
+def nothing() -> None:
+    """Stand in for a callback that nobody gave."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Reconciler:
     """
@@ -52,6 +56,8 @@ class Reconciler:
     proof: Proof
     monotonic: Monotonic
     on_lag: Callable[[int], None]
+    #: Called after each comparison that SQL and Redis both took part in.
+    on_compared: Callable[[], None] = nothing
     #: The connection of the lane for checks: one more of theirs.
     lane: PolledReads | None = None
     _horizon: Horizon = field(default_factory=Horizon, init=False)
@@ -88,6 +94,7 @@ class Reconciler:
             return False
         # Entries above the marker are in Redis, too, but the marker does not say so: it is enough.
         self.proof.compared(seq=settled.seq, over=reading.over, newest=newest, now_s=began_s)
+        self.on_compared()
         return True
 
     def _follow_checks(self) -> None:
