@@ -97,7 +97,7 @@ def test_an_outage_can_be_read_too(api, monkeypatch):
     """503 with Retry-After, for a page that shall try again."""
     monkeypatch.setattr(type(api.services.checks), "check", unavailable)
 
-    answer = api.call("GET", "/v1/me", token="x", headers={"Origin": PAGE})
+    answer = api.call("GET", "/v1/me/sessions", token="x", headers={"Origin": PAGE})
 
     assert (answer.status_code, answer.headers["Access-Control-Allow-Origin"]) == (503, PAGE)
     assert "retry-after" in listed(answer, "Access-Control-Expose-Headers")

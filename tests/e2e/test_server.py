@@ -413,8 +413,8 @@ def test_workers_that_die_at_once_are_replaced_ever_more_slowly(server):
         os.kill(worker, signal.SIGBUS)
 
     wait_until(lambda: pauses(server)[:5] == [0.5, 1.0, 2.0, 4.0, 8.0], what="pauses")
-    # Two die at a time: the longer pause of each pair was waited for.
-    assert time.monotonic() - began_s > 1.0 + 4.0
+    # Two may die at a time; then the longer pause of the two is waited for: at the least 0.5 and 2.
+    assert time.monotonic() - began_s > 0.5 + 2.0
     (server.folder / "die").unlink()
     for started in server.folder.glob("started-*"):
         started.unlink()
