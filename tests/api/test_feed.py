@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import delete, text
 
 from authsvc.domain.errors import StoreUnavailable
+from authsvc.domain.feed import LOOK_EVERY_S
 from authsvc.domain.values.identifiers import SessionId, UserId, new_id
 from authsvc.settings import Settings
 from authsvc.store.revocations import SqlFeedLog, SqlRevocationLog
@@ -30,6 +31,11 @@ if TYPE_CHECKING:
 
 #: The longest wait there is; what does not wait takes much less, also on a busy machine.
 LONG_S, SHORT_S = 15, 12
+
+
+def until_a_new_look() -> None:
+    """Pause until the last answer of SQL is too old to be given to the next reader."""
+    time.sleep(1.3 * LOOK_EVERY_S)
 
 
 class Reader:
@@ -161,7 +167,7 @@ def test_a_long_log_is_read_in_pages(pg_api):
     reader.caught_up()
     for session in sessions:
         pg_api.log_out(access=session.access)
-    time.sleep(0.2)
+    until_a_new_look()
 
     pages = [reader.read(limit=2) for _ in range(3)]
 
@@ -311,7 +317,7 @@ def test_a_restored_log_is_read_anew(make_api, regrown):
     cut_back(api, to=kept[-1].seq)
     new = appended(api, regrown) if regrown else []
     assert not regrown or new[0].seq == lost[0].seq
-    time.sleep(0.2)
+    until_a_new_look()
 
     page = reader.read(wait=LONG_S)
 
@@ -344,7 +350,7 @@ def test_without_sql_there_is_no_answer(make_api, monkeypatch, step):
     api = make_api(sqlite=True)
     reader = Reader(api).caught_up()
     appended(api, 1)
-    time.sleep(0.2)
+    until_a_new_look()
 
     def fail(*_: Any, **__: Any) -> None:
         raise StoreUnavailable("sql: gone")
