@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from redis import Redis
 
 from authsvc.cache import (
@@ -30,6 +24,7 @@ from authsvc.cache import (
     pattern_drop,
     sentinel_pool,
 )
+from tests.certificates import self_signed
 from tests.clusters import SERVICE, TlsFront, watched
 from tests.contract.cache_rows import IDENTS, KEYS, SPACE, Row, client_of, load, rows_of
 from tests.contract.polling import answer_to, reads_over
@@ -111,29 +106,7 @@ def _can_write(values):
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
     """Return the files of a certificate for 127.0.0.1, signed by itself, and of its key."""
-    folder = tmp_path_factory.mktemp("tls")
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "library")])
-    now = datetime.now(UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    (folder / "certificate.pem").write_bytes(made.public_bytes(pem))
-    plain = serialization.NoEncryption()
-    (folder / "key.pem").write_bytes(
-        key.private_bytes(pem, serialization.PrivateFormat.TraditionalOpenSSL, plain)
-    )
-    return folder / "certificate.pem", folder / "key.pem"
+    return self_signed(tmp_path_factory.mktemp("tls"), "127.0.0.1")
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,16 +17,13 @@ import psycopg
 import pytest
 import requests
 import yaml
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from flask import Flask
 
 from authsvc.api.frame.docs import VERIFY_PATH
 from authsvc.api.frame.errors import DETAILS
 from authsvc.app import BLUEPRINTS
 from tests.binaries import postgres_binaries, tool
+from tests.certificates import self_signed
 from tests.nginx import Nginx
 from tests.pages import RECORDER, Reader, commands
 from tests.processes import HOST, free_port
@@ -210,7 +206,10 @@ def published(installed) -> Iterator[tuple[str, str, Path]]:
 @contextmanager
 def _served(authsvc: str, folder: Path) -> Iterator[tuple[str, str, Path]]:
     """The file of the page in nginx, in front of what is at *authsvc*."""
-    certificate, key = _certificate(folder)
+    certificate, key = self_signed(folder, "auth.example.com")
+    # nginx may run as another user.
+    folder.chmod(0o755)
+    key.chmod(0o644)
     port = free_port()
     addresses = {
         "127.0.0.1:8080": authsvc,
@@ -221,32 +220,6 @@ def _served(authsvc: str, folder: Path) -> Iterator[tuple[str, str, Path]]:
     with Nginx((EXAMPLES / "nginx-tls.conf").read_text(), addresses) as nginx:
         assert nginx.complaints() == ""
         yield nginx.url, f"https://{HOST}:{port}", certificate
-
-
-def _certificate(folder: Path) -> tuple[Path, Path]:
-    """A certificate for the address of the tests, and its key; nginx may run as another user."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "auth.example.com")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(hours=1))
-        .sign(key, hashes.SHA256())
-    )
-    files = folder / "certificate.pem", folder / "key.pem"
-    files[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    files[1].write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-    )
-    folder.chmod(0o755)
-    return files
 
 
 class _Client(requests.Session):

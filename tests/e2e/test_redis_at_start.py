@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from redis import Redis
 
 from authsvc.settings import Settings
 from authsvc.wiring import build
 from authsvc.wiring.preflight import problems
+from tests.certificates import self_signed
 from tests.clusters import SERVICE, ClusterServer, SentinelServer, TlsFront
 from tests.processes import HOST, free_port
 from tests.proxy import Mode, Rule, TcpProxy
@@ -52,35 +48,6 @@ def plain() -> Iterator[RedisServer]:
     """A Redis that nothing is wrong with."""
     with RedisServer() as server:
         yield server
-
-
-def certificate(folder: Path, name: str, *, days: int = 1) -> tuple[Path, Path]:
-    """A certificate that nobody vouches for, over *days* from now, and its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "tests")])
-    now = datetime.now(UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=9))
-        .not_valid_after(now + timedelta(days=days))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    files = folder / f"{name}{days}.pem", folder / f"{name}{days}.key"
-    files[0].write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    files[1].write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-    return files
 
 
 def test_nothing_wrong_is_no_problem(env, plain):
@@ -221,8 +188,8 @@ def test_what_is_no_redis_is_no_traceback(env, plain):
 def test_faults_of_tls_are_told_apart(env, plain, tmp_path):
     """No TLS there; an unknown CA, which REDIS_CA_FILE mends; another name; a certificate that is over."""
     ours, other, over = (
-        certificate(tmp_path, "localhost"), certificate(tmp_path, "elsewhere"),
-        certificate(tmp_path, "localhost", days=-1),
+        self_signed(tmp_path, "localhost"), self_signed(tmp_path, "elsewhere"),
+        self_signed(tmp_path, "localhost", days=-1),
     )  # fmt: skip
 
     def message(files: tuple[Path, Path], **more: str) -> str:

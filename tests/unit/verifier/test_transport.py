@@ -6,16 +6,12 @@ import base64
 import ssl
 import threading
 import time
-from datetime import timedelta
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from authsvc.verifier.transport import MAX_BODY_BYTES, Answer, Line, Origin, TransportError
-from tests.unit.domain.samples import NOW
+from tests.certificates import self_signed
 from tests.unit.verifier.fake_service import FakeService
 
 PATH = "/thing"
@@ -201,34 +197,15 @@ def test_the_secret_is_in_no_text():
     assert "e c+ret" not in repr(origin("http://host"))
 
 
-def self_signed(folder: Any) -> ssl.SSLContext:
-    """A server's context with a certificate for 127.0.0.1 that nobody vouches for; it is in *folder*."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(NOW - timedelta(days=3650))
-        .not_valid_after(NOW + timedelta(days=3650))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    file = folder / "server.pem"
-    pem = certificate.public_bytes(serialization.Encoding.PEM)
-    encryption = serialization.NoEncryption()
-    secret = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
-    file.write_bytes(secret + pem)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(file)
-    return context
-
-
 def test_a_certificate_is_verified(service, tmp_path):
     """One that nobody vouches for, or for another name, ends it; one that is trusted does not."""
-    service.socket = self_signed(tmp_path).wrap_socket(service.socket, server_side=True)
+    certificate = self_signed(tmp_path, "localhost")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    service.socket = context.wrap_socket(service.socket, server_side=True)
     answering(service, Answer(200, {}, b"safe"))
     named = service.url.replace("http://127.0.0.1", "https://localhost")
-    trusting = ssl.create_default_context(cafile=str(tmp_path / "server.pem"))
+    trusting = ssl.create_default_context(cafile=certificate.public)
 
     ask_fails(Line(origin(named)))
     ask_fails(Line(origin(named.replace("localhost", "127.0.0.1"), tls=trusting)))
