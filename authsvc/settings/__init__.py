@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-from authsvc.settings.kinds import LimitSetting, Secret
-from authsvc.settings.locations import Address
-from authsvc.settings.model import VARIABLES, Environment, Settings, all_names
-from authsvc.settings.problems import Problem, SettingsError
-from authsvc.settings.sections import (
-    CacheSettings,
-    DatabaseSettings,
+from authsvc.settings.accounts import (
     EmailVerification,
-    HttpSettings,
     LimitSettings,
-    LogFormat,
-    LogLevel,
-    LogSettings,
     MailSettings,
     MailTransport,
     PasswordSettings,
-    RedisSettings,
     RegistrationMode,
     RegistrationSettings,
     SessionSettings,
     SmtpTls,
     TokenSettings,
+)
+from authsvc.settings.infrastructure import (
+    CacheSettings,
+    DatabaseSettings,
+    HttpSettings,
+    LogFormat,
+    LogLevel,
+    LogSettings,
+    RedisSettings,
     TracingMode,
     TracingSettings,
 )
+from authsvc.settings.kinds import LimitSetting, Secret
+from authsvc.settings.locations import Address
+from authsvc.settings.model import VARIABLES, Environment, Settings, all_names
+from authsvc.settings.reader import Problem, SettingsError
 
 __all__ = [
     "VARIABLES",

@@ -9,27 +9,25 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from authsvc.settings.kinds import SERVICE_LINK, SERVICE_LINK_ADVICE, InvalidValue
+from authsvc.settings.accounts import EmailVerification, MailTransport, RegistrationMode, SmtpTls
+from authsvc.settings.kinds import SERVICE_LINK, SERVICE_LINK_ADVICE, InvalidValue, shown
 from authsvc.settings.locations import redis_url_database
 from authsvc.settings.postgresql import server_settings
-from authsvc.settings.problems import Problem, shown
-from authsvc.settings.sections import EmailVerification, MailTransport, RegistrationMode, SmtpTls
+from authsvc.settings.reader import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from authsvc.settings.reader import Reader
-    from authsvc.settings.sections import (
-        DatabaseSettings,
-        HttpSettings,
+    from authsvc.settings.accounts import (
         MailSettings,
         PasswordSettings,
-        RedisSettings,
         RegistrationSettings,
         SessionSettings,
         TokenSettings,
     )
+    from authsvc.settings.infrastructure import DatabaseSettings, HttpSettings, RedisSettings
+    from authsvc.settings.reader import Reader
 
 MIN_PRODUCTION_BCRYPT_COST = 10
 

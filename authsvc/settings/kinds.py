@@ -7,8 +7,6 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from authsvc.settings.problems import shown
-
 if TYPE_CHECKING:
     from collections.abc import Callable
     from enum import Enum
@@ -31,10 +29,18 @@ ROLE_PATTERN = r"[a-z][a-z0-9_-]{0,31}"
 MAX_ROLES = 32
 MAX_QUOTA = 1_000_000
 MAX_WINDOW_S = 30 * 86_400
+#: Characters of a wrong value that a message repeats; more helps nobody and floods the log.
+SHOWN_CHARACTERS = 40
 
 
 class InvalidValue(ValueError):
     """A text is no value of its kind; the message says why and never repeats a secret."""
+
+
+def shown(text: str) -> str:
+    """*text* in quotes, cut, with what a terminal or log might act upon replaced by ``?``."""
+    cut = text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 1]}…"
+    return "'" + "".join(c if c.isprintable() else "?" for c in cut) + "'"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +146,11 @@ def matching(pattern: str, expected: str) -> Kind[str]:
         return text
 
     return Kind(expected=expected, parse=parse)
+
+
+def printable() -> Kind[str]:
+    """A name as servers take it."""
+    return matching(r"[!-~]{1,256}", "1 to 256 printable ASCII characters without spaces")
 
 
 def hidden(expected: str) -> Kind[Secret]:

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import SplitResult, urlsplit
 
-from authsvc.settings.kinds import InvalidValue, Kind, Secret, port
+from authsvc.settings.kinds import InvalidValue, Kind, Secret, port, shown
 from authsvc.settings.postgresql import check_database_url
-from authsvc.settings.problems import shown
 
 T = TypeVar("T")
 Network = IPv4Network | IPv6Network

@@ -6,15 +6,14 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from authsvc.settings import checks, kinds, risks, sections
+from authsvc.settings import accounts, checks, infrastructure, kinds, risks
 from authsvc.settings.declaration import section, sections_of, setting, variables_of
-from authsvc.settings.problems import SettingsError
-from authsvc.settings.reader import Reader
+from authsvc.settings.reader import Reader, SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from authsvc.settings.problems import Problem
+    from authsvc.settings.reader import Problem
 
 
 class Environment(StrEnum):
@@ -36,18 +35,18 @@ class Settings:
         "Development embeds what is missing and is never the default",
         default="production",
     )
-    http: sections.HttpSettings = section(sections.HttpSettings)
-    log: sections.LogSettings = section(sections.LogSettings)
-    tracing: sections.TracingSettings = section(sections.TracingSettings)
-    database: sections.DatabaseSettings = section(sections.DatabaseSettings)
-    redis: sections.RedisSettings = section(sections.RedisSettings)
-    tokens: sections.TokenSettings = section(sections.TokenSettings)
-    passwords: sections.PasswordSettings = section(sections.PasswordSettings)
-    sessions: sections.SessionSettings = section(sections.SessionSettings)
-    limits: sections.LimitSettings = section(sections.LimitSettings)
-    mail: sections.MailSettings = section(sections.MailSettings)
-    registration: sections.RegistrationSettings = section(sections.RegistrationSettings)
-    cache: sections.CacheSettings = section(sections.CacheSettings)
+    http: infrastructure.HttpSettings = section(infrastructure.HttpSettings)
+    log: infrastructure.LogSettings = section(infrastructure.LogSettings)
+    tracing: infrastructure.TracingSettings = section(infrastructure.TracingSettings)
+    database: infrastructure.DatabaseSettings = section(infrastructure.DatabaseSettings)
+    redis: infrastructure.RedisSettings = section(infrastructure.RedisSettings)
+    tokens: accounts.TokenSettings = section(accounts.TokenSettings)
+    passwords: accounts.PasswordSettings = section(accounts.PasswordSettings)
+    sessions: accounts.SessionSettings = section(accounts.SessionSettings)
+    limits: accounts.LimitSettings = section(accounts.LimitSettings)
+    mail: accounts.MailSettings = section(accounts.MailSettings)
+    registration: accounts.RegistrationSettings = section(accounts.RegistrationSettings)
+    cache: infrastructure.CacheSettings = section(infrastructure.CacheSettings)
     warnings: tuple[str, ...] = ()
 
     @property

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from authsvc.settings.declaration import sections_of, variables_of
 from authsvc.settings.kinds import InvalidValue
-from authsvc.settings.problems import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from authsvc.settings.declaration import Variable
 
@@ -19,6 +19,27 @@ T = TypeVar("T")
 
 #: A secret longer than this is a mistaken file; it also bounds the read of a device.
 MAX_FILE_BYTES = 65_536
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One thing to mend: the variable's *name*, and what is wrong and expected in *message*."""
+
+    name: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.message}"
+
+
+class SettingsError(Exception):
+    """The service must not start; ``problems`` names every reason, ``str()`` one to a line."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        noun = "problem" if len(self.problems) == 1 else "problems"
+        lines = (f"{len(self.problems)} {noun} in the settings:", *map(str, self.problems))
+        super().__init__("\n  ".join(lines))
 
 
 class Reader:

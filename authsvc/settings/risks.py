@@ -7,16 +7,17 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from authsvc.settings.accounts import MIN_SECRET_BYTES
 from authsvc.settings.declaration import variables_of
 from authsvc.settings.kinds import Secret
-from authsvc.settings.problems import Problem
-from authsvc.settings.sections import MIN_SECRET_BYTES
+from authsvc.settings.reader import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from authsvc.settings.accounts import LimitSettings, TokenSettings
+    from authsvc.settings.infrastructure import HttpSettings, RedisSettings
     from authsvc.settings.reader import Reader
-    from authsvc.settings.sections import HttpSettings, LimitSettings, RedisSettings, TokenSettings
 
 #: What examples print begins so; every sample in the docs does, which a test holds them to.
 _PLACEHOLDER = re.compile(r"change[-_ ]?me|replace[-_ ]?me|placeholder", re.IGNORECASE)
