@@ -20,13 +20,11 @@ from authsvc.api.frame.errors import MEDIA_TYPE, Problem, problem_of
 from authsvc.api.frame.guards import bearer_token
 from authsvc.domain.errors import AuthError, StoreUnavailable, TokenMissing
 from authsvc.domain.tokens.access import REMEMBERED, AccessToken
-from authsvc.domain.tokens.checks import PolledIndex, TokenChecks, require_roles
+from authsvc.domain.tokens.checks import PolledIndex, PolledReads, TokenChecks, require_roles
 from authsvc.domain.tokens.keys import KeyRing, KeySource
 from authsvc.observability.logs import bind_request
 
 if TYPE_CHECKING:
-    import socket
-
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 log = logging.getLogger(__name__)
@@ -122,19 +120,9 @@ class CheckLane:
     _known: dict[bytes, Prepared] = field(default_factory=dict, init=False, repr=False)
 
     @property
-    def socket(self) -> socket.socket | None:
-        """To be watched for answers."""
-        return self.index.socket
-
-    @property
-    def due_s(self) -> float:
-        """When what was asked must have been answered."""
-        return self.index.due_s
-
-    @property
-    def has_unsent(self) -> bool:
-        """True while there is more to send."""
-        return self.index.has_unsent
+    def reads(self) -> PolledReads:
+        """What the loop watches."""
+        return self.index.reads
 
     def open(self) -> bool:
         """Begin a round of the server's loop; True if there is something to be asked."""
@@ -177,10 +165,6 @@ class CheckLane:
         if answers is None:
             return None
         return self.checks.settle([check.keys for check in checks], answers)
-
-    def abandon(self) -> None:
-        """Wait for no answer any longer."""
-        self.index.abandon()
 
     def upkeep(self) -> None:
         """Look for new keys, so that nobody has to wait for that; may wait itself."""

@@ -123,20 +123,12 @@ class PolledReads:
     def send(self, request: bytes, count: int) -> None:
         """Send *request*, which a reply of *count* values answers; raises CacheUnavailable."""
         self._unsent, self._wanted, self._sent_at_s = request, count, self._clock()
-        self.send_rest()
-
-    def send_rest(self) -> None:
-        """Send what the socket had no room for; raises CacheUnavailable."""
-        try:
-            sent = self._connected().bare_socket.send(self._unsent)
-        except _NOT_NOW:
-            return
-        except OSError as error:
-            self._fail(Reason.REFUSED, error)
-        self._unsent = self._unsent[sent:]
+        self._send_rest()
 
     def receive(self) -> Sequence[bytes | None] | None:
-        """The values once all are there, None before; raises CacheUnavailable."""
+        """The values once all are there, None before; first sends the rest.  Raises CacheUnavailable."""
+        if self._unsent:
+            self._send_rest()
         sock = self._connected().bare_socket
         reply: object = _INCOMPLETE
         try:
@@ -173,6 +165,15 @@ class PolledReads:
         self._wanted = 0
         self._on_operation("mget", self._clock() - self._sent_at_s, "ok")
         return reply
+
+    def _send_rest(self) -> None:
+        try:
+            sent = self._connected().bare_socket.send(self._unsent)
+        except _NOT_NOW:
+            return
+        except OSError as error:
+            self._fail(Reason.REFUSED, error)
+        self._unsent = self._unsent[sent:]
 
     def _connected(self) -> Wire:
         if self._wire is None:

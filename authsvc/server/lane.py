@@ -41,16 +41,12 @@ class Prepared(Protocol):
     behind_id: bytes
 
 
-class CheckLane(Protocol):
-    """What an application brings along to have checks answered here; none of it waits or raises."""
-
-    #: Checks are requests for this path, on any port but the other.
-    path: str
-    metrics_port: int
+class PolledReads(Protocol):
+    """What the checks of the lane wait for: one read at a time is under way."""
 
     @property
     def socket(self) -> socket.socket | None:
-        """To be watched for answers; changes, or goes, in a call of any method."""
+        """To be watched for answers; changes, or goes, in a call of any method of the lane."""
 
     @property
     def due_s(self) -> float:
@@ -59,6 +55,21 @@ class CheckLane(Protocol):
     @property
     def has_unsent(self) -> bool:
         """True while the socket is to be watched for writing, too."""
+
+    def abandon(self) -> None:
+        """Wait for no answer any longer."""
+
+
+class CheckLane(Protocol):
+    """What an application brings along to have checks answered here; none of it waits or raises."""
+
+    #: Checks are requests for this path, on any port but the other.
+    path: str
+    metrics_port: int
+
+    @property
+    def reads(self) -> PolledReads:
+        """What :meth:`ask` begins."""
 
     def open(self) -> bool:
         """Begin a round; True if there is something to be asked."""
@@ -77,9 +88,6 @@ class CheckLane(Protocol):
 
     def answers(self, checks: Sequence[Prepared]) -> Sequence[bool] | None:
         """For each, whether the answer is yes; None while nobody knows.  For all it is no after a failure."""
-
-    def abandon(self) -> None:
-        """Wait for no answer any longer."""
 
     def upkeep(self) -> None:
         """Do what keeps the lane open; called in a thread every half second, for it may wait."""
@@ -143,11 +151,11 @@ class LaneWorker(ParkingWorker):
             return
         ends_s = time.monotonic() + ROUNDS_S
         while True:
-            left_s = max(0.0, lane.due_s - time.monotonic()) if self._batch else timeout
+            left_s = max(0.0, lane.reads.due_s - time.monotonic()) if self._batch else timeout
             self._is_open = None
             super().wait_for_and_dispatch_events(min(timeout, left_s))
-            if self._batch and time.monotonic() >= lane.due_s:
-                lane.abandon()
+            if self._batch and time.monotonic() >= lane.reads.due_s:
+                lane.reads.abandon()
                 self._watch()
                 self._finish(lane, [False] * len(self._batch))
             if self._next and not self._batch:
@@ -306,8 +314,9 @@ class LaneWorker(ParkingWorker):
     def _watch(self) -> None:
         """Watch the lane's socket, whichever it is now."""
         lane = self.lane
-        sock = lane.socket if lane is not None else None
-        is_writing = lane is not None and lane.has_unsent
+        reads = lane.reads if lane is not None else None
+        sock = reads.socket if reads is not None else None
+        is_writing = reads is not None and reads.has_unsent
         wanted = (sock, selectors.EVENT_READ | (selectors.EVENT_WRITE if is_writing else 0))
         if wanted == self._watched:
             return

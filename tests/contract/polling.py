@@ -41,6 +41,4 @@ def wait_once(reads: PolledReads) -> Sequence[bytes | None] | None:
     assert sock is not None
     readable, writable, _ = select.select([sock], [sock] if reads.has_unsent else [], [], 60)
     assert readable or writable
-    if reads.has_unsent:
-        reads.send_rest()
     return reads.receive()

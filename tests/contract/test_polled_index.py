@@ -49,8 +49,8 @@ def answers(polled: PolledIndex, *tokens: AccessToken) -> list[IndexAnswer]:
     """One round: all of *tokens* with one read."""
     polled.ask([polled.keys_of(token.keys) for token in tokens])
     while True:
-        assert polled.socket is not None
-        assert select.select([polled.socket], [], [], 60)[0]
+        assert polled.reads.socket is not None
+        assert select.select([polled.reads.socket], [], [], 60)[0]
         if (found := polled.answers()) is not None:
             return found
 
@@ -154,7 +154,7 @@ def test_a_connection_older_than_the_reconcilers_is_not_believed(process, polled
     process.monotonic.tick(1)
     assert process.reconciler.tick()
 
-    assert select.select([polled.socket], [], [], 60)[0]
+    assert select.select([polled.reads.socket], [], [], 60)[0]
     found = polled.answers()
 
     assert polled.reads.generation == old

@@ -53,8 +53,8 @@ class CheckObserver(Protocol):
     def __call__(self, result: str, source: Source, /, *, times: int = 1) -> None: ...
 
 
-class PolledIndex(Protocol):
-    """The fast copy, read without waiting: many tokens with one read; raises StoreUnavailable."""
+class PolledReads(Protocol):
+    """Reads as an event loop watches them: one at a time is under way."""
 
     @property
     def socket(self) -> socket.socket | None:
@@ -68,6 +68,17 @@ class PolledIndex(Protocol):
     def has_unsent(self) -> bool:
         """True while the socket is to be watched for writing, too."""
 
+    def abandon(self) -> None:
+        """Wait for no answer any longer."""
+
+
+class PolledIndex(Protocol):
+    """The fast copy, read without waiting: many tokens with one read; raises StoreUnavailable."""
+
+    @property
+    def reads(self) -> PolledReads:
+        """What :meth:`ask` begins, and :meth:`answers` ends."""
+
     def is_open(self) -> bool:
         """True if it makes sense to ask."""
 
@@ -79,9 +90,6 @@ class PolledIndex(Protocol):
 
     def answers(self) -> list[IndexAnswer] | None:
         """One for each token that was asked about, in that order; None while the answer is not there."""
-
-    def abandon(self) -> None:
-        """Wait for no answer any longer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

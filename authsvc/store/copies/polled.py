@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from authsvc.cache.breaker import State
 from authsvc.cache.client import CacheClient
@@ -14,9 +13,6 @@ from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.revocations import IndexAnswer, Proof, TokenKeys
 from authsvc.domain.values.clocks import Monotonic
 from authsvc.store.copies.index import IndexKeys
-
-if TYPE_CHECKING:
-    import socket
 
 #: Keys that belong to one token.
 KEYS_EACH = 4
@@ -44,21 +40,6 @@ class PolledIndex:
     def __post_init__(self) -> None:
         self._marker = _bulk(self.key_names.marker)
 
-    @property
-    def socket(self) -> socket.socket | None:
-        """To be watched by the loop; another one whenever there is another connection."""
-        return self.reads.socket
-
-    @property
-    def due_s(self) -> float:
-        """When what was asked must have been answered."""
-        return self.reads.due_s
-
-    @property
-    def has_unsent(self) -> bool:
-        """True while the socket is to be watched for writing, too."""
-        return self.reads.has_unsent
-
     def is_open(self) -> bool:
         """True if it makes sense to ask."""
         is_proving = self.proof.compared_at_s != self._refuted_at_s
@@ -80,8 +61,6 @@ class PolledIndex:
     def answers(self) -> list[IndexAnswer] | None:
         """One for each token, None while they are not there; raises StoreUnavailable."""
         try:
-            if self.reads.has_unsent:
-                self.reads.send_rest()
             values = self.reads.receive()
         except CacheUnavailable as error:
             raise StoreUnavailable(f"redis: {error.reason}") from error
@@ -96,10 +75,6 @@ class PolledIndex:
             IndexAnswer(record, session, epoch, blacklist, is_proven)
             for record, session, epoch, blacklist in zip(*each, strict=True)
         ]
-
-    def abandon(self) -> None:
-        """Close the connection: its answer did not come in time."""
-        self.reads.abandon()
 
 
 def _bulk(text: str) -> bytes:
