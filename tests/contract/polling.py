@@ -30,9 +30,17 @@ def reads_over(pool: Pool) -> PolledReads:
 def answer_to(reads: PolledReads, *keys: str) -> Sequence[bytes | None]:
     """Ask for *keys*, and wait as a loop does."""
     reads.send(mget(*keys), len(keys))
-    while (values := wait_once(reads)) is None:
-        pass
-    return values
+    return answered(reads)
+
+
+def answered(reads: PolledReads) -> Sequence[bytes | None]:
+    """Rounds of the loop until all values are there."""
+    ends_s = time.monotonic() + PATIENT.total_s
+    while time.monotonic() < ends_s:
+        values = wait_once(reads)
+        if values is not None:
+            return values
+    raise AssertionError("no answer")
 
 
 def wait_once(reads: PolledReads) -> Sequence[bytes | None] | None:
