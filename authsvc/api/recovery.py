@@ -170,7 +170,7 @@ def confirm_change(form: TicketForm) -> tuple[User, int]:
 @invitations.refuses(404, "`not_found`: mails carry no links")
 @invitations.refuses(409, "`email_taken`")
 def invite(form: InviteForm) -> tuple[User, int, dict[str, str]]:
-    """Invite somebody: they choose a password with the mail's link."""
+    """Invite a user: the link in the mail lets them choose a password."""
     actor = identity().user_id
     user = recovery().recovery.invite(form.email, form.profile, form.roles, actor=actor).value
     return user, 201, {"Location": f"/v1/users/{user.id}"}

@@ -167,7 +167,7 @@ class CheckLane:
         return self.checks.settle([check.keys for check in checks], answers)
 
     def upkeep(self) -> None:
-        """Look for new keys, so that nobody has to wait for that; may wait itself."""
+        """Load new signing keys before a check needs them; may block."""
         self.ring.refresh()
 
     def _learn(self, authorization: bytes) -> Prepared | None:

@@ -193,7 +193,7 @@ class Aside(Generic[T]):
         """
         Return the command that invalidates *ident* after the commit of *row_version*, sparing what is as new.
 
-        Unlike a drop it may be repeated later, and costs nobody the record that was read or written since.
+        Unlike a drop it may be repeated later: it leaves a newer record in place.
         """
         return self._records.outdate_command(ident, row_version)
 

@@ -135,7 +135,7 @@ class CacheClient:
 
     @property
     def is_steady(self) -> bool:
-        """True unless a call failed of late: whoever can do without Redis need not wait for another one."""
+        """False while recent calls failed: a caller that can do without Redis should not try it now."""
         return self._breaker.is_steady
 
     def ping(self) -> None:

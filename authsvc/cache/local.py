@@ -1,9 +1,10 @@
 """
 A first level in the process above the cache in Redis, for seconds, and for display alone.
 
-Invalidations are told to the other processes over a channel under the key prefix.  Nothing is kept while
-nobody listens there, and everything is forgotten when the subscription ends: with its connection, or when
-not even a PING is answered any more (:data:`DEAF_AFTER_S`).  No record stays longer than its few seconds.
+Invalidations are published to the other processes over a channel under the key prefix.  Nothing is cached
+while this process has no subscription, and all of it is dropped when the subscription ends: because its
+connection was lost, or because a PING got no answer (:data:`DEAF_AFTER_S`).  A record stays for seconds at
+most.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def recovery() -> RecoveryServices:
 
 
 def own_user() -> User | None:
-    """The caller as read with his token, in a view that asked for it; None where there was no copy."""
+    """The caller's user, for a view that asked for it; None where the cache had no copy of it."""
     return cast("User | None", g.own_user)
 
 

@@ -101,14 +101,14 @@ class ChangeConfirmBody(Body):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class AddressForm:
-    """An address, and the password of whoever wants it."""
+    """An address; and the current password, where a user asks to change theirs."""
 
     email: str
     password: str = ""
 
 
 class AddressBody(Body):
-    """An address, as typed: whatever it is, the answer is the same."""
+    """An address.  It is not checked: a malformed one gets the same answer as a known one."""
 
     email = fields.String(required=True, metadata={"example": "ada@example.com"})
 

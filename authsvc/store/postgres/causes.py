@@ -42,7 +42,7 @@ class NoServer(psycopg.OperationalError):
         self.failures = tuple(failures)
 
 
-_AWAY = Cause("connection refused", "nobody listens there: is the server up, are host and port right?")
+_AWAY = Cause("connection refused", "no server listens there: is it running, are host and port right?")
 _SILENT = Cause("no answer in time", "the server, the network or a firewall is silent")
 _LOST = Cause("connection lost", "the server or the network ended the connection")
 
