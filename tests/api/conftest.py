@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import closing
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -100,3 +101,10 @@ def command(monkeypatch) -> Callable[[list[str]], int]:
 def make_api(make_module_api: MakeApi) -> MakeApi:
     """Build an application for one test."""
     return make_module_api
+
+
+@pytest.fixture
+def replica(api) -> Iterator[Api]:
+    """Another process over the stores of *api*, which only the log tells of changes."""
+    with closing(Api(api.env)) as other:
+        yield other

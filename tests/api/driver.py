@@ -208,12 +208,12 @@ def new_email() -> str:
     return f"person{next(_numbers)}@example.com"
 
 
-def at_once(work: Callable[[S], T], items: Iterable[S]) -> list[T]:
-    """What *work* makes of each of *items*, by THREADS threads that begin together."""
-    gate = Barrier(THREADS)
-    with ThreadPoolExecutor(THREADS, initializer=gate.wait, initargs=(60,)) as threads:
+def at_once(work: Callable[[S], T], items: Iterable[S], *, threads: int = THREADS) -> list[T]:
+    """What *work* makes of each of *items*, by so many *threads*, which begin together."""
+    gate = Barrier(threads)
+    with ThreadPoolExecutor(threads, initializer=gate.wait, initargs=(60,)) as pool:
         # A pool starts a thread for each job while none is idle: the gate keeps them all busy at first.
-        return list(threads.map(work, items))
+        return list(pool.map(work, items))
 
 
 def json_of(answer: TestResponse) -> dict[str, Any]:

@@ -282,8 +282,8 @@ class TestChange:
         person.call("POST", "/v1/auth/email/verify", json={"code": code_in(postbox.newest(person.email))})
         return person
 
-    def test_both_ends_of_a_proven_address_agree(self, api, postbox):
-        """Every other session ends; the old address is free at once, both hear of it."""
+    def test_both_ends_of_a_proven_address_agree(self, api, postbox, replica):
+        """Every other session ends in every process; the old address is free at once, both hear of it."""
         person, new = self.proven(api, postbox), new_email()
         old, kept = person.email, person.access
         other = api.log_in(old)
@@ -297,7 +297,9 @@ class TestChange:
 
         assert answer.status_code == 200
         assert (json_of(answer)["email"], json_of(answer)["email_verified"]) == (new, True)
-        assert [api.verify(kept), api.verify(json_of(other)["access_token"])] == [200, 401]
+        for process in (api, replica):
+            assert [process.verify(kept), process.verify(json_of(other)["access_token"])] == [200, 401]
+            assert process.log_in(old).status_code == 401
         with closing(Shelf(api)) as shelf:
             assert shelf.get(f"user:email:{old}") is None
         assert "changed" in postbox.newest(old)

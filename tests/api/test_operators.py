@@ -48,14 +48,6 @@ def operate(api, command, monkeypatch, capsys) -> Callable[..., dict[str, Any] |
     return run
 
 
-@pytest.fixture
-def replica(api) -> Any:
-    """Another process over the same stores, which only the log tells of changes."""
-    other = Api(api.env)
-    yield other
-    other.close()
-
-
 def found(admin: Person, **query: str) -> list[str]:
     """The ids in the list that answers *query*."""
     answer = admin.call("GET", "/v1/users", query_string=query)

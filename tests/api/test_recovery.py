@@ -12,8 +12,6 @@ from tests.api.mailing import MAIL, Postbox, code_in, token_in
 from tests.rig import PASSWORD
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from werkzeug.test import TestResponse
 
 NEW_PASSWORD = "a staple that no horse has seen"
@@ -31,14 +29,6 @@ def api(make_module_api: MakeApi, request) -> Api:
 def postbox(api: Api) -> Postbox:
     """What the application's sender hands over."""
     return Postbox(api)
-
-
-@pytest.fixture
-def replica(api) -> Iterator[Api]:
-    """Another process over the same stores, which only the log tells of changes."""
-    other = Api(api.env)
-    yield other
-    other.close()
 
 
 def forget(api: Api, email: str, **options: Any) -> dict[str, Any]:
@@ -188,17 +178,17 @@ def test_a_disabled_account_gets_no_mail(api, postbox):
     assert len(postbox.mails_to(person.email)) == before
 
 
-def test_an_admin_sends_a_reset_and_may_lock_the_password(api, postbox):
-    """Locked: the sessions end at once, no password fits, and the mail lets its reader in again."""
+def test_an_admin_sends_a_reset_and_may_lock_the_password(api, postbox, replica):
+    """Locked: sessions end at once in every process, no password fits, the mail lets its reader in again."""
     person, admin = api.someone(), api.an_admin()
     path = f"/v1/users/{person.id}/password-reset"
 
     assert admin.call("POST", path, json={}).status_code == 202
-    assert person.is_accepted()
+    assert [person.is_accepted(), replica.verify(person.access)] == [True, 200]
     assert admin.call("POST", path, json={"lock": True}).status_code == 202
 
-    assert not person.is_accepted()
-    assert api.log_in(person.email).status_code == 401
+    assert [person.is_accepted(), replica.verify(person.access)] == [False, 401]
+    assert [process.log_in(person.email).status_code for process in (api, replica)] == [401, 401]
     assert reset(api, token=token_in(postbox.newest(person.email))).status_code == 204
     assert api.log_in(person.email, NEW_PASSWORD).status_code == 200
     assert admin.call("POST", f"/v1/users/{'0' * 8}/password-reset", json={}).status_code == 404
@@ -238,17 +228,18 @@ def test_a_token_that_was_changed_is_refused(api, postbox):
     assert reset(api, token=token).status_code == 204
 
 
-def test_one_link_that_many_use_at_once_works_once(api, postbox):
-    """A row decides."""
+def test_one_link_that_many_use_at_once_works_once(api, replica, postbox):
+    """A row decides, also between processes."""
     person = api.someone()
     forget(api, person.email)
     token = token_in(postbox.newest(person.email))
 
-    answers = at_once(
-        lambda number: reset(api, token=token, new_password=f"{NEW_PASSWORD} {number}"), range(THREADS)
-    )
+    def use(number: int) -> TestResponse:
+        return reset((api, replica)[number % 2], token=token, new_password=f"{NEW_PASSWORD} {number}")
 
-    assert sorted(answer.status_code for answer in answers) == [204] + [401] * (THREADS - 1)
+    answers = at_once(use, range(50), threads=50)
+
+    assert sorted(answer.status_code for answer in answers) == [204] + [401] * 49
 
 
 def test_nothing_older_lives_after_a_reset_beside_logins_and_refreshes(api: Api, postbox: Postbox) -> None:
@@ -297,8 +288,8 @@ def test_the_limits_of_mails_and_codes(make_api):
 class TestInvitation:
     """POST /v1/users."""
 
-    def test_who_is_invited_chooses_a_password_and_is_in(self, api, postbox):
-        """No password fits before; the address is proven by the mail."""
+    def test_who_is_invited_chooses_a_password_and_is_in(self, api, postbox, replica):
+        """No password fits before; the address is proven by the mail; every process knows at once."""
         admin, email = api.an_admin(), new_email()
 
         answer = admin.call("POST", "/v1/users", json={"email": email, "name": "Ada", "roles": ["admin"]})
@@ -309,7 +300,7 @@ class TestInvitation:
         assert (user["name"], user["roles"], user["email_verified"]) == ("Ada", ["user", "admin"], False)
         assert api.log_in(email, "!").status_code == 401
         assert reset(api, token=token_in(postbox.newest(email))).status_code == 204
-        assert api.log_in(email, NEW_PASSWORD).status_code == 200
+        assert [process.log_in(email, NEW_PASSWORD).status_code for process in (api, replica)] == [200, 200]
         again = admin.call("POST", "/v1/users", json={"email": email.upper()})
         assert (again.status_code, code_of(again)) == (409, "email_taken")
 
