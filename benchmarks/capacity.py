@@ -238,7 +238,7 @@ class Caller:
 
 
 def measure_copies(service: Service, redis: RedisServer, *, users: int = 1000) -> None:
-    """Bytes for a cached user with the note of his address, and for the counter of one account."""
+    """Bytes for a cached user with the note of their address, and for the counter of one account."""
     folder = service.log.parent
     foreign = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
     # Whoever has logged in is warmed.

@@ -1,4 +1,4 @@
-"""The audit trail, for admins; and of it what is about the caller, for himself."""
+"""The audit trail: all of it for admins, and for every user what is about them."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def add_actions(users: Any) -> None:
     )
     create.set_defaults(run=run_create_user)
     roles = users.add_parser(
-        "set-role", help="replace a user's roles; his tokens die, a refresh brings new ones"
+        "set-role", help="replace a user's roles; their tokens die, a refresh brings new ones"
     )
     roles.add_argument("email", metavar="EMAIL")
     roles.add_argument("role", nargs="+", metavar="ROLE")
@@ -81,7 +81,7 @@ def run_set_role(options: argparse.Namespace, env: Mapping[str, str]) -> int:
 
 
 def run_show(options: argparse.Namespace, env: Mapping[str, str]) -> int:
-    """Print a user with all that is known of him, but what proves his password."""
+    """Print a user with all that is known of them, but what proves their password."""
     email = canonical(options.email, "EMAIL")
     with closing(open_services(env)) as services, somebody(email):
         user = services.users.called(email)

@@ -15,7 +15,7 @@ from authsvc.store.transfers import SqlUserTransfers
 def exported_users(
     transfers: SqlUserTransfers, roles: RoleNames, *, pepper_id: str | None
 ) -> Iterator[list[dict[str, Any]]]:
-    """Every user, in pages; with his hash where the *pepper_id* that it needs is given."""
+    """Every user, in pages; with the password hash where the *pepper_id* that it needs is given."""
     for page in transfers.pages(with_hashes=pepper_id is not None):
         yield [described(user, roles) | _hash(stored, pepper_id) for user, stored in page]
 
@@ -24,7 +24,7 @@ def hashes_in_use(kinds: Mapping[str, int], needs_rehash: Callable[[str], bool])
     """
     How many hashes there are of each scheme and cost, from *kinds*, the beginnings of hashes.
 
-    A foreign one is replaced at the first login: who has one has not logged in since he was imported.
+    A foreign one is replaced at the first login: whoever has one has not logged in since the import.
     """
     counts = Counter[tuple[str, int | None]]()
     for beginning, count in kinds.items():

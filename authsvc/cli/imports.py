@@ -56,7 +56,7 @@ def _within_limits(value: dict[str, Json]) -> None:
 
 
 class Line(Schema):
-    """One user of the file: what other services know of him, and what `users export` writes."""
+    """One user of the file: what other services know of them, and what `users export` writes."""
 
     email = text(1024, required=True)
     password_hash = fields.String(required=True)
@@ -80,7 +80,7 @@ _LINE = Line()
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One line: a user who may come in, or why he may not."""
+    """One line: a user who may come in, or why they may not."""
 
     number: int
     user: Credentials | None = None

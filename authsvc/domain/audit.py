@@ -55,11 +55,11 @@ class Action(StrEnum):
 
 #: How the service itself fares, not what somebody did: for the log and the counters alone.
 OPERATIONAL = frozenset({Action.LIMIT_UNCOUNTED, Action.TOKEN_UNRECORDED})
-#: What anybody can cause at no cost, as often as he likes: all of the same share one row for a while.
+#: What anybody can cause at no cost, as often as they like: all of the same share one row for a while.
 TALLIED = frozenset({Action.LIMIT_REACHED, Action.CLIENT_REFUSED})
 #: What an operator does on the command line, where nobody shows a token.
 BY_OPERATORS = frozenset({Action.USER_STANDING_SET, Action.PASSWORD_CHANGED, Action.EMAIL_CHANGED})
-#: What a user is shown of his own account.
+#: What a user is shown of their own account.
 PERSONAL = frozenset(
     {
         *(Action.USER_REGISTERED, Action.USER_STANDING_SET, Action.LOGIN_SUCCEEDED, Action.LOGIN_FAILED),
@@ -209,5 +209,5 @@ class AuditBook:
         return page, page[-1].id if len(found) > wanted.limit else None
 
     def of_user(self, user_id: UserId, *, limit: int, after: str | None) -> tuple[list[Entry], str | None]:
-        """The same of what a user may know of his own account."""
+        """The same of what a user may know of their own account."""
         return self.page(AuditFilter(actions=PERSONAL, user_id=user_id, limit=limit, after=after))

@@ -248,8 +248,8 @@ class Authentication:
             return None
         # Before anything is counted, but only for who has logged in somewhere: nobody else gets this far.
         found = self.credentials.by_email(email)
-        is_his = found is not None and device.belongs_to(found.user.id, found.password_version)
-        return device if is_his else None
+        is_theirs = found is not None and device.belongs_to(found.user.id, found.password_version)
+        return device if is_theirs else None
 
     def _require_proven_address(self, proven: Credentials) -> None:
         """Raise EmailUnverified where the address must be proven, and send a mail now and then."""
@@ -279,7 +279,7 @@ class Authentication:
         return InvalidCredentials()
 
     def _open_session(self, verified: Credentials, attempt: LoginAttempt) -> TokenPair:
-        """A new session for a proven user, unless he was disabled or changed his password meanwhile."""
+        """A new session for a proven user, unless they were disabled or changed their password meanwhile."""
         session = self._new_session(verified.user, attempt)
         rehash = self.proof.rehash(attempt.password, verified)
         committed = self.credentials.open_session(

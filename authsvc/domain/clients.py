@@ -186,7 +186,7 @@ class Acquaintances:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientProof:
-    """Finds out whether somebody is the client that he says he is."""
+    """Authenticates clients."""
 
     store: ClientStore
     known: Acquaintances
@@ -198,7 +198,7 @@ class ClientProof:
         Whose *credentials* these are: one query, and the same work whether the client is known.
 
         A right secret is never limited; wrong ones are counted by address.  While SQL is away, whoever
-        it confirmed in the last REMEMBERED_S seconds goes on being who he is.
+        it confirmed in the last REMEMBERED_S seconds is still accepted.
 
         Raises:
             ClientRefused: unknown client or wrong secret.

@@ -1,4 +1,4 @@
-"""Credentials: a user with his password hash, proving who he is, and changing the password."""
+"""Credentials: a user with their password hash, proving who they are, and changing the password."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from authsvc.domain.values.limits import Verdict
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
-    """A user and what his password is verified by; never cached, never logged."""
+    """A user and what their password is verified by; never cached, never logged."""
 
     user: User
     password_hash: str
@@ -187,7 +187,7 @@ class OwnAccount:
         """
         Replace the password; every session but the caller's ends, every device becomes a stranger.
 
-        Returns a new device token: the caller has just shown who he is.
+        Returns a new device token: the caller has just shown who they are.
 
         Raises:
             WrongPassword: *current* is wrong, or was changed by somebody else meanwhile.

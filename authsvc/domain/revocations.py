@@ -36,7 +36,7 @@ class Revocation:
     One entry of the log.
 
     ``session_id`` ends that session, ``token_id`` names the token that was shown for it, ``epoch`` cuts
-    off the user's earlier tokens, ``email`` says that copies of the user himself are out of date: those from
+    off the user's earlier tokens, ``email`` says that copies of the user are out of date: those from
     before ``row_version``, or all of them where that is None.
     """
 

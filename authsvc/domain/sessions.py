@@ -184,7 +184,7 @@ class SessionStore(Protocol):
         """
 
     def end_all(self, user_id: UserId, *, reason: str, keep: SessionId | None) -> Committed[int]:
-        """End every session of the user, or every other; without *keep* his epoch rises, too."""
+        """End every session of the user, or every other; without *keep* their epoch rises, too."""
 
     def of_user(self, user_id: UserId, *, now: datetime) -> Sequence[Session]:
         """The living sessions, the most recently used first."""

@@ -92,7 +92,7 @@ def with_roles(wanted: tuple[Role, ...]) -> tuple[Role, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """What a user may change of himself."""
+    """What a user may change of themselves."""
 
     name: str | None = None
     phone: str | None = None
@@ -153,7 +153,7 @@ class UserStore(Protocol):
         """
 
     def remove(self, user_id: UserId) -> Committed[User]:
-        """Delete the user with everything that is his; raises NotFound, LastAdmin."""
+        """Delete the user with everything that is theirs; raises NotFound, LastAdmin."""
 
     def page(self, wanted: UserFilter) -> list[User]:
         """At most ``limit + 1`` users: the one too many says that there is a next page."""
@@ -253,7 +253,7 @@ class UserDirectory:
         return outcome
 
     def remove(self, user_id: UserId, *, actor: UserId | None) -> Outcome[User]:
-        """Delete the user; his tokens die with him.  Raises NotFound, LastAdmin."""
+        """Delete the user; their tokens die with them.  Raises NotFound, LastAdmin."""
         outcome = self.revocations.publish(self.store.remove(user_id))
         self.audit.record(Event(Action.USER_DELETED, user_id=user_id, actor_id=actor))
         return outcome

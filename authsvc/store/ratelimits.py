@@ -51,7 +51,7 @@ class RedisRateLimiter:
         try:
             self._client.call("ZREM", self._key(verdict.limit, verdict.subject), verdict.receipt)
         except CacheUnavailable as error:
-            # The caller has succeeded: he loses one attempt for a window, not his answer.
+            # The caller has succeeded: they lose one attempt for a window, not their answer.
             _log.warning("limit.refund_lost", extra={"rule": verdict.limit.name, "reason": error.reason})
 
     def _key(self, limit: Limit, subject: str) -> str:

@@ -85,7 +85,7 @@ class SqlRevocationLog:
     """
     The append-only log; *copies_live* is how long an entry's copy in Redis can matter.
 
-    *users_live* is the same for entries about a user himself, whose cached copies may outlive his tokens.
+    *users_live* is the same for entries about a user, whose cached copies may outlive their tokens.
     *following* is what the log is read over: writers that are slow must not take its connection away.
     """
 

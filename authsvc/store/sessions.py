@@ -116,7 +116,7 @@ class SqlSessionStore:
         return Committed(session, numbered, is_noted=event is not None)
 
     def end_all(self, user_id: UserId, *, reason: str, keep: SessionId | None) -> Committed[int]:
-        """End every session of the user, or every other; without *keep* his epoch rises, too."""
+        """End every session of the user, or every other; without *keep* their epoch rises, too."""
         with self._database.transaction() as connection:
             user = locked_user(connection, user_id)
             entries = end_sessions_of(connection, self._log, user_id, self._clock(), reason, keep=keep)
@@ -161,7 +161,7 @@ class _TrailRefuses(Exception):
 
 
 def locked_user(connection: Connection, user_id: UserId) -> User:
-    """The user under his row lock; raises NotFound."""
+    """The user under their row lock; raises NotFound."""
     statement = select(*USER_COLUMNS).where(users.c.id == user_id).with_for_update()
     row = connection.execute(statement).mappings().one_or_none()
     if row is None:

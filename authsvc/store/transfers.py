@@ -77,7 +77,7 @@ class SqlUserTransfers:
         return self._patiently(lambda: self._add(batch, brought_ids)) if batch else Committed([])
 
     def pages(self, *, with_hashes: bool) -> Iterator[list[tuple[User, str | None]]]:
-        """Every user, with his hash if that is wanted; who changes meanwhile is as before or as after it."""
+        """Every user, with the hash if that is wanted; who changes meanwhile is as before or as after it."""
         columns = [*USER_COLUMNS, users.c.password_hash] if with_hashes else [*USER_COLUMNS]
         after = NOBODY
         while after:

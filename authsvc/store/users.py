@@ -99,7 +99,7 @@ class SqlUserStore:
             )
 
     def remove(self, user_id: UserId) -> Committed[User]:
-        """Delete the user; his sessions go with him, their tombstones and the cut-off stay."""
+        """Delete the user; their sessions go with them, their tombstones and the cut-off stay."""
         with self._database.transaction() as connection:
             user = locked_user(connection, user_id)
             self._keep_an_admin(connection, user, None)
@@ -221,7 +221,7 @@ class SqlCredentialStore:
     def open_session(
         self, verified: Credentials, session: Session, *, rehash: Rehash | None, max_sessions: int
     ) -> Committed[User] | None:
-        """One transaction under the user's row lock; None if he was disabled or changed his password."""
+        """One transaction under the user's row lock; None if they were disabled or changed their password."""
         now = self._clock()
         noted = (
             self._still(verified)

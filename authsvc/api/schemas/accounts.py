@@ -52,7 +52,7 @@ def _named_like_a_role(name: str) -> None:
 
 
 class ProfileFields(Body):
-    """What a user says of himself."""
+    """What a user says of themselves."""
 
     name = text(200, allow_none=True, metadata={"example": "Ada Lovelace"})
     phone = text(64, allow_none=True, metadata={"example": "+44 20 7946 0000"})

@@ -1,9 +1,9 @@
 """
-Single flight: of those who miss the same key at once one loads, the others wait for what he gets.
+Single flight: of those who miss the same key at once one loads, the others wait for what it gets.
 
 What a leader brought is good for a waiter only if nothing was invalidated between the waiter's asking
 and the proof that the value was still current: a fill under the leader's own lease, or a look.  So the
-leader *seals* the flight before that proof; who came aboard later looks for himself.
+leader *seals* the flight before that proof; who joins later looks again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Flight(Generic[V]):
         self._covered = 0
         self._cargo: tuple[V] | None = None
         self.landed = Event()
-        #: True where the loader raised: who waited loads for himself.
+        #: True where the loader raised: a waiter then loads on its own.
         self.has_failed = False
 
     def board(self) -> int:
@@ -55,7 +55,7 @@ class SingleFlight:
     """
     Settings and state of the flights of one process.
 
-    A waiter waits *patience_s* seconds for others, in this process or another, then loads for himself;
+    A waiter waits *patience_s* seconds for others, in this process or another, then loads on its own;
     a lease of another process is looked at every *retry_s* seconds.  *clock* is monotonic.
     """
 

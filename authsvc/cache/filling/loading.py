@@ -1,4 +1,4 @@
-"""What a reader does who did not find his record: alone, with others, for many, in the background."""
+"""How a record is loaded that a reader did not find: alone, with others, for many, in the background."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ T = TypeVar("T")
 Loader: TypeAlias = "Callable[[str], T | Missing]"
 BatchLoader: TypeAlias = "Callable[[Sequence[str]], Mapping[str, T]]"
 
-#: A waiter whose flights were all overtaken by invalidations loads for himself in the end.
+#: A waiter whose flights were all overtaken by invalidations loads on its own in the end.
 _ROUNDS: Final = 3
 
 
@@ -156,7 +156,7 @@ class Loading(Generic[T]):
         return value
 
     def _look_again(self, ident: str) -> Look[T]:
-        """Look without counting: the reader's one question was counted when he asked it."""
+        """Look without counting: the reader's one question was counted when it was asked."""
         try:
             return self.records.look_at(ident)
         except CacheUnavailable:

@@ -1,4 +1,4 @@
-"""What a user of the cache says about his records: shape, proof, tags, and what may be shown when."""
+"""What a user of the cache says about its records: shape, proof, tags, and what may be shown when."""
 
 from __future__ import annotations
 

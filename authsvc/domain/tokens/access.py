@@ -68,7 +68,7 @@ class AccessToken:
 
 def is_about(token: AccessToken, user: User) -> bool:
     """
-    True if *token* was issued to *user* as he is now.
+    True if *token* was issued to *user* as they are now.
 
     A role that was not in ``ROLES`` when the token was issued is not in it; a role that the user lost
     since has raised the epoch.

@@ -1,8 +1,9 @@
 """
 Device tokens: proof that somebody logged in here before, on this device.
 
-Guesses at a password by strangers share one small budget; whoever shows such a token has one of his own.  So
-a thousand strangers cannot keep the owner out.  A token is no credential: it chooses a counter, nothing else.
+Guesses at a password by strangers share one small budget; whoever shows such a token has one of
+their own.  So a thousand strangers cannot keep the owner out.  A token is no credential: it chooses a
+counter, nothing else.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class DeviceTokens:
     """
     Makes and reads device tokens: base64url of nonce, time, stamp and an HMAC-SHA-256 tag.
 
-    The stamp says whose device it is, by his id: so a change of address forgets none.  Tokens of 0.1.0 have
+    The stamp says whose device it is, by their id: so a change of address forgets none.  Tokens of 0.1.0 have
     a tag that covers the account as its address says, too, and are good for that one alone.
     """
 

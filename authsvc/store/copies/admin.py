@@ -106,7 +106,7 @@ class CacheAdmin:
         try:
             email = self.users.get(user_id).email
         except (NotFound, StoreUnavailable):
-            email = None  # the note of his address stays, until its end: whoever reads it checks it
+            email = None  # the note of their address stays, until its end: whoever reads it checks it
         return self.caches.drop(user_id, email)
 
 

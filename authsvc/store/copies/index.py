@@ -72,7 +72,7 @@ class IndexKeys:
         return f"{self.space.root}:auth:revocations:seq"
 
 
-#: The commands that drop the cached copies of a user: those from before a version of his row, or all (None).
+#: The commands that drop the cached copies of a user: those from before a version of the row, or all (None).
 DropCopies = Callable[[str, Email, int | None], Sequence[Command]]
 
 

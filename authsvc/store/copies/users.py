@@ -96,7 +96,7 @@ class UserCaches:
             self.users.client.pipeline(notes)
 
     def drop(self, user_id: str, email: Email | None) -> int:
-        """Drop what is cached of one user, and every page; how many records of his there were."""
+        """Drop what is cached of one user, and every page; how many of their records there were."""
         commands = self.drop_commands(user_id, email) if email else self._drop_commands_by_id(user_id)
         replies = self.users.client.pipeline(commands).values
         return sum(_records(command, reply) for command, reply in zip(commands, replies, strict=True))
@@ -263,7 +263,7 @@ class CachedRecoveryStore(SqlRecoveryStore):
 
 
 def dump_user(user: User) -> Entry:
-    """*user* as it is cached: everything but the password hash, which is not part of him."""
+    """*user* as it is cached: everything but the password hash, which is not part of it."""
     fields: dict[str, CacheJson] = {
         "id": user.id,
         "email": user.email,
