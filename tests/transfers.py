@@ -49,7 +49,7 @@ class Desk:
         return results
 
     def line_of(self, email: str) -> dict[str, Any]:
-        """What is exported of one user, with his hash."""
+        """What is exported of one user, with their hash."""
         services = self.services
         pages = exported_users(services.transfers, services.users.roles, pepper_id=services.pepper_id)
         [line] = [line for page in pages for line in page if line["email"] == email]

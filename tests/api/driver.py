@@ -151,7 +151,7 @@ class Api:
 
 @dataclass(slots=True, kw_only=True)
 class Person:
-    """A user with the tokens of one of his sessions."""
+    """A user with the tokens of one of their sessions."""
 
     api: Api
     id: str
@@ -183,17 +183,17 @@ class Person:
         return self._with(self.api.refresh(self.refresh_token))
 
     def call(self, method: str, path: str, **options: Any) -> TestResponse:
-        """One request with his access token."""
+        """One request with their access token."""
         return self.api.call(method, path, token=self.access, **options)
 
     def is_accepted(self) -> bool:
-        """A gateway and a view agree on his access token: both take it, or both refuse it."""
+        """A gateway and a view agree on their access token: both take it, or both refuse it."""
         statuses = self.api.verify(self.access), self.call("GET", "/v1/me").status_code
         assert statuses in {(200, 200), (401, 401)}
         return statuses == (200, 200)
 
     def claims(self) -> dict[str, Any]:
-        """What his access token says."""
+        """What their access token says."""
         return jwt.decode(self.access, options={"verify_signature": False})
 
     def _with(self, answer: TestResponse) -> Person:

@@ -22,7 +22,7 @@ def standing(admin: Person, user: Person, **change: object):
 
 
 def test_one_user_can_be_read(api, admin):
-    """The same as he sees himself."""
+    """The same as users see themselves."""
     person = api.someone(name="Ada")
 
     answer = admin.call("GET", f"/v1/users/{person.id}")
@@ -123,7 +123,7 @@ def test_a_change_of_roles_holds_on_the_next_request(api, admin):
 
 
 def test_disabling_ends_sessions_and_enabling_revives_none(api, admin):
-    """Every token is dead, no login; enabled again he logs in anew."""
+    """Every token is dead, no login; enabled again, the user logs in anew."""
     person = api.someone()
     other = person.log_in()
 
@@ -189,8 +189,8 @@ def test_an_admin_changes_roles_and_status_alone(pg_api, change):
     assert (answer.status_code, code_of(answer)) == (422, "validation_failed")
 
 
-def test_deleting_a_user_leaves_nothing_of_him(api, admin):
-    """204; his tokens are dead, he is in no list, and a second time he is not there."""
+def test_deleting_a_user_leaves_nothing_of_them(api, admin):
+    """204; the tokens are dead, the user is in no list, and a second time the user is not there."""
     person = api.someone()
     assert person.is_accepted()
 
@@ -204,8 +204,8 @@ def test_deleting_a_user_leaves_nothing_of_him(api, admin):
     assert person.id not in [user["id"] for user in admin.call("GET", "/v1/users?limit=200").json["items"]]
 
 
-def test_ending_all_sessions_of_a_user_ends_his_alone(api, admin):
-    """204; every token of his is dead, he may log in again at once."""
+def test_ending_all_sessions_of_a_user_ends_theirs_alone(api, admin):
+    """204; every token of the user is dead, they may log in again at once."""
     person = api.someone()
     other = person.log_in()
 
@@ -224,7 +224,7 @@ def empty_api(make_api: MakeApi, request) -> Api:
 
 
 def test_the_last_active_admin_stays(empty_api):
-    """He can be neither demoted, disabled nor deleted; a disabled colleague does not count."""
+    """That admin can be neither demoted, disabled nor deleted; a disabled colleague does not count."""
     admin, colleague = empty_api.an_admin(), empty_api.an_admin()
     assert standing(admin, colleague, status="disabled").status_code == 200
 
@@ -255,7 +255,7 @@ def test_of_admins_who_all_step_down_at_once_one_stays(make_api):
 
 @pytest.mark.parametrize("what", ["disable", "delete"])
 def test_logins_and_refreshes_that_race_the_end_of_a_user_leave_nothing_alive(make_api, what):
-    """Whoever comes first: once the admin has his answer, no token that was handed out is good."""
+    """Whoever comes first: once the admin has the answer, no token that was handed out is good."""
     api = make_api(SESSION_MAX_PER_USER="50")
     admin, person = api.an_admin(), api.someone()
 

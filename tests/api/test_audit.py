@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 NEW_PASSWORD = "a staple that no horse has seen"
-#: What nobody does by a request of his own to this API.
+#: What nobody does by a request of their own to this API.
 BY_OPERATORS = {action for action in Action if action.startswith(("key.", "users.", "client."))}
 #: What the sender of mails notes.
 BY_SENDER = {Action.MAIL_FAILED}
@@ -150,7 +150,7 @@ def test_no_event_is_without_its_act():
 
 
 def test_an_event_says_who_did_what_to_whom_from_where(stage):
-    """Of a login the user himself, of an admin's act both; the request's id is that of the answer."""
+    """Of a login the user themselves, of an admin's act both; the request's id is that of the answer."""
     answer = stage.log_in(device_id="laptop")
     stage.log_in(WRONG)
     stage.admin.call("DELETE", f"/v1/users/{stage.user.id}/sessions", ip=IP, headers={"User-Agent": AGENT})
@@ -166,7 +166,7 @@ def test_an_event_says_who_did_what_to_whom_from_where(stage):
 
 
 def test_the_actor_is_whose_token_the_request_showed(stage):
-    """Of accounts that an admin creates the admin, on all threads of a batch; of his own acts the user."""
+    """Of accounts that an admin creates the admin, on all threads of a batch; of their own acts the users."""
     users = [{"email": new_email(), "password": PASSWORD} for _ in range(3)]
     stage.administer("POST", "/v1/batch/users/create", 200, {"users": users})
     stage.call("POST", "/v1/me/password", 403, {"current_password": WRONG, "new_password": NEW_PASSWORD})

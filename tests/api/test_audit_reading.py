@@ -125,8 +125,8 @@ def test_the_ends_of_time_are_times(stage, when):
     assert [answer.status_code for answer in answers] == [200, 200]
 
 
-def test_a_user_sees_what_happened_to_him_and_not_which_admin_did_it(stage):
-    """His logins with place and device, and of what an administrator did that it was somebody else."""
+def test_a_user_sees_what_happened_to_them_and_not_which_admin_did_it(stage):
+    """Their logins with place and device, and of what an administrator did that it was somebody else."""
     stage.log_in(WRONG, device_id="laptop")
     stage.api.log_in(new_email(), ip=IP)
     stage.admin.call("DELETE", f"/v1/users/{stage.user.id}/sessions")
@@ -146,7 +146,7 @@ def test_a_user_sees_what_happened_to_him_and_not_which_admin_did_it(stage):
     assert stage.admin.id not in answer.text
 
 
-def test_a_user_pages_through_his_own_and_filters_nothing(stage):
+def test_a_user_pages_through_their_own_and_filters_nothing(stage):
     """The same cursor and limit; any other name is refused."""
     stage.log_in()
     first = json_of(stage.user.call("GET", "/v1/me/events?limit=2"))
@@ -163,7 +163,7 @@ def test_a_user_pages_through_his_own_and_filters_nothing(stage):
 
 
 def test_rows_of_an_account_outlive_it(stage):
-    """Who deletes an account he took over does not delete his traces."""
+    """Whoever deletes an account they took over does not delete their traces."""
     stage.user.call("DELETE", "/v1/me", json={"password": PASSWORD})
 
     kept = json_of(stage.admin.call("GET", f"/v1/audit?user_id={stage.user.id}"))["items"]

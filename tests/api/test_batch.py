@@ -84,7 +84,7 @@ class TestCreate:
         assert everybody(admin) - before == {taken, good[0]["email"], good[1]["email"].lower()}
 
     def test_a_created_user_is_a_user_like_any_other(self, api, admin):
-        """He is shown as everywhere, without a password, and can log in with it."""
+        """They are shown as everywhere, without a password, and can log in with it."""
         wanted = item(name="Ada", phone="+1", device_id="laptop")
 
         (result,) = create(admin, wanted)["results"]
@@ -126,7 +126,7 @@ class TestCreate:
         assert outcomes(late) == ["validation_failed", "created", "created", "email_taken"]
 
     def test_twenty_are_created_at_once(self, admin):
-        """As many as there may be, each with an id of his own."""
+        """As many as there may be, each with an id of their own."""
         answer = create(admin, *(item() for _ in range(MAX_CREATED)))
 
         assert outcomes(answer) == ["created"] * MAX_CREATED
@@ -345,8 +345,8 @@ class TestLastLogin:
 
 
 @pytest.mark.parametrize(("method", "path"), [("POST", CREATE), ("GET", LOOKUP), ("PATCH", LAST_LOGIN)])
-def test_a_user_without_the_role_is_refused_before_his_request_is_read(pg_api, method, path):
-    """403, whatever he sends; 401 for nobody."""
+def test_a_user_without_the_role_is_refused_before_their_request_is_read(pg_api, method, path):
+    """403, whatever they send; 401 for nobody."""
     body = {} if method == "GET" else {"json": {"nonsense": True}}
 
     answer = pg_api.someone().call(method, path, **body)

@@ -215,7 +215,7 @@ class TestClear:
     """POST /v1/cache/clear."""
 
     def test_one_user_is_dropped_and_every_page(self, pg_api, admin, shelf):
-        """He and his address; others stay; what there was is counted, the second time nothing."""
+        """The user and their address; others stay; what there was is counted, the second time nothing."""
         person, other = pg_api.someone(), pg_api.someone()
         fill(admin, person, other)
 
@@ -230,7 +230,7 @@ class TestClear:
         assert statements
 
     def test_nobody_there_is_nothing_to_clear(self, admin, shelf):
-        """0, unless something was left of him."""
+        """0, unless something was left of them."""
         gone = str(uuid4())
         shelf.redis.set(shelf.key(f"user:{gone}"), "left", ex=600)
 

@@ -70,7 +70,7 @@ def test_a_login_gives_the_device_a_token_and_nothing_else_does(api):
 
 
 def test_the_owner_logs_in_while_strangers_are_refused(api):
-    """And goes on doing so: what he gets right costs nothing; a stranger with the password waits."""
+    """And goes on doing so: what the owner gets right costs nothing; a stranger with the password waits."""
     person = api.someone()
     device = device_of(person)
     shut_strangers_out(person)
@@ -177,7 +177,7 @@ def test_where_a_limit_is_off_a_device_is_a_stranger(make_api, off, expected):
     assert statuses(log_in(api, person.email, WRONG, device=device) for _ in range(12)) == expected
 
 
-def test_a_disabled_user_is_refused_on_his_device_as_everywhere(api):
+def test_a_disabled_user_is_refused_on_their_device_as_everywhere(api):
     """The token chooses a counter, nothing else."""
     person, admin = api.someone(), api.an_admin()
     device = device_of(person)

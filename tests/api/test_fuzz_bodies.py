@@ -56,7 +56,7 @@ ODD: tuple[Any, ...] = (
 
 @dataclass
 class Caller:
-    """Somebody with every right, again and again: what he sends may end him."""
+    """Somebody with every right, again and again: what they send may end them."""
 
     api: Api
 

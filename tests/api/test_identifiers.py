@@ -78,7 +78,7 @@ def test_filters_and_cursors_take_either_case(api, admin, cased):
 
 
 def test_the_cache_is_cleared_of_a_user_in_either_case(api, admin, cased):
-    """His copy is dropped."""
+    """The user's copy is dropped."""
     person = api.someone()
     admin.call("GET", f"/v1/users/{person.id}")
 

@@ -108,7 +108,7 @@ def test_an_unknown_address_is_limited_like_a_known_one(make_api):
 
 @pytest.mark.parametrize("rule", ["RATE_LIMIT_LOGIN_ACCOUNT", "RATE_LIMIT_LOGIN_IP"])
 def test_however_many_guess_at_once_the_count_is_exact(make_api, rule):
-    """48 guesses in parallel, 10 are judged; who is not told in time that he counts may be among them."""
+    """48 guesses in parallel, 10 are judged; one not told in time that it counts may be among them."""
     api = make_api(**{rule: "10/15minutes"})
     email = api.someone().email
 
@@ -183,7 +183,7 @@ def close(person: Person, password: str = WRONG):
 
 
 @pytest.mark.parametrize("prove", [change, close])
-def test_strangers_keep_no_signed_in_owner_from_his_password(make_api, prove):
+def test_strangers_keep_no_signed_in_owner_from_their_password(make_api, prove):
     """While their guesses use the account's bucket up, without end, a session has one of its own."""
     api = make_api(RATE_LIMIT_LOGIN_ACCOUNT="3/15minutes")
     person = api.someone()

@@ -147,7 +147,7 @@ def test_an_expired_access_token_still_ends_its_session(make_api):
 
 
 def test_the_token_of_a_deleted_user_is_met_with_calm(person):
-    """There is nothing left to end: 204; his refresh token belongs to nothing any more: 401."""
+    """There is nothing left to end: 204; their refresh token belongs to nothing any more: 401."""
     person.call("DELETE", "/v1/me", json={"password": person.password})
 
     assert person.api.log_out(access=person.access).status_code == 204

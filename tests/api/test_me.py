@@ -114,7 +114,7 @@ def test_anything_else_is_refused_whole(pg_api, body):
 
 
 def test_nobody_sees_or_changes_anybody_else(api):
-    """Two users, one after the other over the same connections: each gets his own."""
+    """Two users, one after the other over the same connections: each gets their own."""
     people = [api.someone(name=f"number {number}") for number in range(5)]
 
     for round_ in range(2):
@@ -151,7 +151,7 @@ def test_closing_the_account_asks_for_the_password(api):
     assert person.is_accepted()
 
 
-def test_the_last_admin_cannot_close_his_account(make_api):
+def test_the_last_admin_cannot_close_their_account(make_api):
     """409 until there is another active one."""
     api = make_api()
     admin = api.an_admin()

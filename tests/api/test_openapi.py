@@ -266,7 +266,7 @@ def test_every_refusal_is_described_as_a_problem(pg_api):
 
 
 def test_nothing_secret_or_internal_is_described(pg_api):
-    """No field of a stored user that is not his to see."""
+    """No field of a stored user that is not theirs to see."""
     found = pg_api.call("GET", "/openapi.json").get_json()
     # Registered clients compare it with the claim of that name in the tokens that they are shown.
     del found["components"]["schemas"]["FeedItem"]["properties"]["epoch"]
@@ -335,7 +335,7 @@ def assert_conforms(
     """
     Send *operation* EXAMPLES requests of any content.
 
-    As a caller who lives as long as they let him, with the headers of a *client*, or as nobody.
+    As a caller who lives as long as the requests let them, with the headers of a *client*, or as nobody.
     """
     caller = make_caller() if make_caller else None
 
@@ -345,7 +345,7 @@ def assert_conforms(
         headers = {"Authorization": f"Bearer {caller.access}"} if caller else client
         answer = case.call_and_validate(checks=CHECKS, headers=headers)
         if caller and make_caller and answer.status_code == 204:
-            # What worked may have been his last request, and nothing but 401 would come after it.
+            # What worked may have been the caller's last request, and nothing but 401 would come after it.
             caller.pair = make_caller().pair
 
     each_conforms()

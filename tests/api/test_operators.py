@@ -62,7 +62,7 @@ def log_in(api: Api, email: str, password: str, device: str | None = None) -> Te
     return api.post("/v1/auth/login", {"email": email, "password": password}, headers=headers)
 
 
-def test_one_user_is_found_by_his_exact_address(api):
+def test_one_user_is_found_by_their_exact_address(api):
     """In any spelling of it; others whose address begins or ends so are not."""
     admin, person = api.an_admin(), api.someone()
     api.register("x" + person.email)

@@ -13,8 +13,8 @@ from tests.api.driver import at_once, code_of, new_email
 from tests.rig import PASSWORD
 
 
-def test_registering_answers_with_the_user_and_where_he_is(api):
-    """201, the whole user, and the address that admins read him at."""
+def test_registering_answers_with_the_user_and_where_they_are(api):
+    """201, the whole user, and the address that admins read them at."""
     email = new_email()
 
     answer = api.register(email, name="Ada", phone="+44 20", device_id="d-1")

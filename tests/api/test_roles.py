@@ -34,7 +34,7 @@ def give(admin: Person, user: Person, *roles: str) -> TestResponse:
 
 
 def roles_in(person: Person) -> list[str]:
-    """What his access token says."""
+    """What their access token says."""
     roles: list[str] = person.claims()["roles"]
     return roles
 
@@ -55,7 +55,7 @@ def test_a_role_holds_from_the_next_refresh_on(newsroom, admin):
 
 
 def test_a_gateway_asks_for_a_role(newsroom, admin):
-    """All that are asked for; one that he has not, or that there is not, is 403."""
+    """All that are asked for; one that the user has not, or that there is not, is 403."""
     person = newsroom.someone()
     give(admin, person, "editor")
     person = person.refresh()
@@ -124,7 +124,7 @@ def test_users_are_listed_by_a_role(newsroom, admin):
 
 
 def test_a_token_with_a_role_that_its_user_has_not_is_refused(newsroom):
-    """Also one that our own key signed: the row says what he is."""
+    """Also one that our own key signed: the row says what the user is."""
     person = newsroom.someone()
     forge = Forge(person, key_file(newsroom).read_bytes())
 
@@ -132,7 +132,7 @@ def test_a_token_with_a_role_that_its_user_has_not_is_refused(newsroom):
 
 
 def test_roles_given_at_once_leave_one_of_them(newsroom, admin):
-    """16 changes of one user: the last one holds as a whole, and each raised his epoch."""
+    """16 changes of one user: the last one holds as a whole, and each raised the user's epoch."""
     person = newsroom.someone()
     wanted = [("editor",), ("bill_ing",), ("editor", "bill_ing"), ("user",)] * 4
 
@@ -144,7 +144,7 @@ def test_roles_given_at_once_leave_one_of_them(newsroom, admin):
     assert roles_in(person.refresh()) == row
 
 
-def test_the_last_admin_stays_whatever_else_he_is(make_api):
+def test_the_last_admin_stays_whatever_else_they_are(make_api):
     """A role of the operator's own does not make up for it; 16 demotions of two admins leave one."""
     api = make_api(ROLES="editor")
     pair = [api.an_admin(), api.an_admin()]
@@ -210,7 +210,7 @@ def test_a_token_from_before_is_good_until_it_ends(restarted):
 
 
 def test_setting_the_roles_drops_what_is_dormant(restarted):
-    """An admin sets all of them: what he does not see does not come back to life."""
+    """An admin sets all of them: what the admin does not see does not come back to life."""
     _, admin, person = restarted("billing")
     give(admin, person, "billing")
 

@@ -137,8 +137,8 @@ def test_a_guarded_route_answers_nobody_without_a_token(pg_api, route, role):
 
 
 @pytest.mark.parametrize(("route", "role"), GUARDED)
-def test_a_user_reaches_what_is_his_and_no_more(pg_api, route, role):
-    """403 on every admin's route, whatever he sends; nothing else is refused for his role."""
+def test_a_user_reaches_what_is_theirs_and_no_more(pg_api, route, role):
+    """403 on every admin's route, whatever they send; nothing else is refused for their role."""
     person = pg_api.someone()
 
     answer = call(pg_api, route, token=person.access, json={})

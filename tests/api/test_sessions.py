@@ -13,7 +13,7 @@ PATH = "/v1/me/sessions"
 
 
 def listed(person: Person) -> list[dict[str, object]]:
-    """His sessions, as he sees them."""
+    """The person's sessions, as they see them."""
     answer = person.call("GET", PATH)
     assert answer.status_code == 200
     body: dict[str, list[dict[str, object]]] = answer.json or {}

@@ -83,7 +83,7 @@ def key_file(api: Api) -> Path:
 
 @pytest.fixture(scope="module")
 def forge(pg_api) -> Forge:
-    """Log somebody in and hand out the means to change his token."""
+    """Log somebody in and hand out the means to change their token."""
     return Forge(pg_api.someone(), key_file(pg_api).read_bytes())
 
 

@@ -183,7 +183,7 @@ class TestFreshness:
 
     @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
     def test_every_change_shows_at_once(self, api, admin, shelf, change):
-        """In the list, in each filtered one, in the look-up and in the user himself; all were cached."""
+        """In the list, in each filtered one, in the look-up and in the user themselves; all were cached."""
         person = api.someone(name="Ada")
         queries = [f"{PAGE}{more}" for more in ("", "&role=admin", "&role=user", "&status=disabled")]
         one, many = f"/v1/users/{person.id}", f"/v1/batch/users/lookup?ids={person.id},{admin.id}"
@@ -203,7 +203,7 @@ class TestFreshness:
         assert after[0] != before[0]
 
     def test_an_imported_user_is_listed_at_once(self, api, admin, tmp_path, monkeypatch, command):
-        """``authsvc users import`` shares only the stores with the service; its next answer has him."""
+        """``authsvc users import`` shares only the stores with the service; its next answer has the user."""
         email = new_email()
         line = {"email": email, "password_hash": bcrypt.hashpw(b"whatever", bcrypt.gensalt(4)).decode()}
         file = tmp_path / "users.jsonl"
@@ -223,7 +223,7 @@ class TestUsers:
     """GET /v1/users/{id}, GET /v1/me and the look-up share what is cached of a user."""
 
     def test_a_user_is_cached_for_the_life_of_users(self, api, admin, shelf):
-        """With his address, which leads to his id; the next reader asks SQL nothing."""
+        """With their address, which leads to their id; the next reader asks SQL nothing."""
         person = api.someone()
         shelf.drop(f"user:{person.id}")
         assert not reads_nothing(lambda: admin.call("GET", f"/v1/users/{person.id}"))
@@ -279,7 +279,7 @@ class TestUsers:
             assert 400 <= shelf.ttl_s(f"user:email:{admin.email}") <= 550
 
     def test_nothing_is_left_of_who_is_deleted(self, api, admin, shelf):
-        """Neither he nor his address; who registers it again is another and inherits nothing (I38)."""
+        """Neither user nor address; whoever registers it again is another and inherits nothing (I38)."""
         person = api.someone(name="Ada")
         admin.call("GET", f"/v1/users/{person.id}")
 

@@ -104,7 +104,7 @@ def test_a_role_can_be_asked_for(pg_api, query, of_a_user, of_an_admin):
 
 
 def test_a_bad_token_is_401_whatever_role_is_asked_for(pg_api):
-    """Who he is comes before what he may."""
+    """Who they are comes before what they may."""
     assert pg_api.call("GET", f"{VERIFY}?role=admin", token="x").status_code == 401
     assert pg_api.call("GET", f"{VERIFY}?role=admin").status_code == 401
 

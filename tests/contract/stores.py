@@ -96,7 +96,7 @@ class Stores:
         return replace(fresh, **changes)
 
     def credentials_of(self, user: User) -> Credentials:
-        """What his password is verified by."""
+        """What the user's password is verified by."""
         return self.credentials.by_user(user.id)
 
     def log_in(self, user: User, *, max_sessions: int = 10, **changes: Any) -> Session:
@@ -109,7 +109,7 @@ class Stores:
         return session
 
     def alive(self, user: User) -> set[SessionId]:
-        """His living sessions."""
+        """The user's living sessions."""
         return {session.id for session in self.sessions.of_user(user.id, now=self.clock())}
 
     def entries(self, *, after: int = 0) -> list[tuple[str, str | None, int | None]]:

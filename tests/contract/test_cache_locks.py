@@ -120,7 +120,7 @@ def test_different_names_are_different_locks(locks):
 
 
 def test_without_redis_there_is_no_lock_and_no_pretence(private_redis):
-    """The caller hears of the outage; what he holds ends by itself."""
+    """The caller hears of the outage; what it holds ends by itself."""
     client = cache_client(private_redis.url)
     locks = Locks(client, KEYS)
     with locks.holding("nightly") as held:

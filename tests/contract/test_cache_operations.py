@@ -257,7 +257,7 @@ def test_another_type_is_a_misuse(client):
 
 
 def test_more_arguments_than_a_script_takes_are_refused(client):
-    """Bounded steps; the caller cuts them as he likes."""
+    """Bounded steps; the caller cuts them as it likes."""
     with pytest.raises(ValueError, match="at most"):
         Sets(client=client, space=SPACE).add("7", *range(2000))
 

@@ -171,7 +171,7 @@ def test_nothing_there_is_shared_too(rows, table):
 
 
 def test_a_failed_load_is_nobody_elses_failure(rows, table):
-    """Its caller gets the error; who waited asks the loader for himself."""
+    """Its caller gets the error; those who waited ask the loader for themselves."""
     table.error = LookupError("gone")
 
     answers = when_all_wait(rows, table, lambda: None)
@@ -280,7 +280,7 @@ def test_a_dead_owner_costs_its_lease_and_no_more(redis_url, rows):
 
 
 def test_patience_ends(redis_url):
-    """Who has waited long enough loads for himself and does not store."""
+    """Those who have waited long enough load for themselves and do not store."""
     told = []
     rows = rows_of(
         redis_url, patience_s=0.1, events=CacheEvents(on_fill=lambda _, outcome: told.append(outcome))
@@ -296,7 +296,7 @@ def test_patience_ends(redis_url):
 
 
 def test_without_redis_nobody_waits(private_redis, table):
-    """Each loads for himself, at once."""
+    """All load for themselves, at once."""
     rows = rows_of(private_redis.url)
     private_redis.kill()
     table.gate.set()
@@ -310,7 +310,7 @@ def test_without_redis_nobody_waits(private_redis, table):
 
 
 def test_an_outage_while_waiting_ends_the_waiting(private_redis):
-    """Who polls for another's load and finds no Redis any more loads for himself."""
+    """Those who poll for another's load and find no Redis any more load for themselves."""
     rows = rows_of(private_redis.url, retry_s=0.1)
     rows.client.call("SET", LEASE, "another's", "PX", 60_000)
 

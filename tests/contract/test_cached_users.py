@@ -94,7 +94,7 @@ def lookups(services: Services) -> tuple[int, int]:
 
 
 class Race:
-    """Users under change: the floor of each is the version of his last published change."""
+    """Users under change: the floor of each is the version of their last published change."""
 
     def __init__(self, users: list[User]) -> None:
         self.users = users
@@ -137,7 +137,7 @@ class Race:
         return chance.choice(ways)()
 
 
-def test_no_reader_sees_a_user_older_than_his_last_published_change(processes):
+def test_no_reader_sees_a_user_older_than_their_last_published_change(processes):
     """
     Hundreds of changes by two processes, read all the while by both, one by one, together and in the list.
 
@@ -161,7 +161,7 @@ def test_no_reader_sees_a_user_older_than_his_last_published_change(processes):
 
 
 def test_a_load_that_a_change_overtakes_is_not_stored(processes, redis):
-    """A reader holds the old row in his hands while another process changes it: his copy goes nowhere."""
+    """A reader holds the old row in its hands while another process changes it: its copy goes nowhere."""
     user = processes.add("alice")
     redis.delete(key(user.id))
     store: Any = processes.one.users.store
@@ -230,7 +230,7 @@ FORGERIES: dict[str, Callable[[str], str]] = {
 }
 
 
-def test_a_record_that_is_not_his_is_never_shown(processes, redis):
+def test_a_record_that_is_not_theirs_is_never_shown(processes, redis):
     """Wrong id, wrong schema, damaged: a miss that is counted, and replaced by what SQL says (I13)."""
     user = processes.add("alice")
     processes.one.users.get(user.id)
@@ -249,7 +249,7 @@ def test_a_record_that_is_not_his_is_never_shown(processes, redis):
 
 
 def test_somebody_elses_whole_record_is_never_shown(processes, redis):
-    """Copied as it is from his key to another's, for each way to read."""
+    """Copied as it is from one user's key to another's, for each way to read."""
     alice, bob = processes.add("alice"), processes.add("bob")
     processes.one.users.look_up([alice.id, bob.id])
     stolen = redis.get(key(bob.id))
@@ -279,7 +279,7 @@ def test_a_page_of_another_query_is_never_shown(processes, redis):
 
 
 def test_a_deleted_user_is_gone_in_every_process(processes):
-    """Also where he was cached a moment ago."""
+    """Also where they were cached a moment ago."""
     user = processes.add("alice")
     for services in (processes.one, processes.other):
         services.users.get(user.id)

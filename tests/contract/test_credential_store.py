@@ -28,7 +28,7 @@ def open_session(stores: Stores, verified, session: Session, *, rehash=None, max
 
 
 def test_credentials_are_found_by_address_and_by_user(stores):
-    """Hash and version, with the user as he is."""
+    """Hash and version, with the user as they are."""
     alice = stores.register()
 
     found = stores.credentials.by_email(alice.email)
@@ -78,7 +78,7 @@ def test_a_login_that_was_overtaken_is_refused(stores, meanwhile):
 
 
 def test_a_login_after_a_change_carries_the_new_cut_off(stores):
-    """The user comes back as he is at the commit, so that his token has the epoch that holds."""
+    """The user comes back as they are at the commit, so that their token has the epoch that holds."""
     alice = stores.register()
     verified = stores.credentials_of(alice)
     stores.sessions.end_all(alice.id, reason="ended", keep=None)
@@ -194,7 +194,7 @@ def test_parallel_logins_never_exceed_the_cap(stores):
 
 
 def standings(stores: Stores, sessions: list[Session]):
-    """The sessions that are alive, with their user as he is."""
+    """The sessions that are alive, each with its user as they are."""
     found = [stores.sessions.standing(session.id) for session in sessions]
     return [one for one in found if one is not None and one.is_good(stores.clock())]
 

@@ -114,7 +114,7 @@ def test_a_late_commit_is_waited_for(postgres_stores):
 
 
 def test_whatever_ends_tokens_is_fatal(stores):
-    """A session, a token, a cut-off; not a change of the user himself.  In order, no more than asked for."""
+    """A session, a token, a cut-off; no change of the users themselves.  In order, no more than asked for."""
     user = stores.register()
     start = stores.log.head()
     plain = stores.log.draft(user, "t")

@@ -108,7 +108,7 @@ def test_no_parallelism_gets_past_the_quota(counters) -> None:
     assert sorted(verdict.remaining for verdict in verdicts if verdict.allowed) == [0, 1, 2, 3, 4]
 
 
-def test_each_caller_gets_back_what_he_took_under_a_race(counters) -> None:
+def test_each_caller_gets_back_what_it_took_under_a_race(counters) -> None:
     """Forty threads that succeed leave nothing behind, and never take more room than there is."""
     roomy = replace(FIVE, quota=CALLERS)
 

@@ -308,7 +308,7 @@ class World(RuleBasedStateMachine):
 
     @invariant()
     def what_is_believed_is_right(self) -> None:
-        """Whoever believes Redis finds there what was in SQL before he compared, and what was a 204."""
+        """A process that believes Redis finds what was in SQL before it compared, and what was a 204."""
         there = {int(key.split()[1]) for key in self.redis.keys("session *")}
         for process in self.processes:
             if process.believes():

@@ -187,7 +187,7 @@ def test_of_many_ends_of_one_session_one_is_new(stores):
 def test_ending_all_cuts_the_user_off(stores):
     """Every session, and by the epoch every access token; nobody else's."""
     alice, bob = stores.register(), stores.register("bob")
-    mine, his = {stores.log_in(alice).id for _ in range(3)}, stores.log_in(bob)
+    mine, theirs = {stores.log_in(alice).id for _ in range(3)}, stores.log_in(bob)
     head = stores.log.head()
 
     committed = stores.sessions.end_all(alice.id, reason="ended", keep=None)
@@ -198,7 +198,7 @@ def test_ending_all_cuts_the_user_off(stores):
     after = stores.users.get(alice.id)
     assert (after.epoch, after.version) == (1, 5)
     assert stores.alive(alice) == set()
-    assert stores.alive(bob) == {his.id}
+    assert stores.alive(bob) == {theirs.id}
 
 
 def test_ending_all_others_keeps_the_one_and_its_tokens(stores):

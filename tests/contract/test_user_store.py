@@ -20,7 +20,7 @@ RACERS = 8
 ADMIN = ("user", "admin")
 
 
-def test_a_user_is_read_back_as_he_was_added(stores):
+def test_a_user_is_read_back_as_they_were_added(stores):
     """Every field, times to the microsecond, and preferences of any shape."""
     moment = stores.clock.now.replace(microsecond=123_456)
     preferences = {"b": [1, 1.5, True, None, {"é": "\u2028"}], "a": {}, "one": 1.0}
@@ -89,7 +89,7 @@ def test_numbers_that_went_back_take_nobody_s_address(postgres_stores):
 
 
 def test_a_change_is_stored_as_the_next_version(stores):
-    """With the time of the change, and an entry that has his cached copies dropped."""
+    """With the time of the change, and an entry that has the user's cached copies dropped."""
     alice = stores.register()
     before = stores.log.head()
     now = stores.clock.tick(60)
@@ -185,8 +185,8 @@ def test_an_activated_user_has_no_old_session_back(stores):
     assert stores.alive(alice) == set()
 
 
-def test_a_removed_user_is_gone_with_everything_of_his(stores):
-    """His tombstones and his cut-off stay in the log, longer than any token of his."""
+def test_a_removed_user_is_gone_with_everything_of_theirs(stores):
+    """The user's tombstones and cut-off stay in the log, longer than any token of theirs."""
     alice = stores.register()
     session = stores.log_in(alice)
     before = stores.log.head()
@@ -230,7 +230,7 @@ class TestLastAdmin:
     """Somebody must be left to administer."""
 
     def test_the_last_active_admin_stays(self, stores, how):
-        """A disabled one beside him does not count, nor does a plain user; nothing is changed."""
+        """A disabled one beside them does not count, nor does a plain user; nothing is changed."""
         root = stores.register("root", roles=ADMIN)
         stores.register("off", roles=ADMIN, status="disabled")
         stores.register("plain")
@@ -314,8 +314,8 @@ def test_roles_of_the_operator_s_own_are_kept_found_and_counted(stores):
     assert roles_in_use(stores.database) == {"editor": 2, "a_b": 1, "axb": 1, "editors": 1}
 
 
-def test_no_user_shows_his_hash(stores):
-    """It is not part of him, wherever he comes from."""
+def test_no_user_shows_their_hash(stores):
+    """It is not part of the user, wherever they come from."""
     alice = stores.register()
 
     everywhere = (

@@ -36,7 +36,7 @@ class People(RuleBasedStateMachine):
         type(self).lives += 1
         self.random = Random(0)
         self.name = uuid4().hex
-        #: The admin is the first, and nothing happens to him.
+        #: The admin is the first, and nothing happens to them.
         self.people: list[Account] = []
 
     def count_step(self) -> None:
@@ -58,7 +58,7 @@ class People(RuleBasedStateMachine):
         return self.people[1 + who % (len(self.people) - 1)]
 
     def as_user(self, access: Access, method: str, path: str, *, body: object = NO_BODY) -> Reply | None:
-        """What the owner of *access* is answered; None if he was refused for it, as he must be."""
+        """What the owner of *access* is answered; None if they were refused for it, as they must be."""
         reply = self.estate.ask(method, path, token=access.text, body=body)
         return reply if self.passed(access, reply) else None
 

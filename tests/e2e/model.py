@@ -15,7 +15,7 @@ _ticks = count(1)
 
 @dataclass(slots=True, eq=False)
 class Account:
-    """Somebody, as he should be now."""
+    """Somebody, as they should be now."""
 
     id: str
     email: str
@@ -23,7 +23,7 @@ class Account:
     roles: tuple[str, ...] = ("user",)
     exists: bool = True
     is_active: bool = True
-    #: How often his earlier access tokens were cut off.
+    #: How often their earlier access tokens were cut off.
     cuts: int = 0
     preferences: dict[str, object] = field(default_factory=dict)
     logins: list[Login] = field(default_factory=list)
@@ -50,13 +50,13 @@ class Account:
             self.cuts += 1
 
     def appoint(self, roles: tuple[str, ...]) -> None:
-        """Other roles cut his access tokens off; the same ones change nothing."""
+        """Other roles cut the user's access tokens off; the same ones change nothing."""
         if roles != self.roles:
             self.roles = roles
             self.cuts += 1
 
     def switch(self, *, is_active: bool) -> None:
-        """Disabled, he is out; enabled again, his old tokens stay dead."""
+        """Disabled, they are out; enabled again, their old tokens stay dead."""
         if is_active != self.is_active:
             self.is_active = is_active
             self.cuts += 1
@@ -64,7 +64,7 @@ class Account:
                 login.is_over = login.is_over or not is_active
 
     def close(self) -> None:
-        """He is gone, and everything of his."""
+        """They are gone, and everything of theirs."""
         self.end_all()
         self.exists = False
 

@@ -70,7 +70,7 @@ class Cast:
         return self.service.call(method, path, token=self._tokens[0], **options)
 
     def read_into_cache(self, user_id: str) -> None:
-        """Have the user read until he is cached: not at once where Redis was out of order just before."""
+        """Have the user read until they are cached: not at once where Redis was out of order just before."""
 
         def is_cached() -> bool:
             assert self.admin("GET", f"/v1/users/{user_id}").status_code == 200
@@ -189,7 +189,7 @@ def test_figures_are_exact_over_both_workers(cast):
     scrapes = cast.service.from_each_worker(lambda: samples(cast.service))
 
     # The last login drops the one user; who nobody is, is a miss each time.  A comparison that comes along
-    # drops him again, and a call to Redis that is late is a miss, too: never more hits, never fewer lookups.
+    # drops them again, and a call to Redis that is late is a miss, too: never more hits, never fewer lookups.
     lookups = 2 * (3 + 2 * (len(others) + 1))
     fewest_misses = 2 * 1 + (len(others) + 1) + 3
     for after in scrapes:
@@ -308,7 +308,7 @@ def warms_all(cast: Cast) -> bool:
 
 
 def clears_one_of_two(cast: Cast) -> bool:
-    """Clear the first user by the command: two records, or one where his address was not noted in time."""
+    """Clear the first user by the command: two records, or one where their address was not noted in time."""
     for user_id in cast.ids[:2]:
         cast.read_into_cache(user_id)
     cleared = printed(cast.command("clear", "--user", cast.ids[0]))["cleared"]

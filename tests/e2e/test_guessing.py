@@ -24,7 +24,7 @@ EMAIL = "owner@example.com"
 WRONG = "wrong horse battery staple"
 OWNER = "192.0.2.1"
 ADDRESSES, GUESSERS = 1000, 16
-#: What the owner gets wrong afterwards, on his own device.
+#: What the owner gets wrong afterwards, on their own device.
 MISTAKES = 60
 
 

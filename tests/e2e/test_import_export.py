@@ -350,7 +350,7 @@ def test_own_hashes_are_refused_under_another_pepper(service, desk, elsewhere):
 
 
 def test_a_deleted_user_can_be_brought_back(service, desk):
-    """With his id and at once, though Redis still has what ended his tokens; those stay ended."""
+    """With their id and at once, though Redis still has what ended their tokens; those stay ended."""
     assert service.register("back@example.com").status_code == 201
     old = service.log_in("back@example.com")["access_token"]
     line = desk.line_of("back@example.com")
@@ -367,7 +367,7 @@ def test_a_deleted_user_can_be_brought_back(service, desk):
 
 
 def test_hashes_in_use_are_counted_by_scheme_and_cost(postgres_server, redis_server, service, tmp_path):
-    """Who has a foreign one has not logged in since he was imported; nothing of a hash is shown."""
+    """Users with a foreign one have not logged in since they were imported; nothing of a hash is shown."""
     env = service.env | {"DATABASE_URL": postgres_server.create_database(), "CACHE_KEY_PREFIX": "counted"}
     migrate(env)
     with closing(build(Settings.from_env(env))) as services:

@@ -117,7 +117,7 @@ def scraped(watched: Watched) -> str:
 
 
 def logged_in(service: Service, email: str) -> dict[str, Any]:
-    """The tokens of a user, who is registered if he must be; not before Redis is believed again."""
+    """The tokens of a user, who is registered if need be; not before Redis is believed again."""
     body = {"email": email, "password": PASSWORD}
     wait_until(lambda: service.register(email).status_code in {201, 409})
     wait_until(lambda: service.call("POST", "/v1/auth/login", json=body).status_code == 200)

@@ -144,7 +144,7 @@ def test_no_answer_names_a_product_and_each_has_an_id(service, method, path, sta
 
 @pytest.mark.parametrize("path", ["/v1/health/live", "/v1/auth/verify"])
 def test_a_sane_request_id_is_kept_and_any_other_is_replaced(service, path):
-    """The caller's id joins his log to ours; what would break a log line or a header does not get in."""
+    """The caller's id joins their log to ours; what would break a log line or a header does not get in."""
     kept = service.call("GET", path, headers={"X-Request-Id": "Trace-1.2_3"})
     others = [
         service.call("GET", path, headers={"X-Request-Id": bad}) for bad in ("a b", "x" * 65, '"}{', "é")

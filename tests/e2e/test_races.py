@@ -130,7 +130,7 @@ def test_a_login_beside_the_end_of_all_sessions_is_whole_or_over(track):
     report("login || end all: alive", tally)
 
 
-def test_nobody_gets_in_while_he_is_being_disabled(track):
+def test_nobody_gets_in_while_they_are_being_disabled(track):
     """A login and a refresh beside it leave nothing that is accepted afterwards."""
     email, tally = track.newcomer(), Counter[str]()
     admin = {"access_token": track.admin()}

@@ -61,7 +61,7 @@ class World:
             yield verifier
 
     def newcomer(self) -> tuple[str, dict[str, Any]]:
-        """Somebody new, logged in: his address and his tokens."""
+        """Somebody new, logged in: their address and their tokens."""
         email = f"{uuid4().hex}@example.com"
         assert self.service.register(email).status_code == 201
         return email, self.service.log_in(email)

@@ -108,7 +108,7 @@ class Round:
 
 @dataclass(slots=True)
 class Player:
-    """Somebody who stays logged in, while he logs in and out beside that; *lines* lead to each worker."""
+    """Somebody who stays logged in, while they log in and out beside that; *lines* lead to each worker."""
 
     verified: Verified
     service: Service

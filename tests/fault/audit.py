@@ -66,7 +66,7 @@ def _count_rotations(connection: psycopg.Connection[Any], account: Account, find
 
 
 def _look_for_newcomers(connection: psycopg.Connection[Any], account: Account, findings: Findings) -> None:
-    """Who was registered is there, once, under the id that was told; then he is forgotten here."""
+    """Who was registered is there, once, under the id that was told; then they are forgotten here."""
     for email, ident in account.newcomers.items():
         query = "SELECT u.id, count(r.seq) FROM users u LEFT JOIN revocations r ON r.user_id = u.id"
         rows = connection.execute(f"{query} WHERE u.email = %s GROUP BY u.id", (email,)).fetchall()
@@ -102,7 +102,7 @@ def _try_passwords(world: World, account: Account, findings: Findings) -> None:
 
 
 def _read_numbers(world: World, account: Account, findings: Findings) -> None:
-    """The preferences are his own, and as last acknowledged."""
+    """The preferences are the user's own, and as last acknowledged."""
     account.numbered_at_s = 0
     Person(account, [world.beside], random.Random(0), findings).read_numbers()
 

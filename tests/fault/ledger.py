@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 #: docs/failure-modes.md: a 202 holds in every worker within 2 s; the rest is for a busy machine.
 ACCEPTED_FOR_S = 10.0
-#: Whoever was not answered when he refreshed has REFRESH_GRACE_SECONDS (60, in these tests) to ask again.
+#: Whoever was not answered when they refreshed has REFRESH_GRACE_SECONDS (60, in these tests) to ask again.
 REFRESH_AGAIN_S = 30.0
 #: No 503 takes longer, whatever the fault: the deadline of a request is 5 s, the rest is for a busy machine.
 REFUSAL_S = 12.0
@@ -72,13 +72,13 @@ class Revoked:
 
 @dataclass(slots=True)
 class Account:
-    """A person of the load; one thread at a time acts for him."""
+    """A person of the load; one thread at a time acts for them."""
 
     email: str
     id: str
     #: More than one while a change of password has not been answered.
     passwords: list[str]
-    #: What his preferences may say: the last acknowledged number (0: nothing), and those without an answer.
+    #: What their preferences may say: the last acknowledged number (0: nothing), and those without an answer.
     numbers: set[int] = field(default_factory=lambda: {0})
     number: int = 0
     #: When the last of them was acknowledged (monotonic seconds).
@@ -87,14 +87,14 @@ class Account:
     revoked: list[Revoked] = field(default_factory=list)
     #: Sessions that may live and that nobody holds: of logins without an answer.
     strays: int = 0
-    #: Whom he has signed up: address to id, None while that was not answered.
+    #: Whom they have signed up: address to id, None while that was not answered.
     newcomers: dict[str, str | None] = field(default_factory=dict)
     #: Entries of the revocation log by reason, and ``mistyped``: attempts on an address that nobody has.
     done: defaultdict[str, Tally] = field(default_factory=lambda: defaultdict(Tally))
 
     @property
     def mistyped(self) -> str:
-        """The address that he types when he is mistaken."""
+        """The address that they type when they are mistaken."""
         return f"not-{self.email}"
 
     def ended(self, held: Held, *, is_complete: bool) -> None:

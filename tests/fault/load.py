@@ -41,7 +41,7 @@ class Person:
     replicas: Sequence[Service]
     dice: random.Random
     findings: Findings = field(default_factory=Findings)
-    #: How often he asks, each time somebody else, before he takes no answer or a 503 for one.
+    #: How often they ask, each time somebody else, before they take no answer or a 503 for one.
     tries: int = 1
     #: How many connections broke before the last answer: each may have done what was asked.
     doubts: int = 0
@@ -101,7 +101,7 @@ class Person:
             self.findings.accepted.append(f"session {revoked.session_id}")
 
     def read(self) -> None:
-        """The profile: his own."""
+        """The profile: the person's own."""
         if (held := self._a_session()) is None:
             return
         answer = self._ask("GET", "/v1/me", token=held.access[-1])
@@ -111,7 +111,7 @@ class Person:
                 self.findings.foreign.append(f"read {answer.body['email']}")
 
     def write(self) -> None:
-        """The next number into his preferences, beside his id."""
+        """The next number into their preferences, beside their id."""
         if (held := self._a_session()) is None:
             return
         account = self.account
@@ -127,7 +127,7 @@ class Person:
             account.done["user_changed"].unanswered += 1
 
     def read_numbers(self) -> None:
-        """The preferences: his own, with the last number."""
+        """The preferences: the person's own, with the last number."""
         if (held := self._a_session()) is None:
             return
         is_settled = time.monotonic() - self.account.numbered_at_s > ACCEPTED_FOR_S
@@ -177,7 +177,7 @@ class Person:
             self._leave(held)
 
     def register(self) -> None:
-        """Somebody new; after no answer the same once more, which must not make two of him."""
+        """Somebody new; after no answer the same once more, which must not make two of them."""
         newcomers = self.account.newcomers
         email = next((known for known, ident in newcomers.items() if ident is None), None)
         again = email is not None and self.dice.random() < 0.5

@@ -56,7 +56,7 @@ class Counting:
                 self.count(name)
 
     def count(self, name: str) -> None:
-        """Count once, and read a record that must be his own."""
+        """Count once, and read a record that must be its own."""
         key = f"{{{name}}}:{self.owner}"
         tally = self.tallies.setdefault(key, Tally())
         began = time.monotonic()

@@ -115,12 +115,12 @@ class World:
         leaving = members["leaves"].access
         members["leaves"] = self.refreshed(members["leaves"])
         self.leave(members["gone"])
-        self.wait_replayed()  # else the login of "reads" would drop his copy once more
+        self.wait_replayed()  # else the login of "reads" would drop their copy once more
         wait_until(lambda: self.has_copy(members["reads"]), timeout_s=PATIENCE_S, what="copy of a user")
         return Cast(leaving=leaving, ended=ended, **members)
 
     def has_copy(self, member: Member) -> bool:
-        """True if he was read, and Redis holds a copy of him since."""
+        """True if the member was read, and Redis holds a copy of them since."""
         answer = self.read(member)
         return answer.status == 200 and self.in_redis(f"user:{answer.body['id']}") is not None
 
@@ -154,7 +154,7 @@ class World:
         return self.ask("POST", "/v1/auth/refresh", json={"refresh_token": member.refresh})
 
     def refreshed(self, member: Member) -> Member:
-        """*member* with his next pair."""
+        """*member* with their next pair."""
         answer = answered(partial(self.refresh, member))
         assert answer.status == 200, answer
         return Member.of(member.email, answer.body)
@@ -168,7 +168,7 @@ class World:
         return self.ask("POST", "/v1/auth/register", json={"email": email, "password": PASSWORD})
 
     def change_password(self, member: Member) -> Answer:
-        """Ask for a password that is the one he has: right or wrong, it must be verified first."""
+        """Ask for a password that is the one they have: right or wrong, it must be verified first."""
         passwords = {"current_password": "not the password he has", "new_password": PASSWORD}
         return self.ask("POST", "/v1/me/password", token=member.access, json=passwords)
 

@@ -1,4 +1,4 @@
-"""Whether somebody is the client that he says he is: same work for all, and what happens without SQL."""
+"""Whether somebody is the client that they say they are: same work for all, and what happens without SQL."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def test_a_token_of_the_release_before_is_good_for_its_account_alone():
 
 
 def test_a_token_is_read_back_whatever_address_its_user_has():
-    """It names the user by his id; under another key it is nobody's."""
+    """It names the user by their id; under another key it is nobody's."""
     assert TOKENS.read(TOKEN, ACCOUNT, now=NOW) == DEVICE
     assert TOKENS.read(TOKEN, OTHER, now=NOW) == DEVICE
     assert DeviceTokens(b"x" * 32).read(TOKEN, ACCOUNT, now=NOW) is None

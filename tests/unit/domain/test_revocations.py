@@ -321,7 +321,7 @@ class TestHorizon:
         assert self.looked(*looks) == [None, None, 5, 5, 7]
 
     def test_a_writer_that_comes_and_goes_is_another_one(self):
-        """Who is not there any more has ended, also if he was never waited for before."""
+        """One that is not there any more has ended, also if it was never waited for before."""
         assert self.looked(sight(1, "a"), sight(2, "b"), sight(3, "a")) == [None, 1, 2]
 
     def test_the_time_is_that_of_the_look_that_is_settled(self):

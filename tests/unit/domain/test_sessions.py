@@ -239,7 +239,7 @@ def directory(standing: Standing | None) -> tuple[SessionDirectory, list[Session
     return SessionDirectory(store=store, revocations=revocations, audit=Unread(), clock=lambda: NOW), ended
 
 
-def test_the_owner_ends_his_session():
+def test_the_owner_ends_their_session():
     """And no other is touched."""
     sessions, ended = directory(Standing(session=session(), user=user()))
 

@@ -415,7 +415,7 @@ def test_a_removed_key_takes_its_tokens_along_at_once():
 
 
 @pytest.mark.parametrize(
-    ("changes", "is_his"),
+    ("changes", "is_theirs"),
     [
         ({}, True),
         ({"name": "Alice", "version": 9}, True),
@@ -426,6 +426,6 @@ def test_a_removed_key_takes_its_tokens_along_at_once():
         ({"id": "00000000-0000-4000-8000-0000000000ff"}, False),
     ],
 )
-def test_a_token_is_about_its_user_as_he_was_when_it_was_issued(changes, is_his):
-    """Another cut-off, other roles or another user: it is not about him any more."""
-    assert is_about(access_token(), user(**changes)) is is_his
+def test_a_token_is_about_its_user_as_they_were_when_it_was_issued(changes, is_theirs):
+    """Another cut-off, other roles or another user: it is not about its user any more."""
+    assert is_about(access_token(), user(**changes)) is is_theirs

@@ -68,7 +68,7 @@ class Users:
     removed: bool = False
 
     def find(self, email: Email) -> User | None:
-        """Him, by his address."""
+        """The user, by their address."""
         return self.stored if email == self.stored.email else None
 
     def change(self, _user_id: UserId, rule: Callable[[User], User]) -> Committed[User]:
@@ -120,8 +120,8 @@ def directory(store: Users) -> tuple[UserDirectory, Audit]:
         pytest.param(
             ("admin",), "disabled", {"roles": ("user", "admin"), "status": "disabled", "epoch": 4}, id="both"
         ),
-        pytest.param(("user",), "active", {}, id="as he is"),
-        pytest.param((), None, {}, id="as he is, with no role named"),
+        pytest.param(("user",), "active", {}, id="as they are"),
+        pytest.param((), None, {}, id="as they are, with no role named"),
         pytest.param(None, None, {}, id="nothing"),
     ],
 )
@@ -161,7 +161,7 @@ def test_a_profile_change_leaves_tokens_alone():
 
 
 def test_a_removal_is_recorded_with_who_did_it():
-    """By himself or by an admin."""
+    """By the user themselves or by an admin."""
     store = Users(user())
     users, audit = directory(store)
 

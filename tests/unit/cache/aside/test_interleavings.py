@@ -186,7 +186,7 @@ class Scene:
         self.client.call(*self.aside.outdate_command(ident, rows[max(0, len(rows) - 1 - behind)].version))
 
     def act(self, name, work):
-        """Let *name* do its next step; no answer is older than what was invalidated before he asked."""
+        """Let *name* do its next step; no answer is older than what was invalidated before it asked."""
         if name not in self.actors:
             self.actors[name] = Actor(work), dict(self.floors)
         actor, floors = self.actors[name]

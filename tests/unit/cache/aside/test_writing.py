@@ -46,7 +46,7 @@ def test_an_invalidation_during_a_write_drops_what_it_would_have_stored(books, l
 
 
 def test_two_writers_at_once_leave_nothing_wrong(books):
-    """The one inside stores, the one around finds his lease taken, and drops."""
+    """The one inside stores, the one around finds its lease taken, and drops."""
     older, newer = replace(EMMA, version=2), replace(EMMA, version=3)
 
     def change():
