@@ -61,11 +61,12 @@ def loaded(env: dict[str, str], folder: Path) -> tuple[set[str], set[str]]:
 
 
 def test_a_serving_process_loads_what_it_uses(env, tmp_path):
-    """Neither tracing that is off, nor YAML, nor migrations; all before the fork, for workers to share."""
+    """Neither tracing nor passkeys that are off, nor YAML; all before the fork, for workers to share."""
     before, after = loaded(env, tmp_path)
 
     assert {name.partition(".")[0] for name in before} & {
         "alembic",
+        "fido2",
         "opentelemetry",
         "psutil",
         "yaml",
