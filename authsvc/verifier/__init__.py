@@ -1,7 +1,7 @@
 """
 Verifies access tokens of authsvc in other services, without asking it, and still knows of revocations.
 
-A library of its own: the standard library and PyJWT with cryptography, nothing else of authsvc.
+A library of its own: the standard library, PyJWT with cryptography, and the service's reader of tokens.
 ``authsvc.verifier.flask`` and ``authsvc.verifier.asgi`` are for web frameworks.
 """
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
@@ -22,7 +22,6 @@ from authsvc.verifier.transport import Answer, TransportError
 
 PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | rsa.RSAPublicKey
 
-ALGORITHMS: Final = ("ES256", "EdDSA", "RS256")
 RSA_MIN_BITS = 2048
 #: Where the issuer names no age, and the bounds of one that it does name (seconds).
 DEFAULT_AGE_S, LEAST_AGE_S, MOST_AGE_S = 300.0, 30.0, 3600.0

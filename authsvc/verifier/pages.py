@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
 
-from authsvc.verifier.claims import is_id
+from authsvc.domain.values.identifiers import is_id
 from authsvc.verifier.known import News, Until
 
 T = TypeVar("T")

@@ -3,53 +3,32 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 
-from jwt import PyJWS
-from jwt.exceptions import PyJWTError
-from jwt.utils import base64url_decode, base64url_encode
+from jwt.utils import base64url_encode
 
 from authsvc.domain.errors import TokenInvalid
 from authsvc.domain.revocations import TokenKeys
+from authsvc.domain.tokens.claims import CLIENT_ID, JWS, TYPE, Claims, InvalidToken, Rules, read
 from authsvc.domain.tokens.keys import KeyRing, SigningKey
-from authsvc.domain.users import BUILT_IN, Role, RoleNames, User, is_role_name, with_roles
-from authsvc.domain.values.identifiers import SessionId, TokenId, UserId, is_id, new_id
-from authsvc.domain.values.jsontext import InvalidJson, Json, canonical, parse
+from authsvc.domain.users import BUILT_IN, RoleNames, User
+from authsvc.domain.values.identifiers import SessionId, TokenId, UserId, new_id
+from authsvc.domain.values.jsontext import Json, canonical
 
-TYPE = "at+jwt"
-MAX_LENGTH = 4096
 #: Signatures remembered at most; a token and its claims take about 2 KB.
 REMEMBERED = 4096
 
-_COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
-#: The ``client_id`` of people's tokens, which RFC 9068 §2.2 requires: they log in to the service itself.
-CLIENT_ID = "authsvc"
-
-_CLAIMS = {"iss", "aud", "sub", "iat", "nbf", "exp", "jti", "sid", "roles", "epoch"}
-#: Version 0.1.0 wrote no ``client_id``; its tokens are good until they expire.
-_SETS_OF_CLAIMS = (_CLAIMS | {"client_id"}, _CLAIMS)
-_HEADER = {"alg", "kid", "typ"}
-_JWS = PyJWS(algorithms=["ES256", "EdDSA", "RS256"])
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AccessToken:
-    """The claims of a token whose signature held; times in seconds since the epoch."""
+class AccessToken(Claims):
+    """A token whose signature held, with what binds it to its text; times in seconds since the epoch."""
 
     token_id: TokenId
     session_id: SessionId
     user_id: UserId
-    roles: tuple[Role, ...]
-    epoch: int
-    issued_at: int
-    not_before: int
-    expires_at: int
-    issuer: str
-    audience: str
     #: SHA-256 of the signed text, base64url; empty before it is signed.
     digest: str
 
@@ -78,13 +57,10 @@ def is_about(token: AccessToken, user: User) -> bool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TokenProfile:
+class TokenProfile(Rules):
     """What every token of this service has in common; ``lifetime_s`` and ``leeway_s`` in seconds."""
 
-    issuer: str
-    audience: str
     lifetime_s: int
-    leeway_s: int = 5
     #: False while readers of version 0.1.0 are there, which refuse a claim that they do not know.
     has_client_id: bool = True
     #: No token names others.
@@ -163,8 +139,7 @@ class TokenReader:
 
     def window_s(self, token: AccessToken) -> tuple[int, int]:
         """From when on, and until when, *token* is in time: seconds since the epoch, the leeway included."""
-        leeway_s = self._profile.leeway_s
-        return max(token.issued_at, token.not_before) - leeway_s, token.expires_at + leeway_s
+        return token.window_s(self._profile.leeway_s)
 
     def recall(self, text: str, ring: KeyRing) -> AccessToken | None:
         """The token in *text* if its signature is remembered to hold by *ring*; its time may be over."""
@@ -172,38 +147,13 @@ class TokenReader:
         return remembered.get(text) if known is ring else None
 
     def _verify(self, text: str, ring: KeyRing) -> AccessToken:
-        """Signature and claims of *text*, by the key that its ``kid`` names and the algorithm of that key."""
-        if len(text) > MAX_LENGTH or not _COMPACT.fullmatch(text):
-            raise TokenInvalid("not a compact JWS")
+        """Signature and claims of *text*, by a key of *ring*."""
         try:
-            key = _named_key(parse(base64url_decode(text.partition(".")[0])), ring)
-            payload = _JWS.decode(text, key.public, algorithms=[key.algorithm])
-            claims = parse(payload)
-        except (PyJWTError, InvalidJson, ValueError) as error:
-            raise TokenInvalid("signature or form") from error
-        return self._accepted(claims, signed_digest(text))
-
-    def _accepted(self, claims: Json, digest: str) -> AccessToken:
-        """*claims* as a token, if there is every claim, of its type, and none besides."""
-        if not isinstance(claims, dict) or claims.keys() not in _SETS_OF_CLAIMS:
-            raise TokenInvalid("claims")
-        _constant(claims.get("client_id", CLIENT_ID), CLIENT_ID)
-        token = AccessToken(
-            token_id=TokenId(_identifier(claims["jti"])),
-            session_id=SessionId(_identifier(claims["sid"])),
-            user_id=UserId(_identifier(claims["sub"])),
-            roles=_roles(claims["roles"]),
-            epoch=_natural(claims["epoch"]),
-            issued_at=_natural(claims["iat"]),
-            not_before=_natural(claims["nbf"]),
-            expires_at=_natural(claims["exp"]),
-            issuer=_constant(claims["iss"], self._profile.issuer),
-            audience=_constant(claims["aud"], self._profile.audience),
-            digest=digest,
-        )
-        if token.expires_at - token.issued_at > self._profile.lifetime_s:
-            raise TokenInvalid("lives longer than configured")
-        return token
+            claims = read(text, self._profile, ring.by_id.get)
+        except InvalidToken as error:
+            raise TokenInvalid(str(error)) from error
+        named = {one.name: getattr(claims, one.name) for one in fields(claims)}
+        return AccessToken(**named, digest=signed_digest(text))
 
 
 def signed_digest(text: str) -> str:
@@ -235,7 +185,7 @@ def _sign(token: AccessToken, key: SigningKey, *, has_client_id: bool) -> str:
         claims["client_id"] = CLIENT_ID
     header = {"typ": TYPE, "kid": key.kid}
     payload = canonical(claims).encode()
-    return _JWS.encode(payload, key.private, algorithm=key.algorithm, headers=header)
+    return JWS.encode(payload, key.private, algorithm=key.algorithm, headers=header)
 
 
 def _remember(remembered: dict[str, AccessToken], text: str, token: AccessToken) -> None:
@@ -243,44 +193,3 @@ def _remember(remembered: dict[str, AccessToken], text: str, token: AccessToken)
     while len(remembered) >= REMEMBERED:
         del remembered[next(iter(remembered))]
     remembered[text] = token
-
-
-def _named_key(header: Json, ring: KeyRing) -> SigningKey:
-    """The key of the ring that *header* names; no other header field selects key material."""
-    if not isinstance(header, dict):
-        raise TokenInvalid("header")
-    key = ring.by_id.get(str(header.get("kid")))
-    if key is None or header.keys() != _HEADER or header["typ"] != TYPE or header["alg"] != key.algorithm:
-        raise TokenInvalid("header")
-    return key
-
-
-def _natural(value: Json) -> int:
-    """A whole number from 0; ``True`` is none, nor is a string or 10^400."""
-    if type(value) is not int or not 0 <= value < 1 << 53:
-        raise TokenInvalid("not a whole number")
-    return value
-
-
-def _identifier(value: Json) -> str:
-    """An identifier as this service writes it."""
-    if not isinstance(value, str) or not is_id(value):
-        raise TokenInvalid("not an identifier")
-    return value
-
-
-def _constant(value: Json, expected: str) -> str:
-    """The one accepted value."""
-    if value != expected:
-        raise TokenInvalid("issued by or for somebody else")
-    return expected
-
-
-def _roles(value: Json) -> tuple[Role, ...]:
-    """Names of roles, each once, ``user`` among them; whether there are such is the user's row to say."""
-    if not isinstance(value, list) or "user" not in value or not all(map(is_role_name, value)):
-        raise TokenInvalid("roles")
-    roles = with_roles(tuple(map(str, value)))
-    if len(roles) != len(value):
-        raise TokenInvalid("roles")
-    return roles

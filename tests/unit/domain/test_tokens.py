@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from dataclasses import replace
 from typing import Any
@@ -19,33 +18,24 @@ from authsvc.domain.tokens.access import AccessToken, TokenReader, TokenSigner, 
 from authsvc.domain.tokens.keys import KeyRing, SigningKey
 from tests.unit.domain.samples import (
     ALICE_ID,
+    CLAIMS,
+    ISSUED_AT,
     NOW,
     PROFILE,
     SESSION_ID,
     TOKEN_ID,
+    WITHOUT,
     access_token,
+    claiming,
     later,
+    part,
     ring,
+    signed,
     signing_key,
     user,
 )
 
 ALGORITHMS = ["ES256", "EdDSA", "RS256"]
-ISSUED_AT = int(NOW.timestamp())
-CLAIMS: dict[str, Any] = {
-    "iss": PROFILE.issuer,
-    "aud": PROFILE.audience,
-    "sub": ALICE_ID,
-    "iat": ISSUED_AT,
-    "nbf": ISSUED_AT,
-    "exp": ISSUED_AT + 3600,
-    "jti": TOKEN_ID,
-    "sid": SESSION_ID,
-    "roles": ["user"],
-    "epoch": 3,
-    "client_id": "authsvc",
-}
-WITHOUT = object()
 
 
 def reader(keys: KeyRing | None = None) -> TokenReader:
@@ -58,25 +48,6 @@ def issue(keys: KeyRing, *, not_after_s: float = 86_400, **changes: Any) -> tupl
     """A token for Alice, changed."""
     signer = TokenSigner(PROFILE, lambda: keys)
     return signer.issue(user(**changes), SESSION_ID, now=NOW, not_after=later(not_after_s))
-
-
-def part(value: bytes) -> str:
-    """One part of a compact JWS."""
-    return base64.urlsafe_b64encode(value).rstrip(b"=").decode()
-
-
-def signed(payload: bytes, key: SigningKey | None = None, **header: Any) -> str:
-    """*payload* with a good signature, and *header* on top of the usual one."""
-    key = key or signing_key()
-    fields = {"typ": "at+jwt", "kid": key.kid} | header
-    named = {name: value for name, value in fields.items() if value is not WITHOUT}
-    return jwt.PyJWS().encode(payload, key.private, algorithm=key.algorithm, headers=named)
-
-
-def claiming(**changes: Any) -> str:
-    """A token with a good signature whose claims are changed, or left out."""
-    claims = {name: value for name, value in (CLAIMS | changes).items() if value is not WITHOUT}
-    return signed(json.dumps(claims).encode())
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

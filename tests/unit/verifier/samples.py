@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from datetime import UTC, datetime
 from typing import Any
-
-import jwt
 
 from authsvc.domain.tokens.keys import KeyRing, SigningKey
 from authsvc.verifier.claims import Claims, Rules
@@ -19,21 +16,6 @@ from tests.unit.domain.samples import ALICE_ID, NOW, PROFILE, SESSION_ID, TOKEN_
 NOW_S = NOW.timestamp()
 RULES = Rules(issuer=PROFILE.issuer, audience=PROFILE.audience, lifetime_s=PROFILE.lifetime_s)
 OTHER_ID = "00000000-0000-4000-8000-0000000000ff"
-CLAIMS: dict[str, Any] = {
-    "iss": PROFILE.issuer,
-    "aud": PROFILE.audience,
-    "sub": ALICE_ID,
-    "iat": int(NOW_S),
-    "nbf": int(NOW_S),
-    "exp": int(NOW_S) + 3600,
-    "jti": TOKEN_ID,
-    "sid": SESSION_ID,
-    "roles": ["user"],
-    "epoch": 3,
-    "client_id": "authsvc",
-}
-#: In the place of a value: leave the member out.
-WITHOUT = object()
 
 
 class Hands:
@@ -48,20 +30,6 @@ class Hands:
         """Let time pass."""
         self.wall_s += seconds
         self.monotonic_s += seconds
-
-
-def signed(payload: bytes, key: SigningKey | None = None, **header: Any) -> str:
-    """*payload* with a good signature, and *header* on top of the usual one."""
-    key = key or signing_key()
-    fields = {"typ": "at+jwt", "kid": key.kid} | header
-    named = {name: value for name, value in fields.items() if value is not WITHOUT}
-    return jwt.PyJWS().encode(payload, key.private, algorithm=key.algorithm, headers=named)
-
-
-def claiming(key: SigningKey | None = None, **changes: Any) -> str:
-    """A token with a good signature whose claims are changed, or left out."""
-    claims = {name: value for name, value in (CLAIMS | changes).items() if value is not WITHOUT}
-    return signed(json.dumps(claims).encode(), key)
 
 
 def claims_of(**changes: Any) -> Claims:
@@ -109,8 +77,3 @@ def page(*items: dict[str, Any], cursor: str = "c", **changes: Any) -> Answer:
         "retry_after_ms": None,
     }
     return Answer(200, {}, json.dumps(document | changes).encode())
-
-
-def part(value: bytes) -> str:
-    """One part of a compact JWS."""
-    return base64.urlsafe_b64encode(value).rstrip(b"=").decode()

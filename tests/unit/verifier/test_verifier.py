@@ -26,9 +26,9 @@ from authsvc.verifier import (
 )
 from authsvc.verifier.transport import Answer
 from tests.processes import wait_until
-from tests.unit.domain.samples import ALICE_ID, SESSION_ID, TOKEN_ID, signing_key
+from tests.unit.domain.samples import ALICE_ID, CLAIMS, SESSION_ID, TOKEN_ID, claiming, signed, signing_key
 from tests.unit.verifier.fake_service import FEED, INTROSPECTION, JWKS, FakeService
-from tests.unit.verifier.samples import CLAIMS, RULES, Hands, claiming, claims_of, item, jwks, page, signed
+from tests.unit.verifier.samples import RULES, Hands, claims_of, item, jwks, page
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -1,0 +1,183 @@
+"""
+The one reader of access tokens: signature, header and claims, exactly as the issuer writes them.
+
+The service and ``authsvc.verifier`` share it.  Beside PyJWT it needs the standard library alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+from jwt import PyJWS
+from jwt.exceptions import PyJWTError
+from jwt.utils import base64url_decode
+
+from authsvc.domain.values.identifiers import is_id
+from authsvc.domain.values.jsontext import InvalidJson, Json, parse
+
+if TYPE_CHECKING:
+    from jwt.algorithms import AllowedPublicKeys
+
+TYPE: Final = "at+jwt"
+MAX_LENGTH: Final = 4096
+#: The ``client_id`` of people's tokens, which RFC 9068 §2.2 requires: they log in to the service itself.
+CLIENT_ID: Final = "authsvc"
+
+_COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
+#: The same as the setting ROLES accepts; this module cannot import settings.
+_ROLE = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+_HEADER = {"alg", "kid", "typ"}
+#: Signs and verifies with asymmetric algorithms alone.
+JWS: Final = PyJWS(algorithms=["ES256", "EdDSA", "RS256"])
+
+
+class InvalidToken(ValueError):
+    """Not a token of this issuer and audience; the text says why, for the log."""
+
+
+class Key(Protocol):
+    """A public key and the one algorithm that its type is for."""
+
+    @property
+    def algorithm(self) -> str:
+        """``ES256``, ``EdDSA`` or ``RS256``."""
+
+    @property
+    def public(self) -> AllowedPublicKeys:
+        """The key, as ``cryptography`` has it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claims:
+    """What a token says whose signature held; times in seconds since the epoch."""
+
+    user_id: str
+    session_id: str
+    token_id: str
+    roles: tuple[str, ...]
+    #: The cut-off counter of the user when the token was issued.
+    epoch: int
+    issued_at: int
+    not_before: int
+    expires_at: int
+    issuer: str
+    audience: str
+
+    def window_s(self, leeway_s: int) -> tuple[int, int]:
+        """From when on, and until when, the token is in time: the first second, and the first one after."""
+        return max(self.issued_at, self.not_before) - leeway_s, self.expires_at + leeway_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What every token must have; ``lifetime_s`` and ``leeway_s`` in seconds, None: any lifetime."""
+
+    issuer: str
+    audience: str
+    lifetime_s: int | None = None
+    leeway_s: int = 5
+
+
+def read(text: str, rules: Rules, find_key: Callable[[str], Key | None]) -> Claims:
+    """
+    The claims of *text*; says nothing of time and revocation.
+
+    *find_key* returns the key with an id, None if there is none.  It is asked only for a well-formed header.
+
+    Raises:
+        InvalidToken: anything is wrong with it.
+    """
+    if len(text) > MAX_LENGTH or not _COMPACT.fullmatch(text):
+        raise InvalidToken("not a compact JWS")
+    try:
+        header = parse(base64url_decode(text.partition(".")[0]))
+    except (InvalidJson, ValueError) as error:
+        raise InvalidToken("header") from error
+    key = _named_key(header, find_key)
+    try:
+        members = parse(JWS.decode(text, key.public, algorithms=[key.algorithm]))
+    except (PyJWTError, InvalidJson, ValueError) as error:
+        raise InvalidToken("signature or form") from error
+    return _accepted(members, rules)
+
+
+def _named_key(header: Json, find_key: Callable[[str], Key | None]) -> Key:
+    """The key that *header* names; no other header field selects key material."""
+    if not isinstance(header, dict) or header.keys() != _HEADER or header["typ"] != TYPE:
+        raise InvalidToken("header")
+    kid = header["kid"]
+    key = find_key(kid) if isinstance(kid, str) else None
+    # The type of the key chooses the algorithm (RFC 8725 §3.1).
+    if key is None or header["alg"] != key.algorithm:
+        raise InvalidToken("key or algorithm")
+    return key
+
+
+def _accepted(members: Json, rules: Rules) -> Claims:
+    """*members* as claims: a known set of them, each of its type."""
+    if not isinstance(members, dict) or frozenset(members) not in _SETS_OF_CLAIMS:
+        raise InvalidToken("claims")
+    claims = _SETS_OF_CLAIMS[frozenset(members)](members, rules)
+    if rules.lifetime_s is not None and claims.expires_at - claims.issued_at > rules.lifetime_s:
+        raise InvalidToken("lives longer than it may")
+    return claims
+
+
+def _of_person(members: Mapping[str, Json], rules: Rules) -> Claims:
+    """The claims of a token that somebody got by logging in."""
+    _constant(members.get("client_id", CLIENT_ID), CLIENT_ID)
+    return Claims(
+        user_id=_identifier(members["sub"]),
+        session_id=_identifier(members["sid"]),
+        token_id=_identifier(members["jti"]),
+        roles=_roles(members["roles"]),
+        epoch=_natural(members["epoch"]),
+        issued_at=_natural(members["iat"]),
+        not_before=_natural(members["nbf"]),
+        expires_at=_natural(members["exp"]),
+        issuer=_constant(members["iss"], rules.issuer),
+        audience=_constant(members["aud"], rules.audience),
+    )
+
+
+_PERSON = frozenset({"iss", "aud", "sub", "iat", "nbf", "exp", "jti", "sid", "roles", "epoch", "client_id"})
+#: Every set of claims that a token may have, and what reads it; any other set is refused.
+_SETS_OF_CLAIMS: Final[Mapping[frozenset[str], Callable[[Mapping[str, Json], Rules], Claims]]] = {
+    _PERSON: _of_person,
+    # Version 0.1.0 wrote no client_id; its tokens are good until they expire.
+    _PERSON - {"client_id"}: _of_person,
+}
+
+
+def _natural(value: Json) -> int:
+    """A whole number from 0; ``True`` is none, nor is a string or 10^400."""
+    if type(value) is not int or not 0 <= value < 1 << 53:
+        raise InvalidToken("not a whole number")
+    return value
+
+
+def _identifier(value: Json) -> str:
+    """An identifier in the one form that the issuer writes."""
+    if not isinstance(value, str) or not is_id(value):
+        raise InvalidToken("not an identifier")
+    return value
+
+
+def _constant(value: Json, expected: str) -> str:
+    """The one accepted value."""
+    if value != expected:
+        raise InvalidToken("issued by or for somebody else")
+    return expected
+
+
+def _roles(value: Json) -> tuple[str, ...]:
+    """Names of roles, each once, ``user`` among them: ``user``, ``admin``, then the rest in order."""
+    names = [name for name in value if isinstance(name, str)] if isinstance(value, list) else []
+    if names != value or "user" not in names or not all(map(_ROLE.fullmatch, names)):
+        raise InvalidToken("roles")
+    if len(set(names)) != len(names):
+        raise InvalidToken("roles")
+    return tuple(sorted(names, key=lambda name: (name != "user", name != "admin", name)))
