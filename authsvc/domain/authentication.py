@@ -48,6 +48,7 @@ from authsvc.domain.users import Profile, User, UserStore
 from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.emails import NOBODY, Email, typed_email
 from authsvc.domain.values.identifiers import SessionId, TokenId, UserId, new_id
+from authsvc.domain.values.levels import Method, level_of
 
 #: A refresh that loses a race reads again: it then finds a successor, a reuse or an ended session.
 REFRESH_ROUNDS = 3
@@ -317,6 +318,7 @@ class Authentication:
             counter=0,
             rotated_at=now,
             salt=secrets.token_bytes(SALT_BYTES),
+            level=level_of(Method.PASSWORD, at=now),
         )
 
     def _genuine(self, token: RefreshToken) -> Standing:
@@ -338,10 +340,8 @@ class Authentication:
         if presented is Presented.REPEATED:
             return self._pair(standing.user, session)
         idle_end = self.session_policy.idle_end(now, session.expires_at)
-        if not self.sessions.rotate(session, now=now, idle_expires_at=idle_end):
-            return None
-        rotated = replace(session, counter=session.counter + 1, idle_expires_at=idle_end, rotated_at=now)
-        return self._pair(standing.user, rotated)
+        rotated = self.sessions.rotate(session, now=now, idle_expires_at=idle_end)
+        return self._pair(standing.user, rotated) if rotated else None
 
     def _reused(self, session: Session) -> RefreshReused:
         """End the session whose token came back, before anybody is answered."""

@@ -9,6 +9,7 @@ AuthError
 ├── RefreshReused           refresh_reused
 ├── SessionOver             session_ended
 ├── CodeInvalid             code_invalid
+├── StepUpRequired          step_up_required    (requirement)
 ├── Forbidden               forbidden
 ├── EmailUnverified         email_unverified
 ├── RegistrationClosed      registration_closed
@@ -32,6 +33,7 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from authsvc.domain.values.levels import Requirement
     from authsvc.domain.values.limits import Verdict
 
 
@@ -81,6 +83,16 @@ class CodeInvalid(AuthError):
     """A ticket, a code, a link or a second factor is wrong, used or expired; callers never learn which."""
 
     code = "code_invalid"
+
+
+class StepUpRequired(AuthError):
+    """The token is good, its level is not: ``requirement`` says what to show in a step-up (RFC 9470)."""
+
+    code = "step_up_required"
+
+    def __init__(self, requirement: Requirement) -> None:
+        super().__init__(requirement.acr or "")
+        self.requirement = requirement
 
 
 class Forbidden(AuthError):

@@ -19,6 +19,7 @@ from authsvc.domain.revocations import Committed, Outcome, Revocations
 from authsvc.domain.users import User
 from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.identifiers import SessionId, TokenId, UserId
+from authsvc.domain.values.levels import Level
 
 SALT_BYTES = 16
 #: How far the clocks of two nodes may be apart (seconds).
@@ -47,6 +48,8 @@ class Session:
     #: When ``counter`` became the one in use.
     rotated_at: datetime
     salt: bytes
+    #: None where an earlier version began it, and nobody has stepped up since.
+    level: Level | None = None
     revoked_at: datetime | None = None
     reason: str | None = None
 
@@ -170,8 +173,13 @@ class SessionStore(Protocol):
     def standing(self, session_id: SessionId) -> Standing | None:
         """The session with its user, in one query; None where either is gone."""
 
-    def rotate(self, session: Session, *, now: datetime, idle_expires_at: datetime) -> bool:
-        """Consume ``session.counter`` if it is current and the session alive: one conditional update."""
+    def rotate(self, session: Session, *, now: datetime, idle_expires_at: datetime) -> Session | None:
+        """
+        Consume ``session.counter`` if it is current and the session alive: one conditional update.
+
+        Returns the session as it is then, its level included, which a step-up may have raised since
+        *session* was read.
+        """
 
     def end(
         self, session_id: SessionId, *, reason: str, token_id: TokenId | None, event: Entry | None = None

@@ -27,6 +27,7 @@ from authsvc.store.tables import (
     from_entry,
     from_session,
     sessions,
+    to_level,
     to_session,
     to_user,
     users,
@@ -53,8 +54,8 @@ _ROTATE = (
         last_used_at=_NOW,
         idle_expires_at=bindparam("idle"),
     )
+    .returning(sessions.c.acr, sessions.c.amr, sessions.c.auth_time)
 )
-
 
 _END = (
     update(sessions)
@@ -81,10 +82,19 @@ class SqlSessionStore:
         rows = self._standing(session=session_id).rows
         return Standing(session=to_session(rows[0]), user=to_user(rows[0])) if rows else None
 
-    def rotate(self, session: Session, *, now: datetime, idle_expires_at: datetime) -> bool:
+    def rotate(self, session: Session, *, now: datetime, idle_expires_at: datetime) -> Session | None:
         """Consume ``session.counter``: the row decides, whoever else refreshes, logs out or expires."""
-        answer = self._rotate(session=session.id, presented=session.counter, now=now, idle=idle_expires_at)
-        return answer.count == 1
+        rows = self._rotate(session=session.id, presented=session.counter, now=now, idle=idle_expires_at).rows
+        if not rows:
+            return None
+        return replace(
+            session,
+            counter=session.counter + 1,
+            rotated_at=now,
+            last_used_at=now,
+            idle_expires_at=idle_expires_at,
+            level=to_level(rows[0]),
+        )
 
     def end(
         self, session_id: SessionId, *, reason: str, token_id: TokenId | None, event: Entry | None = None

@@ -37,6 +37,7 @@ from authsvc.domain.revocations import Revocation
 from authsvc.domain.sessions import Session
 from authsvc.domain.users import BUILT_IN, Role, Status, User, with_roles
 from authsvc.domain.values.jsontext import canonical
+from authsvc.domain.values.levels import Acr, Level
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +108,10 @@ sessions = Table(
     Column("counter", BigInteger, nullable=False),
     Column("rotated_at", UtcTime, nullable=False),
     Column("salt", LargeBinary, nullable=False),
+    # All three or none: a session that an earlier version began has no level.
+    Column("acr", String(8)),
+    Column("amr", String(64)),
+    Column("auth_time", UtcTime),
     Column("revoked_at", UtcTime),
     Column("reason", String(32)),
 )
@@ -219,7 +224,8 @@ _USER_FIELDS = (
     "id", "email", "name", "phone", "device_id", "status", "preferences",
     "created_at", "updated_at", "last_login", "email_verified", "epoch", "version",
 )  # fmt: skip
-_SESSION_FIELDS = tuple(column.name for column in sessions.columns)
+_LEVEL_FIELDS = ("acr", "amr", "auth_time")
+_SESSION_FIELDS = tuple(column.name for column in sessions.columns if column.name not in _LEVEL_FIELDS)
 _REVOCATION_FIELDS = tuple(column.name for column in revocations.columns)
 _ENTRY_FIELDS = tuple(column.name for column in audit_events.columns)
 
@@ -266,12 +272,27 @@ def split_roles(stored: str) -> tuple[Role, ...]:
 
 def to_session(row: Mapping[Any, Any]) -> Session:
     """The session in *row*."""
-    return Session(**{name: row[sessions.c[name]] for name in _SESSION_FIELDS})
+    return Session(**{name: row[sessions.c[name]] for name in _SESSION_FIELDS}, level=to_level(row))
 
 
 def from_session(session: Session) -> dict[str, Any]:
     """The columns of *session*."""
-    return {name: getattr(session, name) for name in _SESSION_FIELDS}
+    level = from_level(session.level) if session.level else {}
+    return {name: getattr(session, name) for name in _SESSION_FIELDS} | level
+
+
+def to_level(row: Mapping[Any, Any]) -> Level | None:
+    """The level of the session in *row*; None without one, or with one that only a later version knows."""
+    acr, amr, auth_time = (row[sessions.c[name]] for name in _LEVEL_FIELDS)
+    if acr not in set(Acr) or not amr or auth_time is None:
+        return None
+    return Level(Acr(acr), tuple(amr.split()), int(auth_time.timestamp()))
+
+
+def from_level(level: Level) -> dict[str, Any]:
+    """The columns of a session that *level* fills."""
+    auth_time = datetime.fromtimestamp(level.auth_time, UTC)
+    return {"acr": level.acr.value, "amr": " ".join(level.amr), "auth_time": auth_time}
 
 
 def to_revocation(row: RowMapping) -> Revocation:

@@ -14,6 +14,7 @@ import pytest
 from authsvc.api.frame.errors import DETAILS, STATUSES, problem_of
 from authsvc.domain import errors
 from authsvc.domain.errors import AuthError
+from authsvc.domain.values.levels import Acr, Requirement
 from authsvc.domain.values.limits import Limit, Verdict
 from tests.api.driver import code_of
 from tests.rig import PASSWORD, ROOT
@@ -22,6 +23,7 @@ LIMIT = Limit(name="login-ip", quota=5, window_s=900)
 REFUSED = Verdict(limit=LIMIT, subject="s", allowed=False, remaining=0, reset_s=7)
 ARGUMENTS: dict[type[AuthError], tuple[object, ...]] = {
     errors.Invalid: ({"email": ["is wrong"]},),
+    errors.StepUpRequired: (Requirement(acr=Acr.AAL2, max_age_s=300),),
     errors.RateLimited: (REFUSED,),
     errors.HashingBusy: (4,),
     errors.StoreUnavailable: ("sql: secret-host",),
@@ -51,6 +53,21 @@ def test_every_error_of_the_domain_has_its_answer(kind):
     assert ("Retry-After" in problem.headers) == (problem.status in {429, 503})
 
 
+@pytest.mark.parametrize(
+    ("requirement", "asked"),
+    [
+        (Requirement(acr=Acr.PHR, max_age_s=0), ', max_age="0", acr_values="phr"'),
+        (Requirement(acr=Acr.AAL2), ', acr_values="aal2"'),
+        (Requirement(max_age_s=600), ', max_age="600"'),
+    ],
+)
+def test_the_challenge_of_a_step_up_names_what_is_needed(requirement, asked):
+    """As RFC 9470 has it."""
+    challenge = problem_of(errors.StepUpRequired(requirement)).headers["WWW-Authenticate"]
+
+    assert challenge == f'Bearer error="insufficient_user_authentication"{asked}'
+
+
 def test_codes_and_statuses_are_those_of_the_contract():
     """Clients match on them."""
     assert {(status, kind.code) for kind, status in STATUSES.items()} == {
@@ -63,6 +80,7 @@ def test_codes_and_statuses_are_those_of_the_contract():
         (401, "refresh_reused"),
         (401, "session_ended"),
         (401, "code_invalid"),
+        (401, "step_up_required"),
         (403, "forbidden"),
         (403, "email_unverified"),
         (403, "registration_closed"),

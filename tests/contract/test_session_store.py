@@ -6,23 +6,41 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from sqlalchemy import update
 
 from authsvc.domain.audit import AuditFilter, Entry
 from authsvc.domain.errors import NotFound
+from authsvc.domain.sessions import Session
 from authsvc.domain.values.identifiers import SessionId, TokenId, UserId, new_id, timed_id
+from authsvc.domain.values.levels import Acr, Level
 from authsvc.store.audit import SqlAuditTrail
+from authsvc.store.tables import sessions
 from tests.contract.cache_clients import in_threads
 from tests.contract.stores import Stores
 
 RACERS = 16
 
 
-def rotate(stores: Stores, session, **changes) -> bool:
-    """Rotate *session* now, as it was read."""
+#: As a login, a second factor and a passkey leave a session; and as an earlier version began it.
+LEVELS = [
+    None,
+    Level(Acr.AAL1, ("pwd",), 1_790_000_000),
+    Level(Acr.AAL2, ("pwd", "otp", "mfa"), 1_790_000_001),
+    Level(Acr.PHR, ("pwd", "pop", "user", "mfa"), 1_790_000_002),
+]
+
+
+def rotated(stores: Stores, session, **changes) -> Session | None:
+    """*session*, rotated now, as it was read."""
     now = stores.clock()
     return stores.sessions.rotate(
         replace(session, **changes), now=now, idle_expires_at=now + timedelta(hours=1)
     )
+
+
+def rotate(stores: Stores, session, **changes) -> bool:
+    """Rotate *session* now, as it was read; True if that consumed its token."""
+    return rotated(stores, session, **changes) is not None
 
 
 def test_a_session_is_read_back_with_its_user(stores):
@@ -60,6 +78,47 @@ def test_a_rotation_consumes_the_counter(stores):
     assert standing.session == replace(
         session, counter=1, rotated_at=now, last_used_at=now, idle_expires_at=now + timedelta(hours=1)
     )
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_level_of_a_session_is_kept(stores, level):
+    """Method by method, to the second; and a session without one has none."""
+    session = stores.log_in(stores.register(), level=level)
+
+    standing = stores.sessions.standing(session.id)
+
+    assert standing is not None
+    assert standing.session.level == level
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_rotation_tells_the_session_as_it_is_then(stores, level):
+    """With the level that the row has, whatever it was when the session was read."""
+    session = stores.log_in(stores.register(), level=level)
+    read_before_a_step_up = replace(session, level=None)
+
+    after = rotated(stores, read_before_a_step_up)
+
+    standing = stores.sessions.standing(session.id)
+    assert standing is not None
+    assert after == standing.session
+    assert standing.session.level == level
+
+
+@pytest.mark.parametrize(
+    "noted",
+    [{"acr": "aal3"}, {"acr": "AAL1"}, {"acr": None}, {"amr": None}, {"amr": ""}, {"auth_time": None}],
+)
+def test_a_level_that_cannot_be_read_is_none(stores, noted):
+    """Be it one of a later version, or in parts: less than it is worth, and no error."""
+    session = stores.log_in(stores.register(), level=LEVELS[1])
+    with stores.database.transaction() as connection:
+        connection.execute(update(sessions).values(noted))
+
+    standing = stores.sessions.standing(session.id)
+
+    assert standing is not None
+    assert standing.session.level is None
 
 
 @pytest.mark.parametrize("counter", [-1, 1, 2])

@@ -15,6 +15,7 @@ from werkzeug.exceptions import BadRequest, HTTPException
 
 from authsvc.domain import errors
 from authsvc.domain.ratelimits import policy_header, state_header
+from authsvc.domain.values.levels import Requirement
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ STATUSES: dict[type[errors.AuthError], int] = {
     errors.RefreshReused: 401,
     errors.SessionOver: 401,
     errors.CodeInvalid: 401,
+    errors.StepUpRequired: 401,
     errors.ClientRefused: 401,
     errors.RightMissing: 400,
     errors.Forbidden: 403,
@@ -60,6 +62,7 @@ DETAILS = {
     "refresh_reused": "The refresh token was used before; its session has been ended. Log in again.",
     "session_ended": "The session has ended. Log in again.",
     "code_invalid": "The code or link is not valid: it is wrong, used or expired.",
+    "step_up_required": "Prove again who you are, with a step-up; the challenge says what is needed.",
     "invalid_client": "Authenticate as a registered client, with HTTP Basic in the Authorization header.",
     "unauthorized_client": "This client was not given the right to do that.",
     "forbidden": "A role or a right is missing.",
@@ -193,8 +196,17 @@ def install(app: Flask) -> None:
     app.register_error_handler(Exception, _fail)
 
 
+def step_up_challenge(wanted: Requirement) -> str:
+    """The challenge of RFC 9470 §3, with all that was asked for."""
+    age = "" if wanted.max_age_s is None else f', max_age="{wanted.max_age_s}"'
+    acr = "" if wanted.acr is None else f', acr_values="{wanted.acr}"'
+    return f'Bearer error="insufficient_user_authentication"{age}{acr}'
+
+
 def _headers(error: errors.AuthError, status: int) -> dict[str, str]:
     """What the status asks for."""
+    if isinstance(error, errors.StepUpRequired):
+        return {"WWW-Authenticate": step_up_challenge(error.requirement)}
     if type(error) in CHALLENGES:
         return {"WWW-Authenticate": CHALLENGES[type(error)]}
     if status == HTTPStatus.UNAUTHORIZED:

@@ -1,0 +1,76 @@
+"""How surely somebody has shown who they are: the level of a session and of its tokens (RFC 9470)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum, StrEnum
+
+#: The order in which methods are named in ``amr``.
+_ORDER = ("pwd", "otp", "pop", "user", "mfa")
+
+
+class Acr(StrEnum):
+    """Classes of authentication, the weakest first (NIST SP 800-63B; ``phr``: OpenID EAP)."""
+
+    AAL1 = "aal1"
+    AAL2 = "aal2"
+    #: Resistant to phishing.
+    PHR = "phr"
+
+    @property
+    def rank(self) -> int:
+        """Higher is stronger."""
+        return tuple(Acr).index(self)
+
+
+class Method(Enum):
+    """A way to show who one is: the class that it gives, and its names in ``amr`` (RFC 8176)."""
+
+    PASSWORD = (Acr.AAL1, ("pwd",))
+    #: A TOTP or a recovery code, with a password or in a session.
+    CODE = (Acr.AAL2, ("otp",))
+    #: A passkey without user verification, with a password or in a session.
+    PASSKEY = (Acr.AAL2, ("pop",))
+    VERIFIED_PASSKEY = (Acr.PHR, ("pop", "user"))
+
+    def __init__(self, acr: Acr, names: tuple[str, ...]) -> None:
+        self.acr = acr
+        self.names = names
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """What was shown in a session; ``auth_time`` is when, the last time (seconds since the epoch)."""
+
+    acr: Acr
+    amr: tuple[str, ...]
+    auth_time: int
+
+    def after(self, *methods: Method, at: datetime) -> Level:
+        """The level once *methods* were shown *at* that time, too; never a lower one."""
+        acr = max(self.acr, *(method.acr for method in methods), key=lambda acr: acr.rank)
+        names = {*self.amr, *(name for method in methods for name in method.names)}
+        if acr is not Acr.AAL1:
+            names.add("mfa")
+        return Level(acr, tuple(name for name in _ORDER if name in names), int(at.timestamp()))
+
+
+def level_of(*methods: Method, at: datetime) -> Level:
+    """The level of somebody who has shown *methods*, and nothing before."""
+    return Level(Acr.AAL1, (), 0).after(*methods, at=at)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Requirement:
+    """What is asked of a level: a class, or a stronger one, and how long ago it was shown (seconds)."""
+
+    acr: Acr | None = None
+    max_age_s: int | None = None
+
+    def is_met_by(self, level: Level | None, now_s: float) -> bool:
+        """True if *level* is enough at *now_s* (seconds since the epoch); none is enough for nothing."""
+        if level is None:
+            return self.acr is None and self.max_age_s is None
+        is_strong = self.acr is None or level.acr.rank >= self.acr.rank
+        return is_strong and (self.max_age_s is None or int(now_s) - level.auth_time <= self.max_age_s)
