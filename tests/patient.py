@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 from authsvc import wiring
-from authsvc.cache.connections import Deadlines
+from authsvc.cache.redis.connections import Deadlines
 from authsvc.cli import main
 from authsvc.server import parking, process
 from authsvc.settings.postgresql import SERVER_SETTINGS

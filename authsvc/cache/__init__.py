@@ -11,8 +11,6 @@ from __future__ import annotations
 
 from authsvc.cache.aside import Aside, Written
 from authsvc.cache.breaker import CircuitBreaker, Permit, State
-from authsvc.cache.client import CacheClient, CacheEvents, Command, Script, Stamped, each_server
-from authsvc.cache.connections import Connections, Deadlines, RedisAddress, Reply, bounded_pool, stamped
 from authsvc.cache.entry import MISSING, Entry, Flaw, Json, Missing
 from authsvc.cache.errors import CacheError, CacheMisuse, CacheUnavailable, Reason
 from authsvc.cache.filling.flight import SingleFlight
@@ -26,9 +24,11 @@ from authsvc.cache.monitor import Health, Keyspace, Memory, Meter, Monitor, Snap
 from authsvc.cache.operations.collections import Counters, Hashes, Lists, Sets
 from authsvc.cache.operations.keyed import Keys
 from authsvc.cache.operations.values import Values
-from authsvc.cache.servers.cluster import ClusterServers
-from authsvc.cache.servers.sentinel import SentinelAddress, sentinel_pool
-from authsvc.cache.servers.topology import ClusterAddress, Topology
+from authsvc.cache.redis.client import CacheClient, CacheEvents, Command, Script, Stamped, each_server
+from authsvc.cache.redis.cluster import ClusterServers
+from authsvc.cache.redis.connections import Connections, Deadlines, RedisAddress, Reply, bounded_pool, stamped
+from authsvc.cache.redis.sentinel import SentinelAddress, sentinel_pool
+from authsvc.cache.redis.topology import ClusterAddress, Topology
 from authsvc.cache.warmer import Ending, Warmed, Warmer, Warming
 
 __all__ = [

@@ -22,7 +22,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from authsvc.cache.client import CacheClient, CacheEvents, Command, Script
 from authsvc.cache.entry import MISSING, Missing
 from authsvc.cache.errors import CacheError, CacheUnavailable
 from authsvc.cache.filling.flight import SingleFlight
@@ -30,6 +29,7 @@ from authsvc.cache.filling.loading import Loading
 from authsvc.cache.filling.records import JITTER, SERVED, Lease, Look, Records
 from authsvc.cache.filling.shapes import Display, Proof, Shape, Tagging, Tags
 from authsvc.cache.keys import Space
+from authsvc.cache.redis.client import CacheClient, CacheEvents, Command, Script
 
 __all__ = ["JITTER", "Aside", "Display", "Proof", "Shape", "Tagging", "Tags", "Written"]
 
@@ -64,7 +64,9 @@ class Aside(Generic[T]):
     rng: Callable[[], float]
     events: CacheEvents = field(default_factory=CacheEvents)
     proof: Proof | None = None
-    fill: Script = field(default_factory=lambda: Script.load("authsvc.cache", "version", "fill"), repr=False)
+    fill: Script = field(
+        default_factory=lambda: Script.load("authsvc.cache.filling", "version", "fill"), repr=False
+    )
     display: Display | None = None
     tagging: Tagging | None = None
     negative_ttl_s: float = 0

@@ -22,10 +22,10 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as DriverTimeoutError
 
 from authsvc.cache.aside import Aside
-from authsvc.cache.client import Command
-from authsvc.cache.connections import Pool
 from authsvc.cache.entry import MISSING, Missing
 from authsvc.cache.keys import KeySpace
+from authsvc.cache.redis.client import Command
+from authsvc.cache.redis.connections import Pool
 
 T = TypeVar("T")
 #: The longest a subscriber waits for a message before it looks whether it should stop, in seconds.

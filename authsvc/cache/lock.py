@@ -17,10 +17,10 @@ from threading import Lock as ThreadLock
 from redis.exceptions import LockError
 from redis.lock import Lock as RedisLock
 
-from authsvc.cache.client import CacheClient, Script
-from authsvc.cache.connections import Argument, Reply
 from authsvc.cache.errors import CacheUnavailable
 from authsvc.cache.keys import KeySpace
+from authsvc.cache.redis.client import CacheClient, Script
+from authsvc.cache.redis.connections import Argument, Reply
 
 
 @dataclass(frozen=True, slots=True)

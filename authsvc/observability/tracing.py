@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from authsvc.cache.client import CacheEvents
+from authsvc.cache.redis.client import CacheEvents
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication

@@ -6,10 +6,10 @@ import random
 from typing import TypeVar
 
 from authsvc.cache.aside import Aside, Proof, Shape, Tagging, Tags
-from authsvc.cache.client import CacheClient, CacheEvents
 from authsvc.cache.filling.flight import SingleFlight
 from authsvc.cache.filling.records import SERVED
 from authsvc.cache.keys import KeySpace, Space
+from authsvc.cache.redis.client import CacheClient, CacheEvents
 from authsvc.observability.metrics import Metrics
 from authsvc.settings import Settings
 from authsvc.store.copies.users import ALL_USERS, PAGE_SHAPE, USER_SHAPE, UserCaches

@@ -10,7 +10,6 @@ from typing import Final
 from redis.exceptions import AuthenticationError, ClusterCrossSlotError, NoPermissionError, ResponseError
 
 from authsvc.cache.breaker import CircuitBreaker
-from authsvc.cache.client import CacheClient, Command, Script
 from authsvc.cache.errors import (
     CacheError,
     CacheUnavailable,
@@ -19,6 +18,7 @@ from authsvc.cache.errors import (
     SentinelsFailed,
 )
 from authsvc.cache.keys import KeySpace
+from authsvc.cache.redis.client import CacheClient, Command, Script
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.settings import Problem, RedisSettings, Settings
 from authsvc.store.copies.index import IndexKeys

@@ -11,12 +11,12 @@ from typing import Literal, TypedDict, cast
 
 from authsvc.cache.aside import Proof as CacheProof
 from authsvc.cache.breaker import CircuitBreaker, State
-from authsvc.cache.client import CacheClient, CacheEvents
-from authsvc.cache.connections import Generations, Pool, RedisAddress, bounded_pool, stamped
 from authsvc.cache.keys import KeySpace
 from authsvc.cache.monitor import Meter, joined
-from authsvc.cache.polled import PolledReads, is_available
-from authsvc.cache.servers.sentinel import SentinelAddress, sentinel_pool
+from authsvc.cache.redis.client import CacheClient, CacheEvents
+from authsvc.cache.redis.connections import Generations, Pool, RedisAddress, bounded_pool, stamped
+from authsvc.cache.redis.polled import PolledReads, is_available
+from authsvc.cache.redis.sentinel import SentinelAddress, sentinel_pool
 from authsvc.domain.revocations import COPY_MARGIN_S, Proof
 from authsvc.domain.tokens.access import TokenProfile
 from authsvc.domain.users import RoleNames

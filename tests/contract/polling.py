@@ -6,8 +6,8 @@ import select
 import time
 from collections.abc import Sequence
 
-from authsvc.cache.connections import Deadlines, Pool
-from authsvc.cache.polled import PolledReads
+from authsvc.cache.redis.connections import Deadlines, Pool
+from authsvc.cache.redis.polled import PolledReads
 
 #: Longer than a machine stands still.
 PATIENT = Deadlines(connect_s=20, read_s=20, wait_s=20, total_s=20)

@@ -20,7 +20,7 @@ from authsvc.cache import (
     bounded_pool,
     stamped,
 )
-from authsvc.cache.connections import Generations, Pool
+from authsvc.cache.redis.connections import Generations, Pool
 from authsvc.domain.revocations import Proof
 from authsvc.domain.tokens.access import AccessToken, TokenProfile, signed_digest
 from authsvc.domain.values.clocks import Clock

@@ -12,7 +12,7 @@ from redis.connection import BlockingConnectionPool, Connection
 from redis.exceptions import ConnectionError as DriverConnectionError
 
 from authsvc.cache import CacheClient, CacheUnavailable, CircuitBreaker, Deadlines
-from authsvc.cache.connections import socket_options, stamped
+from authsvc.cache.redis.connections import socket_options, stamped
 from tests.contract.cache_clients import cache_client, in_threads
 from tests.processes import wait_until
 from tests.proxy import Mode, TcpProxy

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from authsvc.cache.polled import PolledReads
+from authsvc.cache.redis.polled import PolledReads
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.revocations import IndexAnswer, Verdict, judge
 from authsvc.domain.tokens.access import AccessToken

@@ -9,8 +9,8 @@ import pytest
 from redis import Redis
 
 from authsvc.cache import CacheUnavailable, RedisAddress, bounded_pool
-from authsvc.cache.connections import Generations
-from authsvc.cache.polled import LONGEST_PAUSE_S, STABLE_S, PolledReads
+from authsvc.cache.redis.connections import Generations
+from authsvc.cache.redis.polled import LONGEST_PAUSE_S, STABLE_S, PolledReads
 from tests.contract.polling import answer_to, answered, mget, reads_over, wait_once
 from tests.contract.redis_side import Stopwatch
 from tests.proxy import Mode, Rule, TcpProxy

@@ -15,7 +15,7 @@ import pytest
 from redis.connection import BlockingConnectionPool
 
 from authsvc.cache import CacheClient, CircuitBreaker, KeySpace, RedisAddress, bounded_pool, stamped
-from authsvc.cache.connections import Pool
+from authsvc.cache.redis.connections import Pool
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.values.limits import Limit, Verdict
 from authsvc.store.ratelimits import RedisRateLimiter

@@ -27,9 +27,9 @@ from hypothesis.stateful import (
 )
 from redis.connection import BlockingConnectionPool
 
-from authsvc.cache.client import CacheClient, Command
-from authsvc.cache.connections import Generations, stamped
 from authsvc.cache.errors import CacheError
+from authsvc.cache.redis.client import CacheClient, Command
+from authsvc.cache.redis.connections import Generations, stamped
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.revocations import Position, Proof, Revocation, Sight
 from authsvc.domain.values.identifiers import SessionId, UserId

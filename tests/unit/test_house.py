@@ -33,7 +33,7 @@ class Reserved(NamedTuple):
 RESERVED = {
     "redis connections": Reserved(
         r"(redis|fakeredis)(\.\w+)*\.(Fake|Strict|FakeStrict)?(Redis|RedisCluster|Sentinel)(\.from_url)?\(",
-        frozenset({"cache.client", "cache.servers", "wiring"}),
+        frozenset({"cache.redis", "wiring"}),
     ),
     "the wall clock": Reserved(
         r"datetime\.datetime\.(now|utcnow|today)|datetime\.date\.today|time\.time(_ns)?",

@@ -8,11 +8,11 @@ from functools import partial
 from types import TracebackType
 from typing import Final, Generic, TypeAlias, TypeVar, cast
 
-from authsvc.cache.client import CacheEvents
 from authsvc.cache.entry import MISSING, Missing
 from authsvc.cache.errors import CacheError, CacheUnavailable
 from authsvc.cache.filling.flight import Flight, SingleFlight
 from authsvc.cache.filling.records import SERVED, UNSURE, Lease, Look, Records
+from authsvc.cache.redis.client import CacheEvents
 
 T = TypeVar("T")
 Loader: TypeAlias = "Callable[[str], T | Missing]"

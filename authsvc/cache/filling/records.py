@@ -7,10 +7,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Generic, NamedTuple, TypeVar, cast
 
-from authsvc.cache.client import CacheClient, Command, Script
 from authsvc.cache.entry import MISSING, NEGATIVE_VERSION, Entry, Flaw, Missing, decode, encode, pack
 from authsvc.cache.filling.shapes import Display, Proof, Shape, Tagging
 from authsvc.cache.keys import Space
+from authsvc.cache.redis.client import CacheClient, Command, Script
 
 T = TypeVar("T")
 #: Lives differ by up to a tenth either way, so that what was stored together does not end together.
@@ -62,12 +62,16 @@ class Records(Generic[T]):
     negative_ttl_s: float = 0
     life_s: Callable[[str, T], float] | None = None
     pack_over_bytes: int | None = None
-    fill: Script = field(default_factory=lambda: Script.load("authsvc.cache", "version", "fill"), repr=False)
-    outdate: Script = field(
-        default_factory=lambda: Script.load("authsvc.cache", "version", "outdate"), repr=False
+    fill: Script = field(
+        default_factory=lambda: Script.load("authsvc.cache.filling", "version", "fill"), repr=False
     )
-    write: Script = field(default_factory=lambda: Script.load("authsvc.cache", "write"), repr=False)
-    release: Script = field(default_factory=lambda: Script.load("authsvc.cache", "release"), repr=False)
+    outdate: Script = field(
+        default_factory=lambda: Script.load("authsvc.cache.filling", "version", "outdate"), repr=False
+    )
+    write: Script = field(default_factory=lambda: Script.load("authsvc.cache.filling", "write"), repr=False)
+    release: Script = field(
+        default_factory=lambda: Script.load("authsvc.cache.filling", "release"), repr=False
+    )
 
     def look_at(self, ident: str) -> Look[T]:
         """Look at one: one round trip, and the way that every hit goes, so without what it does not need."""

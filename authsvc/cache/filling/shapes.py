@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from authsvc.cache.client import CacheClient, Command
 from authsvc.cache.entry import Entry
 from authsvc.cache.keys import Space
+from authsvc.cache.redis.client import CacheClient, Command
 
 T = TypeVar("T")
 

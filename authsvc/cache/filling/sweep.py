@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final, cast
 
-from authsvc.cache.client import CacheClient, each_server
 from authsvc.cache.keys import Space, Wildcard
+from authsvc.cache.redis.client import CacheClient, each_server
 
 #: How many keys one step looks at, and at most unlinks: so long do others wait for the server.
 STEP_KEYS: Final = 500

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
-from authsvc.cache.client import CacheClient, CacheEvents
-from authsvc.cache.connections import Argument
 from authsvc.cache.entry import MISSING, Json, Missing, to_json
 from authsvc.cache.keys import Space
 from authsvc.cache.operations.keyed import Grown, Keys, Reading
+from authsvc.cache.redis.client import CacheClient, CacheEvents
+from authsvc.cache.redis.connections import Argument
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

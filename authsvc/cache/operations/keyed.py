@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final, cast
 
-from authsvc.cache.client import CacheClient, CacheEvents, Script
-from authsvc.cache.connections import Argument, Reply
 from authsvc.cache.entry import MISSING, Json, Missing, from_json
 from authsvc.cache.keys import Space
+from authsvc.cache.redis.client import CacheClient, CacheEvents, Script
+from authsvc.cache.redis.connections import Argument, Reply
 
 #: Arguments of one command; a script can unpack no more than some thousands.
 MOST_ARGUMENTS: Final = 1000
@@ -49,7 +49,9 @@ class Grown:
 
     client: CacheClient
     space: Space
-    script: Script = field(default_factory=lambda: Script.load("authsvc.cache", "grow"), repr=False)
+    script: Script = field(
+        default_factory=lambda: Script.load("authsvc.cache.operations", "grow"), repr=False
+    )
 
     def run(self, ident: str, command: str, *args: Argument) -> Reply:
         """Send *command* on *ident*; raises ValueError for more than :data:`MOST_ARGUMENTS`."""

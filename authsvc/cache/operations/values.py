@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from authsvc.cache.client import CacheClient, CacheEvents, Command
 from authsvc.cache.entry import MISSING, Entry, Flaw, Json, Missing, decode, encode, pack
 from authsvc.cache.keys import Space
 from authsvc.cache.operations.keyed import Keys, milliseconds
+from authsvc.cache.redis.client import CacheClient, CacheEvents, Command
 
 _ID = "id"
 _VALUE = "value"

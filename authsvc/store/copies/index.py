@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
-from authsvc.cache.client import CacheClient, Command, Script
 from authsvc.cache.errors import CacheError
 from authsvc.cache.keys import KeySpace
+from authsvc.cache.redis.client import CacheClient, Command, Script
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.revocations import (
     BOUND_RECORD,
@@ -103,9 +103,15 @@ class RedisIndex:
     monotonic: Monotonic
     #: None: users are not cached.
     user_copies: UserCopies | None = None
-    epoch_script: Script = field(default_factory=lambda: Script.load("authsvc.store", "epoch"), repr=False)
-    alive_script: Script = field(default_factory=lambda: Script.load("authsvc.store", "alive"), repr=False)
-    record_script: Script = field(default_factory=lambda: Script.load("authsvc.store", "record"), repr=False)
+    epoch_script: Script = field(
+        default_factory=lambda: Script.load("authsvc.store.copies", "epoch"), repr=False
+    )
+    alive_script: Script = field(
+        default_factory=lambda: Script.load("authsvc.store.copies", "alive"), repr=False
+    )
+    record_script: Script = field(
+        default_factory=lambda: Script.load("authsvc.store.copies", "record"), repr=False
+    )
 
     def look_up(self, token: TokenKeys) -> IndexAnswer:
         """Everything a check needs, over one connection whose generation is known."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass
 
-from authsvc.cache.client import CacheClient, Command, Script
+from authsvc.cache.redis.client import CacheClient, Command, Script
 from authsvc.domain.revocations import Position
 
 #: The marker's life; it is renewed every second.
@@ -63,8 +63,8 @@ class FreshnessMarker:
         # The hash tag is the marker itself: a cluster keeps all of its keys in one slot.
         self._beside = f"{key}:{{{key}}}"
         self._position_key = f"{self._beside}:position"
-        self._advance = Script.load("authsvc.store", "advance")
-        self._renew = Script.load("authsvc.store", "renew")
+        self._advance = Script.load("authsvc.store.copies", "advance")
+        self._renew = Script.load("authsvc.store.copies", "renew")
 
     def read(self, seal: Seal | None = None) -> Reading:
         """The marker, and whether *seal* is still there."""

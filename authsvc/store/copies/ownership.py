@@ -16,7 +16,7 @@ from uuid import uuid4
 from sqlalchemy import select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from authsvc.cache.client import CacheClient
+from authsvc.cache.redis.client import CacheClient
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.store.sql import Database
 from authsvc.store.tables import installation

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from authsvc.cache.breaker import State
-from authsvc.cache.client import CacheClient
 from authsvc.cache.errors import CacheUnavailable
-from authsvc.cache.polled import PolledReads
+from authsvc.cache.redis.client import CacheClient
+from authsvc.cache.redis.polled import PolledReads
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.revocations import IndexAnswer, Proof, TokenKeys
 from authsvc.domain.values.clocks import Monotonic

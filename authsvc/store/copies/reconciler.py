@@ -9,9 +9,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
-from authsvc.cache.client import CacheClient
 from authsvc.cache.errors import CacheError
-from authsvc.cache.polled import PolledReads
+from authsvc.cache.redis.client import CacheClient
+from authsvc.cache.redis.polled import PolledReads
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.revocations import Horizon, Position, Proof, Sight, whole_number
 from authsvc.domain.values.clocks import Monotonic

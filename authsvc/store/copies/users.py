@@ -9,12 +9,12 @@ from datetime import datetime
 from typing import TypeVar, cast
 
 from authsvc.cache.aside import Aside, Shape, Tags
-from authsvc.cache.client import Command
 from authsvc.cache.entry import MISSING, Entry, Missing
 from authsvc.cache.entry import Json as CacheJson
 from authsvc.cache.errors import CacheError
 from authsvc.cache.filling.sweep import pattern_drop
 from authsvc.cache.keys import Space
+from authsvc.cache.redis.client import Command
 from authsvc.domain.accounts.mails import Mail
 from authsvc.domain.accounts.tickets import Ticket
 from authsvc.domain.credentials import Credentials, Rehash

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from redis.exceptions import RedisError
 
-from authsvc.cache.client import CacheEvents
-from authsvc.cache.connections import Deadlines, Pool, Wire
 from authsvc.cache.errors import CacheUnavailable, Reason
+from authsvc.cache.redis.client import CacheEvents
+from authsvc.cache.redis.connections import Deadlines, Pool, Wire
 
 if TYPE_CHECKING:
     import socket

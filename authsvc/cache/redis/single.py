@@ -8,8 +8,8 @@ from typing import TypeVar, cast
 from redis.exceptions import ConnectionError as DriverConnectionError
 from redis.exceptions import InvalidResponse, ResponseError
 
-from authsvc.cache.connections import Connections, Pool, Reply, Wire, was_never_sent
-from authsvc.cache.servers.link import Command, Link, Stamped
+from authsvc.cache.redis.connections import Connections, Pool, Reply, Wire, was_never_sent
+from authsvc.cache.redis.link import Command, Link, Stamped
 
 V = TypeVar("V")
 

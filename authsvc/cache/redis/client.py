@@ -20,10 +20,10 @@ from typing import Final, NoReturn, TypeVar, cast
 from redis.exceptions import RedisError, ResponseError
 
 from authsvc.cache.breaker import CircuitBreaker, Permit, State
-from authsvc.cache.connections import Argument, Pool, Reply
 from authsvc.cache.errors import CacheError, CacheMisuse, CacheUnavailable, Reason, translate
-from authsvc.cache.servers.link import Command, Link, Stamped
-from authsvc.cache.servers.single import SingleServer
+from authsvc.cache.redis.connections import Argument, Pool, Reply
+from authsvc.cache.redis.link import Command, Link, Stamped
+from authsvc.cache.redis.single import SingleServer
 
 __all__ = ["CacheClient", "CacheEvents", "Command", "Script", "Stamped", "each_server"]
 
@@ -68,8 +68,8 @@ class Script:
 
     @classmethod
     def load(cls, package: str, *names: str) -> Script:
-        """Read ``scripts/<name>.lua`` of *package*; several *names* are joined to one script."""
-        folder = files(package) / "scripts"
+        """Read ``<name>.lua`` of *package*; several *names* are joined to one script."""
+        folder = files(package)
         return cls("".join((folder / f"{name}.lua").read_text(encoding="utf-8") for name in names))
 
     def command(self, keys: Sequence[str], args: Sequence[Argument]) -> Command:
@@ -81,8 +81,8 @@ class CacheClient:
     """
     See the module's docstring.
 
-    *pool* comes from :func:`~authsvc.cache.connections.bounded_pool`, or is any redis-py pool of
-    :func:`~authsvc.cache.connections.stamped` connections.  *clock* is monotonic, in seconds.
+    *pool* comes from :func:`~authsvc.cache.redis.connections.bounded_pool`, or is any redis-py pool of
+    :func:`~authsvc.cache.redis.connections.stamped` connections.  *clock* is monotonic, in seconds.
     Every method raises CacheUnavailable or CacheMisuse; with *misuse_is_outage* CacheUnavailable alone, for
     a service that must answer whatever Redis says.  ``on_operation`` hears of ``misuse`` all the same.
     """

@@ -18,10 +18,10 @@ from redis.crc import key_slot
 from redis.exceptions import AskError, MovedError, ReadOnlyError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as DriverConnectionError
 
-from authsvc.cache.connections import Connections, Reply, Wire
 from authsvc.cache.errors import is_exhaustion
-from authsvc.cache.servers.link import Command, Link, Stamped
-from authsvc.cache.servers.topology import ClusterFleet, Topology
+from authsvc.cache.redis.connections import Connections, Reply, Wire
+from authsvc.cache.redis.link import Command, Link, Stamped
+from authsvc.cache.redis.topology import ClusterFleet, Topology
 
 #: Commands without a key: any server will do.
 _KEYLESS: Final = frozenset(

@@ -11,7 +11,8 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelManagedConnection, SentinelManagedSSLConnection
 
-from authsvc.cache.connections import (
+from authsvc.cache.errors import SentinelsFailed
+from authsvc.cache.redis.connections import (
     Deadlines,
     Generations,
     Pool,
@@ -20,7 +21,6 @@ from authsvc.cache.connections import (
     socket_options,
     stamped,
 )
-from authsvc.cache.errors import SentinelsFailed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +49,7 @@ def sentinel_pool(
     generations: Generations | None = None,
 ) -> Pool:
     """
-    Return a pool like :func:`~authsvc.cache.connections.bounded_pool`, to the primary of the moment.
+    Return a pool like :func:`~authsvc.cache.redis.connections.bounded_pool`, to the primary of the moment.
 
     A failover breaks the connections; those made afterwards lead to the new primary and have a stamp of
     their own, so that whoever compared the old one with the truth can tell.

@@ -15,7 +15,7 @@ from redis.crc import key_slot
 from redis.exceptions import AskError, ClusterDownError, MovedError, RedisClusterException, RedisError
 from redis.exceptions import ConnectionError as DriverConnectionError
 
-from authsvc.cache.connections import (
+from authsvc.cache.redis.connections import (
     Connections,
     Deadlines,
     Generations,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
-from authsvc.cache.connections import Argument, Reply
+from authsvc.cache.redis.connections import Argument, Reply
 
 Command: TypeAlias = "tuple[Argument, ...]"
 V = TypeVar("V")
