@@ -38,8 +38,8 @@ from authsvc.domain.values.emails import Email
 from authsvc.domain.values.identifiers import SessionId, TokenId, UserId, new_id, timed_id
 from authsvc.store.audit import SqlAuditTrail
 from authsvc.store.migrations import upgrade
-from tests.contract.redis_side import access_token, client_over, index_over, real_pool
-from tests.contract.stores import Stores, WallClock, open_database
+from tests.contract.copies.redis_side import access_token, client_over, index_over, real_pool
+from tests.contract.store.stores import Stores, WallClock, open_database
 from tests.rig import PASSWORD, Service, environment, migrate, run_command
 from tests.servers import PostgresServer, RedisServer
 

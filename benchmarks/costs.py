@@ -27,7 +27,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import psutil
 
-from tests.rig import COMMAND, PASSWORD, ROOT, Service, development, run_command
+from tests import ROOT
+from tests.rig import COMMAND, PASSWORD, Service, development, run_command
 from tests.servers import PostgresServer, RedisServer
 
 if TYPE_CHECKING:

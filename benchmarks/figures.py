@@ -26,8 +26,9 @@ import bcrypt
 import psutil
 
 from benchmarks.load import Result, closed_loop, open_loop, request
+from tests import ROOT
 from tests.processes import free_port
-from tests.rig import PASSWORD, ROOT, Service, environment, migrate
+from tests.rig import PASSWORD, Service, environment, migrate
 from tests.servers import PostgresServer, RedisServer
 
 USERS = 16

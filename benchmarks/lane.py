@@ -32,8 +32,9 @@ import psutil
 
 from benchmarks.load import closed_loop, open_loop, request
 from benchmarks.main_job import patiently
+from tests import ROOT
 from tests.processes import HOST
-from tests.rig import PASSWORD, ROOT, Service, environment, migrate
+from tests.rig import PASSWORD, Service, environment, migrate
 from tests.servers import PostgresServer, RedisServer
 
 USERS = 16

@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from tests.e2e.verified import PROMISED_LAG_S, Round, Verified, client_options, play
+from tests.e2e.verifier.verified import PROMISED_LAG_S, Round, Verified, client_options, play
 from tests.rig import Service, environment, migrate
 from tests.servers import PostgresServer, RedisServer
 

@@ -16,9 +16,10 @@ from typing import Any
 
 import yaml
 
+from tests import ROOT
+
 Document = dict[str, Any]
 
-ROOT = Path(__file__).parent.parent
 OVERLAYS = {name: ROOT / "k8s" / "overlays" / name for name in ("dev", "prod")}
 FIELDS = {
     "apiVersion",

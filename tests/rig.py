@@ -19,6 +19,7 @@ from authsvc.cli.keys import generate_key
 from authsvc.settings import Settings
 from authsvc.store.migrations import upgrade
 from authsvc.wiring.stores import open_database
+from tests import ROOT
 from tests.processes import HOST, free_port, resume_tree, suspend_tree, wait_until
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ T = TypeVar("T")
 HOPELESS_S = 60
 
 PASSWORD = "correct horse battery staple"
-ROOT = Path(__file__).parent.parent
 #: What the installed ``authsvc`` runs, also where it is not installed.
 COMMAND = (sys.executable, "-c", "import sys; from authsvc.cli import main; sys.exit(main())")
 

@@ -21,8 +21,9 @@ from authsvc.domain.values.emails import Email
 from authsvc.domain.values.identifiers import UserId, new_id
 from authsvc.services import Services
 from authsvc.wiring import now
+from tests import ROOT
 from tests.patient import PATIENT
-from tests.rig import ROOT, Service, run_command
+from tests.rig import Service, run_command
 
 #: Any hash, for users who never log in.
 SOME_HASH = "$2b$04$" + "." * 53

@@ -32,9 +32,9 @@ import requests
 from matplotlib.figure import Figure
 from PIL import Image
 
-from tests.prometheus import OBSERVABILITY, PrometheusServer
 from tests.rig import PASSWORD, Service, environment, migrate, run_command
 from tests.servers import PostgresServer, RedisServer
+from tests.servers.prometheus import OBSERVABILITY, PrometheusServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,9 +14,9 @@ from authsvc.api.frame.context import DEVICE_HEADER
 from authsvc.domain.errors import StoreUnavailable
 from tests.api.driver import Api, code_of, new_email
 from tests.processes import wait_until
-from tests.proxy import Mode, TcpProxy
 from tests.rig import PASSWORD, development
 from tests.servers import drop_database
+from tests.servers.proxy import Mode, TcpProxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -14,9 +14,9 @@ from psycopg import sql
 from authsvc.domain.revocations import Proof
 from authsvc.store.migrations import upgrade
 from authsvc.store.tables import metadata
-from tests.contract.index_side import Side
-from tests.contract.reconciling import World, open_world
-from tests.contract.redis_side import (
+from tests.contract.copies.index_side import Side
+from tests.contract.copies.reconciling import World, open_world
+from tests.contract.copies.redis_side import (
     MAX_STALENESS_S,
     Hooks,
     client_over,
@@ -24,7 +24,7 @@ from tests.contract.redis_side import (
     index_over,
     real_pool,
 )
-from tests.contract.stores import Stores, WallClock, open_database
+from tests.contract.store.stores import Stores, WallClock, open_database
 from tests.patience import as_configured, patience
 from tests.servers import PostgresServer, RedisServer, Remote, drop_database
 

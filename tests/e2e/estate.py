@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from hypothesis import note
 from redis import Redis
 
-from tests.lines import NO_BODY, Line, Reply, open_lines
+from tests.e2e.lines import NO_BODY, Line, Reply, open_lines
 from tests.patient import PATIENT
 from tests.processes import wait_until
 from tests.rig import PASSWORD, Service, development, migrate, run_command

@@ -10,15 +10,15 @@ from uuid import uuid4
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
+from tests.e2e.lines import NO_BODY, Line
 from tests.e2e.model import Access, Account, Login
-from tests.lines import NO_BODY, Line
 from tests.rig import PASSWORD
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from tests.e2e.estate import Estate
-    from tests.lines import Reply
+    from tests.e2e.lines import Reply
 
 
 class People(RuleBasedStateMachine):

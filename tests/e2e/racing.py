@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from uuid import uuid4
 
 from tests.e2e.estate import ROOT, create_root, running
-from tests.lines import Line, Reply, open_lines
+from tests.e2e.lines import Line, Reply, open_lines
 from tests.rig import HOPELESS_S, PASSWORD
 
 if TYPE_CHECKING:

@@ -12,12 +12,13 @@ import pytest
 import requests
 import yaml
 
-from tests.binaries import BinaryMissing, prometheus_binary
+from tests import ROOT
 from tests.patient import PATIENT
 from tests.processes import wait_until
-from tests.prometheus import OBSERVABILITY, PrometheusServer
-from tests.rig import HOPELESS_S, PASSWORD, ROOT, Service, environment, migrate, run_command
+from tests.rig import HOPELESS_S, PASSWORD, Service, environment, migrate, run_command
 from tests.servers import RedisServer, drop_database
+from tests.servers.binaries import BinaryMissing, prometheus_binary
+from tests.servers.prometheus import OBSERVABILITY, PrometheusServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

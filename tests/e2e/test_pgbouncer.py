@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.binaries import is_here, pgbouncer_binary
 from tests.patient import PATIENT
-from tests.pgbouncer import PgBouncer
 from tests.rig import PASSWORD, Service, environment, run_command
 from tests.servers import drop_database
+from tests.servers.binaries import is_here, pgbouncer_binary
+from tests.servers.pgbouncer import PgBouncer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -33,8 +33,8 @@ from tests.servers import drop_database
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.e2e.lines import Line, Reply
     from tests.e2e.racing import Pair
-    from tests.lines import Line, Reply
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

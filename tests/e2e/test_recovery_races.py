@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from tests.lines import Line, Reply
+    from tests.e2e.lines import Line, Reply
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

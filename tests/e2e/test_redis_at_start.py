@@ -11,12 +11,12 @@ from redis import Redis
 from authsvc.settings import Settings
 from authsvc.wiring import build
 from authsvc.wiring.preflight import problems
-from tests.certificates import self_signed
-from tests.clusters import SERVICE, ClusterServer, SentinelServer, TlsFront
 from tests.processes import HOST, free_port
-from tests.proxy import Mode, Rule, TcpProxy
 from tests.rig import environment, migrate
 from tests.servers import RedisServer, drop_database
+from tests.servers.certificates import self_signed
+from tests.servers.clusters import SERVICE, ClusterServer, SentinelServer, TlsFront
+from tests.servers.proxy import Mode, Rule, TcpProxy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,8 +11,8 @@ from redis import Redis
 from redis.exceptions import ResponseError
 
 from tests.processes import HOST, wait_until
-from tests.proxy import Mode, Rule, TcpProxy
 from tests.servers import RedisServer
+from tests.servers.proxy import Mode, Rule, TcpProxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -10,7 +10,7 @@ import psycopg
 from psycopg import sql
 
 from tests.processes import wait_until
-from tests.proxy import Mode, Rule
+from tests.servers.proxy import Mode, Rule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -22,11 +22,11 @@ from authsvc.store.mails import add_mail
 from authsvc.store.tables import mails
 from authsvc.wiring import now
 from authsvc.wiring.stores import open_database
-from tests.certificates import Certificate, self_signed
 from tests.processes import free_port, wait_until
-from tests.relay import NAME, Relay, Trickster, playing
 from tests.rig import Service, environment, migrate
 from tests.servers import drop_database
+from tests.servers.certificates import Certificate, self_signed
+from tests.servers.relay import NAME, Relay, Trickster, playing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tests.fault import breaking_redis as redis
 from tests.fault import breaking_sql as sql
-from tests.proxy import Mode, Rule
+from tests.servers.proxy import Mode, Rule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

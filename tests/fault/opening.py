@@ -13,9 +13,9 @@ import psycopg
 from tests.fault.asking import ask
 from tests.fault.verdicts import answered
 from tests.fault.world import ADMIN, PEOPLE, START_S, World
-from tests.proxy import TcpProxy
 from tests.rig import PASSWORD, Service, development, migrate
 from tests.servers import PostgresServer, RedisServer
+from tests.servers.proxy import TcpProxy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

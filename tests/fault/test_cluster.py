@@ -20,10 +20,10 @@ from authsvc.cache import (
     ClusterServers,
     Topology,
 )
-from tests.clusters import SLOTS, Cluster, cluster
 from tests.fault.ledger import Findings, Tally
 from tests.fault.world import WHOLE_WITHIN_S
 from tests.processes import wait_until
+from tests.servers.clusters import SLOTS, Cluster, cluster
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

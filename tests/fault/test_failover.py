@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import pytest
 from redis import Redis
 
-from tests.clusters import SERVICE, watched
 from tests.fault.audit import audit
 from tests.fault.load import load, settle
 from tests.fault.opening import SETTINGS, sign_up, start_both
@@ -18,16 +17,17 @@ from tests.fault.pulse import feeling
 from tests.fault.verdicts import ALL_REFUSED, PATIENCE_S, everywhere
 from tests.fault.world import ADMIN, WHOLE_WITHIN_S, World
 from tests.processes import wait_until
-from tests.proxy import TcpProxy
 from tests.rig import Service, development, migrate
+from tests.servers.clusters import SERVICE, watched
+from tests.servers.proxy import TcpProxy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.clusters import Watched
     from tests.fault.ledger import Ledger
     from tests.servers import PostgresServer
+    from tests.servers.clusters import Watched
 
 pytestmark = [pytest.mark.fault, pytest.mark.slow]
 

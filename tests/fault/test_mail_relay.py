@@ -20,6 +20,7 @@ from sqlalchemy import select
 
 from authsvc.store.tables import mails
 from authsvc.wiring import now
+from tests import ROOT
 from tests.fault.mailing import (
     FAULTS,
     MORTAL,
@@ -33,15 +34,15 @@ from tests.fault.mailing import (
 )
 from tests.patient import PATIENT
 from tests.processes import kill_tree, wait_until
-from tests.relay import Relay
-from tests.rig import ROOT, Service, run_command
+from tests.rig import Service, run_command
+from tests.servers.relay import Relay
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from tests.fault.mailing import Post
-    from tests.relay import Taken
+    from tests.servers.relay import Taken
 
 pytestmark = [pytest.mark.fault, pytest.mark.slow]
 

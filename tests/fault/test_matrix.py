@@ -6,11 +6,11 @@ import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests import ROOT
 from tests.fault.audit import audit
 from tests.fault.ledger import ACCEPTED_FOR_S
 from tests.fault.load import load, settle
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.fault, pytest.mark.slow]
 
-PAGE = Path(__file__).parents[2] / "docs" / "failure-modes.md"
+PAGE = ROOT / "docs" / "failure-modes.md"
 #: For a machine that does other things, too; the table shows what it did take.
 SLACK_S = 4.0
 #: A breaker opens after 5 failures, a comparison is missed after 2, SQL is impaired after 4 s without one.

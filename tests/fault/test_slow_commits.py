@@ -19,7 +19,7 @@ from tests.fault.asking import ask
 from tests.fault.signs import figures
 from tests.fault.verdicts import ALL_ACCEPTED, ALL_REFUSED, PATIENCE_S, answered, everywhere
 from tests.processes import wait_until
-from tests.proxy import Mode, Rule
+from tests.servers.proxy import Mode, Rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

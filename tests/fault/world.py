@@ -22,8 +22,8 @@ from tests.rig import PASSWORD, Service
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.proxy import TcpProxy
     from tests.servers import PostgresServer, RedisServer
+    from tests.servers.proxy import TcpProxy
 
 #: The Redis user of the tests; the service is the default user.
 ADMIN = "admin"

@@ -19,7 +19,8 @@ from authsvc.app import BLUEPRINTS
 from authsvc.domain import errors
 from authsvc.domain.audit import Action
 from authsvc.observability.metrics import make_metrics
-from tests.unit.sources import ROOT, modules_below, tree_of
+from tests import ROOT
+from tests.unit.sources import modules_below, tree_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

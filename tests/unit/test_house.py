@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 from authsvc.domain import errors
-from tests.unit.sources import ROOT, modules_below, tree_of
+from tests import ROOT
+from tests.unit.sources import modules_below, tree_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

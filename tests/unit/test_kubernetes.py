@@ -15,7 +15,8 @@ from flask import Flask
 from authsvc import __version__
 from authsvc.api.health import blp as health
 from authsvc.settings import VARIABLES, all_names
-from tests.manifests import OVERLAYS, ROOT, Unknown, kinds, load, only, render
+from tests import ROOT
+from tests.manifests import OVERLAYS, Unknown, kinds, load, only, render
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 
 from authsvc.settings import VARIABLES, Settings, all_names
-from tests.unit.settings_env import PEPPER, TOKEN_SECRET
+from tests import ROOT
+from tests.unit.settings.env import PEPPER, TOKEN_SECRET
 
-ROOT = Path(__file__).parents[2]
 TOP_LEVEL = {"name", "services", "networks", "volumes", "secrets"}
 #: Of the Compose specification, as far as this file uses them.
 SERVICE_KEYS = {

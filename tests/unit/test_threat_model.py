@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.unit.sources import ROOT, tree_of
+from tests import ROOT
+from tests.unit.sources import tree_of
 
 PAGE = ROOT / "docs" / "threat-model.md"
 #: ASVS 5.0.0: how many items each section of the three chapters has.

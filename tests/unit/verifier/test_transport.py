@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from authsvc.verifier.transport import MAX_BODY_BYTES, Answer, Line, Origin, TransportError
-from tests.certificates import self_signed
+from tests.servers.certificates import self_signed
 from tests.unit.verifier.fake_service import FakeService
 
 PATH = "/thing"

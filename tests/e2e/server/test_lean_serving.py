@@ -1,0 +1,84 @@
+"""What a serving process has loaded: what it uses, and all of it before its workers fork."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests import ROOT
+from tests.processes import free_port
+from tests.rig import environment, migrate
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+#: ``authsvc serve`` up to the fork, and what a worker does first; prints what was loaded by then and since.
+SERVE = """
+import importlib, json, sys
+import authsvc.server
+from authsvc.cli import main
+
+def serve(options, load):
+    for name in options.preload:
+        importlib.import_module(name)
+    before = set(sys.modules)
+    services = load().services
+    services.start()
+    services.close()
+    print(json.dumps([sorted(before), sorted(set(sys.modules) - before)]))
+
+authsvc.server.serve = serve
+sys.exit(main(["serve"]))
+"""
+
+
+@pytest.fixture
+def env(database_url, redis_url, tmp_path) -> dict[str, str]:
+    """The environment of a service in production."""
+    ports = {"PORT": str(free_port()), "METRICS_PORT": str(free_port())}
+    made = environment(database_url, redis_url, tmp_path, **ports)
+    migrate(made)
+    return made
+
+
+def loaded(env: dict[str, str], folder: Path) -> tuple[set[str], set[str]]:
+    """The modules that are loaded before the fork, and after it."""
+    run = subprocess.run(
+        [sys.executable, "-c", SERVE],
+        cwd=folder,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **env},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    before, after = json.loads(run.stdout.splitlines()[-1])
+    return set(before), set(after)
+
+
+def test_a_serving_process_loads_what_it_uses(env, tmp_path):
+    """Neither tracing nor passkeys that are off, nor YAML; all before the fork, for workers to share."""
+    before, after = loaded(env, tmp_path)
+
+    assert {name.partition(".")[0] for name in before} & {
+        "alembic",
+        "fido2",
+        "opentelemetry",
+        "psutil",
+        "yaml",
+    } == set()
+    assert after == set()
+
+
+def test_tracing_is_loaded_where_it_is_on(env, tmp_path):
+    """What the start left out for others is there for who uses it."""
+    traced = env | {"TRACING": "otlp", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}
+
+    before, after = loaded(traced, tmp_path)
+
+    assert "opentelemetry.sdk" in before | after
