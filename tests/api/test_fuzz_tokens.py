@@ -13,9 +13,8 @@ from random import Random
 import pytest
 
 from authsvc.domain.errors import TokenInvalid
-from tests.api.forging import HEADER_KINDS, TEXT_KINDS, Forger
-from tests.api.misclaiming import CLAIM_KINDS
-from tests.lengths import times
+from tests import times
+from tests.api.forging import CLAIM_KINDS, HEADER_KINDS, TEXT_KINDS, Forger
 
 COUNT = times("FUZZ_TOKENS", 4_000)
 KINDS = (*TEXT_KINDS, *HEADER_KINDS, *CLAIM_KINDS)

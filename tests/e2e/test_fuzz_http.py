@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from authsvc.store.key_folder import read_key
-from tests.api.forging import HEADER_KINDS, TEXT_KINDS, Forger
+from tests import times
+from tests.api.forging import CLAIM_KINDS, HEADER_KINDS, TEXT_KINDS, Forger
 from tests.api.frame.test_bodies import MALFORMED
 from tests.api.frame.test_routes import ROUTES
-from tests.api.misclaiming import CLAIM_KINDS
 from tests.e2e.estate import ROOT, create_root, running
 from tests.e2e.lines import Line, open_lines
-from tests.lengths import times
 from tests.processes import HOST
 from tests.rig import HOPELESS_S, PASSWORD, Service, development, migrate
 from tests.servers import drop_database

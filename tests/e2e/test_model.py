@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, initialize, invariant, multiple, rule, run_state_machine_as_test
 
+from tests import times
 from tests.e2e.estate import ROOT, Estate, open_estate
 from tests.e2e.faults import Faults
 from tests.e2e.model import MOST_LOGINS, Account, Login
-from tests.lengths import times
 from tests.rig import PASSWORD
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ import bcrypt
 import psycopg
 import pytest
 
+from tests import times
 from tests.e2e.racing import (
     LINES,
     Track,
@@ -26,7 +27,6 @@ from tests.e2e.racing import (
     register,
     report,
 )
-from tests.lengths import times
 from tests.rig import PASSWORD, development, migrate
 from tests.servers import drop_database
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests import times
 from tests.api.mailing import MAIL, text_of, token_in
 from tests.e2e.estate import running
 from tests.e2e.racing import LINES, Track, log_in, open_track, refresh, report
-from tests.lengths import times
 from tests.processes import wait_until
 from tests.rig import development, migrate
 from tests.servers import drop_database

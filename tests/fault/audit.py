@@ -6,10 +6,9 @@ import hashlib
 import random
 from typing import TYPE_CHECKING, Any
 
-from tests.fault.asking import ask
+from tests.fault.asking import PATIENCE_S, ask
 from tests.fault.ledger import Account, Findings, Ledger
 from tests.fault.load import Person
-from tests.fault.verdicts import PATIENCE_S
 from tests.processes import wait_until
 
 if TYPE_CHECKING:

@@ -1,4 +1,8 @@
-"""People on threads of their own who use both replicas without a pause and write everything down."""
+"""
+People on threads of their own who use both replicas without a pause and write everything down.
+
+They register and log in first (:func:`move_in`), and Redis gets copies of their tokens (:func:`show_up`).
+"""
 
 from __future__ import annotations
 
@@ -14,14 +18,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from tests.fault.asking import BROKEN, Answer, ask
+from tests.fault.asking import BROKEN, PATIENCE_S, Answer, answered, ask, verdict
 from tests.fault.ledger import ACCEPTED_FOR_S, Account, Findings, Held, Ledger
-from tests.fault.verdicts import answered
+from tests.processes import wait_until
 from tests.rig import PASSWORD
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from tests.fault.world import World
     from tests.rig import Service
 
 PAUSE_S = 0.03
@@ -313,3 +318,51 @@ def load(ledger: Ledger, replicas: Sequence[Service], *, seed: str, tries: int =
     for person, done in zip(people, lives, strict=True):
         done.result()
         together.add(person.findings)
+
+
+HOUSEHOLD = 4
+
+
+def move_in(ledger: Ledger, service: Service) -> None:
+    """Register everybody and log each of them in twice."""
+    for _ in range(HOUSEHOLD):
+        account = _signed_up(service)
+        person = Person(account, [service], random.Random(0))
+        wait_until(partial(_is_at_home, person), timeout_s=PATIENCE_S, what="two sessions")
+        assert person.findings.faults() == {}
+        ledger.append(account)
+
+
+def _signed_up(service: Service) -> Account:
+    """Somebody new, under an address that was asked for once."""
+    emails = []
+
+    def sign_up() -> Answer:
+        emails.append(f"{uuid4().hex}@example.com")
+        return ask(service, "POST", "/v1/auth/register", json={"email": emails[-1], "password": PASSWORD})
+
+    answer = answered(sign_up)
+    account = Account(emails[-1], answer.body["id"], [PASSWORD])
+    account.done["registered"].acknowledged += 1
+    return account
+
+
+def _is_at_home(person: Person) -> bool:
+    """Log in once more, unless there are enough sessions."""
+    if len(person.account.sessions) < LEAST_SESSIONS:
+        person.log_in()
+    return len(person.account.sessions) == LEAST_SESSIONS
+
+
+def show_up(world: World, ledger: Ledger, *more: str) -> None:
+    """See that Redis has a copy of every token that the load may use, and of the tokens in *more*."""
+    used = [access for account in ledger for held in account.sessions for access in held.access[-2:]]
+    wait_until(partial(_have_copies, world, [*used, *more]), timeout_s=PATIENCE_S, what="copies")
+
+
+def _have_copies(world: World, tokens: Sequence[str]) -> bool:
+    """Check each, which brings its copy back where it is lost."""
+    assert {verdict(world.ahead, token) for token in tokens} == {200}
+    with world.redis_admin() as client:
+        copies = client.mget([f"authsvc:v1:auth:token:{claim(token, 'jti')}" for token in tokens])
+    return None not in copies

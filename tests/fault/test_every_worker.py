@@ -12,11 +12,9 @@ import jwt
 import pytest
 
 from authsvc.cli.keys import generate_key
-from tests.fault.opening import sign_up
-from tests.fault.pulse import feeling
-from tests.fault.verdicts import ALL_ACCEPTED, ALL_REFUSED, PATIENCE_S, answered, everywhere
-from tests.fault.watch import watching
-from tests.fault.world import Member
+from tests.fault.asking import ALL_ACCEPTED, ALL_REFUSED, PATIENCE_S, answered, everywhere
+from tests.fault.observing import feeling, watching
+from tests.fault.world import Member, sign_up
 from tests.processes import wait_until
 from tests.rig import PASSWORD, run_command
 
@@ -24,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.fault.asking import Answer
-    from tests.fault.pulse import Pulse
+    from tests.fault.observing import Pulse
     from tests.fault.world import World
 
 pytestmark = [pytest.mark.fault, pytest.mark.slow]

@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING
 import pytest
 from redis import Redis
 
+from tests.fault.asking import ALL_REFUSED, PATIENCE_S, everywhere
 from tests.fault.audit import audit
-from tests.fault.load import load, settle
-from tests.fault.opening import SETTINGS, sign_up, start_both
-from tests.fault.people import move_in
-from tests.fault.pulse import feeling
-from tests.fault.verdicts import ALL_REFUSED, PATIENCE_S, everywhere
-from tests.fault.world import ADMIN, WHOLE_WITHIN_S, World
+from tests.fault.load import load, move_in, settle
+from tests.fault.observing import feeling
+from tests.fault.world import ADMIN, SETTINGS, WHOLE_WITHIN_S, World, sign_up, start_both
 from tests.processes import wait_until
 from tests.rig import Service, development, migrate
 from tests.servers.clusters import SERVICE, watched

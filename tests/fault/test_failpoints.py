@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.fault.asking import PATIENCE_S, refused_within
 from tests.fault.audit import audit
 from tests.fault.failpoints import BEFORE_COMMIT, CLOCK, ENTRY, FOLDER, SEAMS
 from tests.fault.ledger import ACCEPTED_FOR_S, Findings
 from tests.fault.load import Person, load, settle
-from tests.fault.pulse import feeling
-from tests.fault.verdicts import PATIENCE_S, refused_within
+from tests.fault.observing import feeling
 from tests.fault.world import START_S
 from tests.processes import wait_until
 from tests.rig import Service

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from tests.fault.verdicts import ALL_ACCEPTED, ALL_REFUSED, PATIENCE_S, answered, everywhere, verdict
-from tests.fault.watch import watching
+from tests.fault.asking import ALL_ACCEPTED, ALL_REFUSED, PATIENCE_S, answered, everywhere, verdict
+from tests.fault.observing import watching
 from tests.fault.world import START_S
 from tests.processes import kill_tree, wait_until
 

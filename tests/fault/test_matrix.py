@@ -11,14 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests import ROOT
-from tests.fault.audit import audit
-from tests.fault.ledger import ACCEPTED_FOR_S
-from tests.fault.load import load, settle
-from tests.fault.matrix import FAULTS, SOME_LATE
-from tests.fault.people import show_up
-from tests.fault.pulse import feeling
-from tests.fault.signs import Signs
-from tests.fault.verdicts import (
+from tests.fault.asking import (
     PATIENCE_S,
     answered,
     later_than,
@@ -26,7 +19,11 @@ from tests.fault.verdicts import (
     verdict,
     without_retry_after,
 )
-from tests.fault.watch import watching
+from tests.fault.audit import audit
+from tests.fault.ledger import ACCEPTED_FOR_S
+from tests.fault.load import load, settle, show_up
+from tests.fault.matrix import FAULTS, SOME_LATE
+from tests.fault.observing import Signs, feeling, watching
 from tests.processes import wait_until
 
 if TYPE_CHECKING:
@@ -36,8 +33,7 @@ if TYPE_CHECKING:
     from tests.fault.asking import Answer
     from tests.fault.ledger import Findings
     from tests.fault.matrix import Fault
-    from tests.fault.pulse import Pulse
-    from tests.fault.watch import Watch
+    from tests.fault.observing import Pulse, Watch
     from tests.fault.world import Cast, World
     from tests.rig import Service
 

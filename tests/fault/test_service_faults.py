@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.fault.asking import PATIENCE_S
 from tests.fault.audit import audit
 from tests.fault.load import load, settle
-from tests.fault.pulse import feeling
-from tests.fault.signs import figures
-from tests.fault.verdicts import PATIENCE_S
+from tests.fault.observing import feeling, figures
 from tests.fault.world import START_S
 from tests.processes import wait_until
 from tests.rig import COMMAND, Service

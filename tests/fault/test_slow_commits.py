@@ -15,9 +15,8 @@ import pytest
 
 from authsvc.store.revocations import LOG_LOCK
 from tests.fault import breaking_redis
-from tests.fault.asking import ask
-from tests.fault.signs import figures
-from tests.fault.verdicts import ALL_ACCEPTED, ALL_REFUSED, PATIENCE_S, answered, everywhere
+from tests.fault.asking import ALL_ACCEPTED, ALL_REFUSED, PATIENCE_S, answered, ask, everywhere
+from tests.fault.observing import figures
 from tests.processes import wait_until
 from tests.servers.proxy import Mode, Rule
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.fault import breaking_redis, breaking_sql
+from tests.fault.asking import ALL_ACCEPTED, ALL_REFUSED, PATIENCE_S, answered, everywhere, refused_within
 from tests.fault.ledger import ACCEPTED_FOR_S
-from tests.fault.verdicts import ALL_ACCEPTED, ALL_REFUSED, PATIENCE_S, answered, everywhere, refused_within
-from tests.fault.watch import watching
+from tests.fault.observing import watching
 from tests.processes import wait_until
 
 if TYPE_CHECKING:

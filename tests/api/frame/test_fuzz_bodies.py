@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests import times
 from tests.api.driver import json_of, new_email
 from tests.api.frame.test_bodies import MALFORMED
 from tests.api.frame.test_routes import ADMIN, CLIENT, USER, declared
 from tests.api.gateway import Gateway
-from tests.lengths import times
 from tests.rig import PASSWORD
 
 if TYPE_CHECKING:

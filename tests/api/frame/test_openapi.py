@@ -18,12 +18,12 @@ from schemathesis.core.result import Ok
 from authsvc.api.frame.docs import SWAGGER_UI
 from authsvc.domain.authentication import Registration
 from authsvc.domain.users import Profile
+from tests import times
 from tests.api.driver import Api, MakeApi, Person, new_email
 from tests.api.frame.ecmascript import refused
 from tests.api.frame.test_routes import BY_MAIL, QUIET, ROUTES
 from tests.api.gateway import Gateway
 from tests.api.mailing import MAIL
-from tests.lengths import times
 from tests.processes import wait_until
 from tests.rig import PASSWORD
 

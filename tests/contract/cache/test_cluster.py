@@ -29,8 +29,7 @@ from authsvc.cache import (
     each_server,
     pattern_drop,
 )
-from tests.contract.cache.clients import in_threads
-from tests.contract.cache.rows import IDENTS, KEYS, SPACE, Row, client_of, load, rows_of
+from tests.contract.cache.clients import IDENTS, KEYS, SPACE, Row, client_of, in_threads, load, rows_of
 from tests.processes import wait_until
 from tests.servers.clusters import SLOTS, cluster
 

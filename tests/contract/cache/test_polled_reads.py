@@ -11,7 +11,7 @@ from redis import Redis
 from authsvc.cache import CacheUnavailable, RedisAddress, bounded_pool
 from authsvc.cache.redis.connections import Generations
 from authsvc.cache.redis.polled import LONGEST_PAUSE_S, STABLE_S, PolledReads
-from tests.contract.cache.polling import answer_to, answered, mget, reads_over, wait_once
+from tests.contract.cache.clients import answer_to, answered, mget, reads_over, wait_once
 from tests.contract.copies.redis_side import Stopwatch
 from tests.servers import RedisServer
 from tests.servers.proxy import Mode, Rule, TcpProxy

@@ -24,8 +24,17 @@ from authsvc.cache import (
     pattern_drop,
     sentinel_pool,
 )
-from tests.contract.cache.polling import answer_to, reads_over
-from tests.contract.cache.rows import IDENTS, KEYS, SPACE, Row, client_of, load, rows_of
+from tests.contract.cache.clients import (
+    IDENTS,
+    KEYS,
+    SPACE,
+    Row,
+    answer_to,
+    client_of,
+    load,
+    reads_over,
+    rows_of,
+)
 from tests.processes import wait_until
 from tests.servers import RedisServer
 from tests.servers.certificates import self_signed

@@ -14,7 +14,7 @@ from authsvc.domain.revocations import IndexAnswer, Verdict, judge
 from authsvc.domain.tokens.access import AccessToken
 from authsvc.domain.values.emails import Email
 from authsvc.store.copies.polled import PolledIndex
-from tests.contract.cache.polling import PATIENT
+from tests.contract.cache.clients import PATIENT
 from tests.contract.copies.reconciling import World
 from tests.contract.copies.redis_side import KEYS, Process, access_token
 

@@ -25,8 +25,7 @@ from authsvc.domain.values.identifiers import new_id
 from authsvc.store.clients import SqlClientStore
 from authsvc.store.sql import Database
 from tests.contract.cache.clients import in_threads
-from tests.contract.store.memory_clients import MemoryClientStore
-from tests.contract.store.stores import WallClock, open_database
+from tests.contract.store.stores import MemoryClientStore, WallClock, open_database
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -15,9 +15,9 @@ import psutil
 import pytest
 from redis import Redis
 
+from tests import times
 from tests.e2e.estate import ROOT, create_root, running
 from tests.e2e.server.raw_checks import Checks, Pieces, cut_at
-from tests.lengths import times
 from tests.processes import HOST, resume_tree, suspend_tree
 from tests.rig import HOPELESS_S, Service, environment, migrate
 

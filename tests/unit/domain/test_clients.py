@@ -23,7 +23,7 @@ from authsvc.domain.clients import (
 from authsvc.domain.errors import ClientRefused, Invalid, NotFound, RateLimited, StoreUnavailable
 from authsvc.domain.ratelimits import Limits, Rule
 from authsvc.domain.values.limits import Limit, Verdict
-from tests.contract.store.memory_clients import MemoryClientStore
+from tests.contract.store.stores import MemoryClientStore
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 IP = "192.0.2.7"

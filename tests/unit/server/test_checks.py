@@ -12,8 +12,8 @@ from gunicorn.http.parser import RequestParser
 from authsvc.server import ServerOptions
 from authsvc.server.checks import CheckReader, CheckRequest
 from authsvc.server.process import gunicorn_options
+from tests import times
 from tests.e2e.server.raw_checks import Checks
-from tests.lengths import times
 
 PATH = "/v1/auth/verify"
 TOKENS = (b"a.b.c", b"eyJ.eyJ-_.x" * 20)
