@@ -85,7 +85,7 @@ def create_app(services: Services) -> Application:
         docs.openapi(services.introspection.profile.issuer),
         MAX_CONTENT_LENGTH=READ_BYTES,
         PROVIDE_AUTOMATIC_OPTIONS=False,
-        **(docs.PUBLISHED if services.has_docs else {}),
+        **(docs.PUBLISHED if services.http.api_docs else {}),
     )
     app.json.sort_keys = False  # type: ignore[attr-defined]  # Flask's default provider has it
     app.url_map.merge_slashes = False
@@ -98,16 +98,16 @@ def create_app(services: Services) -> Application:
     app.register_blueprint(health.alias)
     app.register_blueprint(oauth2.of_path)
     app.register_blueprint(docs.root)
-    if services.has_docs:
+    if services.http.api_docs:
         app.register_blueprint(docs.blp)
     hooks.install(app)
     errors.install(app)
     answers = services.tracing.around(
         CheckAnswers(services.checks, services.tracing.trace_id), docs.VERIFY_PATH
     )
-    shared = CrossOrigin(PlainRequests(app.wsgi_app), services.cors_origins)
+    shared = CrossOrigin(PlainRequests(app.wsgi_app), frozenset(services.http.cors_origins))
     checked = ForwardAuth(answers, shared)
-    app.wsgi_app = MetricsPort(checked, services.metrics, services.metrics_port)  # type: ignore[method-assign]
+    app.wsgi_app = MetricsPort(checked, services.metrics, services.http.metrics_port)  # type: ignore[method-assign]
     return Application(app, services, app, _lane(services))
 
 
@@ -119,5 +119,5 @@ def _lane(services: Services) -> CheckLane | None:
         index=services.polled,
         ring=services.ring,
         sample=services.tracing.sample,
-        metrics_port=services.metrics_port,
+        metrics_port=services.http.metrics_port,
     )

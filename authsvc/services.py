@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network
 
 from authsvc.domain.accounts.addresses import Addresses
 from authsvc.domain.accounts.own_data import OwnDataExport
@@ -25,10 +24,8 @@ from authsvc.domain.users import UserDirectory
 from authsvc.observability.health import Health
 from authsvc.observability.metrics import Metrics
 from authsvc.observability.tracing import Tracing
-from authsvc.settings import RegistrationMode
+from authsvc.settings import HttpSettings, RegistrationMode
 from authsvc.store.copies.admin import CacheAdmin
-from authsvc.store.mails import SqlOutbox
-from authsvc.store.transfers import SqlUserTransfers
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +34,6 @@ class RecoveryServices:
 
     recovery: Recovery
     addresses: Addresses
-    outbox: SqlOutbox
-    #: Sends one mail to see whether the relay takes it; for the command line alone.
-    try_out: Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,9 +57,6 @@ class Services:
     #: None where MAIL_TRANSPORT is off.
     recovery: RecoveryServices | None
     users: UserDirectory
-    #: Many users at once; for the command line alone, as is the name of the pepper that hashes need.
-    transfers: SqlUserTransfers
-    pepper_id: str
     own_data: OwnDataExport
     preferences: PreferenceBook
     sessions: SessionDirectory
@@ -74,11 +65,7 @@ class Services:
     health: Health
     metrics: Metrics
     tracing: Tracing
-    trusted_proxies: tuple[IPv4Network | IPv6Network, ...]
-    #: Origins whose pages may call.
-    cors_origins: frozenset[str]
-    metrics_port: int
-    has_docs: bool
+    http: HttpSettings
     #: Compare Redis with SQL once, now; True if Redis is proven.
     compare: Callable[[], bool]
     #: Begin what runs in the background; once, in the process that serves.

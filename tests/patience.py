@@ -44,7 +44,7 @@ _PATIENT: Mapping[str, Mapping[str, object]] = {
     "authsvc.wiring.caching": {"LEASE_MS": 1_000 * LONG_S},
     "authsvc.store.key_folder": {"PATIENCE_S": LONG_S},
     # Of the priority of others, hashes might get nothing at all beside another test.
-    "authsvc.wiring": {"HASHING_DEADLINE_S": LONG_S, "HASHING_NICENESS": 0},
+    "authsvc.domain.passwords.lane": {"DEADLINE_S": LONG_S, "NICENESS": 0},
     "authsvc.observability.health": {"ANSWERED_S": LONG_S},
     "authsvc.observability.trail": {"WAIT_S": LONG_S},
     "authsvc.domain.feed": {"FIRST_LOOK_S": LONG_S},

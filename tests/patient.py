@@ -10,9 +10,9 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from authsvc import wiring
 from authsvc.cache.redis.connections import Deadlines
 from authsvc.cli import main
+from authsvc.domain.passwords import lane
 from authsvc.server import parking, process
 from authsvc.settings.postgresql import SERVER_SETTINGS
 from authsvc.store import key_folder, sql
@@ -24,7 +24,7 @@ LONG_S = 20.0
 #: What is longer than usual, by the module that reads it when it is needed.
 CONSTANTS: dict[Any, dict[str, float]] = {
     # Of the priority of others, hashes might get nothing at all beside another test.
-    wiring: {"HASHING_DEADLINE_S": 3 * LONG_S, "HASHING_NICENESS": 0},
+    lane: {"DEADLINE_S": 3 * LONG_S, "NICENESS": 0},
     sql: {"POOL_WAIT_S": LONG_S, "DEADLINE_S": 2 * LONG_S, "CONNECT_S": LONG_S},
     users: {"NOTE_WITHIN_S": LONG_S},
     key_folder: {"PATIENCE_S": LONG_S},

@@ -6,9 +6,10 @@ import io
 import json
 import os
 import subprocess
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import bcrypt
 import psycopg
@@ -16,14 +17,22 @@ import psycopg
 from authsvc.cli.exports import exported_users
 from authsvc.cli.imports import MAX_LINE_BYTES, Importer
 from authsvc.domain.credentials import Credentials
+from authsvc.domain.passwords.hasher import pepper_id
 from authsvc.domain.users import User
 from authsvc.domain.values.emails import Email
 from authsvc.domain.values.identifiers import UserId, new_id
 from authsvc.services import Services
+from authsvc.settings import Settings, revealed
 from authsvc.wiring import now
+from authsvc.wiring.stores import open_database, open_transfers
 from tests import ROOT
 from tests.patient import PATIENT
 from tests.rig import Service, run_command
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from authsvc.store.transfers import SqlUserTransfers
 
 #: Any hash, for users who never log in.
 SOME_HASH = "$2b$04$" + "." * 53
@@ -34,26 +43,39 @@ class Desk:
     """The importer in this process."""
 
     services: Services
+    settings: Settings
+
+    @property
+    def pepper_id(self) -> str:
+        """The name of the pepper that own hashes need."""
+        return pepper_id(revealed(self.settings.passwords.pepper))
+
+    @contextmanager
+    def transfers(self) -> Iterator[SqlUserTransfers]:
+        """Many users at once, as the command line has them."""
+        with closing(open_database(self.settings)) as database:
+            yield open_transfers(self.settings, database, now)
 
     def take(self, *lines: bytes | dict[str, Any]) -> list[dict[str, Any]]:
         """What is said of each line."""
         encoded = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
         results: list[dict[str, Any]] = []
-        importer = Importer(
-            transfers=self.services.transfers,
-            revocations=self.services.users.revocations,
-            pepper_id=self.services.pepper_id,
-            roles=self.services.users.roles,
-            clock=now,
-        )
-        importer.run(io.BytesIO(b"\n".join(encoded)), results.extend)
+        with self.transfers() as transfers:
+            importer = Importer(
+                transfers=transfers,
+                revocations=self.services.users.revocations,
+                pepper_id=self.pepper_id,
+                roles=self.services.users.roles,
+                clock=now,
+            )
+            importer.run(io.BytesIO(b"\n".join(encoded)), results.extend)
         return results
 
     def line_of(self, email: str) -> dict[str, Any]:
         """What is exported of one user, with their hash."""
-        services = self.services
-        pages = exported_users(services.transfers, services.users.roles, pepper_id=services.pepper_id)
-        [line] = [line for page in pages for line in page if line["email"] == email]
+        with self.transfers() as transfers:
+            pages = exported_users(transfers, self.services.users.roles, pepper_id=self.pepper_id)
+            [line] = [line for page in pages for line in page if line["email"] == email]
         return line
 
 

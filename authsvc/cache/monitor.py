@@ -164,6 +164,13 @@ class Monitor:
             average_ttl_s=_average_ttl_s(databases),
         )
 
+    def key_count(self) -> int | None:
+        """How many keys all servers hold; None where one is away or does not tell."""
+        try:
+            return _sum([_key_count(server) for server in each_server(self._client)])
+        except CacheError:
+            return None
+
     def snapshot(self) -> Snapshot:
         """Return everything; what an outage hides is None."""
         health = self.health()

@@ -139,8 +139,13 @@ def _require_roles(services: Services, roles: Sequence[str]) -> None:
 
 def open_services(env: Mapping[str, str]) -> Services:
     """The services for one command; to be closed."""
+    return build(open_settings(env))
+
+
+def open_settings(env: Mapping[str, str]) -> Settings:
+    """The settings for one command, whose log goes to stderr; see :func:`migrated`."""
     logs.configure("warning", "console", fd=STDERR)
-    return build(migrated(env))
+    return migrated(env)
 
 
 def migrated(env: Mapping[str, str]) -> Settings:

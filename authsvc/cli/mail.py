@@ -8,14 +8,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import timedelta
 
-from authsvc.cli.admin import open_services
-from authsvc.domain.accounts.mails import Mail, MailId
+from authsvc.cli.admin import open_settings
+from authsvc.domain.accounts.mails import Mail, MailId, Template, new_mail
 from authsvc.domain.values.clocks import rfc3339
-from authsvc.domain.values.emails import InvalidEmail
+from authsvc.domain.values.emails import InvalidEmail, canonical_email
 from authsvc.domain.values.identifiers import canonical_id
 from authsvc.mail.transports import MailDeferred, MailRefused, RelayUnavailable
-from authsvc.services import RecoveryServices
+from authsvc.settings import Settings
+from authsvc.store.mails import SqlOutbox
 from authsvc.wiring import now
+from authsvc.wiring.mail import letters, transport
+from authsvc.wiring.stores import open_database
 
 #: Mails that are listed, and for how long one that is tried again is tried.
 MOST = 200
@@ -37,23 +40,24 @@ def add_mail(parser: argparse.ArgumentParser) -> None:
 
 def run_test(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Send one mail; a refusal says what the relay thinks of it."""
-    with _mail(env) as services:
-        try:
-            services.try_out(options.address)
-        except InvalidEmail as error:
-            raise ValueError(f"ADDRESS {error}") from error
-        except MailRefused as error:
-            raise ValueError(f"the relay refused the mail: {error}") from error
-        except (MailDeferred, RelayUnavailable) as error:
-            raise ValueError(f"the relay did not take the mail: {error}") from error
+    settings = _settings(env)
+    try:
+        mail = new_mail(Template.VERIFY, canonical_email(options.address), now=now())
+        transport(settings.mail).send(letters(settings).trial(mail))
+    except InvalidEmail as error:
+        raise ValueError(f"ADDRESS {error}") from error
+    except MailRefused as error:
+        raise ValueError(f"the relay refused the mail: {error}") from error
+    except (MailDeferred, RelayUnavailable) as error:
+        raise ValueError(f"the relay did not take the mail: {error}") from error
     print(json.dumps({"result": "sent"}))
     return 0
 
 
 def run_list(_options: argparse.Namespace, env: Mapping[str, str]) -> int:
     """List mails, the newest first; without addresses."""
-    with _mail(env) as services:
-        for mail in services.outbox.page(most=MOST):
+    with _outbox(env) as outbox:
+        for mail in outbox.page(most=MOST):
             print(json.dumps(_described(mail)))
     return 0
 
@@ -61,10 +65,8 @@ def run_list(_options: argparse.Namespace, env: Mapping[str, str]) -> int:
 def run_retry(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Make a mail due at once."""
     ident = canonical_id(options.id)
-    with _mail(env) as services:
-        is_there = ident is not None and services.outbox.retry(
-            MailId(ident), now=now(), ends_at=now() + RETRIED_FOR
-        )
+    with _outbox(env) as outbox:
+        is_there = ident is not None and outbox.retry(MailId(ident), now=now(), ends_at=now() + RETRIED_FOR)
     if not is_there:
         raise ValueError(
             "ID names no mail that waits or failed, or it is being sent now: `authsvc mail list` shows them"
@@ -73,13 +75,19 @@ def run_retry(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     return 0
 
 
+def _settings(env: Mapping[str, str]) -> Settings:
+    """The settings; raises ValueError where no mail is sent."""
+    settings = open_settings(env)
+    if not settings.mail.is_on:
+        raise ValueError("no mail is sent: MAIL_TRANSPORT is off")
+    return settings
+
+
 @contextmanager
-def _mail(env: Mapping[str, str]) -> Iterator[RecoveryServices]:
-    """The services around mails; raises ValueError where none are sent."""
-    with closing(open_services(env)) as services:
-        if services.recovery is None:
-            raise ValueError("no mail is sent: MAIL_TRANSPORT is off")
-        yield services.recovery
+def _outbox(env: Mapping[str, str]) -> Iterator[SqlOutbox]:
+    """The mails in SQL; raises ValueError where none are sent."""
+    with closing(open_database(_settings(env))) as database:
+        yield SqlOutbox(database)
 
 
 def _described(mail: Mail) -> dict[str, object]:

@@ -13,12 +13,16 @@ from typing import TYPE_CHECKING
 from authsvc.cli.lean import without_unused
 from authsvc.observability import logs
 from authsvc.server import ServerOptions, serve
-from authsvc.settings import Settings, SettingsError
+from authsvc.settings import Settings, SettingsError, available_cores
 from authsvc.settings.development import KEYS_DIR, ensure_development_files
 from authsvc.settings.page import settings_page
-from authsvc.wiring.machine import available_cores
-from authsvc.wiring.preflight import listening_problems, local_problems, problems, stored_role_warnings
-from authsvc.wiring.redis_checks import ownership_problems
+from authsvc.wiring.preflight import (
+    listening_problems,
+    local_problems,
+    ownership_problems,
+    problems,
+    stored_role_warnings,
+)
 
 if TYPE_CHECKING:
     from wsgiref.types import WSGIApplication
@@ -84,7 +88,7 @@ def run_dev(_options: argparse.Namespace, env: Mapping[str, str]) -> int:
     if found := tuple(listening_problems(settings.http)):
         raise SettingsError(found)
     _upgrade(settings)
-    if not settings.redis.is_in_memory and (found := tuple(ownership_problems(settings))):
+    if not settings.redis.is_in_memory and (found := ownership_problems(settings)):
         raise SettingsError(found)
     return _serve(settings, warnings=(*settings.warnings, *stored_role_warnings(settings)))
 

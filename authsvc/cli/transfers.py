@@ -15,7 +15,12 @@ from typing import Any, BinaryIO
 from authsvc.cli import admin, recovery
 from authsvc.cli.exports import exported_users, hashes_in_use
 from authsvc.domain.audit import Action, Event
-from authsvc.wiring import now
+from authsvc.domain.passwords.hasher import pepper_id
+from authsvc.services import Services
+from authsvc.settings import Settings, revealed
+from authsvc.store.transfers import SqlUserTransfers
+from authsvc.wiring import build, now
+from authsvc.wiring.stores import open_database, open_transfers
 
 #: Lines of a file between two words of progress on stderr.
 PROGRESS_LINES = 5_000
@@ -42,11 +47,11 @@ def run_import(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     from authsvc.cli.imports import Importer
 
     report = _Report()
-    with closing(admin.open_services(env)) as services, _opened(options.file) as source:
+    with _open_users(env) as (settings, services, transfers), _opened(options.file) as source:
         importer = Importer(
-            transfers=services.transfers,
+            transfers=transfers,
             revocations=services.users.revocations,
-            pepper_id=services.pepper_id,
+            pepper_id=_pepper_id(settings),
             roles=services.users.roles,
             clock=now,
         )
@@ -63,10 +68,10 @@ def run_import(options: argparse.Namespace, env: Mapping[str, str]) -> int:
 def run_export(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Print every user as a line of JSON, a page at a time."""
     count = 0
-    with closing(admin.open_services(env)) as services:
-        pepper_id = services.pepper_id if options.with_hashes else None
+    with _open_users(env) as (settings, services, transfers):
+        named = _pepper_id(settings) if options.with_hashes else None
         try:
-            for page in exported_users(services.transfers, services.users.roles, pepper_id=pepper_id):
+            for page in exported_users(transfers, services.users.roles, pepper_id=named):
                 _print_lines(page)
                 count += len(page)
         finally:
@@ -78,11 +83,23 @@ def run_export(options: argparse.Namespace, env: Mapping[str, str]) -> int:
 
 def run_hashes(_options: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Print how many hashes there are of each scheme and cost."""
-    with closing(admin.open_services(env)) as services:
-        kinds = services.transfers.kinds_of_hashes()
+    with _open_users(env) as (_, services, transfers):
+        kinds = transfers.kinds_of_hashes()
         passwords = services.authentication.proof.passwords
     print(json.dumps(hashes_in_use(kinds, passwords.needs_rehash)))
     return 0
+
+
+@contextmanager
+def _open_users(env: Mapping[str, str]) -> Iterator[tuple[Settings, Services, SqlUserTransfers]]:
+    """The settings, the services, and many users at once, over a connection of their own."""
+    settings = admin.open_settings(env)
+    with closing(build(settings)) as services, closing(open_database(settings)) as database:
+        yield settings, services, open_transfers(settings, database, now)
+
+
+def _pepper_id(settings: Settings) -> str:
+    return pepper_id(revealed(settings.passwords.pepper))
 
 
 @dataclass(slots=True)

@@ -34,6 +34,9 @@ FIRST_LOOK_S = 1.0
 #: Who found no place to wait shall ask again after so long (seconds).
 RETRY_AFTER_S = 0.5
 
+#: Readers that wait in one process: a quarter of its threads, so that the feed leaves room for all else.
+PLACES = 8
+
 _CURSOR = re.compile(r"1:(0|[1-9][0-9]{0,15}):([0-9a-f]{16}|)")
 
 
@@ -182,7 +185,7 @@ class Lookout:
 class RevocationFeed:
     """Answers readers; at most *places* of them wait at a time, so that threads are left for all else."""
 
-    def __init__(self, log: FeedLog, lookout: Lookout, monotonic: Monotonic, *, places: int) -> None:
+    def __init__(self, log: FeedLog, lookout: Lookout, monotonic: Monotonic, *, places: int = PLACES) -> None:
         self._log = log
         self._lookout = lookout
         self._monotonic = monotonic

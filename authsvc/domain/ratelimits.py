@@ -61,6 +61,9 @@ ON_OUTAGE: Mapping[Rule, OnOutage] = {
 }
 
 
+#: Wrong client secrets of one address.  Whoever has a right one never meets it, so it is no setting.
+CLIENT_IP_LIMIT = Limit(name=Rule.CLIENT_IP.value, quota=100, window_s=900)
+
 #: Their subjects begin with the account's.
 _OF_ACCOUNTS = {Rule.LOGIN_ACCOUNT, Rule.LOGIN_DEVICE, Rule.PASSWORD_SESSION, Rule.PASSWORD_ACCOUNT}
 

@@ -26,6 +26,8 @@ BATCH: Final = 10
 MOST_FAILURES: Final = 5
 PAUSE_S: Final = 30.0
 MINUTE_S: Final = 60.0
+#: Mail is said to be delayed once the oldest has waited for longer (seconds).
+DELAYED_S: Final = 10.0
 #: A claimed mail is begun within so many seconds or given back: with the 30 s that it may take, that leaves
 #: 10 s of the lease for clocks that differ.
 BEGUN_WITHIN_S: Final = 20.0
@@ -73,6 +75,14 @@ class MailRun:
                 self._deliver(delivery)
         self._write()
         return len(claimed)
+
+    def state(self) -> str | None:
+        """``up`` or ``delayed``; None where SQL does not tell."""
+        try:
+            _, oldest_s = self.outbox.waiting(now=self.clock())
+        except StoreUnavailable:
+            return None
+        return "delayed" if oldest_s > DELAYED_S else "up"
 
     def _room(self, now_s: float) -> int:
         """How many mails may be claimed now."""

@@ -63,14 +63,6 @@ class Report:
     body: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Freshness:
-    """What a Redis that answered is worth, and whether SQL was there when it was last needed."""
-
-    is_proven: bool
-    is_sql_answering: bool
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vitals:
     """One look at the stores."""
@@ -87,7 +79,8 @@ class Vitals:
 class Probes:
     """How to look; each raises StoreUnavailable where the store is away."""
 
-    redis: Callable[[], Freshness]
+    #: True if Redis proves that it holds every revocation.
+    is_redis_proven: Callable[[], bool]
     sql: Callable[[], bool]
     is_in_memory: bool
     is_cache_enabled: bool
@@ -104,6 +97,7 @@ class Health:
     """Answers the probes; ``started`` is set by whoever compares the stores first."""
 
     probes: Probes
+    answers: LastAnswers
     clock: Clock
     monotonic: Monotonic
     started: threading.Event = field(default_factory=threading.Event)
@@ -124,9 +118,9 @@ class Health:
             return Report(is_good=False, body={"status": "draining" if is_draining else "starting"})
         if not self.probes.has_keys():
             return Report(is_good=False, body={"status": "down", "impaired": ["signing_keys"]})
-        freshness, _ = self._timed(self.probes.redis)
-        if freshness is not None and freshness.is_proven:
-            impaired = [] if freshness.is_sql_answering else ["database"]
+        is_proven, _ = self._timed(self.probes.is_redis_proven)
+        if is_proven:
+            impaired = [] if self.answers.is_answering(self.monotonic()) else ["database"]
             return Report(
                 is_good=True, body={"status": "degraded" if impaired else "ok", "impaired": impaired}
             )
@@ -184,11 +178,11 @@ class Health:
             self._lock.release()
 
     def _vitals(self) -> Vitals:
-        freshness, redis_ms = self._timed(self.probes.redis)
+        is_proven, redis_ms = self._timed(self.probes.is_redis_proven)
         answered, sql_ms = self._timed(self.probes.sql)
         return Vitals(
-            is_redis_up=freshness is not None,
-            is_redis_proven=freshness is not None and freshness.is_proven,
+            is_redis_up=is_proven is not None,
+            is_redis_proven=bool(is_proven),
             is_sql_up=answered is not None,
             redis_ms=redis_ms,
             sql_ms=sql_ms,

@@ -19,6 +19,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_flask_exporter import PrometheusMetrics
 from prometheus_flask_exporter.multiprocess import GunicornInternalPrometheusMetrics
 
+from authsvc.cache.breaker import State
 from authsvc.cache.errors import Reason
 from authsvc.domain import errors
 from authsvc.domain.accounts.mails import Template
@@ -29,6 +30,7 @@ from authsvc.domain.tokens.checks import Source as CheckSource
 from authsvc.observability.figures import FOLDER_VARIABLE, SharedFigures, shared_figures
 from authsvc.observability.totals import CacheTotals, Ratios, Source, cache_totals
 
+BREAKER_NUMBERS = {State.CLOSED: 0, State.OPEN: 1, State.HALF_OPEN: 2}
 CACHE_BUCKETS_S = (0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 HASH_BUCKETS_S = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 1.5, 2, 3, 5)
 PROPAGATION_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 300)
@@ -98,7 +100,7 @@ class Metrics:
     #: Seconds.
     cache_operation: Callable[[float], None]
     cache_error: Callable[[str], None]
-    #: 0 closed, 1 open, 2 half-open.
+    #: One of BREAKER_NUMBERS.
     breaker_state: Callable[[int], None]
     active_locks: Callable[[int], None]
     #: Connections to SQL that this worker uses now, and the breaker in front of them as above.

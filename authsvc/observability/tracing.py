@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from authsvc import __version__
 from authsvc.cache.redis.client import CacheEvents
+from authsvc.settings import TracingMode, TracingSettings
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -78,16 +80,18 @@ class Tracing:
     close: Callable[[], None] = _nothing
 
 
-def otlp_tracing(*, version: str, sample_percent: int, now_ns: Callable[[], int]) -> Tracing:
+def open_tracing(settings: TracingSettings, *, now_ns: Callable[[], int]) -> Tracing:
     """
-    Spans to a collector, over HTTP, by a thread of its own; call after the fork.
+    Spans to a collector, over HTTP, by a thread of its own, or none; call after the fork.
 
-    *sample_percent* of the requests whose caller has not decided about it are traced; *now_ns* is the wall
-    clock in nanoseconds.
+    The settings' share of the requests whose caller has not decided about it is traced; *now_ns* is the
+    wall clock in nanoseconds.
     """
+    if settings.mode is TracingMode.OFF:
+        return Tracing()
     from authsvc.observability.spans import Spans
 
-    spans = Spans(version=version, sample_percent=sample_percent)
+    spans = Spans(version=__version__, sample_percent=settings.sample_percent)
     return Tracing(
         trace_id=spans.trace_id,
         sample=spans.sample,

@@ -25,10 +25,10 @@ from authsvc.settings.infrastructure import (
     TracingMode,
     TracingSettings,
 )
-from authsvc.settings.kinds import LimitSetting, Secret
+from authsvc.settings.kinds import LimitSetting, Secret, revealed
 from authsvc.settings.locations import Address
 from authsvc.settings.model import VARIABLES, Environment, Settings, all_names
-from authsvc.settings.reader import Problem, SettingsError
+from authsvc.settings.reader import Problem, SettingsError, available_cores
 
 __all__ = [
     "VARIABLES",
@@ -59,4 +59,6 @@ __all__ = [
     "TracingMode",
     "TracingSettings",
     "all_names",
+    "available_cores",
+    "revealed",
 ]

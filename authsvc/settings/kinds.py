@@ -83,6 +83,13 @@ class Secret:
         return hash(self._text)
 
 
+def revealed(secret: Secret | None) -> bytes:
+    """The bytes of a secret that the settings guarantee; raises ValueError where there is none."""
+    if secret is None:
+        raise ValueError("a secret is missing: development makes its own with ensure_development_files()")
+    return secret.reveal().encode()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitSetting:
     """At most *quota* attempts in any *window_s* seconds."""

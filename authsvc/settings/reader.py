@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,16 @@ class SettingsError(Exception):
         noun = "problem" if len(self.problems) == 1 else "problems"
         lines = (f"{len(self.problems)} {noun} in the settings:", *map(str, self.problems))
         super().__init__("\n  ".join(lines))
+
+
+def available_cores() -> int:
+    """The cores that this process may keep busy: its affinity, within a container's CPU quota."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else max(1, min(cores, math.ceil(int(quota) / int(period))))
 
 
 class Reader:

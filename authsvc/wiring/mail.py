@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import hmac
 import time
 from dataclasses import dataclass
 
 from authsvc.domain.accounts.addresses import Addresses
-from authsvc.domain.accounts.mails import Template, new_mail
 from authsvc.domain.accounts.recovery import Recovery
 from authsvc.domain.accounts.requests import MailRequests, TicketProof
 from authsvc.domain.accounts.tickets import Tickets, TicketSecrets
-from authsvc.domain.errors import StoreUnavailable
-from authsvc.domain.passwords.policy import PasswordPolicy
-from authsvc.domain.tokens.devices import DeviceTokens
-from authsvc.domain.values.clocks import Clock
-from authsvc.domain.values.emails import canonical_email
+from authsvc.domain.tokens.derived import KeyPurpose, derived_key
 from authsvc.mail.letters import Letters, Sender
 from authsvc.mail.sender import MailRun, MailThread
 from authsvc.mail.transports import FileTransport, SmtpTransport, Transport
 from authsvc.services import RecoveryServices
-from authsvc.settings import EmailVerification, MailSettings, MailTransport, Settings
+from authsvc.settings import EmailVerification, MailSettings, MailTransport, Settings, revealed
 from authsvc.settings.development import DEVELOPMENT_DIR
 from authsvc.store.copies.users import CachedRecoveryStore
 from authsvc.store.mails import SqlOutbox
@@ -31,41 +25,26 @@ from authsvc.wiring.parts import Parts
 MAIL_DIR = DEVELOPMENT_DIR / "mail"
 
 
-#: The oldest mail has waited for longer (seconds): mail is said to be delayed.
-DELAYED_S = 10.0
-
-
 @dataclass(frozen=True, slots=True)
-class MailRoom:
-    """What views call, and the thread that sends."""
+class Mailing:
+    """What views call, and what sends, on a thread of its own."""
 
-    recovery: RecoveryServices
+    services: RecoveryServices
+    run: MailRun
     thread: MailThread
-    clock: Clock
-
-
-def mail_state(room: MailRoom | None) -> str | None:
-    """``up``, ``delayed`` or ``off``; None where SQL does not tell."""
-    if room is None:
-        return "off"
-    try:
-        _, oldest_s = room.recovery.outbox.waiting(now=room.clock())
-    except StoreUnavailable:
-        return None
-    return "delayed" if oldest_s > DELAYED_S else "up"
 
 
 def _recovery_store(parts: Parts) -> SqlRecoveryStore:
     stores = parts.stores
     if not parts.settings.cache.is_enabled:
         return SqlRecoveryStore(stores.database, stores.log, parts.clock)
-    return CachedRecoveryStore(stores.database, stores.log, parts.clock, caches=stores.user_caches)
+    return CachedRecoveryStore(stores.database, stores.log, parts.clock, caches=stores.redis.user_caches)
 
 
-def open_mail(parts: Parts, policy: PasswordPolicy, devices: DeviceTokens) -> MailRoom:
+def open_mail(parts: Parts) -> Mailing:
     """Everything that has to do with mails; the thread is not started."""
     settings, database, clock = parts.settings, parts.stores.database, parts.clock
-    secrets, outbox = ticket_secrets(settings), SqlOutbox(parts.stores.database)
+    secrets, outbox = _ticket_secrets(settings), SqlOutbox(parts.stores.database)
     run = MailRun(
         outbox=outbox,
         letters=letters(settings),
@@ -93,9 +72,9 @@ def open_mail(parts: Parts, policy: PasswordPolicy, devices: DeviceTokens) -> Ma
         has_links=settings.mail.link_url is not None,
         credentials=parts.credentials,
         passwords=parts.proof,
-        policy=policy,
+        policy=parts.policy,
         revocations=parts.revocations,
-        devices=devices,
+        devices=parts.devices,
         audit=parts.audit,
         clock=clock,
     )
@@ -105,18 +84,13 @@ def open_mail(parts: Parts, policy: PasswordPolicy, devices: DeviceTokens) -> Ma
         store=store,
         credentials=parts.credentials,
         passwords=parts.proof,
-        policy=policy,
+        policy=parts.policy,
         revocations=parts.revocations,
         audit=parts.audit,
         clock=clock,
         is_required=settings.registration.email_verification is EmailVerification.REQUIRED,
     )
-
-    def try_out(address: str) -> None:
-        mail = new_mail(Template.VERIFY, canonical_email(address), now=clock())
-        run.transport.send(run.letters.trial(mail))
-
-    return MailRoom(RecoveryServices(recovery, addresses, outbox, try_out), thread, clock)
+    return Mailing(RecoveryServices(recovery, addresses), run, thread)
 
 
 def letters(settings: Settings) -> Letters:
@@ -128,7 +102,7 @@ def letters(settings: Settings) -> Letters:
         reply_to=mail.reply_to,
         link_url=mail.link_url,
     )
-    return Letters(sender, ticket_secrets(settings), mail.templates_dir)
+    return Letters(sender, _ticket_secrets(settings), mail.templates_dir)
 
 
 def transport(mail: MailSettings) -> Transport:
@@ -145,9 +119,5 @@ def transport(mail: MailSettings) -> Transport:
     )
 
 
-def ticket_secrets(settings: Settings) -> TicketSecrets:
-    """The key of codes and links: of no use for anything else, and the same in every process."""
-    secret = settings.tokens.secret
-    if secret is None:
-        raise ValueError("a secret is missing: development makes its own with ensure_development_files()")
-    return TicketSecrets(hmac.digest(secret.reveal().encode(), b"authsvc ticket key 1", "sha256"))
+def _ticket_secrets(settings: Settings) -> TicketSecrets:
+    return TicketSecrets(derived_key(revealed(settings.tokens.secret), KeyPurpose.TICKETS))

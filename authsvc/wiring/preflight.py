@@ -5,24 +5,26 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Iterator
+from contextlib import closing
 
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.tokens.keys import KeyRefused
 from authsvc.mail.letters import BadTemplate
 from authsvc.observability.tracing import is_installed
 from authsvc.settings import HttpSettings, Problem, Settings, TracingMode
+from authsvc.store.copies import preflight as copies
 from authsvc.store.key_folder import read_key
 from authsvc.store.migrations import why_unfit
 from authsvc.store.postgres.causes import cause_of
 from authsvc.store.users import roles_in_use
+from authsvc.wiring.caching import key_space, single_client
 from authsvc.wiring.mail import letters
-from authsvc.wiring.redis_checks import ownership_problems, redis_problems
 from authsvc.wiring.stores import open_database
 
 
 def problems(settings: Settings) -> tuple[Problem, ...]:
     """Everything that stands in the way of serving; connects, within a few seconds, and tells no secret."""
-    of_stores = (*_database(settings), *redis_problems(settings))
+    of_stores = (*_database(settings), *_redis(settings))
     return (*local_problems(settings), *(of_stores or ownership_problems(settings)))
 
 
@@ -36,13 +38,16 @@ def database_problems(settings: Settings) -> tuple[Problem, ...]:
     return tuple(_database(settings))
 
 
+def ownership_problems(settings: Settings) -> tuple[Problem, ...]:
+    """Whether Redis holds the data of another installation; where a store is away, others say so."""
+    with closing(open_database(settings)) as database, closing(single_client(settings.redis)) as client:
+        return tuple(copies.ownership_problems(client, database, key_space(settings.cache), settings.redis))
+
+
 def stored_role_warnings(settings: Settings) -> list[str]:
     """Roles that users have and the settings do not name; raises StoreUnavailable."""
-    database = open_database(settings)
-    try:
+    with closing(open_database(settings)) as database:
         in_use = roles_in_use(database)
-    finally:
-        database.close()
     return [
         f"ROLES does not name {role}, which users have ({count}): it is in no new token and no answer"
         for role, count in sorted(in_use.items())
@@ -102,14 +107,20 @@ def _tracing(settings: Settings) -> Iterator[Problem]:
         yield Problem(name="TRACING", message="otlp needs OpenTelemetry: install requirements/otel.txt")
 
 
+def _redis(settings: Settings) -> Iterator[Problem]:
+    if found := tuple(copies.certificate_problems(settings.redis)):
+        yield from found
+        return
+    with closing(single_client(settings.redis)) as client:
+        yield from copies.redis_problems(client, key_space(settings.cache), settings.redis)
+
+
 def _database(settings: Settings) -> Iterator[Problem]:
-    database = open_database(settings)
-    try:
-        message = why_unfit(database)
-    except StoreUnavailable as error:
-        cause = cause_of(error)
-        message = f"cannot be {'used' if cause.code else 'reached'} ({error.store}): {cause.advice}"
-    finally:
-        database.close()
+    with closing(open_database(settings)) as database:
+        try:
+            message = why_unfit(database)
+        except StoreUnavailable as error:
+            cause = cause_of(error)
+            message = f"cannot be {'used' if cause.code else 'reached'} ({error.store}): {cause.advice}"
     if message:
         yield Problem(name="DATABASE_URL", message=message)

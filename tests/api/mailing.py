@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import time
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from authsvc.mail.sender import MailRun
 from authsvc.settings import Settings
+from authsvc.store.mails import SqlOutbox
 from authsvc.wiring.mail import letters
+from authsvc.wiring.stores import open_database
 
 if TYPE_CHECKING:
     from email.message import EmailMessage
@@ -29,16 +32,8 @@ class Postbox:
         assert api.services.recovery is not None
         self.sent: list[EmailMessage] = []
         self.results: list[tuple[str, str]] = []
-        self._run = MailRun(
-            outbox=api.services.recovery.outbox,
-            letters=letters(Settings.from_env(api.env)),
-            transport=self,
-            audit=api.services.events,
-            clock=api.clock,
-            monotonic=time.monotonic,
-            most_per_minute=100_000,
-            on_result=lambda template, result: self.results.append((template, result)),
-        )
+        self._api = api
+        self._settings = Settings.from_env(api.env)
 
     def send(self, message: EmailMessage) -> None:
         """Take *message*, as a relay does."""
@@ -46,8 +41,19 @@ class Postbox:
 
     def deliver(self) -> None:
         """Send all that is due."""
-        while self._run.round():
-            pass
+        with closing(open_database(self._settings)) as database:
+            run = MailRun(
+                outbox=SqlOutbox(database),
+                letters=letters(self._settings),
+                transport=self,
+                audit=self._api.services.events,
+                clock=self._api.clock,
+                monotonic=time.monotonic,
+                most_per_minute=100_000,
+                on_result=lambda template, result: self.results.append((template, result)),
+            )
+            while run.round():
+                pass
 
     def mails_to(self, address: str) -> list[str]:
         """The texts of all mails to *address*, as they were asked for; sends what is due before."""

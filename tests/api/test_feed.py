@@ -13,12 +13,11 @@ import pytest
 from sqlalchemy import delete, text
 
 from authsvc.domain.errors import StoreUnavailable
-from authsvc.domain.feed import LOOK_EVERY_S
+from authsvc.domain.feed import LOOK_EVERY_S, PLACES
 from authsvc.domain.values.identifiers import SessionId, UserId, new_id
 from authsvc.settings import Settings
 from authsvc.store.revocations import SqlFeedLog, SqlRevocationLog
 from authsvc.store.tables import revocations
-from authsvc.wiring.feed import PLACES
 from authsvc.wiring.stores import open_database
 from tests.api.driver import Api, Person, code_of, json_of
 from tests.processes import wait_until

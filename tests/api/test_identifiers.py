@@ -7,6 +7,7 @@ from uuid import uuid4
 
 import pytest
 
+from authsvc.settings import Settings
 from tests.api.driver import Api, Person, json_of
 from tests.transfers import Desk, user
 
@@ -92,7 +93,7 @@ def test_a_file_brings_ids_in_either_case(pg_api, cased):
     brought = str(uuid4())
     line = user(f"brought-{brought[:8]}", id=cased(brought))
 
-    results = [Desk(pg_api.services).take(line)[0] for _ in range(2)]
+    results = [Desk(pg_api.services, Settings.from_env(pg_api.env)).take(line)[0] for _ in range(2)]
 
     assert [result["result"] for result in results] == ["imported", "exists"]
     shown = pg_api.an_admin().call("GET", f"/v1/users/{brought}")

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import pytest
 
+from authsvc.settings import Settings
 from tests.api.driver import Api, json_of
 from tests.api.test_feed import Reader
 from tests.transfers import Desk, user
@@ -54,7 +55,9 @@ def test_every_time_ends_in_z(pg_api):
 def test_an_imported_time_is_answered_in_utc(pg_api):
     """Whatever zone the file has, from SQL and from the cache."""
     admin = pg_api.an_admin()
-    Desk(pg_api.services).take(user("zoned", created_at="2020-01-02T03:04:05+02:00"))
+    Desk(pg_api.services, Settings.from_env(pg_api.env)).take(
+        user("zoned", created_at="2020-01-02T03:04:05+02:00")
+    )
     [item] = [
         one
         for one in json_of(admin.call("GET", "/v1/users?limit=200"))["items"]

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -46,7 +46,7 @@ from tests.transfers import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -84,8 +84,16 @@ def elsewhere(postgres_server, service) -> Iterator[dict[str, str]]:
 @pytest.fixture(scope="module")
 def desk(service) -> Iterator[Desk]:
     """The importer over the database of the service."""
-    with closing(build(Settings.from_env(service.env))) as services:
-        yield Desk(services)
+    with opened_desk(service.env) as made:
+        yield made
+
+
+@contextmanager
+def opened_desk(env: Mapping[str, str]) -> Iterator[Desk]:
+    """The importer over the database of *env*."""
+    settings = Settings.from_env(env)
+    with closing(build(settings)) as services:
+        yield Desk(services, settings)
 
 
 def status_of_login(service: Service, name: str, password: str) -> int:
@@ -207,7 +215,8 @@ def test_two_imports_of_one_file_share_the_work(desk):
 
     def take(batch: list[Credentials]) -> Counter[str]:
         start.wait()
-        return Counter(desk.services.transfers.add(batch, brought_ids=()).value)
+        with desk.transfers() as transfers:
+            return Counter(transfers.add(batch, brought_ids=()).value)
 
     for attempt in range(3):
         batch = [arrival(f"shared-{attempt}-{number}") for number in range(500)]
@@ -324,12 +333,12 @@ def test_users_move_to_another_database_with_all_that_is_theirs(desk, service, e
     done = run_command("users", "import", str(file), env=elsewhere, folder=tmp_path, entry=PATIENT)
 
     assert done.returncode == 0, done.stdout
-    with closing(build(Settings.from_env(elsewhere))) as there:
-        assert [Desk(there).line_of(line["email"]) for line in moving] == moving
+    with opened_desk(elsewhere) as there:
+        assert [there.line_of(line["email"]) for line in moving] == moving
         attempt = LoginAttempt(
             email="own@example.com", password=PASSWORD, device_id=None, ip="127.0.0.1", user_agent=None
         )
-        assert there.authentication.log_in(attempt).access_token
+        assert there.services.authentication.log_in(attempt).access_token
     assert moving[0].items() >= {**more, **times, "roles": ["user", "admin"], "status": "active"}.items()
     assert moving[2].keys() - moving[1].keys() == {"pepper_id"}
     detail = asked(service.env, "SELECT detail FROM audit_events WHERE action = 'users.exported'")
@@ -342,8 +351,8 @@ def test_own_hashes_are_refused_under_another_pepper(service, desk, elsewhere):
     line = desk.line_of("peppered@example.com")
     other = elsewhere | {"PASSWORD_PEPPER": "another-pepper-" + "0123456789abcdef" * 2}
 
-    with closing(build(Settings.from_env(other))) as services:
-        results = Desk(services).take(line, user("bare"), {**line, "pepper_id": services.pepper_id})
+    with opened_desk(other) as there:
+        results = there.take(line, user("bare"), {**line, "pepper_id": there.pepper_id})
 
     # The last is somebody's own doing: the name of the pepper is there against mistakes.
     assert [result["result"] for result in results] == ["refused", "imported", "imported"]
@@ -370,12 +379,12 @@ def test_hashes_in_use_are_counted_by_scheme_and_cost(postgres_server, redis_ser
     """Users with a foreign one have not logged in since they were imported; nothing of a hash is shown."""
     env = service.env | {"DATABASE_URL": postgres_server.create_database(), "CACHE_KEY_PREFIX": "counted"}
     migrate(env)
-    with closing(build(Settings.from_env(env))) as services:
+    with opened_desk(env) as counted:
         foreign = [
             user(f"f{n}", SOME_HASH.replace("$04$", f"${cost}$")) for n, cost in enumerate(("05", 12, 12))
         ]
-        own = {"password_hash": "bcrypt-hmac-sha384$2b$10$" + "." * 53, "pepper_id": services.pepper_id}
-        Desk(services).take(
+        own = {"password_hash": "bcrypt-hmac-sha384$2b$10$" + "." * 53, "pepper_id": counted.pepper_id}
+        counted.take(
             *foreign,
             user("django", "bcrypt_sha256$" + SOME_HASH),
             user("own") | own,
@@ -407,12 +416,12 @@ def test_the_embedded_database_takes_and_gives_users_too(redis_server, tmp_path)
     env = environment(f"sqlite:///{tmp_path}/users.sqlite", redis_server.url, tmp_path)
     env |= {"AUTHSVC_ENV": "development", "WEB_CONCURRENCY": "1", "CACHE_KEY_PREFIX": "embedded"}
     migrate(env)
-    with closing(build(Settings.from_env(env))) as services:
+    with opened_desk(env) as embedded, embedded.transfers() as transfers:
         lines = [user(f"u{number}") for number in range(600)]
 
-        results = Desk(services).take(*lines, lines[0], user("thief", id=new_id()))
+        results = embedded.take(*lines, lines[0], user("thief", id=new_id()))
 
-        pages = list(services.transfers.pages(with_hashes=True))
+        pages = list(transfers.pages(with_hashes=True))
         assert Counter(result["result"] for result in results) == {"imported": 601, "exists": 1}
         assert [len(page) for page in pages] == [500, 101]
-        assert services.transfers.kinds_of_hashes() == {"$2b$04$": 601}
+        assert transfers.kinds_of_hashes() == {"$2b$04$": 601}

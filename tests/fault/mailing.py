@@ -42,9 +42,8 @@ HASTE = """
 from authsvc.domain.accounts import mails
 from authsvc.mail import sender, transports
 from authsvc.store import mails as outbox
-from authsvc.wiring import mail
 mails.RETRY_AFTER_S, sender.PAUSE_S, transports.REPLY_S = (1,) * 1000, 0.5, 2.0
-outbox.LEASE_S, sender.BEGUN_WITHIN_S, mail.DELAYED_S = 5, 1.0, 1.0
+outbox.LEASE_S, sender.BEGUN_WITHIN_S, sender.DELAYED_S = 5, 1.0, 1.0
 run()
 """
 HASTY = (sys.executable, "-c", HASTE)

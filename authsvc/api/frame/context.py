@@ -59,7 +59,7 @@ def caller() -> Caller:
 
 def client_ip() -> str:
     """The caller's address, by the word of trusted proxies alone."""
-    return resolve_client(request.environ, services().trusted_proxies)
+    return resolve_client(request.environ, services().http.trusted_proxies)
 
 
 def user_agent() -> str | None:

@@ -148,7 +148,7 @@ class DescribedApi(Api):
 @public
 def begin() -> Response:
     """Lead a person to the page, or name what else there is; by relative addresses, for any path in front."""
-    if services().has_docs:
+    if services().http.api_docs:
         return Response(status=302, headers={"Location": "docs"}, content_type="text/plain")
     return jsonify(links=_LINKS)
 

@@ -23,6 +23,12 @@ _log = logging.getLogger(__name__)
 
 #: The mean time of a job follows the last so many.
 MEAN_OVER = 8
+#: A job that has not begun by then is refused: nobody waits longer for a login.
+DEADLINE_S = 2.0
+QUEUE_PER_THREAD = 8
+#: So many wait even if their turn may come too late: 16 clients of one worker, on half of its threads.
+WAITERS_PER_THREAD = 7
+NICENESS = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +48,22 @@ class LaneSize:
     always_wait: int = 0
     #: Added to the threads' nice value, 0 to 19; the system runs everything else first.
     niceness: int
+
+    @classmethod
+    def shared_by(cls, workers: int, *, cores: int) -> LaneSize:
+        """
+        As many hashes at once as there are cores, over all workers together, but at least two in each.
+
+        Connections land unevenly: with one thread each, a worker that gets few leaves its core idle.
+        """
+        threads = max(2, math.ceil(cores / workers))
+        return cls(
+            threads=threads,
+            queue_limit=QUEUE_PER_THREAD * threads,
+            always_wait=WAITERS_PER_THREAD * threads,
+            deadline_s=DEADLINE_S,
+            niceness=NICENESS,
+        )
 
 
 @dataclass(frozen=True, slots=True)

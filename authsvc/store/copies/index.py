@@ -135,6 +135,12 @@ class RedisIndex:
             self.on_new_connection()
         return IndexAnswer(record, session, epoch, blacklist, is_proven), next(iter(beside), None)
 
+    def is_proven(self) -> bool:
+        """True if Redis proves now that it holds every revocation; raises StoreUnavailable."""
+        with _translated():
+            (marker,), generation = self.client.mget((self.key_names.marker,))
+        return self.proof.holds(marker, generation, self.monotonic())
+
     def remember(self, token: AccessToken, email: Email) -> None:
         """Note *token* as issued, its session as alive, its user's epoch; never over a tombstone."""
         life_s = self._life_s(token)

@@ -160,7 +160,7 @@ def test_what_is_well_known_may_be_read_by_anybody(api, pg_api, path):
 
 def test_the_metrics_port_is_for_no_page(api):
     """Nothing of it is read across origins."""
-    port = {"SERVER_PORT": str(api.services.metrics_port)}
+    port = {"SERVER_PORT": str(api.services.http.metrics_port)}
 
     answer = api.call("GET", "/metrics", headers={"Origin": PAGE}, environ=port)
 

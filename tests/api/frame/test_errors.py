@@ -286,7 +286,7 @@ def test_methods_are_named_in_one_order(pg_api):
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_the_metrics_port_names_the_request_as_the_public_one_does(pg_api, method, path, status):
     """Found or not: an id, the caller's if it is sane, in the header and in the body of a problem."""
-    port = {"SERVER_PORT": str(pg_api.services.metrics_port)}
+    port = {"SERVER_PORT": str(pg_api.services.http.metrics_port)}
 
     made = pg_api.call(method, path, environ=port)
     kept = pg_api.call(method, path, environ=port, headers={"X-Request-Id": "scrape-7"})

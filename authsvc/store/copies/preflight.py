@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import ssl
-import time
 from collections.abc import Iterator
 from typing import Final
 
 from redis.exceptions import AuthenticationError, ClusterCrossSlotError, NoPermissionError, ResponseError
 
-from authsvc.cache.breaker import CircuitBreaker
 from authsvc.cache.errors import (
     CacheError,
     CacheUnavailable,
@@ -20,10 +18,10 @@ from authsvc.cache.errors import (
 from authsvc.cache.keys import KeySpace
 from authsvc.cache.redis.client import CacheClient, Command, Script
 from authsvc.domain.errors import StoreUnavailable
-from authsvc.settings import Problem, RedisSettings, Settings
+from authsvc.settings import Problem, RedisSettings
 from authsvc.store.copies.index import IndexKeys
 from authsvc.store.copies.ownership import installation_id
-from authsvc.wiring.stores import open_database, open_pools
+from authsvc.store.sql import Database
 
 #: What is written meanwhile is gone after a second.
 _LIFE_MS: Final = 1_000
@@ -64,53 +62,23 @@ _EXPIRED: Final = 10
 _SHOWN_CHARACTERS: Final = 80
 
 
-def redis_problems(settings: Settings) -> Iterator[Problem]:
-    """What is wrong with Redis; connects, and writes a key or two that live for a second."""
-    redis = settings.redis
-    fault = _authority_fault(redis)
-    if fault:
-        yield Problem(name="REDIS_CA_FILE", message=fault)
-        return
-    pool, _ = open_pools(redis, size=1)
-    client = CacheClient(pool, breaker=CircuitBreaker(clock=time.monotonic), clock=time.monotonic)
-    keys = KeySpace(settings.cache.key_prefix, settings.cache.key_version)
-    try:
-        yield from _problems(client, keys, redis)
-    finally:
-        client.close()
-
-
-def ownership_problems(settings: Settings) -> Iterator[Problem]:
-    """Whether Redis holds the data of another installation; where a store is away, others say so."""
-    database = open_database(settings)
-    pool, _ = open_pools(settings.redis, size=1)
-    client = CacheClient(pool, breaker=CircuitBreaker(clock=time.monotonic), clock=time.monotonic)
-    key = IndexKeys(KeySpace(settings.cache.key_prefix, settings.cache.key_version)).installation
-    try:
-        found = client.call("GET", key)
-        is_foreign = found is not None and found != installation_id(database).encode()
-    except (CacheError, StoreUnavailable):
-        return
-    finally:
-        client.close()
-        database.close()
-    if is_foreign:
-        yield Problem(name=_name(settings.redis), message=f"{_FOREIGN} ({key})")
-
-
-def _authority_fault(redis: RedisSettings) -> str:
+def certificate_problems(redis: RedisSettings) -> Iterator[Problem]:
+    """What is wrong with the file of trusted certificates; connects to nothing."""
     if redis.ca_file is None:
-        return ""
+        return
     try:
         ssl.create_default_context(cafile=str(redis.ca_file))
     except ssl.SSLError:
-        return "names a file that holds no certificate in PEM format"
+        fault = "names a file that holds no certificate in PEM format"
     except OSError as error:
-        return f"names a file that cannot be read ({error.strerror})"
-    return ""
+        fault = f"names a file that cannot be read ({error.strerror})"
+    else:
+        return
+    yield Problem(name="REDIS_CA_FILE", message=fault)
 
 
-def _problems(client: CacheClient, keys: KeySpace, redis: RedisSettings) -> Iterator[Problem]:
+def redis_problems(client: CacheClient, keys: KeySpace, redis: RedisSettings) -> Iterator[Problem]:
+    """What is wrong with Redis; writes a key or two that live for a second."""
     name = _name(redis)
     for command in _trials(keys):
         try:
@@ -124,6 +92,20 @@ def _problems(client: CacheClient, keys: KeySpace, redis: RedisSettings) -> Iter
     if policy != "noeviction":
         message = f"evicts keys (maxmemory-policy {policy}): revocations would be lost; set noeviction"
         yield Problem(name=name, message=message)
+
+
+def ownership_problems(
+    client: CacheClient, database: Database, keys: KeySpace, redis: RedisSettings
+) -> Iterator[Problem]:
+    """Whether Redis holds the data of another installation; nothing is said where a store is away."""
+    key = IndexKeys(keys).installation
+    try:
+        found = client.call("GET", key)
+        is_foreign = found is not None and found != installation_id(database).encode()
+    except (CacheError, StoreUnavailable):
+        return
+    if is_foreign:
+        yield Problem(name=_name(redis), message=f"{_FOREIGN} ({key})")
 
 
 def _name(redis: RedisSettings) -> str:
