@@ -44,6 +44,7 @@ from authsvc.mail import sender, transports
 from authsvc.store import mails as outbox
 mails.RETRY_AFTER_S, sender.PAUSE_S, transports.REPLY_S = (1,) * 1000, 0.5, 2.0
 outbox.LEASE_S, sender.BEGUN_WITHIN_S, sender.DELAYED_S = 5, 1.0, 1.0
+from tests.patient import run
 run()
 """
 HASTY = (sys.executable, "-c", HASTE)
@@ -52,7 +53,7 @@ SHORT_LEASES = """
 from authsvc.mail import sender
 from authsvc.store import mails as outbox
 outbox.LEASE_S, sender.BEGUN_WITHIN_S = 8, 1.0
-from tests.patient import (run)
+from tests.patient import run
 run()
 """
 MORTAL = (sys.executable, "-c", SHORT_LEASES)
