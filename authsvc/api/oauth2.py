@@ -134,7 +134,8 @@ def _described(token: ActiveToken) -> dict[str, object]:
         "iat": token.issued_at,
         "exp": token.expires_at,
     }
-    return members | ({"jti": token.token_id} if token.token_id else {})
+    members |= {"jti": token.token_id} if token.token_id else {}
+    return members | (token.level.claims() if token.level else {})
 
 
 def _metadata(issuer: str, base: str) -> dict[str, object]:

@@ -8,20 +8,22 @@ below ours: any method and any sub-path is a check.  No routing, no schema, no b
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qs
 
 from authsvc.api.frame.context import request_id_from, request_id_of
 from authsvc.api.frame.docs import VERIFY_PATH
 from authsvc.api.frame.errors import MEDIA_TYPE, Problem, problem_of
 from authsvc.api.frame.guards import bearer_token
-from authsvc.domain.errors import AuthError, StoreUnavailable, TokenMissing
+from authsvc.domain.errors import AuthError, Forbidden, StoreUnavailable, TokenMissing
 from authsvc.domain.tokens.access import REMEMBERED, AccessToken
-from authsvc.domain.tokens.checks import PolledIndex, PolledReads, TokenChecks, require_roles
+from authsvc.domain.tokens.checks import PolledIndex, PolledReads, TokenChecks, require_level, require_roles
 from authsvc.domain.tokens.keys import KeyRing, KeySource
+from authsvc.domain.values.levels import Acr, Requirement
 from authsvc.observability.logs import bind_request
 
 if TYPE_CHECKING:
@@ -35,6 +37,9 @@ _REASONS = {
     500: "500 Internal Server Error",
     503: "503 Service Unavailable",
 }
+_ACRS = frozenset(Acr)
+#: Seconds, in one spelling.
+_AGE = re.compile(r"0|[1-9][0-9]{0,8}")
 #: Stands for the request id in an answer that is made in advance; no header holds it.
 _MARK = "\0"
 _COMMON = [("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff")]
@@ -60,6 +65,8 @@ class CheckAnswers:
 
     checks: TokenChecks
     trace_id: Callable[[Mapping[str, Any]], str]
+    #: False while tokens say nothing of levels.
+    has_levels: bool = False
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """A WSGI application (PEP 3333)."""
@@ -80,18 +87,23 @@ class CheckAnswers:
         token = self.checks.check(bearer_token(environ.get("HTTP_AUTHORIZATION")))
         query: str = environ.get("QUERY_STRING", "")
         if query:
-            require_roles(token, wanted_roles(query))
+            wanted = wanted_by(query)
+            if wanted is None or not (self.has_levels or wanted.level.is_nothing):
+                raise Forbidden
+            require_roles(token, wanted.roles)
+            require_level(token, wanted.level, self.checks.clock())
         return token
 
 
 class Prepared:
     """A token whose signature held, with all that an answer about it needs."""
 
-    __slots__ = ("before_id", "begins_s", "behind_id", "ends_s", "index_keys", "keys", "roles")
+    __slots__ = ("before_id", "begins_s", "behind_id", "ends_s", "index_keys", "keys", "level", "roles")
 
     def __init__(self, token: AccessToken, index_keys: bytes, window_s: tuple[int, int]) -> None:
         self.keys = token.keys
         self.roles = frozenset[str](token.roles)
+        self.level = token.level
         self.index_keys = index_keys
         self.begins_s, self.ends_s = window_s
         headers = "".join(f"{name}: {value}\r\n" for name, value in _granted(token, _MARK))
@@ -114,6 +126,7 @@ class CheckLane:
     #: Decides about a trace, by the text of a ``traceparent``.
     sample: Callable[[str], bool]
     metrics_port: int
+    has_levels: bool = False
     path: str = VERIFY_PATH
     _recent: KeyRing | None = field(default=None, init=False)
     _now_s: float = field(default=0.0, init=False)
@@ -138,11 +151,19 @@ class CheckLane:
         return self.sample(traceparent.decode("latin-1"))
 
     def prepare(self, authorization: bytes, query: str) -> Prepared | None:
-        """The check of a token that is known, in time, and has the roles that are wanted."""
+        """The check of a token that is known, in time, and has the roles and the level that are wanted."""
         known = self._known.get(authorization) or self._learn(authorization)
         if known is None or not known.begins_s <= self._now_s < known.ends_s:
             return None
-        return known if not query or wanted_roles(query) <= known.roles else None
+        return known if not query or self._has_wanted(known, query) else None
+
+    def _has_wanted(self, known: Prepared, query: str) -> bool:
+        wanted = wanted_by(query)
+        if wanted is None or not wanted.roles <= known.roles:
+            return False
+        return wanted.level.is_nothing or (
+            self.has_levels and wanted.level.is_met_by(known.level, self._now_s)
+        )
 
     def request_id(self, given: bytes) -> bytes:
         """The client's id if it is sane, else a new one."""
@@ -192,10 +213,23 @@ def _plain_bearer(authorization: bytes) -> str | None:
     return text if len(authorization) == len("Bearer ") + len(text) else None
 
 
+class Wanted(NamedTuple):
+    """What a check asks for beyond a good token."""
+
+    roles: frozenset[str]
+    level: Requirement
+
+
 @lru_cache(maxsize=256)
-def wanted_roles(query: str) -> frozenset[str]:
-    """Every role that the query string asks for."""
-    return frozenset(parse_qs(query, keep_blank_values=True).get("role", ()))
+def wanted_by(query: str) -> Wanted | None:
+    """All that the query string asks for, the strictest where repeated; None if there is no such level."""
+    asked = parse_qs(query, keep_blank_values=True)
+    classes, ages = asked.get("acr", []), asked.get("max_age", [])
+    if not all(map(_ACRS.__contains__, classes)) or not all(map(_AGE.fullmatch, ages)):
+        return None
+    strongest = max(map(Acr, classes), key=lambda acr: acr.rank, default=None)
+    level = Requirement(acr=strongest, max_age_s=min(map(int, ages), default=None))
+    return Wanted(frozenset(asked.get("role", ())), level)
 
 
 def _granted(token: AccessToken, request_id: str) -> list[tuple[str, str]]:

@@ -352,7 +352,9 @@ class Authentication:
     def _pair(self, user: User, session: Session) -> TokenPair:
         """Tokens for *session* as it is now."""
         now = self.clock()
-        text, token = self.signer.issue(user, session.id, now=now, not_after=session.ends_at)
+        text, token = self.signer.issue(
+            user, session.id, now=now, not_after=session.ends_at, level=session.level
+        )
         try:
             self.issued.remember(token, user.email)
         except StoreUnavailable:

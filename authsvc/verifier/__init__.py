@@ -5,12 +5,13 @@ A library of its own: the standard library, PyJWT with cryptography, and the ser
 ``authsvc.verifier.flask`` and ``authsvc.verifier.asgi`` are for web frameworks.
 """
 
-from authsvc.verifier.claims import Claims
+from authsvc.verifier.claims import Acr, Claims, Level
 from authsvc.verifier.core import Options, Verifier, WhenStale
 from authsvc.verifier.errors import (
     FeedStale,
     KeysUnknown,
     RoleMissing,
+    StepUpRequired,
     TokenInvalid,
     TokenMissing,
     Unavailable,
@@ -19,12 +20,15 @@ from authsvc.verifier.errors import (
 from authsvc.verifier.refusals import Refusal, refusal
 
 __all__ = [
+    "Acr",
     "Claims",
     "FeedStale",
     "KeysUnknown",
+    "Level",
     "Options",
     "Refusal",
     "RoleMissing",
+    "StepUpRequired",
     "TokenInvalid",
     "TokenMissing",
     "Unavailable",

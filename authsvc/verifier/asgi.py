@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from functools import partial
 from typing import Any, Final
 
 from authsvc.verifier.claims import Claims
@@ -24,7 +25,14 @@ CLAIMS: Final = "authsvc.claims"
 _POLICY_VIOLATION: Final = 1008
 
 
-async def authenticate(verifier: Verifier, scope: Scope, roles: Collection[str] = ()) -> Claims:
+async def authenticate(
+    verifier: Verifier,
+    scope: Scope,
+    roles: Collection[str] = (),
+    *,
+    acr: str | None = None,
+    max_age_s: int | None = None,
+) -> Claims:
     """
     The claims of whoever makes the request of *scope*; raises what :meth:`Verifier.authenticate` does.
 
@@ -34,14 +42,15 @@ async def authenticate(verifier: Verifier, scope: Scope, roles: Collection[str] 
     if len(given) > 1:
         raise TokenInvalid("more than one Authorization header")
     header = given[0].decode("latin-1") if given else None
-    return await asyncio.to_thread(verifier.authenticate, header, roles)
+    return await asyncio.to_thread(verifier.authenticate, header, roles, acr=acr, max_age_s=max_age_s)
 
 
 class Guarded:
     """
     Lets requests and web sockets through to *application* with a good token whose user has all of *roles*.
 
-    Paths in *open_paths* need none.  The claims are in the scope, under :data:`CLAIMS`.
+    *acr* and *max_age_s* are those of :meth:`Verifier.verify`.  Paths in *open_paths* need no token.  The
+    claims are in the scope, under :data:`CLAIMS`.
     """
 
     def __init__(
@@ -51,10 +60,11 @@ class Guarded:
         *,
         roles: Collection[str] = (),
         open_paths: Collection[str] = (),
+        acr: str | None = None,
+        max_age_s: int | None = None,
     ) -> None:
         self._application = application
-        self._verifier = verifier
-        self._roles = roles
+        self._authenticate = partial(authenticate, verifier, roles=roles, acr=acr, max_age_s=max_age_s)
         self._open_paths = frozenset(open_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -62,7 +72,7 @@ class Guarded:
         is_guarded = scope["type"] in {"http", "websocket"} and scope["path"] not in self._open_paths
         if is_guarded:
             try:
-                found = await authenticate(self._verifier, scope, self._roles)
+                found = await self._authenticate(scope)
             except VerifierError as error:
                 await _refuse(error, scope, send)
                 return

@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 from authsvc.domain.tokens.claims import Claims, InvalidToken, Rules
 from authsvc.domain.tokens.claims import read as read_claims
+from authsvc.domain.values.levels import Acr, Level, Requirement
 from authsvc.verifier.errors import TokenInvalid
 from authsvc.verifier.keys import VerifyingKey
 
-__all__ = ["Claims", "FindKey", "Rules", "read"]
+__all__ = ["Acr", "Claims", "FindKey", "Level", "Requirement", "Rules", "read"]
 
 #: The key with an id; None if there is none.  Raises KeysUnknown.
 FindKey = Callable[[str], VerifyingKey | None]

@@ -16,8 +16,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self
 
-from authsvc.verifier.claims import Claims, Rules, read
-from authsvc.verifier.errors import FeedStale, RoleMissing, TokenInvalid, TokenMissing, Unavailable
+from authsvc.verifier.claims import Acr, Claims, Requirement, Rules, read
+from authsvc.verifier.errors import (
+    FeedStale,
+    RoleMissing,
+    StepUpRequired,
+    TokenInvalid,
+    TokenMissing,
+    Unavailable,
+)
 from authsvc.verifier.feed import MOST_WAIT_S, Clocks, Feed, View
 from authsvc.verifier.introspection import Introspection
 from authsvc.verifier.keys import KeySet
@@ -211,7 +218,14 @@ class Verifier:
         self._process: _Process | None = None
         os.register_at_fork(after_in_child=partial(_after_fork, weakref.ref(self)))
 
-    def authenticate(self, authorization: str | None, roles: Iterable[str] = ()) -> Claims:
+    def authenticate(
+        self,
+        authorization: str | None,
+        roles: Iterable[str] = (),
+        *,
+        acr: str | None = None,
+        max_age_s: int | None = None,
+    ) -> Claims:
         """
         The same as :meth:`verify` for the value of an ``Authorization`` header.
 
@@ -221,11 +235,16 @@ class Verifier:
         found = _BEARER.fullmatch((authorization or "").strip(" "))
         if found is None or not found["token"]:
             raise TokenMissing("no bearer token")
-        return self.verify(found["token"], roles)
+        return self.verify(found["token"], roles, acr=acr, max_age_s=max_age_s)
 
-    def verify(self, token: str, roles: Iterable[str] = ()) -> Claims:
+    def verify(
+        self, token: str, roles: Iterable[str] = (), *, acr: str | None = None, max_age_s: int | None = None
+    ) -> Claims:
         """
         The claims of *token* if it is good and its user has all of *roles*.
+
+        With *acr* (``aal1``, ``aal2`` or ``phr``) the user must have logged in so strongly, or more so; with
+        *max_age_s* they must have proven who they are within so many seconds.
 
         Signature and claims are checked here, revocation by what the feed has told: no request is made,
         but for keys that are missing, and for an introspection where that is the policy.
@@ -233,14 +252,18 @@ class Verifier:
         Raises:
             TokenInvalid: forged, expired, revoked, its session over or its user changed.
             RoleMissing: good, without one of *roles*.
+            StepUpRequired: good, without what *acr* or *max_age_s* asks for.
             KeysUnknown: the key to verify with cannot be fetched now.
             FeedStale, Unavailable: whether it was revoked cannot be said now.
         """
+        wanted = Requirement(acr=Acr(acr) if acr is not None else None, max_age_s=max_age_s)
         here = self._here()
         claims = read(token, self._rules, here.keys.find, now_s=self._clocks.wall_s())
         self._refuse_if_revoked(here, token, claims)
         if not frozenset(roles) <= set(claims.roles):
             raise RoleMissing("a role is missing")
+        if not wanted.is_met_by(claims.level, self._clocks.wall_s()):
+            raise StepUpRequired(wanted)
         return claims
 
     def wait_ready(self, timeout_s: float) -> bool:

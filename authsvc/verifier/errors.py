@@ -5,12 +5,18 @@ VerifierError
 ├── TokenMissing            401, no bearer token
 ├── TokenInvalid            401, forged, expired, revoked or malformed: callers never learn which
 ├── RoleMissing             403, a good token without a role that is asked for
+├── StepUpRequired          401, a good token whose user has to prove again who they are  (requirement)
 └── Unavailable             503, nothing can be said now  (retry_after_s)
     ├── KeysUnknown         the signing keys could not be fetched
     └── FeedStale           revocations are not known recently enough
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from authsvc.domain.values.levels import Requirement
 
 
 class VerifierError(Exception):
@@ -27,6 +33,14 @@ class TokenInvalid(VerifierError):
 
 class RoleMissing(VerifierError):
     """The token is good, its user lacks a role."""
+
+
+class StepUpRequired(VerifierError):
+    """The token is good; its user has to prove again who they are, as ``requirement`` says (RFC 9470)."""
+
+    def __init__(self, requirement: Requirement) -> None:
+        super().__init__(requirement.challenge)
+        self.requirement = requirement
 
 
 class Unavailable(VerifierError):

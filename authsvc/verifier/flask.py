@@ -17,14 +17,18 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def requires(verifier: Verifier, *roles: str) -> Callable[[Callable[P, R]], Callable[P, R | Response]]:
-    """Let a view be called only with a good token whose user has all of *roles*."""
+def requires(
+    verifier: Verifier, *roles: str, acr: str | None = None, max_age_s: int | None = None
+) -> Callable[[Callable[P, R]], Callable[P, R | Response]]:
+    """Let a view be called only with a token that :meth:`Verifier.verify` accepts with these arguments."""
 
     def decorate(view: Callable[P, R]) -> Callable[P, R | Response]:
         @wraps(view)
         def guarded(*args: P.args, **kwargs: P.kwargs) -> R | Response:
             try:
-                g.authsvc_claims = verifier.authenticate(request.headers.get("Authorization"), roles)
+                g.authsvc_claims = verifier.authenticate(
+                    request.headers.get("Authorization"), roles, acr=acr, max_age_s=max_age_s
+                )
             except VerifierError as error:
                 refused = refusal(error)
                 return Response(refused.body, refused.status, list(refused.headers))

@@ -1,4 +1,4 @@
-"""Refusals as HTTP says them (RFC 6750 §3)."""
+"""Refusals as HTTP says them (RFC 6750 §3, RFC 9470 §3)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from http import HTTPStatus
 
-from authsvc.verifier.errors import RoleMissing, TokenMissing, Unavailable, VerifierError
+from authsvc.verifier.errors import RoleMissing, StepUpRequired, TokenMissing, Unavailable, VerifierError
 
 MEDIA_TYPE = "application/problem+json"
 _CHALLENGE = 'Bearer realm="{realm}"'
@@ -28,6 +28,9 @@ def refusal(error: VerifierError, *, realm: str = "authsvc") -> Refusal:
         return _refusal(503, "unavailable", ("Retry-After", str(error.retry_after_s)))
     if isinstance(error, RoleMissing):
         return _refusal(403, "forbidden", ("WWW-Authenticate", f'{challenge}, error="insufficient_scope"'))
+    if isinstance(error, StepUpRequired):
+        asked = f"{challenge}, {error.requirement.challenge}"
+        return _refusal(401, "step_up_required", ("WWW-Authenticate", asked))
     if isinstance(error, TokenMissing):
         return _refusal(401, "token_missing", ("WWW-Authenticate", challenge))
     return _refusal(401, "token_invalid", ("WWW-Authenticate", f'{challenge}, error="invalid_token"'))

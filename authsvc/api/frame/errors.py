@@ -15,7 +15,6 @@ from werkzeug.exceptions import BadRequest, HTTPException
 
 from authsvc.domain import errors
 from authsvc.domain.ratelimits import policy_header, state_header
-from authsvc.domain.values.levels import Requirement
 
 log = logging.getLogger(__name__)
 
@@ -196,17 +195,10 @@ def install(app: Flask) -> None:
     app.register_error_handler(Exception, _fail)
 
 
-def step_up_challenge(wanted: Requirement) -> str:
-    """The challenge of RFC 9470 §3, with all that was asked for."""
-    age = "" if wanted.max_age_s is None else f', max_age="{wanted.max_age_s}"'
-    acr = "" if wanted.acr is None else f', acr_values="{wanted.acr}"'
-    return f'Bearer error="insufficient_user_authentication"{age}{acr}'
-
-
 def _headers(error: errors.AuthError, status: int) -> dict[str, str]:
     """What the status asks for."""
     if isinstance(error, errors.StepUpRequired):
-        return {"WWW-Authenticate": step_up_challenge(error.requirement)}
+        return {"WWW-Authenticate": f"Bearer {error.requirement.challenge}"}
     if type(error) in CHALLENGES:
         return {"WWW-Authenticate": CHALLENGES[type(error)]}
     if status == HTTPStatus.UNAUTHORIZED:

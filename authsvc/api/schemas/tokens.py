@@ -5,6 +5,7 @@ from __future__ import annotations
 from marshmallow import Schema, fields
 
 from authsvc.api.schemas.kinds import View
+from authsvc.domain.values.levels import Acr
 from authsvc.settings.kinds import ROLE_PATTERN
 
 
@@ -28,6 +29,11 @@ class IntrospectionView(Schema):
     iat = fields.Integer()
     exp = fields.Integer()
     jti = fields.UUID(metadata={"description": "Of access tokens alone"})
+    acr = fields.String(
+        metadata={"description": "The level that the token says", "enum": [acr.value for acr in Acr]}
+    )
+    amr = fields.List(fields.String(), metadata={"description": "How the user logged in (RFC 8176)"})
+    auth_time = fields.Integer(metadata={"description": "When they last proved who they are"})
 
 
 class MetadataView(View):

@@ -17,6 +17,7 @@ from authsvc.domain.tokens.keys import KeyRing, SigningKey
 from authsvc.domain.users import BUILT_IN, RoleNames, User
 from authsvc.domain.values.identifiers import SessionId, TokenId, UserId, new_id
 from authsvc.domain.values.jsontext import Json, canonical
+from authsvc.domain.values.levels import Level
 
 #: Signatures remembered at most; a token and its claims take about 2 KB.
 REMEMBERED = 4096
@@ -63,6 +64,8 @@ class TokenProfile(Rules):
     lifetime_s: int
     #: False while readers of version 0.1.0 are there, which refuse a claim that they do not know.
     has_client_id: bool = True
+    #: True where tokens say how their user has shown who they are.
+    has_levels: bool = False
     #: No token names others.
     roles: RoleNames = field(default_factory=RoleNames)
 
@@ -79,7 +82,13 @@ class TokenSigner:
         self.ring().signer(now)
 
     def issue(
-        self, user: User, session_id: SessionId, *, now: datetime, not_after: datetime
+        self,
+        user: User,
+        session_id: SessionId,
+        *,
+        now: datetime,
+        not_after: datetime,
+        level: Level | None = None,
     ) -> tuple[str, AccessToken]:
         """A token of *user* for *session_id* that ends after its lifetime, or at *not_after* if sooner."""
         issued_at = int(now.timestamp())
@@ -95,6 +104,7 @@ class TokenSigner:
             expires_at=min(issued_at + self.profile.lifetime_s, int(not_after.timestamp())),
             issuer=self.profile.issuer,
             audience=self.profile.audience,
+            level=level if self.profile.has_levels else None,
             digest="",
         )
         text = _sign(token, self.ring().signer(now), has_client_id=self.profile.has_client_id)
@@ -183,6 +193,8 @@ def _sign(token: AccessToken, key: SigningKey, *, has_client_id: bool) -> str:
     }
     if has_client_id:
         claims["client_id"] = CLIENT_ID
+    if token.level is not None:
+        claims.update(token.level.claims())
     header = {"typ": TYPE, "kid": key.kid}
     payload = canonical(claims).encode()
     return JWS.encode(payload, key.private, algorithm=key.algorithm, headers=header)

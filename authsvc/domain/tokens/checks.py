@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
-from authsvc.domain.errors import Forbidden, StoreUnavailable, TokenInvalid
+from authsvc.domain.errors import Forbidden, StepUpRequired, StoreUnavailable, TokenInvalid
 from authsvc.domain.revocations import IndexAnswer, TokenKeys, Verdict, judge
 from authsvc.domain.sessions import Standing
 from authsvc.domain.tokens.access import AccessToken, TokenReader, is_about
 from authsvc.domain.users import Role, User
 from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.identifiers import SessionId
+from authsvc.domain.values.levels import Requirement
 
 if TYPE_CHECKING:
     import socket
@@ -184,3 +186,9 @@ def require_roles(token: AccessToken, wanted: frozenset[str]) -> None:
     """Raise Forbidden unless *token*, whose roles are current, holds every one of *wanted*."""
     if not wanted <= set[Role](token.roles):
         raise Forbidden
+
+
+def require_level(token: AccessToken, wanted: Requirement, now: datetime) -> None:
+    """Raise StepUpRequired unless *token* says that its user has shown at *now* what is *wanted*."""
+    if not wanted.is_met_by(token.level, now.timestamp()):
+        raise StepUpRequired(wanted)

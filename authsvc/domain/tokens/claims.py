@@ -17,6 +17,7 @@ from jwt.utils import base64url_decode
 
 from authsvc.domain.values.identifiers import is_id
 from authsvc.domain.values.jsontext import InvalidJson, Json, parse
+from authsvc.domain.values.levels import Acr, Level
 
 if TYPE_CHECKING:
     from jwt.algorithms import AllowedPublicKeys
@@ -29,6 +30,7 @@ CLIENT_ID: Final = "authsvc"
 _COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 #: The same as the setting ROLES accepts; this module cannot import settings.
 _ROLE = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+_METHOD = re.compile(r"[a-z]{1,16}")
 _HEADER = {"alg", "kid", "typ"}
 #: Signs and verifies with asymmetric algorithms alone.
 JWS: Final = PyJWS(algorithms=["ES256", "EdDSA", "RS256"])
@@ -65,6 +67,8 @@ class Claims:
     expires_at: int
     issuer: str
     audience: str
+    #: How the user has shown who they are; None where the token does not say.
+    level: Level | None = None
 
     def window_s(self, leeway_s: int) -> tuple[int, int]:
         """From when on, and until when, the token is in time: the first second, and the first one after."""
@@ -140,15 +144,31 @@ def _of_person(members: Mapping[str, Json], rules: Rules) -> Claims:
         expires_at=_natural(members["exp"]),
         issuer=_constant(members["iss"], rules.issuer),
         audience=_constant(members["aud"], rules.audience),
+        level=_level(members),
     )
 
 
+def _level(members: Mapping[str, Json]) -> Level | None:
+    """What the token says of how its user logged in, if anything."""
+    if not members.keys() >= _LEVEL:
+        return None
+    acr = members["acr"]
+    if not isinstance(acr, str) or acr not in _ACRS:
+        raise InvalidToken("not a class of authentication")
+    return Level(Acr(acr), _methods(members["amr"]), _natural(members["auth_time"]))
+
+
+_ACRS: Final = frozenset(Acr)
+#: All three or none: tokens have them while there are second factors.
+_LEVEL: Final = frozenset({"acr", "amr", "auth_time"})
 _PERSON = frozenset({"iss", "aud", "sub", "iat", "nbf", "exp", "jti", "sid", "roles", "epoch", "client_id"})
 #: Every set of claims that a token may have, and what reads it; any other set is refused.
 _SETS_OF_CLAIMS: Final[Mapping[frozenset[str], Callable[[Mapping[str, Json], Rules], Claims]]] = {
     _PERSON: _of_person,
+    _PERSON | _LEVEL: _of_person,
     # Version 0.1.0 wrote no client_id; its tokens are good until they expire.
     _PERSON - {"client_id"}: _of_person,
+    (_PERSON - {"client_id"}) | _LEVEL: _of_person,
 }
 
 
@@ -171,6 +191,14 @@ def _constant(value: Json, expected: str) -> str:
     if value != expected:
         raise InvalidToken("issued by or for somebody else")
     return expected
+
+
+def _methods(value: Json) -> tuple[str, ...]:
+    """Names of methods (RFC 8176), one at least and each once; later versions may know more of them."""
+    names = [name for name in value if isinstance(name, str)] if isinstance(value, list) else []
+    if names != value or not names or len(set(names)) != len(names) or not all(map(_METHOD.fullmatch, names)):
+        raise InvalidToken("methods")
+    return tuple(names)
 
 
 def _roles(value: Json) -> tuple[str, ...]:

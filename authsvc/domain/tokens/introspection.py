@@ -23,6 +23,7 @@ from authsvc.domain.tokens.checks import Standings, TokenChecks
 from authsvc.domain.users import Role
 from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.identifiers import SessionId, TokenId, UserId
+from authsvc.domain.values.levels import Level
 
 #: Ends the session of an access token, of a refresh token, or of both; raises TokenInvalid.
 LogOut = Callable[[str | None, str | None], Outcome[Session | None]]
@@ -49,6 +50,8 @@ class ActiveToken:
     audience: str
     #: Refresh tokens have none.
     token_id: TokenId | None = None
+    #: How the user has shown who they are, where the token says it.
+    level: Level | None = None
 
 
 class _Away:
@@ -163,6 +166,7 @@ def _described(token: AccessToken) -> ActiveToken:
         issuer=token.issuer,
         audience=token.audience,
         token_id=token.token_id,
+        level=token.level,
     )
 
 

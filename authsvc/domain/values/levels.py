@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum, StrEnum
+from typing import Any
 
 #: The order in which methods are named in ``amr``.
 _ORDER = ("pwd", "otp", "pop", "user", "mfa")
@@ -47,6 +48,10 @@ class Level:
     amr: tuple[str, ...]
     auth_time: int
 
+    def claims(self) -> dict[str, Any]:
+        """As tokens and answers say it."""
+        return {"acr": self.acr.value, "amr": list(self.amr), "auth_time": self.auth_time}
+
     def after(self, *methods: Method, at: datetime) -> Level:
         """The level once *methods* were shown *at* that time, too; never a lower one."""
         acr = max(self.acr, *(method.acr for method in methods), key=lambda acr: acr.rank)
@@ -68,9 +73,21 @@ class Requirement:
     acr: Acr | None = None
     max_age_s: int | None = None
 
+    @property
+    def challenge(self) -> str:
+        """The parameters of a ``WWW-Authenticate`` that asks for it (RFC 9470 §3)."""
+        age = "" if self.max_age_s is None else f', max_age="{self.max_age_s}"'
+        acr = "" if self.acr is None else f', acr_values="{self.acr}"'
+        return f'error="insufficient_user_authentication"{age}{acr}'
+
+    @property
+    def is_nothing(self) -> bool:
+        """True where nothing is asked."""
+        return self.acr is None and self.max_age_s is None
+
     def is_met_by(self, level: Level | None, now_s: float) -> bool:
         """True if *level* is enough at *now_s* (seconds since the epoch); none is enough for nothing."""
         if level is None:
-            return self.acr is None and self.max_age_s is None
+            return self.is_nothing
         is_strong = self.acr is None or level.acr.rank >= self.acr.rank
         return is_strong and (self.max_age_s is None or int(now_s) - level.auth_time <= self.max_age_s)

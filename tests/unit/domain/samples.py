@@ -19,6 +19,7 @@ from authsvc.domain.tokens.keys import Algorithm, KeyRing, SigningKey, generate
 from authsvc.domain.users import RoleNames, User
 from authsvc.domain.values.emails import Email
 from authsvc.domain.values.identifiers import SessionId, TokenId, UserId
+from authsvc.domain.values.levels import Acr, Level
 
 NOW = datetime(2026, 11, 20, 12, 0, 0, tzinfo=UTC)
 ALICE_ID = UserId("00000000-0000-4000-8000-00000000000a")
@@ -49,6 +50,9 @@ CLAIMS: dict[str, Any] = {
     "epoch": 3,
     "client_id": "authsvc",
 }
+#: What it says beside that while there are second factors.
+LEVEL_CLAIMS: dict[str, Any] = {"acr": "aal2", "amr": ["pwd", "otp", "mfa"], "auth_time": ISSUED_AT - 60}
+LEVEL = Level(Acr.AAL2, ("pwd", "otp", "mfa"), ISSUED_AT - 60)
 #: In the place of a value: leave the member out.
 WITHOUT: Any = object()
 

@@ -7,7 +7,9 @@ Whatever it takes, another JWT library must take with the same claims: see ``tak
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -20,9 +22,21 @@ from authsvc.domain.errors import TokenInvalid as ServiceRefusal
 from authsvc.domain.tokens.access import TokenReader
 from authsvc.domain.tokens.keys import Algorithm
 from authsvc.domain.users import is_role_name
+from authsvc.domain.values.levels import Acr, Level
 from authsvc.verifier import claims as verifier
 from authsvc.verifier.errors import KeysUnknown, TokenInvalid
-from tests.unit.domain.samples import CLAIMS, PROFILE, WITHOUT, claiming, part, ring, signed, signing_key
+from tests.unit.domain.samples import (
+    CLAIMS,
+    LEVEL,
+    LEVEL_CLAIMS,
+    PROFILE,
+    WITHOUT,
+    claiming,
+    part,
+    ring,
+    signed,
+    signing_key,
+)
 from tests.unit.verifier.samples import NOW_S, RULES, claims_of, find_key_in
 
 ALGORITHMS: tuple[Algorithm, ...] = ("ES256", "EdDSA", "RS256")
@@ -39,7 +53,7 @@ REGISTRY = joserfc_jwt.JWTClaimsRegistry(
     aud={"essential": True, "value": PROFILE.audience},
     exp={"essential": True},
 )
-FIELDS = verifier.Claims.__dataclass_fields__
+FIELDS = [name for name in verifier.Claims.__dataclass_fields__ if name != "level"]
 
 # RFC 9864 prefers the name Ed25519, which few libraries know yet.
 pytestmark = pytest.mark.filterwarnings("ignore:EdDSA is deprecated:joserfc.errors.SecurityWarning")
@@ -51,7 +65,7 @@ def of_service(text: str, now_s: float) -> tuple[Any, ...] | None:
         token = SERVICE.read(text, now=datetime.fromtimestamp(now_s, UTC))
     except ServiceRefusal:
         return None
-    return tuple(getattr(token, name) for name in FIELDS)
+    return tuple(getattr(token, name) for name in FIELDS) + _parts(token.level)
 
 
 def of_verifier(text: str, now_s: float) -> tuple[Any, ...] | None:
@@ -60,7 +74,11 @@ def of_verifier(text: str, now_s: float) -> tuple[Any, ...] | None:
         claims = verifier.read(text, RULES, FIND, now_s=now_s)
     except TokenInvalid:
         return None
-    return tuple(getattr(claims, name) for name in FIELDS)
+    return tuple(getattr(claims, name) for name in FIELDS) + _parts(claims.level)
+
+
+def _parts(level: Level | None) -> tuple[Any, ...]:
+    return (level.acr.value, level.amr, level.auth_time) if level else ()
 
 
 def of_another_library(text: str) -> tuple[Any, ...]:
@@ -71,6 +89,8 @@ def of_another_library(text: str) -> tuple[Any, ...]:
     names = ("sub", "sid", "jti", "roles", "epoch", "iat", "nbf", "exp", "iss", "aud")
     values = [token.claims[name] for name in names]
     values[3] = tuple(sorted(values[3], key=lambda role: (role != "user", role != "admin", role)))
+    if token.claims.keys() & LEVEL_CLAIMS.keys():
+        values += [token.claims["acr"], tuple(token.claims["amr"]), token.claims["auth_time"]]
     return tuple(values)
 
 
@@ -104,6 +124,50 @@ def test_the_client_id_is_a_fixed_text(value):
     assert not taken(claiming(client_id=value))
 
 
+@pytest.mark.parametrize("changes", [{}, {"client_id": WITHOUT}])
+@pytest.mark.parametrize("acr", Acr)
+def test_a_level_is_taken(acr, changes):
+    """Each class; with ``client_id`` and without."""
+    text = claiming(**LEVEL_CLAIMS | {"acr": acr} | changes)
+
+    assert taken(text)
+    assert verifier.read(text, RULES, FIND, now_s=NOW_S).level == replace(LEVEL, acr=acr)
+
+
+@pytest.mark.parametrize(
+    "missing", [names for count in (1, 2) for names in combinations(sorted(LEVEL_CLAIMS), count)]
+)
+def test_a_level_comes_whole_or_not_at_all(missing):
+    """One or two of three claims say nothing that could be relied on."""
+    assert not taken(claiming(**LEVEL_CLAIMS | dict.fromkeys(missing, WITHOUT)))
+
+
+_BAD: dict[str, list[Any]] = {
+    "acr": [None, "", "AAL2", "aal2 ", "aal3", "\u0430al2", 2, True, ["aal2"], {}],
+    "amr": [
+        *(None, "pwd", {"pwd": 1}, [], [""], ["pwd", "pwd"], ["Pwd"], ["pwd", 1], ["pwd\n"], ["p wd"]),
+        *(["a" * 17], [["pwd"]], [None]),
+    ],
+    "auth_time": [None, True, "1", 1.5, float(NOW_S), -1, 1 << 53, 10**400, []],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name in _BAD for value in _BAD[name]])
+def test_a_level_is_written_in_one_way(name, value):
+    """No class that cannot be ranked, no method twice, no time that others read otherwise."""
+    assert not taken(claiming(**LEVEL_CLAIMS | {name: value}))
+
+
+def test_a_method_of_a_later_version_is_taken():
+    """The class alone decides; a new method must not log people out while versions run side by side."""
+    assert taken(claiming(**LEVEL_CLAIMS | {"amr": ["hwk", "pwd"]}))
+
+
+def test_a_proof_that_another_clock_dates_ahead_is_taken():
+    """The time of the proof and that of the token may come from two nodes."""
+    assert taken(claiming(**LEVEL_CLAIMS | {"auth_time": CLAIMS["iat"] + 5}))
+
+
 _ODD = st.one_of(
     st.none(),
     st.booleans(),
@@ -117,11 +181,16 @@ _ODD = st.one_of(
 )
 
 
-@given(name=st.sampled_from([*CLAIMS, "extra", "scope"]), value=_ODD, again=st.sampled_from(sorted(CLAIMS)))
-def test_changed_claims_are_read_alike_or_refused(name, value, again):
+@given(
+    name=st.sampled_from([*CLAIMS, *LEVEL_CLAIMS, "extra", "scope"]),
+    value=_ODD,
+    again=st.sampled_from([*CLAIMS, *LEVEL_CLAIMS]),
+    base=st.sampled_from([{}, LEVEL_CLAIMS]),
+)
+def test_changed_claims_are_read_alike_or_refused(name, value, again, base):
     """Left out, of another type, out of range, one too many: signed well, and refused or read as it is."""
-    taken(claiming(**{name: value}))
-    taken(claiming(**{name: value, again: WITHOUT}))
+    taken(claiming(**base | {name: value}))
+    taken(claiming(**base | {name: value, again: WITHOUT}))
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ SHARED = {
     "authsvc.domain.values",
     "authsvc.domain.values.identifiers",
     "authsvc.domain.values.jsontext",
+    "authsvc.domain.values.levels",
 }
 #: Run in a process of its own: imports of anything else fail, from whatever depth.
 PROGRAM = """

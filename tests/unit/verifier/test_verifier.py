@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from authsvc.verifier import (
+    Acr,
     FeedStale,
     KeysUnknown,
+    Level,
     Options,
     RoleMissing,
+    StepUpRequired,
     TokenInvalid,
     TokenMissing,
     Unavailable,
@@ -26,7 +29,17 @@ from authsvc.verifier import (
 )
 from authsvc.verifier.transport import Answer
 from tests.processes import wait_until
-from tests.unit.domain.samples import ALICE_ID, CLAIMS, SESSION_ID, TOKEN_ID, claiming, signed, signing_key
+from tests.unit.domain.samples import (
+    ALICE_ID,
+    CLAIMS,
+    ISSUED_AT,
+    LEVEL_CLAIMS,
+    SESSION_ID,
+    TOKEN_ID,
+    claiming,
+    signed,
+    signing_key,
+)
 from tests.unit.verifier.fake_service import FEED, INTROSPECTION, JWKS, FakeService
 from tests.unit.verifier.samples import RULES, Hands, claims_of, item, jwks, page
 
@@ -127,6 +140,69 @@ def test_roles_are_asked_for_by_name(make):
     for token, roles in ((TOKEN, {"admin"}), (admin, {"root"}), (TOKEN, ["user", "admin"])):
         with pytest.raises(RoleMissing):
             verifier.verify(token, roles)
+
+
+LEVELLED = claiming(**LEVEL_CLAIMS)
+
+
+@pytest.mark.parametrize(
+    ("asked", "is_met"),
+    [
+        ({}, True),
+        ({"acr": "aal1"}, True),
+        ({"acr": "aal2"}, True),
+        ({"acr": "phr"}, False),
+        # It was shown a minute before the token was issued.
+        ({"max_age_s": 60}, True),
+        ({"max_age_s": 59}, False),
+        ({"acr": "aal2", "max_age_s": 60}, True),
+        ({"acr": "phr", "max_age_s": 60}, False),
+        ({"acr": "aal2", "max_age_s": 0}, False),
+    ],
+)
+def test_a_level_can_be_asked_for(make, asked, is_met):
+    """Its class, its age, or both; a token without a level has none that is enough for anything."""
+    verifier = make()
+    verifier.verify(TOKEN)
+    for text, accepted in ((LEVELLED, is_met), (TOKEN, not asked)):
+        if accepted:
+            assert verifier.verify(text, **asked).token_id == TOKEN_ID
+            continue
+        with pytest.raises(StepUpRequired) as refused:
+            verifier.authenticate(f"Bearer {text}", **asked)
+        assert refused.value.requirement.acr == asked.get("acr")
+        assert refused.value.requirement.max_age_s == asked.get("max_age_s")
+
+
+def test_the_level_is_among_the_claims(make):
+    """For services that decide by themselves."""
+    assert make().verify(LEVELLED).level == Level(Acr.AAL2, ("pwd", "otp", "mfa"), ISSUED_AT - 60)
+    assert make().verify(TOKEN).level is None
+
+
+def test_a_proof_grows_old(make, hands):
+    """By the clock of the service that asks, as the token itself does."""
+    verifier = make()
+    verifier.verify(LEVELLED, max_age_s=120)
+    hands.wall_s += 60
+    verifier.verify(LEVELLED, max_age_s=120)
+    hands.wall_s += 1
+
+    with pytest.raises(StepUpRequired):
+        verifier.verify(LEVELLED, max_age_s=120)
+
+
+def test_a_missing_role_comes_before_a_level(make):
+    """No step-up would help."""
+    with pytest.raises(RoleMissing):
+        make().verify(LEVELLED, ["admin"], acr="phr")
+
+
+@pytest.mark.parametrize("acr", ["", "AAL2", "aal3", "aal1 aal2"])
+def test_a_class_that_there_is_not_is_a_mistake_of_the_service(make, acr):
+    """It is told so, whatever the token."""
+    with pytest.raises(ValueError, match="is not a valid Acr"):
+        make().verify("no token", acr=acr)
 
 
 @pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer ", "Basic abc", "Token abc", f"Bear {TOKEN}"])

@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 from flask import Flask
 
+from authsvc.domain.values.levels import Requirement
 from authsvc.verifier import (
+    Acr,
     FeedStale,
     RoleMissing,
+    StepUpRequired,
     TokenInvalid,
     TokenMissing,
     Verifier,
@@ -30,6 +33,12 @@ ANSWERS = [
     (TokenMissing("x"), 401, 'Bearer realm="authsvc"', "token_missing"),
     (TokenInvalid("x"), 401, 'Bearer realm="authsvc", error="invalid_token"', "token_invalid"),
     (RoleMissing("x"), 403, 'Bearer realm="authsvc", error="insufficient_scope"', "forbidden"),
+    (
+        StepUpRequired(Requirement(acr=Acr.AAL2, max_age_s=300)),
+        401,
+        'Bearer realm="authsvc", error="insufficient_user_authentication", max_age="300", acr_values="aal2"',
+        "step_up_required",
+    ),
     (FeedStale("x", retry_after_s=3), 503, None, "unavailable"),
 ]
 
@@ -40,9 +49,13 @@ class Verdict(Verifier):
     def __init__(self, error: VerifierError | None = None) -> None:
         self.error = error
         self.asked: list[tuple[str | None, set[str]]] = []
+        self.levels: list[tuple[str | None, int | None]] = []
 
-    def authenticate(self, authorization: str | None, roles: Any = ()) -> Any:
+    def authenticate(
+        self, authorization: str | None, roles: Any = (), *, acr: Any = None, max_age_s: Any = None
+    ) -> Any:
         self.asked.append((authorization, set(roles)))
+        self.levels.append((acr, max_age_s))
         if self.error is not None:
             raise self.error
         return claims_of()
@@ -53,7 +66,7 @@ def flask_app(verifier: Verifier) -> Any:
     app = Flask("guarded")
 
     @app.get("/orders/<name>")
-    @requires(verifier, "user", "admin")
+    @requires(verifier, "user", "admin", acr="aal2", max_age_s=300)
     def orders(name: str) -> dict[str, str]:
         return {"user": claims().user_id, "name": name}
 
@@ -94,6 +107,7 @@ def test_flask_lets_a_good_token_through():
 
     assert answer.json == {"user": claims_of().user_id, "name": "one"}
     assert verifier.asked == [("Bearer t", {"user", "admin"})]
+    assert verifier.levels == [("aal2", 300)]
 
 
 @pytest.mark.parametrize(("error", "status", "challenge", "code"), ANSWERS)
@@ -113,9 +127,10 @@ def test_asgi_lets_a_good_token_through():
     verifier, inner = Verdict(), Inner()
     scope = http("/", (b"Authorization", b"Bearer t"))
 
-    sent = call(Guarded(inner, verifier, roles=("admin",)), scope)
+    sent = call(Guarded(inner, verifier, roles=("admin",), acr="phr", max_age_s=60), scope)
 
     assert sent == []
+    assert verifier.levels == [("phr", 60)]
     assert inner.scopes[0][CLAIMS] == claims_of()
     assert CLAIMS not in scope
     assert verifier.asked == [("Bearer t", {"admin"})]

@@ -20,6 +20,8 @@ from tests.unit.domain.samples import (
     ALICE_ID,
     CLAIMS,
     ISSUED_AT,
+    LEVEL,
+    LEVEL_CLAIMS,
     NOW,
     PROFILE,
     SESSION_ID,
@@ -142,6 +144,23 @@ def test_a_token_of_the_first_release_stays_good():
     assert claims_in(text).keys() == CLAIMS.keys() - {"client_id"}
     assert reader().read(text, now=NOW) == token
     assert reader().read(claiming(client_id=WITHOUT), now=NOW).token_id == TOKEN_ID
+
+
+def test_a_token_says_its_level_while_there_are_levels():
+    """All three claims or none: where the part is off, or the session has no level."""
+    signer = TokenSigner(replace(PROFILE, has_levels=True), ring)
+    by_level = {}
+    for level in (LEVEL, None):
+        text, token = signer.issue(user(), SESSION_ID, now=NOW, not_after=later(86_400), level=level)
+        assert reader().read(text, now=NOW) == token
+        by_level[level] = claims_in(text)
+    off, _ = TokenSigner(PROFILE, ring).issue(
+        user(), SESSION_ID, now=NOW, not_after=later(86_400), level=LEVEL
+    )
+
+    assert by_level[LEVEL].keys() == CLAIMS.keys() | LEVEL_CLAIMS.keys()
+    assert LEVEL_CLAIMS.items() <= by_level[LEVEL].items()
+    assert by_level[None].keys() == claims_in(off).keys() == CLAIMS.keys()
 
 
 @pytest.mark.parametrize("value", [None, "", "Authsvc", "authsvc ", "others", 1, ["authsvc"], {}])
