@@ -59,7 +59,7 @@ COMMANDS = (
     Command(
         "clients",
         "clients",
-        "create, list and delete clients: services that ask about tokens and revoke them",
+        "create, list, change and delete clients: services that ask about tokens or have tokens of their own",
     ),
     Command("keys", "keys", "make, list and retire signing keys"),
     Command("mail", "mail", "try the mail relay; list and retry mails"),

@@ -44,8 +44,11 @@ class Action(StrEnum):
     SESSIONS_ENDED = "sessions.ended"
     CACHE_CLEARED = "cache.cleared"
     CLIENT_CREATED = "client.created"
+    CLIENT_CHANGED = "client.changed"
     CLIENT_DELETED = "client.deleted"
     CLIENT_REFUSED = "client.refused"
+    CLIENT_SECRET_ADDED = "client.secret_added"  # noqa: S105 - the name of an event
+    CLIENT_SECRET_DROPPED = "client.secret_dropped"  # noqa: S105 - the name of an event
     KEY_ADDED = "key.added"
     KEY_REMOVED = "key.removed"
     LIMIT_REACHED = "limit.reached"

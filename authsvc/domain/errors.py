@@ -18,6 +18,7 @@ AuthError
 ├── RightMissing            unauthorized_client
 ├── NotFound                not_found
 ├── EmailTaken              email_taken
+├── TooMany                 too_many
 ├── LastAdmin               last_admin
 ├── PreconditionFailed      precondition_failed
 ├── Invalid                 validation_failed   (errors: field path -> messages)
@@ -141,6 +142,12 @@ class EmailTaken(AuthError):
     """Another account has this canonical address."""
 
     code = "email_taken"
+
+
+class TooMany(AuthError):
+    """There are as many of them as there may be."""
+
+    code = "too_many"
 
 
 class LastAdmin(AuthError):

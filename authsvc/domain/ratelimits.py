@@ -34,6 +34,7 @@ class Rule(StrEnum):
     MAIL_ADDRESS = "mail-address"
     CODE_IP = "code-ip"
     EXPORT = "export"
+    TOKEN_CLIENT = "token-client"  # noqa: S105 - the name of a limit
 
 
 class OnOutage(Enum):
@@ -58,6 +59,7 @@ ON_OUTAGE: Mapping[Rule, OnOutage] = {
     Rule.MAIL_ADDRESS: OnOutage.REFUSE,
     Rule.CODE_IP: OnOutage.ALLOW,
     Rule.EXPORT: OnOutage.ALLOW,
+    Rule.TOKEN_CLIENT: OnOutage.ALLOW,
 }
 
 
@@ -196,6 +198,8 @@ def _reached(rule: Rule, subject: str) -> Event:
         return Event(Action.LIMIT_REACHED, session_id=subject, detail=rule)
     if rule is Rule.EXPORT:
         return Event(Action.LIMIT_REACHED, user_id=subject, detail=rule)
+    if rule is Rule.TOKEN_CLIENT:
+        return Event(Action.LIMIT_REACHED, actor_id=subject, detail=rule)
     return Event(Action.LIMIT_REACHED, client_ip=subject, detail=rule)
 
 

@@ -226,6 +226,26 @@ class LimitSettings:
     export: LimitSetting | None = setting(
         "RATE_LIMIT_EXPORT", kinds.limit(), "Exports of one account's data", default="5/day"
     )
+    token_client: LimitSetting | None = setting(
+        "RATE_LIMIT_TOKEN_CLIENT", kinds.limit(), "Tokens that one client gets", default="60/minute"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineSettings:
+    """Whether services get tokens of their own, and how long these live."""
+
+    title: ClassVar = "Machines"
+
+    is_on: bool = setting(
+        "MACHINES",
+        kinds.switch(),
+        "Services get access tokens of their own (client credentials), and gateways check them",
+        default="off",
+    )
+    ttl_s: int = setting(
+        "MACHINE_TOKEN_TTL", kinds.whole(1, YEAR_S), "Seconds such a token lives", default="600"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

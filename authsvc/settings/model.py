@@ -46,6 +46,7 @@ class Settings:
     limits: accounts.LimitSettings = section(accounts.LimitSettings)
     mail: accounts.MailSettings = section(accounts.MailSettings)
     registration: accounts.RegistrationSettings = section(accounts.RegistrationSettings)
+    machines: accounts.MachineSettings = section(accounts.MachineSettings)
     cache: infrastructure.CacheSettings = section(infrastructure.CacheSettings)
     warnings: tuple[str, ...] = ()
 

@@ -130,6 +130,13 @@ class SqlRevocationLog:
             user_id=user_id, session_id=session_id, token_id=token_id,
         )  # fmt: skip
 
+    def draft_cut_off(self, owner_id: UserId, reason: str, *, epoch: int) -> Revocation:
+        """An entry that cuts off the tokens with a lower *epoch* of an owner who is no user: a client."""
+        now = self._clock()
+        return Revocation(
+            seq=0, at=now, reason=reason, expires_at=now + self._copies_live, user_id=owner_id, epoch=epoch
+        )
+
     def append(self, connection: Connection, drafts: Sequence[Revocation]) -> tuple[Revocation, ...]:
         """
         Number and store *drafts* as the last step of the caller's transaction.

@@ -13,6 +13,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    Date,
     DateTime,
     Dialect,
     ForeignKey,
@@ -130,6 +131,13 @@ revocations = Table(
     Column("email", String(254)),
     Column("row_version", BigInteger),
     Index("ix_revocations_expires_at", "expires_at"),
+    #: Tokens that were revoked one by one; one that went with its session is known by that.
+    Index(
+        "ix_revocations_token_id",
+        "token_id",
+        postgresql_where=text("session_id IS NULL AND token_id IS NOT NULL"),
+        sqlite_where=text("session_id IS NULL AND token_id IS NOT NULL"),
+    ),
     sqlite_autoincrement=True,
 )
 
@@ -138,10 +146,24 @@ clients = Table(
     metadata,
     Column("id", _ID, primary_key=True),
     Column("name", String(200), nullable=False),
+    # For the version before, which may still run beside this one and knows no other: that of the oldest
+    # secret, empty where all were dropped.  A client that it adds has no row in ``client_secrets``.
     Column("secret_hash", String(64), nullable=False),
     # Version 0.1.0, which may still run beside this one, adds clients without saying what they may do.
     Column("may", String(200), nullable=False, server_default=" ".join(USUAL_RIGHTS)),
     Column("created_at", UtcTime, nullable=False),
+    Column("scopes", String(2200), nullable=False, server_default=text("''")),
+    Column("epoch", BigInteger, nullable=False, server_default=text("0")),
+)
+
+client_secrets = Table(
+    "client_secrets",
+    metadata,
+    Column("id", _ID, primary_key=True),
+    Column("client_id", _ID, ForeignKey("clients.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("secret_hash", String(64), nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("last_used_on", Date),
 )
 
 installation = Table(

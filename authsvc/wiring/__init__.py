@@ -11,7 +11,7 @@ from authsvc.domain.accounts.own_data import OwnDataExport
 from authsvc.domain.audit import AuditBook
 from authsvc.domain.authentication import Authentication
 from authsvc.domain.batches import Batches
-from authsvc.domain.clients import Acquaintances, ClientProof, ClientRegistry
+from authsvc.domain.clients import Acquaintances, ClientProof, ClientRegistry, SecretUses
 from authsvc.domain.credentials import OwnAccount
 from authsvc.domain.feed import Lookout, RevocationFeed
 from authsvc.domain.preferences import PreferenceBook
@@ -25,7 +25,7 @@ from authsvc.observability.health import Health, LastAnswers, Probes
 from authsvc.services import Services
 from authsvc.settings import RegistrationMode, Settings, revealed
 from authsvc.store.audit import SqlAuditTrail
-from authsvc.store.clients import SqlClientStore
+from authsvc.store.clients import SqlClientStore, SqlSecretStore
 from authsvc.store.copies.admin import CacheAdmin
 from authsvc.store.own_data import SqlOwnData
 from authsvc.store.revocations import SqlFeedLog
@@ -52,7 +52,6 @@ def build(settings: Settings, *, clock: Clock = now, answers: LastAnswers | None
     directory = _directory(parts)
     authentication = _authentication(parts, mail)
     checks = _checks(parts)
-    clients = SqlClientStore(stores.database)
     return Services(
         account=_account(parts, directory),
         audit=AuditBook(SqlAuditTrail(stores.database)),
@@ -60,12 +59,13 @@ def build(settings: Settings, *, clock: Clock = now, answers: LastAnswers | None
         batches=_batches(parts, authentication),
         cache=cache,
         checks=checks,
-        client_registry=ClientRegistry(store=clients, audit=parts.audit, clock=clock),
-        clients=_client_proof(parts, clients),
+        client_registry=_client_registry(parts),
+        clients=_client_proof(parts),
         close=partial(_close, parts, mail, cache),
         compare=stores.heartbeat.beat,
         events=parts.audit,
         feed=_feed(parts),
+        has_machines=settings.machines.is_on,
         health=_health(parts, mail, cache),
         http=settings.http,
         introspection=_introspection(parts, authentication, checks),
@@ -109,9 +109,25 @@ def _session_directory(parts: Parts) -> SessionDirectory:
     )
 
 
-def _client_proof(parts: Parts, clients: SqlClientStore) -> ClientProof:
+def _client_registry(parts: Parts) -> ClientRegistry:
+    stores = parts.stores
+    return ClientRegistry(
+        store=SqlClientStore(stores.database, stores.log),
+        secrets=SqlSecretStore(stores.database, stores.log),
+        revocations=parts.revocations,
+        audit=parts.audit,
+        clock=parts.clock,
+    )
+
+
+def _client_proof(parts: Parts) -> ClientProof:
+    stores = parts.stores
     return ClientProof(
-        store=clients, known=Acquaintances(time.monotonic), limits=parts.limits, audit=parts.audit
+        store=SqlClientStore(stores.database, stores.log),
+        uses=SecretUses(SqlSecretStore(stores.database, stores.log), parts.clock, time.monotonic),
+        known=Acquaintances(time.monotonic),
+        limits=parts.limits,
+        audit=parts.audit,
     )
 
 

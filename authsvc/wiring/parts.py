@@ -135,6 +135,7 @@ def _limits(settings: Settings) -> Mapping[Rule, Limit]:
         Rule.MAIL_ADDRESS: settings.limits.mail_address,
         Rule.CODE_IP: settings.limits.code_ip,
         Rule.EXPORT: settings.limits.export,
+        Rule.TOKEN_CLIENT: settings.limits.token_client,
     }
     in_force = {
         rule: Limit(name=rule.value, quota=limit.quota, window_s=limit.window_s)

@@ -117,7 +117,7 @@ def test_the_command_line_gives_rights_by_name(pg_api: Api, command, monkeypatch
     assert listed["may"] == may
 
 
-@pytest.mark.parametrize("right", ["token", "everything", "", "Feed"])
+@pytest.mark.parametrize("right", ["tokens", "everything", "", "Feed"])
 def test_there_are_no_other_rights(pg_api: Api, command, capsys, right):
     """An unknown one is a usage error that names those that there are."""
     with pytest.raises(SystemExit) as ended:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from authsvc.cache.breaker import CircuitBreaker
-from authsvc.domain.clients import Client, ClientId, SecretDigest, StoredClient
 from authsvc.domain.credentials import Credentials
-from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.sessions import Session
 from authsvc.domain.users import User
 from authsvc.domain.values.emails import Email
@@ -21,7 +19,7 @@ from authsvc.store.sql import Database
 from authsvc.store.users import SqlCredentialStore, SqlUserStore
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    pass
 
 #: An access token's life, leeway and margin.
 COPIES_LIVE = timedelta(seconds=3600 + 5 + 60)
@@ -121,40 +119,3 @@ class Stores:
         """Reason, session and epoch of every entry of the log behind *after*, in order."""
         pages = self.log.pages([(after + 1, self.log.head())])
         return [(entry.reason, entry.session_id, entry.epoch) for page in pages for entry in page]
-
-
-@dataclass
-class MemoryClientStore:
-    """Clients in a dictionary."""
-
-    rows: dict[ClientId, StoredClient] = field(default_factory=dict)
-    asked: list[ClientId] = field(default_factory=list)
-    is_away: bool = False
-
-    def find(self, client_id: ClientId) -> StoredClient | None:
-        """The client by its id."""
-        self.asked.append(client_id)
-        self._require_here()
-        return self.rows.get(client_id)
-
-    def add(self, client: Client, digest: SecretDigest) -> None:
-        """Keep a new client."""
-        self._require_here()
-        self.rows[client.id] = StoredClient(client=client, digest=digest)
-
-    def every(self) -> Sequence[Client]:
-        """All of them, the oldest first."""
-        self._require_here()
-        return sorted(
-            (stored.client for stored in self.rows.values()),
-            key=lambda client: (client.created_at, client.id),
-        )
-
-    def remove(self, client_id: ClientId) -> bool:
-        """Forget it; False where there is none."""
-        self._require_here()
-        return self.rows.pop(client_id, None) is not None
-
-    def _require_here(self) -> None:
-        if self.is_away:
-            raise StoreUnavailable("sql")

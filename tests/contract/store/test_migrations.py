@@ -128,7 +128,7 @@ def test_an_upgrade_from_the_first_revision_keeps_every_row(empty_url):
         ada = stores.users.get(ADA_ID)
         assert (ada.email, ada.roles) == ("ada@example.com", ("user", "admin"))
         assert (stores.alive(ada), len(stores.entries())) == ({SESSION_ID}, 1)
-        assert [client.may for client in SqlClientStore(database).every()] == [USUAL_RIGHTS]
+        assert [client.may for client in SqlClientStore(database, stores.log).every()] == [USUAL_RIGHTS]
         now = stores.clock()
         SqlAuditTrail(database).write([Entry(id=timed_id(now), at=now, action="login.succeeded")])
         assert len(SqlAuditTrail(database).page(AuditFilter())) == 1

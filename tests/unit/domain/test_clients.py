@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import hmac
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
+from typing import TYPE_CHECKING
 
 import pytest
 
 from authsvc.domain.audit import Action, Event
 from authsvc.domain.clients import (
+    MOST_SCOPES,
     NOBODY,
+    NOTE_AGAIN_S,
     REMEMBERED,
     REMEMBERED_S,
     Acquaintances,
     Caller,
+    ClientChange,
     ClientCredentials,
     ClientProof,
     ClientRegistry,
     NewClient,
+    Right,
+    SecretUses,
 )
 from authsvc.domain.errors import ClientRefused, Invalid, NotFound, RateLimited, StoreUnavailable
 from authsvc.domain.ratelimits import Limits, Rule
+from authsvc.domain.revocations import Proof, Revocation, Revocations
 from authsvc.domain.values.limits import Limit, Verdict
-from tests.contract.store.stores import MemoryClientStore
+from tests.contract.store.memory_clients import MemoryClientStore, MemorySecretStore
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 IP = "192.0.2.7"
@@ -65,6 +75,19 @@ class Noted:
         return [event.action.value for event in self.events]
 
 
+@dataclass
+class Written:
+    """A fast copy that notes what it is told, or cannot be written."""
+
+    entries: list[Revocation] = field(default_factory=list)
+    is_away: bool = False
+
+    def write(self, entries: Sequence[Revocation]) -> None:
+        if self.is_away:
+            raise StoreUnavailable("redis")
+        self.entries.extend(entries)
+
+
 class Scene:
     """A registry, a proof over the same store, and time to move."""
 
@@ -72,9 +95,19 @@ class Scene:
         self.store, self.limiter, self.audit = MemoryClientStore(), Counted(), Noted()
         self.now_s = 1000.0
         limit = Limit(name=Rule.CLIENT_IP.value, quota=1000, window_s=900)
-        self.registry = ClientRegistry(store=self.store, audit=self.audit, clock=lambda: NOW)
+        self.secrets = MemorySecretStore(self.store)
+        self.now = NOW
+        self.redis = Written()
+        self.registry = ClientRegistry(
+            store=self.store,
+            secrets=self.secrets,
+            revocations=Revocations(self.redis, Proof(300)),
+            audit=self.audit,
+            clock=lambda: NOW,
+        )
         self.proof = ClientProof(
             store=self.store,
+            uses=SecretUses(self.secrets, lambda: self.now, lambda: self.now_s),
             known=Acquaintances(lambda: self.now_s),
             limits=Limits({Rule.CLIENT_IP: limit}, self.limiter, self.audit),
             audit=self.audit,
@@ -100,7 +133,10 @@ def test_a_right_secret_is_the_client_and_counts_nothing(scene):
 
     callers = [scene.come() for _ in range(3)]
 
-    assert callers == [Caller(client=scene.made.client, is_remembered=False)] * 3
+    shown = scene.made.client.secrets[0].id
+    assert [(one.client.id, one.secret_id, one.is_remembered) for one in callers] == [
+        (scene.made.client.id, shown, False)
+    ] * 3
     assert len(scene.store.asked) == 3
     assert scene.limiter.subjects == []
     assert scene.audit.actions() == ["client.created"]
@@ -155,7 +191,7 @@ def test_too_many_wrong_secrets_of_one_address_are_limited_and_right_ones_are_no
     with pytest.raises(RateLimited):
         scene.come(secret="wrong")
 
-    assert scene.come().client == scene.made.client
+    assert scene.come().client.id == scene.made.client.id
     with pytest.raises(ClientRefused):
         scene.come(secret="wrong", ip="192.0.2.8")
     assert scene.audit.actions()[-2:] == ["limit.reached", "client.refused"]
@@ -168,7 +204,7 @@ def test_without_counters_a_wrong_secret_is_refused_all_the_same(scene):
     with pytest.raises(ClientRefused):
         scene.come(secret="wrong")
 
-    assert scene.come().client == scene.made.client
+    assert scene.come().client.id == scene.made.client.id
 
 
 def test_without_sql_whoever_was_confirmed_lately_goes_on(scene):
@@ -243,7 +279,7 @@ def test_what_holds_a_secret_does_not_show_it(scene):
 
     for holder in (scene.made, shown, stored):
         assert scene.made.secret not in repr(holder)
-        assert stored.digest not in repr(holder)
+        assert not any(digest in repr(holder) for digest in stored.digests.values())
 
 
 @pytest.mark.parametrize("name", ["", " ", "a\nb", "\x00", "\ud800", "x" * 201])
@@ -272,3 +308,132 @@ def test_creation_and_deletion_are_events(scene):
         Event(Action.CLIENT_CREATED, detail=scene.made.client.id),
         Event(Action.CLIENT_DELETED, detail=scene.made.client.id),
     ]
+
+
+@pytest.mark.parametrize(
+    ("scopes", "may", "given"),
+    [
+        ((), None, ("introspect", "revoke", "feed")),
+        (("orders:read",), None, ("token",)),
+        (("orders:read",), (Right.TOKEN, Right.FEED), ("feed", "token")),
+        ((), (), ()),
+    ],
+)
+def test_scopes_bring_the_right_to_have_tokens_and_nothing_else(scene, scopes, may, given):
+    """Unless rights are named: those then, and no others."""
+    made = scene.registry.create("orders", scopes=scopes, may=may)
+
+    assert made.client.may == given
+    assert made.client.scopes == scopes
+
+
+@pytest.mark.parametrize("scope", ["", "A", "a b", "a" * 65, "ä", "a\n", "a,b", 'a"'])
+def test_a_scope_has_a_form(scene, scope):
+    """RFC 6749 §3.3 allows more; these need no quoting anywhere.  Nothing is stored otherwise."""
+    with pytest.raises(Invalid) as refused:
+        scene.registry.create("orders", scopes=["a", scope])
+    with pytest.raises(Invalid):
+        scene.registry.change(scene.made.client.id, ClientChange(scopes=(scope,)))
+
+    assert refused.value.errors.keys() == {"scopes.1"}
+    assert scene.registry.every() == [scene.made.client]
+
+
+def test_a_client_has_so_many_scopes_at_most(scene):
+    """Each counts once, and they are kept in the order of the alphabet."""
+    names = [f"s{number:02}" for number in range(MOST_SCOPES + 1)]
+
+    with pytest.raises(Invalid):
+        scene.registry.create("orders", scopes=names)
+    made = scene.registry.create("orders", scopes=[*reversed(names[1:]), *names[1:]])
+
+    assert made.client.scopes == tuple(names[1:])
+
+
+@pytest.mark.parametrize(
+    ("change", "is_cut"),
+    [
+        (ClientChange(name="two"), False),
+        (ClientChange(scopes=("a", "b", "c")), False),
+        (ClientChange(scopes=("a", "c")), True),
+        (ClientChange(scopes=()), True),
+        (ClientChange(may=(Right.TOKEN, Right.FEED)), False),
+        (ClientChange(may=(Right.FEED,)), True),
+    ],
+    ids=["name", "more", "another", "none", "another right", "no right"],
+)
+def test_what_is_taken_away_cuts_off_the_tokens_of_before(scene, change, is_cut):
+    """A scope, or the right to have tokens: the epoch rises, and Redis is told."""
+    made = scene.registry.create("orders", scopes=("a", "b"), may=(Right.TOKEN,))
+
+    outcome = scene.registry.change(made.client.id, change)
+
+    assert (outcome.value.epoch, outcome.is_complete) == (int(is_cut), True)
+    assert [(entry.user_id, entry.epoch) for entry in scene.redis.entries] == [(made.client.id, 1)] * is_cut
+
+
+def test_who_lacked_the_right_loses_nothing_with_it(scene):
+    """There are no tokens to cut off."""
+    assert scene.registry.change(scene.made.client.id, ClientChange(may=())).value.epoch == 0
+
+
+def test_a_second_secret_is_as_good_as_the_first_until_one_is_dropped(scene):
+    """Then it is refused on its next use, and the other one stays good."""
+    added = scene.registry.add_secret(scene.made.client.id)
+    first = scene.made.client.secrets[0].id
+    assert [scene.come().secret_id, scene.come(secret=added.secret).secret_id] == [first, added.id]
+
+    outcome = scene.registry.drop_secret(scene.made.client.id, first)
+
+    assert outcome.is_complete
+    assert [(entry.user_id, entry.session_id) for entry in scene.redis.entries] == [
+        (scene.made.client.id, first)
+    ]
+    with pytest.raises(ClientRefused):
+        scene.come()
+    assert scene.come(secret=added.secret).secret_id == added.id
+    assert scene.audit.actions()[1:3] == ["client.secret_added", "client.secret_dropped"]
+    assert added.secret not in repr(added)
+
+
+def test_what_redis_has_not_heard_is_said(scene):
+    """202: a drop, a cut and a deletion hold in SQL from then on."""
+    second = scene.registry.add_secret(scene.made.client.id)
+    orders = scene.registry.create("orders", scopes=("a",))
+    scene.redis.is_away = True
+
+    assert not scene.registry.drop_secret(scene.made.client.id, second.id).is_complete
+    assert not scene.registry.change(orders.client.id, ClientChange(scopes=())).is_complete
+    assert not scene.registry.delete(orders.client.id).is_complete
+
+
+def test_the_last_use_is_stored_once_a_day(scene):
+    """With the first request of the day (UTC), and not again before the next day."""
+    secret = scene.made.client.secrets[0].id
+    for hours in (0, 1, 11, 12, 13):
+        scene.now = NOW + timedelta(hours=hours)
+        scene.come()
+
+    assert scene.secrets.noted == [(secret, date(2026, 11, 20)), (secret, date(2026, 11, 21))]
+
+
+def test_a_database_that_takes_no_writes_refuses_nobody(scene):
+    """And is not asked with every request; a minute later it is, and then the day is stored."""
+    scene.secrets.is_read_only = True
+
+    for _ in range(3):
+        assert scene.come().client.id == scene.made.client.id
+    assert len(scene.secrets.noted) == 1
+    scene.secrets.is_read_only = False
+    scene.now_s += NOTE_AGAIN_S
+    scene.come()
+
+    assert scene.registry.every()[0].secrets[0].last_used_on == date(2026, 11, 20)
+
+
+def test_a_refused_secret_is_not_noted_as_used(scene):
+    """Whoever guesses leaves no trace there."""
+    with pytest.raises(ClientRefused):
+        scene.come(secret="wrong")
+
+    assert scene.secrets.noted == []
