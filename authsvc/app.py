@@ -13,6 +13,7 @@ from authsvc.api import (
     auth,
     batch,
     cache_admin,
+    clients,
     feed,
     health,
     me,
@@ -75,6 +76,8 @@ def _by_setting(services: Services) -> Iterator[Blueprint]:
         yield recovery.admin
         if services.registration is not RegistrationMode.OFF:
             yield recovery.invitations
+    if services.has_machines:
+        yield clients.blp
     yield recovery.quiet if services.registration is RegistrationMode.QUIET else auth.registration
 
 

@@ -54,6 +54,8 @@ class Services:
     feed: RevocationFeed
     introspection: Introspection
     registration: RegistrationMode
+    #: Services get tokens of their own.
+    has_machines: bool
     #: None where MAIL_TRANSPORT is off.
     recovery: RecoveryServices | None
     users: UserDirectory

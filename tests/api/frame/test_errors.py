@@ -89,6 +89,7 @@ def test_codes_and_statuses_are_those_of_the_contract():
         (404, "not_found"),
         (409, "email_taken"),
         (409, "last_admin"),
+        (409, "too_many"),
         (412, "precondition_failed"),
         (422, "validation_failed"),
         (429, "rate_limited"),
