@@ -6,7 +6,7 @@ from flask import Response, request
 
 from authsvc.api.frame.bodies import Blueprint
 from authsvc.api.frame.context import DEVICE_HEADER, client_ip, identity, recovery, services
-from authsvc.api.frame.guards import attempt, bearer_token, counted, limited, public, requires
+from authsvc.api.frame.guards import attempt, counted, limited, public, required_bearer, requires
 from authsvc.api.frame.outcomes import changed, revoked
 from authsvc.api.schemas.accounts import RegisterBody, UserView
 from authsvc.api.schemas.recovery import (
@@ -68,7 +68,7 @@ def verify(form: TicketForm) -> Response:
         with attempt(Rule.LOGIN_IP):
             addresses.verify_with_password(form.email, form.password, form.shown, client_ip())
     else:
-        token = services().checks.check(bearer_token(request.headers.get("Authorization")))
+        token = services().checks.check(required_bearer(request.headers.get("Authorization")))
         addresses.verify_in_session(token.user_id, form.shown, client_ip())
     return Response(status=204)
 

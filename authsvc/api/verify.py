@@ -17,11 +17,12 @@ from urllib.parse import parse_qs
 
 from authsvc.api.frame.context import request_id_from, request_id_of
 from authsvc.api.frame.docs import VERIFY_PATH
-from authsvc.api.frame.errors import MEDIA_TYPE, Problem, problem_of
-from authsvc.api.frame.guards import bearer_token
-from authsvc.domain.errors import AuthError, Forbidden, StoreUnavailable, TokenMissing
+from authsvc.api.frame.errors import NOT_STORED, Problem, answer, problem_of
+from authsvc.api.frame.guards import required_bearer
+from authsvc.domain.errors import AuthError, Forbidden, StoreUnavailable
 from authsvc.domain.tokens.access import REMEMBERED, AccessToken
 from authsvc.domain.tokens.checks import PolledIndex, PolledReads, TokenChecks, require_level, require_roles
+from authsvc.domain.tokens.claims import bearer_token
 from authsvc.domain.tokens.keys import KeyRing, KeySource
 from authsvc.domain.values.levels import Acr, Requirement
 from authsvc.observability.logs import bind_request
@@ -31,18 +32,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_REASONS = {
-    401: "401 Unauthorized",
-    403: "403 Forbidden",
-    500: "500 Internal Server Error",
-    503: "503 Service Unavailable",
-}
 _ACRS = frozenset(Acr)
 #: Seconds, in one spelling.
 _AGE = re.compile(r"0|[1-9][0-9]{0,8}")
 #: Stands for the request id in an answer that is made in advance; no header holds it.
 _MARK = "\0"
-_COMMON = [("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +69,16 @@ class CheckAnswers:
         try:
             token = self._check(environ)
         except AuthError as error:
-            return _refuse(problem_of(error), request_id, environ, start_response)
+            return answer(problem_of(error), request_id, environ, start_response)
         except Exception:
             # The edge: a gateway takes a 500 for a denial, and the log has the cause.
             log.exception("verify.crashed")
-            return _refuse(Problem(status=500, code="internal_error"), request_id, environ, start_response)
+            return answer(Problem(status=500, code="internal_error"), request_id, environ, start_response)
         start_response("200 OK", _granted(token, request_id))
         return (b"",)
 
     def _check(self, environ: WSGIEnvironment) -> AccessToken:
-        token = self.checks.check(bearer_token(environ.get("HTTP_AUTHORIZATION")))
+        token = self.checks.check(required_bearer(environ.get("HTTP_AUTHORIZATION")))
         query: str = environ.get("QUERY_STRING", "")
         if query:
             wanted = wanted_by(query)
@@ -206,11 +200,8 @@ class CheckLane:
 
 def _plain_bearer(authorization: bytes) -> str | None:
     """The token in a header with one space and nothing else: of other spellings there is no end."""
-    try:
-        text = bearer_token(authorization.decode("latin-1"))
-    except TokenMissing:
-        return None
-    return text if len(authorization) == len("Bearer ") + len(text) else None
+    text = bearer_token(authorization.decode("latin-1"))
+    return text if text and len(authorization) == len("Bearer ") + len(text) else None
 
 
 class Wanted(NamedTuple):
@@ -240,20 +231,5 @@ def _granted(token: AccessToken, request_id: str) -> list[tuple[str, str]]:
         ("X-Auth-Roles", ",".join(token.roles)),
         ("X-Request-Id", request_id),
         ("Content-Length", "0"),
-        *_COMMON,
+        *NOT_STORED,
     ]
-
-
-def _refuse(
-    problem: Problem, request_id: str, environ: WSGIEnvironment, start_response: StartResponse
-) -> tuple[bytes]:
-    body = problem.body(request_id)
-    headers = [
-        ("Content-Type", MEDIA_TYPE),
-        ("Content-Length", str(len(body))),
-        ("X-Request-Id", request_id),
-        *problem.headers.items(),
-        *_COMMON,
-    ]
-    start_response(_REASONS[problem.status], headers)
-    return (b"" if environ.get("REQUEST_METHOD") == "HEAD" else body,)

@@ -13,6 +13,7 @@ from authsvc.cache.aside import Aside, Written
 from authsvc.cache.breaker import CircuitBreaker, Permit, State
 from authsvc.cache.entry import MISSING, Entry, Flaw, Json, Missing
 from authsvc.cache.errors import CacheError, CacheMisuse, CacheUnavailable, Reason
+from authsvc.cache.events import CacheEvents
 from authsvc.cache.filling.flight import SingleFlight
 from authsvc.cache.filling.refresh import Refresher
 from authsvc.cache.filling.shapes import Display, Proof, Shape, Tagging, Tags
@@ -24,7 +25,7 @@ from authsvc.cache.monitor import Health, Keyspace, Memory, Meter, Monitor, Snap
 from authsvc.cache.operations.collections import Counters, Hashes, Lists, Sets
 from authsvc.cache.operations.keyed import Keys
 from authsvc.cache.operations.values import Values
-from authsvc.cache.redis.client import CacheClient, CacheEvents, Command, Script, Stamped, each_server
+from authsvc.cache.redis.client import CacheClient, Command, Script, Stamped, each_server
 from authsvc.cache.redis.cluster import ClusterServers
 from authsvc.cache.redis.connections import Connections, Deadlines, RedisAddress, Reply, bounded_pool, stamped
 from authsvc.cache.redis.sentinel import SentinelAddress, sentinel_pool

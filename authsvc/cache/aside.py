@@ -24,12 +24,13 @@ from typing import Generic, TypeVar
 
 from authsvc.cache.entry import MISSING, Missing
 from authsvc.cache.errors import CacheError, CacheUnavailable
+from authsvc.cache.events import CacheEvents
 from authsvc.cache.filling.flight import SingleFlight
 from authsvc.cache.filling.loading import Loading
 from authsvc.cache.filling.records import JITTER, SERVED, Lease, Look, Records
 from authsvc.cache.filling.shapes import Display, Proof, Shape, Tagging, Tags
 from authsvc.cache.keys import Space
-from authsvc.cache.redis.client import CacheClient, CacheEvents, Command, Script
+from authsvc.cache.redis.client import CacheClient, Command, Script
 
 __all__ = ["JITTER", "Aside", "Display", "Proof", "Shape", "Tagging", "Tags", "Written"]
 

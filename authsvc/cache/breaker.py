@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from enum import Enum
 from threading import Lock
 
+from authsvc.cache.events import ignore
+
 
 class State(Enum):
     """What the breaker does with the next call."""
@@ -34,10 +36,6 @@ class Permit:
 
     generation: int
     state: State
-
-
-def _ignore(_before: State, _after: State) -> None:
-    """Let nobody know."""
 
 
 class CircuitBreaker:
@@ -56,7 +54,7 @@ class CircuitBreaker:
         half_open_max_calls: int = 3,
         *,
         clock: Callable[[], float],
-        on_change: Callable[[State, State], None] = _ignore,
+        on_change: Callable[[State, State], None] = ignore,
     ) -> None:
         if failure_threshold < 1 or half_open_max_calls < 1:
             raise ValueError("failure_threshold and half_open_max_calls count from 1")

@@ -18,6 +18,7 @@ from redis.exceptions import LockError
 from redis.lock import Lock as RedisLock
 
 from authsvc.cache.errors import CacheUnavailable
+from authsvc.cache.events import ignore
 from authsvc.cache.keys import KeySpace
 from authsvc.cache.redis.client import CacheClient, Script
 from authsvc.cache.redis.connections import Argument, Reply
@@ -71,7 +72,7 @@ class Locks:
         ttl_s: float = 30,
         retry_delay_s: float = 0.1,
         max_retries: int = 3,
-        on_active: Callable[[int], None] = lambda _: None,
+        on_active: Callable[[int], None] = ignore,
     ) -> None:
         self.active = 0
         self._commands = _Commands(client)

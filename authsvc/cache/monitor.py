@@ -15,8 +15,9 @@ from typing import Final, cast
 
 from authsvc.cache.breaker import State
 from authsvc.cache.errors import CacheError, CacheUnavailable
+from authsvc.cache.events import CacheEvents
 from authsvc.cache.filling.records import SERVED
-from authsvc.cache.redis.client import CacheClient, CacheEvents, each_server
+from authsvc.cache.redis.client import CacheClient, each_server
 
 #: Counts are kept by slices of this many seconds, for as long as the longest window.
 SLICE_S: Final = 5

@@ -16,6 +16,7 @@ from itertools import islice
 from typing import Final
 
 from authsvc.cache.errors import CacheUnavailable
+from authsvc.cache.events import ignore
 from authsvc.cache.lock import Held, Locks
 
 log = logging.getLogger(__name__)
@@ -61,10 +62,6 @@ class Warmed:
     ending: Ending
 
 
-def _ignore(_progress: Warmed) -> None:
-    """Let nobody know."""
-
-
 class Warming:
     """
     Runs the registered warmers: on demand, or all of them behind the start of the process.
@@ -77,7 +74,7 @@ class Warming:
         self,
         *,
         locks: Locks | None = None,
-        on_progress: Callable[[Warmed], None] = _ignore,
+        on_progress: Callable[[Warmed], None] = ignore,
         pause: Callable[[float], bool] | None = None,
     ) -> None:
         self._locks = locks

@@ -58,7 +58,7 @@ class LogPipe:
         self.render = render
         self.capacity = capacity
         #: Called for each dropped record by the thread that logged it; counts it in the metrics.
-        self.on_drop: Callable[[], None] = _nothing
+        self.on_drop: Callable[[], None] | None = None
         self._writer: threading.Thread | None
         self.start_afresh()
         # A method of this very object would keep it for ever: what is registered here cannot be taken back.
@@ -106,7 +106,8 @@ class LogPipe:
     def _drop(self) -> None:
         with self._lock:
             self._dropped += 1
-        self.on_drop()
+        if self.on_drop is not None:
+            self.on_drop()
 
     def _run(self) -> None:
         while (record := self._records.get()) is not None:
@@ -196,7 +197,3 @@ def _log_thread_failure(args: threading.ExceptHookArgs) -> None:
 def _start_afresh(pipe: weakref.ref[LogPipe]) -> None:
     if (living := pipe()) is not None:
         living.start_afresh()
-
-
-def _nothing() -> None:
-    """Stand in for a callback that nobody has set."""

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from authsvc import __version__
-from authsvc.cache.redis.client import CacheEvents
+from authsvc.cache.events import CacheEvents, ignore
 from authsvc.settings import TracingMode, TracingSettings
 
 if TYPE_CHECKING:
@@ -55,10 +55,6 @@ def _never(_traceparent: str) -> bool:
     return False
 
 
-def _nothing(*_: object) -> None:
-    """Trace nothing."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tracing:
     """What the service tells about its work; as it stands here, nothing."""
@@ -69,7 +65,7 @@ class Tracing:
     #: there after all, the environ has the decision as ``authsvc.is_sampled``.
     sample: Callable[[str], bool] = _never
     #: Make each request of a Flask application a span.
-    instrument: Callable[[Flask], None] = _nothing
+    instrument: Callable[[Flask], None] = ignore
     #: The same for an application before Flask, and the name of its route.
     around: Callable[[WSGIApplication, str], WSGIApplication] = _same_application
     #: Make each statement on a connection of psycopg a span.
@@ -77,7 +73,7 @@ class Tracing:
     #: Make each call to Redis a span.
     redis: CacheEvents = field(default_factory=CacheEvents)
     #: Send what is left.
-    close: Callable[[], None] = _nothing
+    close: Callable[[], None] = ignore
 
 
 def open_tracing(settings: TracingSettings, *, now_ns: Callable[[], int]) -> Tracing:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
 import secrets
 import socket
@@ -22,6 +21,8 @@ from gunicorn.http import errors
 from gunicorn.http.body import Body as GunicornBody
 from gunicorn.http.message import Request
 from gunicorn.http.wsgi import Response
+
+from authsvc.domain.values.problems import MEDIA_TYPE, problem_body
 
 log = logging.getLogger(__name__)
 
@@ -283,21 +284,14 @@ def _status_of(error: BaseException) -> HTTPStatus:
 def _problem(status: HTTPStatus, request_id: str) -> bytes:
     """RFC 9457, with nothing of the request in it."""
     is_ours = status >= HTTPStatus.INTERNAL_SERVER_ERROR
-    body = json.dumps(
-        {
-            "type": "about:blank",
-            "title": status.phrase,
-            "status": status.value,
-            "code": "internal_error" if is_ours else "malformed_request",
-            "request_id": request_id,
-        }
-    )
+    code = "internal_error" if is_ours else "malformed_request"
+    body = problem_body(status, code, kind="about:blank", request_id=request_id)
     head = (
         f"HTTP/1.1 {status.value} {status.phrase}\r\nDate: {_http_date(int(time.time()))}\r\n"
-        f"Connection: close\r\nContent-Type: application/problem+json\r\nContent-Length: {len(body)}\r\n"
+        f"Connection: close\r\nContent-Type: {MEDIA_TYPE}\r\nContent-Length: {len(body)}\r\n"
         f"Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\nX-Request-Id: {request_id}\r\n\r\n"
     )
-    return (head + body).encode("ascii")
+    return head.encode("ascii") + body
 
 
 @lru_cache(maxsize=2)

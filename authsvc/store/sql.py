@@ -17,6 +17,7 @@ from sqlalchemy.exc import TimeoutError as PoolExhausted
 from sqlalchemy.pool import QueuePool
 
 from authsvc.cache.breaker import CircuitBreaker, State
+from authsvc.cache.events import ignore
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.values.clocks import Monotonic
 from authsvc.settings.postgresql import SERVER_SETTINGS
@@ -37,14 +38,6 @@ _SQLITE_PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "b
 _OUTAGES = ("08", "53", "57P")
 
 
-def _ignore_all() -> None:
-    """Nobody listens."""
-
-
-def _ignore(_: object) -> None:
-    """Let nobody know."""
-
-
 def _as_it_is(connection: DeadlineConnection) -> DeadlineConnection:
     return connection
 
@@ -53,12 +46,12 @@ def _as_it_is(connection: DeadlineConnection) -> DeadlineConnection:
 class DatabaseEvents:
     """Callbacks for whoever counts and traces; called inline, so quick."""
 
-    on_breaker: Callable[[State], None] = _ignore
+    on_breaker: Callable[[State], None] = ignore
     #: The server did what was asked; it could not.
-    on_answer: Callable[[], None] = _ignore_all
-    on_outage: Callable[[], None] = _ignore_all
+    on_answer: Callable[[], None] = ignore
+    on_outage: Callable[[], None] = ignore
     #: Connections of the pool that are in use now.
-    on_pool: Callable[[int], None] = _ignore
+    on_pool: Callable[[int], None] = ignore
     #: A new connection, before anybody has it; returns what is used in its place.
     on_connect: Callable[[DeadlineConnection], DeadlineConnection] = _as_it_is
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import ssl
 import threading
 import time
@@ -16,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self
 
-from authsvc.verifier.claims import Acr, Claims, Requirement, Rules, read
+from authsvc.verifier.claims import Acr, Claims, Requirement, Rules, bearer_token, read
 from authsvc.verifier.errors import (
     FeedStale,
     RoleMissing,
@@ -37,8 +36,6 @@ JWKS_PATH: Final = "/.well-known/jwks.json"
 LEAST_STALENESS_S: Final = 1.0
 #: Of the staleness, the part that one wait may take: an answer that never comes is noticed, and asked again.
 WAIT_SHARE: Final = 1 / 3
-
-_BEARER = re.compile(r"bearer(?: +(?P<token>.*))?", re.IGNORECASE | re.DOTALL)
 
 
 class WhenStale(Enum):
@@ -232,10 +229,10 @@ class Verifier:
         Raises:
             TokenMissing: no header, another scheme, or a scheme without a token.
         """
-        found = _BEARER.fullmatch((authorization or "").strip(" "))
-        if found is None or not found["token"]:
+        token = bearer_token(authorization)
+        if token is None:
             raise TokenMissing("no bearer token")
-        return self.verify(found["token"], roles, acr=acr, max_age_s=max_age_s)
+        return self.verify(token, roles, acr=acr, max_age_s=max_age_s)
 
     def verify(
         self, token: str, roles: Iterable[str] = (), *, acr: str | None = None, max_age_s: int | None = None

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from http import HTTPStatus
 
+from authsvc.domain.values.problems import MEDIA_TYPE, problem_body
 from authsvc.verifier.errors import RoleMissing, StepUpRequired, TokenMissing, Unavailable, VerifierError
 
-MEDIA_TYPE = "application/problem+json"
 _CHALLENGE = 'Bearer realm="{realm}"'
 
 
@@ -37,13 +35,7 @@ def refusal(error: VerifierError, *, realm: str = "authsvc") -> Refusal:
 
 
 def _refusal(status: int, code: str, header: tuple[str, str]) -> Refusal:
-    problem = {
-        "type": f"urn:authsvc:problem:{code}",
-        "title": HTTPStatus(status).phrase,
-        "status": status,
-        "code": code,
-    }
-    body = json.dumps(problem).encode()
+    body = problem_body(status, code)
     fixed = (
         ("Content-Type", MEDIA_TYPE),
         ("Content-Length", str(len(body))),

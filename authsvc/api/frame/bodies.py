@@ -17,8 +17,9 @@ from werkzeug.exceptions import (
     UnsupportedMediaType,
 )
 
-from authsvc.api.frame.errors import MEDIA_TYPE, NotJson, ProblemView
+from authsvc.api.frame.errors import NotJson, ProblemView
 from authsvc.domain.values.jsontext import InvalidJson, Json, parse
+from authsvc.domain.values.problems import MEDIA_TYPE
 
 P = ParamSpec("P")
 R = TypeVar("R")

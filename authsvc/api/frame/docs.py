@@ -13,8 +13,9 @@ from flask import Blueprint, Flask, Response, abort, jsonify, send_from_director
 from flask_smorest import Api
 
 from authsvc.api.frame.context import services
-from authsvc.api.frame.errors import MEDIA_TYPE, ProblemView
+from authsvc.api.frame.errors import ProblemView
 from authsvc.api.frame.guards import public
+from authsvc.domain.values.problems import MEDIA_TYPE
 from authsvc.settings.kinds import ROLE_PATTERN
 
 blp = Blueprint("docs", __name__)

@@ -7,7 +7,7 @@ import logging
 import re
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any
+from typing import TYPE_CHECKING
 
 from flask import Flask, Response, g, request
 from marshmallow import Schema, fields
@@ -15,11 +15,16 @@ from werkzeug.exceptions import BadRequest, HTTPException
 
 from authsvc.domain import errors
 from authsvc.domain.ratelimits import policy_header, state_header
+from authsvc.domain.values.problems import MEDIA_TYPE, problem_body
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 log = logging.getLogger(__name__)
 
-MEDIA_TYPE = "application/problem+json"
 CHALLENGE = 'Bearer realm="authsvc"'
+#: Headers of every answer that is made without Flask.
+NOT_STORED = [("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff")]
 #: Where the challenge says more than CHALLENGE.
 CHALLENGES: dict[type[errors.AuthError], str] = {
     errors.TokenInvalid: f'{CHALLENGE}, error="invalid_token"',
@@ -161,17 +166,8 @@ class Problem:
 
     def body(self, request_id: str) -> bytes:
         """The problem details; nothing in them comes from the request."""
-        members: dict[str, Any] = {
-            "type": f"urn:authsvc:problem:{self.code}",
-            "title": HTTPStatus(self.status).phrase,
-            "status": self.status,
-            "detail": f"{DETAILS[self.code][:-1]}: {self.reason}." if self.reason else DETAILS[self.code],
-            "code": self.code,
-            "request_id": request_id,
-        }
-        if self.errors:
-            members["errors"] = self.errors
-        return json.dumps(members).encode() + b"\n"
+        detail = f"{DETAILS[self.code][:-1]}: {self.reason}." if self.reason else DETAILS[self.code]
+        return problem_body(self.status, self.code, detail=detail, request_id=request_id, errors=self.errors)
 
     def oauth_body(self) -> bytes:
         """The same as RFC 6749 §5.2 has it."""
@@ -181,6 +177,22 @@ class Problem:
             description = _OAUTH_DETAILS.get(self.status, DETAILS[self.code])
             members = {"error": _oauth_code(self.status), "error_description": description}
         return json.dumps(members).encode() + b"\n"
+
+
+def answer(
+    problem: Problem, request_id: str, environ: WSGIEnvironment, start_response: StartResponse
+) -> tuple[bytes]:
+    """Answer *problem* without Flask (PEP 3333)."""
+    body = problem.body(request_id)
+    headers = [
+        ("Content-Type", MEDIA_TYPE),
+        ("Content-Length", str(len(body))),
+        ("X-Request-Id", request_id),
+        *problem.headers.items(),
+        *NOT_STORED,
+    ]
+    start_response(f"{problem.status} {HTTPStatus(problem.status).phrase}", headers)
+    return (b"" if environ.get("REQUEST_METHOD") == "HEAD" else body,)
 
 
 def problem_of(error: errors.AuthError) -> Problem:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -29,26 +28,25 @@ from authsvc.domain.errors import (
 )
 from authsvc.domain.ratelimits import Rule, ip_subject
 from authsvc.domain.tokens.checks import require_roles
+from authsvc.domain.tokens.claims import bearer_token
 from authsvc.domain.users import Role
 from authsvc.observability.metrics import Metrics
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_BEARER = re.compile(r"bearer(?: +(?P<token>.*))?", re.IGNORECASE | re.DOTALL)
 
-
-def bearer_token(header: str | None) -> str:
+def required_bearer(header: str | None) -> str:
     """
-    The token in an ``Authorization`` header (RFC 6750 §2.1).
+    The token in an ``Authorization`` header.
 
     Raises:
         TokenMissing: no header, another scheme, or a scheme without a token.
     """
-    found = _BEARER.fullmatch((header or "").strip(" "))
-    if found is None or not found["token"]:
+    text = bearer_token(header)
+    if text is None:
         raise TokenMissing
-    return found["token"]
+    return text
 
 
 def public(view: Callable[P, R]) -> Callable[P, R]:
@@ -67,7 +65,7 @@ def requires(role: Role, *, reads_user: bool = False) -> Callable[[Callable[P, R
     def decorate(view: Callable[P, R]) -> Callable[P, R]:
         @wraps(view)
         def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
-            text = bearer_token(request.headers.get("Authorization"))
+            text = required_bearer(request.headers.get("Authorization"))
             if reads_user:
                 token, g.own_user = services().checks.check_with_user(text)
             else:
@@ -165,7 +163,7 @@ def optional_bearer() -> str | None:
     header = request.headers.get("Authorization")
     if header is None:
         return None
-    try:
-        return bearer_token(header)
-    except TokenMissing as error:
-        raise TokenInvalid("another scheme") from error
+    text = bearer_token(header)
+    if text is None:
+        raise TokenInvalid("another scheme")
+    return text

@@ -7,14 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from authsvc.api.frame.context import request_id_of
-from authsvc.api.frame.errors import MEDIA_TYPE, Problem
+from authsvc.api.frame.errors import NOT_STORED, Problem, answer
 from authsvc.observability.metrics import Metrics
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
-
-
-_HEADERS = [("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +27,13 @@ class MetricsPort:
         if environ.get("SERVER_PORT") != str(self.port):
             return self.application(environ, start_response)
         request_id = request_id_of(environ)
-        if environ.get("PATH_INFO") == "/metrics":
-            status, (body, media_type) = "200 OK", self.metrics.exposition()
-        else:
-            status, media_type = "404 Not Found", MEDIA_TYPE
-            body = Problem(status=404, code="not_found").body(request_id)
+        if environ.get("PATH_INFO") != "/metrics":
+            return answer(Problem(status=404, code="not_found"), request_id, environ, start_response)
+        body, media_type = self.metrics.exposition()
         own = [
             ("Content-Type", media_type),
             ("Content-Length", str(len(body))),
             ("X-Request-Id", request_id),
         ]
-        start_response(status, [*_HEADERS, *own])
+        start_response("200 OK", [*NOT_STORED, *own])
         return (b"" if environ["REQUEST_METHOD"] == "HEAD" else body,)

@@ -10,9 +10,9 @@ from typing import Final, Generic, TypeAlias, TypeVar, cast
 
 from authsvc.cache.entry import MISSING, Missing
 from authsvc.cache.errors import CacheError, CacheUnavailable
+from authsvc.cache.events import CacheEvents
 from authsvc.cache.filling.flight import Flight, SingleFlight
 from authsvc.cache.filling.records import SERVED, UNSURE, Lease, Look, Records
-from authsvc.cache.redis.client import CacheEvents
 
 T = TypeVar("T")
 Loader: TypeAlias = "Callable[[str], T | Missing]"

@@ -7,9 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from threading import Lock
 
-
-def _ignore(_key: str, _error: BaseException) -> None:
-    """Let nobody know."""
+from authsvc.cache.events import ignore
 
 
 class Refresher:
@@ -24,7 +22,7 @@ class Refresher:
         *,
         threads: int = 2,
         pending: int = 100,
-        on_error: Callable[[str, BaseException], None] = _ignore,
+        on_error: Callable[[str, BaseException], None] = ignore,
     ) -> None:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="cache-refresh")
         self._pending = pending

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import cast
 
 from authsvc.cache.entry import MISSING, Json, Missing, to_json
+from authsvc.cache.events import CacheEvents
 from authsvc.cache.keys import Space
 from authsvc.cache.operations.keyed import Grown, Keys, Reading
-from authsvc.cache.redis.client import CacheClient, CacheEvents
+from authsvc.cache.redis.client import CacheClient
 from authsvc.cache.redis.connections import Argument
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Final, cast
 
 from authsvc.cache.entry import MISSING, Json, Missing, from_json
+from authsvc.cache.events import CacheEvents
 from authsvc.cache.keys import Space
-from authsvc.cache.redis.client import CacheClient, CacheEvents, Script
+from authsvc.cache.redis.client import CacheClient, Script
 from authsvc.cache.redis.connections import Argument, Reply
 
 #: Arguments of one command; a script can unpack no more than some thousands.

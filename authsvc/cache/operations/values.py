@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from authsvc.cache.entry import MISSING, Entry, Flaw, Json, Missing, decode, encode, pack
+from authsvc.cache.events import CacheEvents
 from authsvc.cache.keys import Space
 from authsvc.cache.operations.keyed import Keys, milliseconds
-from authsvc.cache.redis.client import CacheClient, CacheEvents, Command
+from authsvc.cache.redis.client import CacheClient, Command
 
 _ID = "id"
 _VALUE = "value"

@@ -21,6 +21,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from authsvc.cache.breaker import CircuitBreaker, Permit, State
 from authsvc.cache.errors import CacheError, CacheMisuse, CacheUnavailable, Reason, translate
+from authsvc.cache.events import CacheEvents
 from authsvc.cache.redis.connections import Argument, Pool, Reply
 from authsvc.cache.redis.link import Command, Link, Stamped
 from authsvc.cache.redis.single import SingleServer
@@ -39,25 +40,6 @@ _ANSWERED: Final = frozenset(
     {Reason.OOM, Reason.MISCONF, Reason.NOREPLICAS, Reason.DENIED, Reason.UNSUPPORTED}
 )
 _NO_INFO: Final = frozenset({Reason.DENIED, Reason.UNSUPPORTED})
-
-
-def _ignore(*_: object) -> None:
-    """Let nobody know."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CacheEvents:
-    """
-    Callbacks for whoever counts; called inline, so quick.  All words are short and finite.
-
-    ``on_operation(name, seconds, outcome)``: name a command in lower case, ``mget`` or ``pipeline``;
-    outcome ``ok``, ``misuse`` or a :class:`Reason`.  ``on_lookup(space, outcome)`` and
-    ``on_fill(space, outcome)``: see :mod:`authsvc.cache.aside`.
-    """
-
-    on_operation: Callable[[str, float, str], None] = _ignore
-    on_lookup: Callable[[str, str], None] = _ignore
-    on_fill: Callable[[str, str], None] = _ignore
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from redis.exceptions import RedisError
 
 from authsvc.cache.errors import CacheUnavailable, Reason
-from authsvc.cache.redis.client import CacheEvents
+from authsvc.cache.events import CacheEvents
 from authsvc.cache.redis.connections import Deadlines, Pool, Wire
 
 if TYPE_CHECKING:

@@ -27,6 +27,7 @@ MAX_LENGTH: Final = 4096
 #: The ``client_id`` of people's tokens, which RFC 9068 §2.2 requires: they log in to the service itself.
 CLIENT_ID: Final = "authsvc"
 
+_BEARER = re.compile(r"bearer(?: +(?P<token>.*))?", re.IGNORECASE | re.DOTALL)
 _COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 #: The same as the setting ROLES accepts; this module cannot import settings.
 _ROLE = re.compile(r"[a-z][a-z0-9_-]{0,31}")
@@ -83,6 +84,12 @@ class Rules:
     audience: str
     lifetime_s: int | None = None
     leeway_s: int = 5
+
+
+def bearer_token(header: str | None) -> str | None:
+    """The token in an ``Authorization`` header (RFC 6750 §2.1); None without one, or with another scheme."""
+    found = _BEARER.fullmatch((header or "").strip(" "))
+    return found["token"] or None if found else None
 
 
 def read(text: str, rules: Rules, find_key: Callable[[str], Key | None]) -> Claims:

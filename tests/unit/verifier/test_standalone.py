@@ -13,7 +13,7 @@ from tests.unit.test_house import imported_modules
 PACKAGE = Path(authsvc.verifier.__file__).parent
 ROOT = PACKAGE.parents[1]
 ALLOWED = sys.stdlib_module_names | {"jwt", "cryptography"}
-#: What the service shares with the verifier: the reader of tokens, and what that needs.
+#: What the service shares with the verifier: the reader of tokens, the body of an error, and what they need.
 SHARED = {
     "authsvc",
     "authsvc.domain",
@@ -23,6 +23,7 @@ SHARED = {
     "authsvc.domain.values.identifiers",
     "authsvc.domain.values.jsontext",
     "authsvc.domain.values.levels",
+    "authsvc.domain.values.problems",
 }
 #: Run in a process of its own: imports of anything else fail, from whatever depth.
 PROGRAM = """

@@ -1,0 +1,36 @@
+"""Problem details: the one form in which an error is told (RFC 9457)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Final
+
+MEDIA_TYPE: Final = "application/problem+json"
+
+
+def problem_body(
+    status: int,
+    code: str,
+    *,
+    kind: str = "",
+    detail: str = "",
+    request_id: str = "",
+    errors: Mapping[str, Sequence[str]] | None = None,
+) -> bytes:
+    """
+    The body of an error; *kind* is its ``type``, by default made of *code*.  What is empty is left out.
+
+    Nothing in it may come from the request.
+    """
+    members = {
+        "type": kind or f"urn:authsvc:problem:{code}",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "code": code,
+        "request_id": request_id,
+        "errors": errors,
+    }
+    return json.dumps({name: value for name, value in members.items() if value}).encode() + b"\n"
