@@ -6,8 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from authsvc.domain.accounts.addresses import Addresses
+from authsvc.domain.accounts.challenges import ChallengeTexts
+from authsvc.domain.accounts.factors import FactorBook
 from authsvc.domain.accounts.own_data import OwnDataExport
 from authsvc.domain.accounts.recovery import Recovery
+from authsvc.domain.accounts.second_factor import SecondFactors, SecondLogin
 from authsvc.domain.audit import AuditBook, AuditLog
 from authsvc.domain.authentication import Authentication
 from authsvc.domain.batches import Batches
@@ -37,6 +40,17 @@ class RecoveryServices:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SecondFactorServices:
+    """Second factors; made only where they are on."""
+
+    factors: FactorBook
+    #: Judges answers, for a login and for a step-up.
+    second: SecondFactors
+    login: SecondLogin
+    challenges: ChallengeTexts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
     """Made by wiring, one per process, after the fork."""
 
@@ -58,6 +72,8 @@ class Services:
     has_machines: bool
     #: None where MAIL_TRANSPORT is off.
     recovery: RecoveryServices | None
+    #: None where SECOND_FACTORS is off.
+    second_factors: SecondFactorServices | None
     users: UserDirectory
     own_data: OwnDataExport
     preferences: PreferenceBook

@@ -17,7 +17,8 @@ from authsvc.api.schemas.accounts import (
     TokenPairView,
     UserView,
 )
-from authsvc.domain.authentication import LoginAttempt, Registration, TokenPair
+from authsvc.domain.accounts.opening import TokenPair
+from authsvc.domain.authentication import LoginAttempt, Registration
 from authsvc.domain.ratelimits import Rule
 from authsvc.domain.users import User
 
@@ -49,6 +50,7 @@ def register(form: Registration) -> tuple[User, int, dict[str, str]]:
 @blp.doc(parameters=[{"in": "header", "name": DEVICE_HEADER, "schema": {"type": "string"}}])
 @blp.response(200, TokenPairView, headers={DEVICE_HEADER: {"schema": {"type": "string"}}})
 @blp.refuses(401, "`invalid_credentials`")
+@blp.refuses(403, "`email_unverified`, `second_factor_required` with `challenge`, `expires_in`, `methods`")
 @blp.refuses(429, "`rate_limited`")
 @blp.refuses(503, "`busy`, `unavailable`")
 def login(form: LoginForm) -> tuple[TokenPair, int, dict[str, str]]:

@@ -42,6 +42,13 @@ class Action(StrEnum):
     REFRESH_REUSED = "refresh.reused"
     SESSION_ENDED = "session.ended"
     SESSIONS_ENDED = "sessions.ended"
+    FACTOR_ADDED = "factor.added"
+    FACTOR_REMOVED = "factor.removed"
+    FACTOR_LOCKED = "factor.locked"
+    FACTORS_RESET = "factors.reset"
+    RECOVERY_USED = "recovery.used"
+    RECOVERY_RENEWED = "recovery.renewed"
+    SECOND_FACTOR_FAILED = "second_factor.failed"
     CACHE_CLEARED = "cache.cleared"
     CLIENT_CREATED = "client.created"
     CLIENT_CHANGED = "client.changed"
@@ -61,7 +68,9 @@ OPERATIONAL = frozenset({Action.LIMIT_UNCOUNTED, Action.TOKEN_UNRECORDED})
 #: What anybody can cause at no cost, as often as they like: all of the same share one row for a while.
 TALLIED = frozenset({Action.LIMIT_REACHED, Action.CLIENT_REFUSED})
 #: What an operator does on the command line, where nobody shows a token.
-BY_OPERATORS = frozenset({Action.USER_STANDING_SET, Action.PASSWORD_CHANGED, Action.EMAIL_CHANGED})
+BY_OPERATORS = frozenset(
+    {Action.USER_STANDING_SET, Action.PASSWORD_CHANGED, Action.EMAIL_CHANGED, Action.FACTORS_RESET}
+)
 #: What a user is shown of their own account.
 PERSONAL = frozenset(
     {
@@ -69,6 +78,8 @@ PERSONAL = frozenset(
         *(Action.PASSWORD_CHANGED, Action.PASSWORD_REFUSED, Action.REFRESH_REUSED, Action.USER_INVITED),
         *(Action.PASSWORD_RESET_ASKED, Action.PASSWORD_RESET, Action.ACCOUNT_EXPORTED),
         *(Action.EMAIL_VERIFIED, Action.EMAIL_CHANGE_ASKED, Action.EMAIL_CHANGED),
+        *(Action.FACTOR_ADDED, Action.FACTOR_REMOVED, Action.FACTOR_LOCKED, Action.FACTORS_RESET),
+        *(Action.RECOVERY_USED, Action.RECOVERY_RENEWED, Action.SECOND_FACTOR_FAILED),
         *(Action.SESSION_ENDED, Action.SESSIONS_ENDED),
     }
 )

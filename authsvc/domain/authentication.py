@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-import math
-import secrets
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from dataclasses import dataclass
 from typing import Protocol
 
+from authsvc.domain.accounts.opening import LoginOrigin, SessionOpening, TokenPair
 from authsvc.domain.audit import Action, Event, TransactionalAuditLog
 from authsvc.domain.credentials import (
     Credentials,
     CredentialStore,
     PasswordProof,
+    known_device,
     require_policy,
     required_email,
 )
 from authsvc.domain.errors import (
+    AuthError,
     EmailUnverified,
     InvalidCredentials,
     RefreshInvalid,
     RefreshReused,
     RegistrationClosed,
     SessionOver,
-    StoreUnavailable,
     TokenInvalid,
 )
 from authsvc.domain.passwords.policy import PasswordPolicy
 from authsvc.domain.ratelimits import Limits, Rule, account_subject
 from authsvc.domain.revocations import Committed, Outcome, Revocations
 from authsvc.domain.sessions import (
-    SALT_BYTES,
     Presented,
     RefreshToken,
     RefreshTokens,
@@ -42,13 +40,13 @@ from authsvc.domain.sessions import (
     parse_refresh_token,
     recognise,
 )
-from authsvc.domain.tokens.access import AccessToken, TokenReader, TokenSigner
+from authsvc.domain.tokens.access import AccessToken, TokenReader
 from authsvc.domain.tokens.devices import Device, DeviceTokens
 from authsvc.domain.users import Profile, User, UserStore
 from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.emails import NOBODY, Email, typed_email
 from authsvc.domain.values.identifiers import SessionId, TokenId, UserId, new_id
-from authsvc.domain.values.levels import Method, level_of
+from authsvc.domain.values.levels import Method
 
 #: A refresh that loses a race reads again: it then finds a successor, a reuse or an ended session.
 REFRESH_ROUNDS = 3
@@ -86,21 +84,11 @@ class LoginAttempt:
         return f"LoginAttempt(ip={self.ip!r})"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenPair:
-    """The answer to a login or a refresh (RFC 6749 §5.1); lifetimes in seconds."""
+class SecondStep(Protocol):
+    """What a login goes on with where somebody has a second factor."""
 
-    access_token: str
-    expires_in: int
-    refresh_token: str
-    refresh_expires_in: int
-    session_id: SessionId
-    #: From a login; for the next one.
-    device_token: str | None = None
-
-    def __repr__(self) -> str:
-        """Without the tokens."""
-        return f"TokenPair(session_id={self.session_id!r})"
+    def required(self, proven: Credentials, device_id: str | None) -> AuthError:
+        """The refusal that says so, with a challenge."""
 
 
 class Verification(Protocol):
@@ -117,13 +105,6 @@ class Verification(Protocol):
         """Send another mail to somebody who knows the password, now and then."""
 
 
-class IssuedTokens(Protocol):
-    """The fast copy's record of tokens that were issued."""
-
-    def remember(self, token: AccessToken, email: Email) -> None:
-        """Note *token* as issued; raises StoreUnavailable."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Authentication:
     """Joins users, sessions, tokens and limits; every method names what it refuses with."""
@@ -134,11 +115,11 @@ class Authentication:
     session_policy: SessionPolicy
     password_policy: PasswordPolicy
     proof: PasswordProof
-    signer: TokenSigner
     reader: TokenReader
     refresh_tokens: RefreshTokens
     devices: DeviceTokens
-    issued: IssuedTokens
+    opening: SessionOpening
+    second_step: SecondStep
     revocations: Revocations
     limits: Limits
     audit: TransactionalAuditLog
@@ -187,9 +168,10 @@ class Authentication:
         Raises:
             InvalidCredentials: unknown address, wrong password or disabled user.
             EmailUnverified: the password is right, the address must be proven first.
+            SecondFactorRequired: the password is right; nothing has happened yet.
             RateLimited, HashingBusy, StoreUnavailable.
         """
-        self.signer.require_key(self.clock())
+        self.opening.signer.require_key(self.clock())
         self.proof.passwords.require_room()
         email = typed_email(attempt.email)
         device = self._known_device(attempt, email)
@@ -199,8 +181,9 @@ class Authentication:
             if credentials is None or not is_right or not credentials.user.is_active:
                 raise self._refused(attempt, credentials)
             self._require_proven_address(credentials)
-            pair = self._open_session(credentials, attempt)
-            return replace(pair, device_token=self._device_token(credentials, device))
+            if credentials.has_factor:
+                raise self.second_step.required(credentials, attempt.device_id)
+            return self._open_session(credentials, attempt, device)
 
     def refresh(self, presented: str) -> TokenPair:
         """
@@ -213,7 +196,7 @@ class Authentication:
             RateLimited, StoreUnavailable.
         """
         # Before the token is used up: without a key there would be nothing to give for it.
-        self.signer.require_key(self.clock())
+        self.opening.signer.require_key(self.clock())
         token = parse_refresh_token(presented)
         standing = self._genuine(token)
         self.limits.take(Rule.REFRESH, token.session_id)
@@ -244,13 +227,11 @@ class Authentication:
         """The device whose token *attempt* shows; a bad one does the work of none, and tells nobody why."""
         if email is None or not attempt.device_token:
             return None
-        device = self.devices.read(attempt.device_token, account_subject(email), now=self.clock())
-        if device is None:
+        if self.devices.read(attempt.device_token, account_subject(email), now=self.clock()) is None:
             return None
         # Before anything is counted, but only for who has logged in somewhere: nobody else gets this far.
         found = self.credentials.by_email(email)
-        is_theirs = found is not None and device.belongs_to(found.user.id, found.password_version)
-        return device if is_theirs else None
+        return known_device(self.devices, attempt.device_token, found, self.clock()) if found else None
 
     def _require_proven_address(self, proven: Credentials) -> None:
         """Raise EmailUnverified where the address must be proven, and send a mail now and then."""
@@ -258,11 +239,6 @@ class Authentication:
             return
         self.verification.remind(proven)
         raise EmailUnverified
-
-    def _device_token(self, proven: Credentials, device: Device | None) -> str:
-        """The token for the next login on the device of this one."""
-        known = Device.of(proven.user.id, proven.password_version, device)
-        return self.devices.issue(known, now=self.clock())
 
     def _refused(self, attempt: LoginAttempt, credentials: Credentials | None) -> InvalidCredentials:
         """The one refusal of a login, written down."""
@@ -279,47 +255,16 @@ class Authentication:
         )
         return InvalidCredentials()
 
-    def _open_session(self, verified: Credentials, attempt: LoginAttempt) -> TokenPair:
+    def _open_session(self, verified: Credentials, attempt: LoginAttempt, device: Device | None) -> TokenPair:
         """A new session for a proven user, unless they were disabled or changed their password meanwhile."""
-        session = self._new_session(verified.user, attempt)
+        origin = LoginOrigin(
+            ip=attempt.ip, user_agent=attempt.user_agent, device_id=attempt.device_id, device=device
+        )
         rehash = self.proof.rehash(attempt.password, verified)
-        committed = self.credentials.open_session(
-            verified, session, rehash=rehash, max_sessions=self.session_policy.max_per_user
-        )
-        if committed is None:
+        pair = self.opening.open(verified, origin, Method.PASSWORD, rehash=rehash)
+        if pair is None:
             raise self._refused(attempt, verified)
-        user = self.revocations.publish(committed).value
-        if rehash is not None:
-            self.audit.record(Event(Action.PASSWORD_REHASHED, user_id=user.id))
-        self.audit.record(
-            Event(
-                Action.LOGIN_SUCCEEDED,
-                user_id=user.id,
-                session_id=session.id,
-                client_ip=attempt.ip,
-                device_id=attempt.device_id,
-            )
-        )
-        return self._pair(user, session)
-
-    def _new_session(self, user: User, attempt: LoginAttempt) -> Session:
-        now = self.clock()
-        absolute_end = now + timedelta(seconds=self.session_policy.max_ttl_s)
-        return Session(
-            id=SessionId(new_id()),
-            user_id=user.id,
-            device_id=attempt.device_id,
-            ip=attempt.ip,
-            user_agent=attempt.user_agent,
-            created_at=now,
-            last_used_at=now,
-            idle_expires_at=self.session_policy.idle_end(now, absolute_end),
-            expires_at=absolute_end,
-            counter=0,
-            rotated_at=now,
-            salt=secrets.token_bytes(SALT_BYTES),
-            level=level_of(Method.PASSWORD, at=now),
-        )
+        return pair
 
     def _genuine(self, token: RefreshToken) -> Standing:
         """The session of *token*, if this server made it; raises RefreshInvalid."""
@@ -338,35 +283,16 @@ class Authentication:
         if presented is Presented.REUSED:
             raise self._reused(session)
         if presented is Presented.REPEATED:
-            return self._pair(standing.user, session)
+            return self.opening.pair(standing.user, session)
         idle_end = self.session_policy.idle_end(now, session.expires_at)
         rotated = self.sessions.rotate(session, now=now, idle_expires_at=idle_end)
-        return self._pair(standing.user, rotated) if rotated else None
+        return self.opening.pair(standing.user, rotated) if rotated else None
 
     def _reused(self, session: Session) -> RefreshReused:
         """End the session whose token came back, before anybody is answered."""
         event = Event(Action.REFRESH_REUSED, user_id=session.user_id, session_id=session.id)
         self._ends.end(event, reason="refresh_reused")
         return RefreshReused()
-
-    def _pair(self, user: User, session: Session) -> TokenPair:
-        """Tokens for *session* as it is now."""
-        now = self.clock()
-        text, token = self.signer.issue(
-            user, session.id, now=now, not_after=session.ends_at, level=session.level
-        )
-        try:
-            self.issued.remember(token, user.email)
-        except StoreUnavailable:
-            # Not lost: the first check of this token asks SQL and notes it then.
-            self.audit.record(Event(Action.TOKEN_UNRECORDED, user_id=user.id, session_id=session.id))
-        return TokenPair(
-            access_token=text,
-            expires_in=token.expires_at - token.issued_at,
-            refresh_token=self.refresh_tokens.mint(session.id, session.counter, session.salt),
-            refresh_expires_in=_seconds_until(session.ends_at, now),
-            session_id=session.id,
-        )
 
     def _refreshable(self, refresh: str) -> SessionId:
         """The session of a genuine refresh token, alive or not; raises TokenInvalid."""
@@ -388,8 +314,3 @@ class Authentication:
     @property
     def _ends(self) -> SessionEnds:
         return SessionEnds(store=self.sessions, revocations=self.revocations, audit=self.audit)
-
-
-def _seconds_until(end: datetime, now: datetime) -> int:
-    """Seconds from *now* to *end*, rounded up, never negative."""
-    return max(0, math.ceil((end - now).total_seconds()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Protocol
 
@@ -21,6 +21,7 @@ from authsvc.domain.users import User, UserDirectory
 from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.emails import Email, InvalidEmail, canonical_email
 from authsvc.domain.values.identifiers import SessionId, UserId
+from authsvc.domain.values.levels import Method
 from authsvc.domain.values.limits import Verdict
 
 
@@ -32,6 +33,12 @@ class Credentials:
     password_hash: str
     #: Raised by every change of the password, not by a rehash of the same one.
     password_version: int
+    #: A password alone opens no session.
+    has_factor: bool = False
+    #: Tries at a second factor that were not right, or are being judged.
+    factor_tries: int = 0
+    #: Raised to forget known devices while the password stays.
+    device_version: int = 0
 
     def __repr__(self) -> str:
         """Without the hash."""
@@ -50,6 +57,26 @@ class Rehash:
         return "Rehash()"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsedUp:
+    """
+    What a right second factor uses up, in the transaction of what it opens.
+
+    Where somebody was faster, that transaction raises CodeInvalid and opens nothing.
+    """
+
+    user_id: UserId
+    #: How it was shown who they are.
+    shown: Method
+    #: Challenges by id, each with its end.
+    challenges: tuple[tuple[str, datetime], ...] = ()
+    #: A TOTP by its id, and the step of the code.
+    totp: tuple[str, int] | None = None
+    recovery_digest: bytes | None = field(default=None, repr=False)
+    #: What the count of tries is set back to.
+    tries: int = 0
+
+
 class CredentialStore(Protocol):
     """Where password hashes live: SQL alone.  Raises StoreUnavailable."""
 
@@ -60,13 +87,21 @@ class CredentialStore(Protocol):
         """Raises NotFound."""
 
     def open_session(
-        self, verified: Credentials, session: Session, *, rehash: Rehash | None, max_sessions: int
+        self,
+        verified: Credentials,
+        session: Session,
+        *,
+        rehash: Rehash | None,
+        max_sessions: int,
+        used_up: UsedUp | None = None,
     ) -> Committed[User] | None:
         """
         Add *session* and note the login, if the user is still active, and as *verified*.
 
-        One transaction: a disable or a password change either comes before and wins (None), or after and
-        finds the session.  The sessions unused for longest give way beyond *max_sessions*.
+        One transaction: a disable, a password change or a first second factor either comes before and wins
+        (None), or after and finds the session.  Somebody with a second factor needs *used_up*; raises
+        CodeInvalid where somebody was faster with it.  The sessions unused for longest give way beyond
+        *max_sessions*.
         """
 
     def note_logins(self, user_ids: Sequence[UserId], at: datetime) -> Committed[list[UserId]]:
@@ -155,6 +190,23 @@ class PasswordProof:
             return None
 
 
+def device_of(credentials: Credentials, known: Device | None = None) -> Device:
+    """The device *known*, or a new one, as it stands after the user of *credentials* was let in."""
+    version = credentials.device_version
+    return Device.of(credentials.user.id, credentials.password_version, known, device_version=version)
+
+
+def known_device(devices: DeviceTokens, text: str, credentials: Credentials, now: datetime) -> Device | None:
+    """The device of the token *text*; None where it is none of this account."""
+    device = devices.read(text, account_subject(credentials.user.email), now=now) if text else None
+    if device is None:
+        return None
+    is_theirs = device.belongs_to(
+        credentials.user.id, credentials.password_version, device_version=credentials.device_version
+    )
+    return device if is_theirs else None
+
+
 def required_email(text: str) -> Email:
     """The canonical form of *text*; raises Invalid."""
     try:
@@ -202,7 +254,7 @@ class OwnAccount:
             raise WrongPassword
         outcome = self.revocations.publish(committed)
         self.audit.record(Event(Action.PASSWORD_CHANGED, user_id=token.user_id, session_id=token.session_id))
-        device = Device.of(token.user_id, verified.password_version + 1)
+        device = device_of(replace(verified, password_version=verified.password_version + 1))
         return Outcome(self.devices.issue(device, now=self.clock()), outcome.is_complete)
 
     def set_password(self, email: Email, new: str) -> Outcome[User]:

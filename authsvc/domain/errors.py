@@ -12,6 +12,7 @@ AuthError
 ├── StepUpRequired          step_up_required    (requirement)
 ├── Forbidden               forbidden
 ├── EmailUnverified         email_unverified
+├── SecondFactorRequired    second_factor_required  (challenge, expires_in, methods)
 ├── RegistrationClosed      registration_closed
 ├── WrongPassword           wrong_password
 ├── ClientRefused           invalid_client
@@ -106,6 +107,18 @@ class EmailUnverified(AuthError):
     """The password is right; the address must be proven before anybody logs in."""
 
     code = "email_unverified"
+
+
+class SecondFactorRequired(AuthError):
+    """The password is right; *challenge* is to be answered with one of *methods* in *expires_in* seconds."""
+
+    code = "second_factor_required"
+
+    def __init__(self, challenge: str, expires_in: int, methods: Sequence[str]) -> None:
+        super().__init__()
+        self.challenge = challenge
+        self.expires_in = expires_in
+        self.methods = list(methods)
 
 
 class RegistrationClosed(AuthError):

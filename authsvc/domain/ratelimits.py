@@ -35,6 +35,7 @@ class Rule(StrEnum):
     CODE_IP = "code-ip"
     EXPORT = "export"
     TOKEN_CLIENT = "token-client"  # noqa: S105 - the name of a limit
+    SECOND_FACTOR = "second-factor"
 
 
 class OnOutage(Enum):
@@ -60,6 +61,8 @@ ON_OUTAGE: Mapping[Rule, OnOutage] = {
     Rule.CODE_IP: OnOutage.ALLOW,
     Rule.EXPORT: OnOutage.ALLOW,
     Rule.TOKEN_CLIENT: OnOutage.ALLOW,
+    # Six digits can be guessed.  A recovery code and a passkey cannot: their uses say so.
+    Rule.SECOND_FACTOR: OnOutage.REFUSE,
 }
 
 
@@ -67,7 +70,10 @@ ON_OUTAGE: Mapping[Rule, OnOutage] = {
 CLIENT_IP_LIMIT = Limit(name=Rule.CLIENT_IP.value, quota=100, window_s=900)
 
 #: Their subjects begin with the account's.
-_OF_ACCOUNTS = {Rule.LOGIN_ACCOUNT, Rule.LOGIN_DEVICE, Rule.PASSWORD_SESSION, Rule.PASSWORD_ACCOUNT}
+_OF_ACCOUNTS = {
+    *(Rule.LOGIN_ACCOUNT, Rule.LOGIN_DEVICE, Rule.PASSWORD_SESSION, Rule.PASSWORD_ACCOUNT),
+    Rule.SECOND_FACTOR,
+}
 
 
 class RateLimiter(Protocol):
@@ -88,9 +94,11 @@ class Limits:
     limiter: RateLimiter
     audit: AuditLog
 
-    def take(self, rule: Rule, subject: str) -> Verdict | None:
+    def take(self, rule: Rule, subject: str, *, on_outage: OnOutage | None = None) -> Verdict | None:
         """
         Count one attempt of *subject*; None where nothing was counted (``off``, or allowed in an outage).
+
+        *on_outage* takes the place of what *rule* does then.
 
         Raises:
             RateLimited: the limit is exhausted.
@@ -99,7 +107,7 @@ class Limits:
         limit = self.by_rule.get(rule)
         if limit is None:
             return None
-        verdict = self._attempt(rule, limit, subject)
+        verdict = self._attempt(rule, limit, subject, on_outage or ON_OUTAGE[rule])
         _note(verdict)
         if verdict is not None and not verdict.allowed:
             self.audit.record(_reached(rule, subject))
@@ -113,7 +121,7 @@ class Limits:
         False where the limit is exhausted; raises StoreUnavailable as :meth:`take` does.
         """
         limit = self.by_rule.get(rule)
-        verdict = self._attempt(rule, limit, subject) if limit is not None else None
+        verdict = self._attempt(rule, limit, subject, ON_OUTAGE[rule]) if limit is not None else None
         return verdict is None or verdict.allowed
 
     def counts(self, rule: Rule) -> bool:
@@ -126,11 +134,11 @@ class Limits:
             self.limiter.refund(verdict)
             _note_refund(verdict)
 
-    def _attempt(self, rule: Rule, limit: Limit, subject: str) -> Verdict | None:
+    def _attempt(self, rule: Rule, limit: Limit, subject: str, on_outage: OnOutage) -> Verdict | None:
         try:
             return self.limiter.attempt(limit, subject)
         except StoreUnavailable:
-            if ON_OUTAGE[rule] is OnOutage.REFUSE:
+            if on_outage is OnOutage.REFUSE:
                 raise
             self.audit.record(Event(Action.LIMIT_UNCOUNTED, detail=rule))
             return None

@@ -22,6 +22,7 @@ from prometheus_flask_exporter.multiprocess import GunicornInternalPrometheusMet
 from authsvc.cache.breaker import State
 from authsvc.cache.errors import Reason
 from authsvc.domain import errors
+from authsvc.domain.accounts.factors import AnswerKind
 from authsvc.domain.accounts.mails import Template
 from authsvc.domain.accounts.tickets import Purpose
 from authsvc.domain.audit import Action
@@ -37,7 +38,10 @@ PROPAGATION_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 
 
 #: Label values that exist from the start, as 0: ``increase()`` does not see an event that begins its series.
 _ALWAYS = ("ok", "malformed", errors.Invalid.code, errors.RateLimited.code, errors.StoreUnavailable.code)
-_LOGINS = (*_ALWAYS, errors.InvalidCredentials.code, errors.HashingBusy.code)
+_LOGINS = (
+    *_ALWAYS,
+    *(errors.InvalidCredentials.code, errors.HashingBusy.code, errors.SecondFactorRequired.code),
+)
 _REGISTRATIONS = (*_ALWAYS, errors.EmailTaken.code, errors.HashingBusy.code)
 _REFRESHES = (*_ALWAYS, errors.RefreshInvalid.code, errors.RefreshReused.code, errors.SessionOver.code)
 _CHECKS = (
@@ -52,6 +56,14 @@ _MAILS = tuple(
     (template, result) for template in Template for result in ("sent", "retried", "failed", "void")
 )
 _TICKETS = tuple((purpose, result) for purpose in Purpose for result in ("used", errors.CodeInvalid.code))
+_SECOND_FACTORS = tuple(
+    (kind, result)
+    for kind in AnswerKind
+    for result in (
+        *("ok", errors.CodeInvalid.code, errors.RateLimited.code),
+        errors.StoreUnavailable.code,
+    )
+)
 _READS = ("get", "get_many", "page")
 _BATCHES = ("create", "lookup", "last_login")
 _FAILURES = tuple(
@@ -112,6 +124,8 @@ class Metrics:
     mail_oldest: Callable[[float], None]
     #: Purpose and result (``used``, or the code of the refusal).
     ticket: Callable[[str, str], None]
+    #: Kind of answer (``totp``, ``passkey``, ``recovery_code``) and result (``ok``, or a refusal's code).
+    second_factor: Callable[[str, str], None]
     log_dropped: Callable[[], None]
     #: Security events that the log has and the audit trail has not.
     audit_unwritten: Callable[[int], None]
@@ -207,6 +221,9 @@ def make_metrics(registry: CollectorRegistry | None = None) -> Metrics:
             "authsvc_mail_oldest_seconds", "How long the oldest of them has waited.", "livemax"
         ),
         ticket=make.counts("authsvc_tickets", "Uses of tickets.", "purpose", "result", known=_TICKETS),
+        second_factor=make.counts(
+            "authsvc_second_factors", "Second factors judged.", "method", "result", known=_SECOND_FACTORS
+        ),
         active_locks=make.gauge("cache_active_locks", "Locks that the workers hold.", "livesum"),
         audit_unwritten=make.counter("authsvc_audit_unwritten", "Security events that never became a row."),
         log_dropped=make.counter("authsvc_log_records_dropped", "Log records that nobody read in time."),

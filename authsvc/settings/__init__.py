@@ -14,6 +14,7 @@ from authsvc.settings.accounts import (
     SmtpTls,
     TokenSettings,
 )
+from authsvc.settings.factors import SecondFactorSettings
 from authsvc.settings.infrastructure import (
     CacheSettings,
     DatabaseSettings,
@@ -50,6 +51,7 @@ __all__ = [
     "RedisSettings",
     "RegistrationMode",
     "RegistrationSettings",
+    "SecondFactorSettings",
     "Secret",
     "SessionSettings",
     "Settings",

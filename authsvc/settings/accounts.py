@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     from authsvc.settings.kinds import LimitSetting, Secret
 
 YEAR_S = 365 * 86_400
-MIN_SECRET_BYTES = 32
 
-_STRONG = kinds.hidden(f"at least {MIN_SECRET_BYTES} random bytes, as from `openssl rand -base64 48`")
+_STRONG = kinds.hidden(kinds.STRONG_SECRET)
 
 
 class MailTransport(StrEnum):
@@ -222,6 +221,12 @@ class LimitSettings:
     )
     code_ip: LimitSetting | None = setting(
         "RATE_LIMIT_CODE_IP", kinds.limit(), "Wrong codes and links of one caller", default="50/15minutes"
+    )
+    second_factor: LimitSetting | None = setting(
+        "RATE_LIMIT_SECOND_FACTOR",
+        kinds.limit(),
+        "Wrong second factors of one account; a device that logged in before has its own count",
+        default="5/15minutes",
     )
     export: LimitSetting | None = setting(
         "RATE_LIMIT_EXPORT", kinds.limit(), "Exports of one account's data", default="5/day"

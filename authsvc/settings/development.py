@@ -15,7 +15,11 @@ DEVELOPMENT_DIR = Path(".authsvc")
 KEYS_DIR = DEVELOPMENT_DIR / "keys"
 
 #: The file of each secret.
-_SECRETS = {"TOKEN_SECRET": "token-secret", "PASSWORD_PEPPER": "password-pepper"}
+_SECRETS = {
+    "TOKEN_SECRET": "token-secret",
+    "PASSWORD_PEPPER": "password-pepper",
+    "DATA_KEY": "data-key",
+}
 _SECRET_BYTES = 48
 
 

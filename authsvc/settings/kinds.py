@@ -28,6 +28,8 @@ ROLE_PATTERN = r"[a-z][a-z0-9_-]{0,31}"
 #: So many names fit into a token and a header.
 MAX_ROLES = 32
 MAX_QUOTA = 1_000_000
+MIN_SECRET_BYTES = 32
+STRONG_SECRET = f"at least {MIN_SECRET_BYTES} random bytes, as from `openssl rand -base64 48`"
 MAX_WINDOW_S = 30 * 86_400
 #: Characters of a wrong value that a message repeats; more helps nobody and floods the log.
 SHOWN_CHARACTERS = 40

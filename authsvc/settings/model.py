@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from authsvc.settings import accounts, checks, infrastructure, kinds, risks
+from authsvc.settings import accounts, checks, factors, infrastructure, kinds, risks
 from authsvc.settings.declaration import section, sections_of, setting, variables_of
 from authsvc.settings.reader import Reader, SettingsError
 
@@ -47,6 +47,7 @@ class Settings:
     mail: accounts.MailSettings = section(accounts.MailSettings)
     registration: accounts.RegistrationSettings = section(accounts.RegistrationSettings)
     machines: accounts.MachineSettings = section(accounts.MachineSettings)
+    second_factors: factors.SecondFactorSettings = section(factors.SecondFactorSettings)
     cache: infrastructure.CacheSettings = section(infrastructure.CacheSettings)
     warnings: tuple[str, ...] = ()
 
@@ -82,6 +83,7 @@ def _problems(draft: Settings, reader: Reader) -> Iterator[Problem]:
     yield from checks.mail_problems(draft.mail, reader)
     yield from checks.link_problems(draft.mail, reader)
     yield from checks.registration_problems(draft.registration, draft.mail, reader)
+    yield from factors.second_factor_problems(draft.second_factors, reader)
     if not draft.is_development:
         yield from checks.production_problems(draft.database, draft.passwords, reader)
         yield from risks.weak_secrets(reader)

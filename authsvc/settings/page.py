@@ -26,9 +26,9 @@ repeats a secret.
   variable to get its default.
 - **Numbers** are plain digits; times are in the unit that the description names. Words can be in upper or
   lower case.
-- **Weak secrets** are refused in production: `TOKEN_SECRET` and `PASSWORD_PEPPER` below 32 bytes, of one
-  repeated character, equal to each other or to a password of Redis, or containing a placeholder such as
-  `change-me`. Development warns.
+- **Weak secrets** are refused in production: `TOKEN_SECRET`, `PASSWORD_PEPPER`, `DATA_KEY` and
+  `DATA_KEY_PREVIOUS` below 32 bytes, of one repeated character, equal to each other or to a password of
+  Redis, or containing a placeholder such as `change-me`. Development warns.
 - **Contradictions** are refused: `REDIS_URL` with `REDIS_HOST`, `REDIS_PORT`, `REDIS_USERNAME`,
   `REDIS_PASSWORD`, `REDIS_DB` or `REDIS_TLS`; Sentinel, cluster, URL and host with each other; a cluster
   with a database number; `PORT` equal to `METRICS_PORT`; `SESSION_IDLE_TTL` or `REDIS_AUTH_TOKEN_TTL` above

@@ -7,9 +7,8 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from authsvc.settings.accounts import MIN_SECRET_BYTES
 from authsvc.settings.declaration import variables_of
-from authsvc.settings.kinds import Secret
+from authsvc.settings.kinds import MIN_SECRET_BYTES, Secret
 from authsvc.settings.reader import Problem
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ _SAMPLES = frozenset({"password"})
 _URL_PASSWORD = re.compile(r"[a-z]+://[^:@/]*:([^@]*)@")
 #: Without it a device that is known counts as a stranger: nothing is left unbounded.
 _HARMLESS = "RATE_LIMIT_LOGIN_DEVICE"
-_MUST_BE_STRONG = ("TOKEN_SECRET", "PASSWORD_PEPPER")
+_MUST_BE_STRONG = ("TOKEN_SECRET", "PASSWORD_PEPPER", "DATA_KEY", "DATA_KEY_PREVIOUS")
 
 
 def limit_warnings(limits: LimitSettings) -> Iterator[str]:
@@ -67,7 +66,7 @@ def _is_loopback(host: str) -> bool:
 
 def weak_secrets(reader: Reader) -> Iterator[Problem]:
     """
-    What is weak about the token secret and the pepper, and which other secret equals one of them.
+    What is weak about the secrets of the service itself, and which other secret equals one of them.
 
     Passwords of servers are somebody else's policy: they must not be reused here, and be no samples.
     """

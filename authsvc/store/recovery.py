@@ -28,7 +28,7 @@ from authsvc.store.sessions import end_sessions_of, locked_user
 from authsvc.store.sql import Database
 from authsvc.store.tables import USER_COLUMNS, from_user, tickets, to_user, users
 from authsvc.store.tickets import add_ticket, end_tickets_of, use_ticket
-from authsvc.store.users import refusing_taken
+from authsvc.store.users import CREDENTIAL_COLUMNS, refusing_taken, to_credentials
 
 #: There is no such store where no mails are sent.
 _NOTICES = Notices(are_sent=True)
@@ -75,7 +75,7 @@ class SqlRecoveryStore:
             row = self._used(connection, ticket, now, **_new_password(password_hash), email_verified=True)
             entries = self._cut_off(connection, to_user(row), "password_reset")
             _NOTICES.add(connection, Template.PASSWORD_RESET, (to_user(row).email,), now)
-            return Committed(_credentials(row), self._log.append(connection, entries))
+            return Committed(to_credentials(row), self._log.append(connection, entries))
 
     def prove_email(self, ticket: Ticket) -> Committed[User]:
         """Note that the user's address is proven."""
@@ -151,7 +151,7 @@ class SqlRecoveryStore:
                 )
             )
             .values(version=users.c.version + 1, updated_at=now, **values)
-            .returning(*USER_COLUMNS, users.c.password_hash, users.c.password_version)
+            .returning(*USER_COLUMNS, *CREDENTIAL_COLUMNS)
         )
         row = connection.execute(statement).mappings().one_or_none()
         if row is None or not use_ticket(connection, ticket, now):
@@ -179,11 +179,3 @@ def _new_password(password_hash: str) -> dict[str, Any]:
         "password_version": users.c.password_version + 1,
         "epoch": users.c.epoch + 1,
     }
-
-
-def _credentials(row: RowMapping) -> Credentials:
-    return Credentials(
-        user=to_user(row),
-        password_hash=row[users.c.password_hash],
-        password_version=row[users.c.password_version],
-    )

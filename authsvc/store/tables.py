@@ -92,6 +92,13 @@ users = Table(
     Column("version", BigInteger, nullable=False),
     Column("password_hash", String(255), nullable=False),
     Column("password_version", BigInteger, nullable=False),
+    #: There is a confirmed second factor.  Here, so that a login and the first factor exclude each other by
+    #: the lock of this row.
+    Column("has_factor", Boolean, nullable=False, server_default=false()),
+    #: Tries at a second factor that were not right; see domain/accounts/second_factor.py.
+    Column("factor_tries", BigInteger, nullable=False, server_default=text("0")),
+    #: Raised to forget every known device while the password stays.
+    Column("device_version", BigInteger, nullable=False, server_default=text("0")),
 )
 
 sessions = Table(
@@ -240,6 +247,55 @@ mails = Table(
     Column("sent_at", UtcTime),
     Index("ix_mails_state", "state", "next_try_at"),
     Index("ix_mails_recipient", "recipient"),
+)
+
+#: TOTP and passkeys.  The secret of TOTP is encrypted under the key that ``key_id`` names.
+factors = Table(
+    "factors",
+    metadata,
+    Column("id", _ID, primary_key=True),
+    Column("user_id", _ID, ForeignKey("users.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("kind", String(16), nullable=False),
+    Column("name", String(200)),
+    Column("created_at", UtcTime, nullable=False),
+    #: None: an enrolment that has not been confirmed.
+    Column("confirmed_at", UtcTime),
+    Column("last_used_at", UtcTime),
+    Column("locked_at", UtcTime),
+    Column("secret", LargeBinary),
+    Column("key_id", String(16)),
+    Column("last_step", BigInteger),
+    Column("failures", BigInteger, nullable=False),
+    Column("credential_id", LargeBinary, unique=True),
+    Column("public_key", LargeBinary),
+    Column("sign_count", BigInteger),
+    Column("is_backup_eligible", Boolean),
+    Column("verified_user", Boolean),
+    Column("transports", JSON(none_as_null=True)),
+    Column("rp_id", String(253)),
+    Index("ix_factors_key_id", "key_id", "id"),
+)
+_TOTP_IN_FORCE = text("kind = 'totp' AND confirmed_at IS NOT NULL")
+Index(
+    "uq_factors_totp", factors.c.user_id, unique=True,
+    postgresql_where=_TOTP_IN_FORCE, sqlite_where=_TOTP_IN_FORCE,
+)  # fmt: skip
+
+recovery_codes = Table(
+    "recovery_codes",
+    metadata,
+    Column("digest", LargeBinary, primary_key=True),
+    Column("user_id", _ID, ForeignKey("users.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("created_at", UtcTime, nullable=False),
+)
+
+#: What may be used once and has no other row: it is used up by an INSERT.
+spent = Table(
+    "spent",
+    metadata,
+    Column("id", _ID, primary_key=True),
+    Column("expires_at", UtcTime, nullable=False),
+    Index("ix_spent_expires_at", "expires_at"),
 )
 
 _USER_FIELDS = (

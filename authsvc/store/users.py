@@ -26,7 +26,7 @@ from sqlalchemy import (
 )
 
 from authsvc.domain.accounts.mails import Template
-from authsvc.domain.credentials import Credentials, Rehash
+from authsvc.domain.credentials import Credentials, Rehash, UsedUp
 from authsvc.domain.errors import EmailTaken, LastAdmin, NotFound, StoreUnavailable
 from authsvc.domain.revocations import Committed, Revocation
 from authsvc.domain.sessions import Session
@@ -34,6 +34,7 @@ from authsvc.domain.users import BUILT_IN, Role, User, UserFilter
 from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.emails import Email
 from authsvc.domain.values.identifiers import SessionId, UserId
+from authsvc.store.factors import use_up
 from authsvc.store.mails import NO_NOTICES, Notices
 from authsvc.store.revocations import SqlRevocationLog
 from authsvc.store.sessions import add_session, end_oldest_beyond, end_sessions_of, locked_user
@@ -202,13 +203,13 @@ class SqlCredentialStore:
         self._database = database
         self._log = log
         self._clock = clock
-        self._columns = select(*USER_COLUMNS, users.c.password_hash, users.c.password_version)
+        self._columns = select(*USER_COLUMNS, *CREDENTIAL_COLUMNS)
 
     def by_email(self, email: Email) -> Credentials | None:
         """The credentials of the canonical address *email*."""
         with self._database.read() as connection:
             row = connection.execute(self._columns.where(users.c.email == email)).mappings().one_or_none()
-        return _to_credentials(row) if row else None
+        return to_credentials(row) if row else None
 
     def by_user(self, user_id: UserId) -> Credentials:
         """Raises NotFound."""
@@ -216,16 +217,22 @@ class SqlCredentialStore:
             row = connection.execute(self._columns.where(users.c.id == user_id)).mappings().one_or_none()
         if row is None:
             raise NotFound
-        return _to_credentials(row)
+        return to_credentials(row)
 
     def open_session(
-        self, verified: Credentials, session: Session, *, rehash: Rehash | None, max_sessions: int
+        self,
+        verified: Credentials,
+        session: Session,
+        *,
+        rehash: Rehash | None,
+        max_sessions: int,
+        used_up: UsedUp | None = None,
     ) -> Committed[User] | None:
-        """One transaction under the user's row lock; None if they were disabled or changed their password."""
+        """One transaction under the user's row lock; None if they were disabled or have changed."""
         now = self._clock()
         noted = (
             self._still(verified)
-            .where(users.c.status == "active")
+            .where(users.c.status == "active", users.c.has_factor.is_(used_up is not None))
             .values(last_login=now, **_rehashed(rehash))
         )
         with self._database.transaction() as connection:
@@ -233,6 +240,8 @@ class SqlCredentialStore:
             if row is None:
                 return None
             user = to_user(row)
+            if used_up is not None:
+                use_up(connection, used_up, now, self._notices)
             add_session(connection, session)
             entries = end_oldest_beyond(connection, self._log, session, now, max_sessions)
             entries.append(self._log.draft(user, "logged_in"))
@@ -328,9 +337,11 @@ def _rehashed(rehash: Rehash | None) -> dict[str, object]:
     }
 
 
-def _to_credentials(row: RowMapping) -> Credentials:
-    return Credentials(
-        user=to_user(row),
-        password_hash=row[users.c.password_hash],
-        password_version=row[users.c.password_version],
-    )
+_CREDENTIAL_FIELDS = ("password_hash", "password_version", "has_factor", "factor_tries", "device_version")
+#: What :func:`to_credentials` needs beside USER_COLUMNS.
+CREDENTIAL_COLUMNS = tuple(users.c[name] for name in _CREDENTIAL_FIELDS)
+
+
+def to_credentials(row: RowMapping) -> Credentials:
+    """The credentials in *row*."""
+    return Credentials(user=to_user(row), **{name: row[users.c[name]] for name in _CREDENTIAL_FIELDS})

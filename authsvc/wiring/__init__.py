@@ -7,7 +7,9 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
+from authsvc.domain.accounts.opening import SessionOpening
 from authsvc.domain.accounts.own_data import OwnDataExport
+from authsvc.domain.accounts.second_factor import SecondFactorsOff
 from authsvc.domain.audit import AuditBook
 from authsvc.domain.authentication import Authentication
 from authsvc.domain.batches import Batches
@@ -22,7 +24,7 @@ from authsvc.domain.tokens.introspection import Introspection
 from authsvc.domain.users import UserDirectory
 from authsvc.domain.values.clocks import Clock
 from authsvc.observability.health import Health, LastAnswers, Probes
-from authsvc.services import Services
+from authsvc.services import SecondFactorServices, Services
 from authsvc.settings import RegistrationMode, Settings, revealed
 from authsvc.store.audit import SqlAuditTrail
 from authsvc.store.clients import SqlClientStore, SqlSecretStore
@@ -32,6 +34,7 @@ from authsvc.store.revocations import SqlFeedLog
 from authsvc.wiring.caching import cache_admin
 from authsvc.wiring.mail import Mailing, open_mail
 from authsvc.wiring.parts import Parts, make_parts
+from authsvc.wiring.second_factors import open_second_factors
 
 
 def now() -> datetime:
@@ -50,7 +53,9 @@ def build(settings: Settings, *, clock: Clock = now, answers: LastAnswers | None
     mail = open_mail(parts) if settings.mail.is_on else None
     cache = cache_admin(settings, stores.redis, stores.database, parts.users, parts.metrics)
     directory = _directory(parts)
-    authentication = _authentication(parts, mail)
+    opening = _opening(parts)
+    second_factors = open_second_factors(parts, opening) if settings.second_factors.is_on else None
+    authentication = _authentication(parts, opening, mail, second_factors)
     checks = _checks(parts)
     return Services(
         account=_account(parts, directory),
@@ -75,6 +80,7 @@ def build(settings: Settings, *, clock: Clock = now, answers: LastAnswers | None
         polled=stores.redis.polled,
         preferences=PreferenceBook(parts.users, parts.revocations),
         recovery=mail.services if mail else None,
+        second_factors=second_factors,
         registration=settings.registration.mode,
         ring=parts.ring,
         sessions=_session_directory(parts),
@@ -140,7 +146,26 @@ def _own_data(parts: Parts) -> OwnDataExport:
     return OwnDataExport(store=SqlOwnData(parts.stores.database), limits=parts.limits, audit=parts.audit)
 
 
-def _authentication(parts: Parts, mail: Mailing | None) -> Authentication:
+def _opening(parts: Parts) -> SessionOpening:
+    return SessionOpening(
+        credentials=parts.credentials,
+        policy=_session_policy(parts),
+        signer=TokenSigner(parts.stores.profile, parts.ring),
+        refresh_tokens=_refresh_tokens(parts),
+        devices=parts.devices,
+        issued=parts.stores.index,
+        revocations=parts.revocations,
+        audit=parts.audit,
+        clock=parts.clock,
+    )
+
+
+def _authentication(
+    parts: Parts,
+    opening: SessionOpening,
+    mail: Mailing | None,
+    second_factors: SecondFactorServices | None,
+) -> Authentication:
     return Authentication(
         users=parts.users,
         credentials=parts.credentials,
@@ -148,11 +173,11 @@ def _authentication(parts: Parts, mail: Mailing | None) -> Authentication:
         session_policy=_session_policy(parts),
         password_policy=parts.policy,
         proof=parts.proof,
-        signer=TokenSigner(parts.stores.profile, parts.ring),
         reader=parts.reader,
-        refresh_tokens=_refresh_tokens(parts),
-        devices=parts.devices,
-        issued=parts.stores.index,
+        refresh_tokens=opening.refresh_tokens,
+        devices=opening.devices,
+        opening=opening,
+        second_step=second_factors.login if second_factors else SecondFactorsOff(),
         revocations=parts.revocations,
         limits=parts.limits,
         audit=parts.audit,

@@ -136,6 +136,7 @@ def _limits(settings: Settings) -> Mapping[Rule, Limit]:
         Rule.CODE_IP: settings.limits.code_ip,
         Rule.EXPORT: settings.limits.export,
         Rule.TOKEN_CLIENT: settings.limits.token_client,
+        Rule.SECOND_FACTOR: settings.limits.second_factor,
     }
     in_force = {
         rule: Limit(name=rule.value, quota=limit.quota, window_s=limit.window_s)

@@ -7,13 +7,14 @@ import logging
 import re
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flask import Flask, Response, g, request
-from marshmallow import Schema, fields
+from marshmallow import Schema, fields, validate
 from werkzeug.exceptions import BadRequest, HTTPException
 
 from authsvc.domain import errors
+from authsvc.domain.accounts.factors import AnswerKind
 from authsvc.domain.ratelimits import policy_header, state_header
 from authsvc.domain.values.problems import MEDIA_TYPE, problem_body
 
@@ -46,6 +47,7 @@ STATUSES: dict[type[errors.AuthError], int] = {
     errors.RightMissing: 400,
     errors.Forbidden: 403,
     errors.EmailUnverified: 403,
+    errors.SecondFactorRequired: 403,
     errors.RegistrationClosed: 403,
     errors.WrongPassword: 403,
     errors.NotFound: 404,
@@ -66,12 +68,13 @@ DETAILS = {
     "refresh_invalid": "The refresh token is not valid.",
     "refresh_reused": "The refresh token was used before; its session has been ended. Log in again.",
     "session_ended": "The session has ended. Log in again.",
-    "code_invalid": "The code or link is not valid: it is wrong, used or expired.",
+    "code_invalid": "The code, link or challenge is not valid: it is wrong, used or expired.",
     "step_up_required": "Prove again who you are, with a step-up; the challenge says what is needed.",
     "invalid_client": "Authenticate as a registered client, with HTTP Basic in the Authorization header.",
     "unauthorized_client": "This client was not given the right to do that.",
     "forbidden": "A role or a right is missing.",
     "email_unverified": "Prove your e-mail address first, with the code that was mailed to you.",
+    "second_factor_required": "The password is right. Answer the challenge with a second factor.",
     "registration_closed": "Accounts are made by invitation or by the operators.",
     "wrong_password": "The current password is wrong.",
     "not_found": "There is nothing here.",
@@ -136,6 +139,9 @@ class ProblemView(Schema):
     code = fields.String(required=True)
     request_id = fields.String(required=True)
     errors = fields.Dict(keys=fields.String(), values=fields.List(fields.String()))
+    challenge = fields.String(metadata={"description": "With `second_factor_required` alone, as the next."})
+    expires_in = fields.Integer(metadata={"description": "Seconds."})
+    methods = fields.List(fields.String(validate=validate.OneOf(tuple(AnswerKind))))
 
 
 class OAuthErrorView(Schema):
@@ -161,13 +167,22 @@ class Problem:
     code: str
     headers: dict[str, str] = field(default_factory=dict)
     errors: dict[str, list[str]] | None = None
+    #: Further members of the body.
+    members: dict[str, Any] = field(default_factory=dict)
     #: What the code's own text leaves open.
     reason: str = ""
 
     def body(self, request_id: str) -> bytes:
         """The problem details; nothing in them comes from the request."""
         detail = f"{DETAILS[self.code][:-1]}: {self.reason}." if self.reason else DETAILS[self.code]
-        return problem_body(self.status, self.code, detail=detail, request_id=request_id, errors=self.errors)
+        return problem_body(
+            self.status,
+            self.code,
+            detail=detail,
+            request_id=request_id,
+            errors=self.errors,
+            members=self.members,
+        )
 
     def oauth_body(self) -> bytes:
         """The same as RFC 6749 §5.2 has it."""
@@ -199,7 +214,13 @@ def problem_of(error: errors.AuthError) -> Problem:
     """The answer to *error*."""
     status = STATUSES[type(error)]
     details = error.errors if isinstance(error, errors.Invalid) else None
-    return Problem(status=status, code=error.code, headers=_headers(error, status), errors=details)
+    return Problem(
+        status=status,
+        code=error.code,
+        headers=_headers(error, status),
+        errors=details,
+        members=_members(error),
+    )
 
 
 def install(app: Flask) -> None:
@@ -207,6 +228,13 @@ def install(app: Flask) -> None:
     app.register_error_handler(errors.AuthError, _refuse)
     app.register_error_handler(HTTPException, _refuse_http)
     app.register_error_handler(Exception, _fail)
+
+
+def _members(error: errors.AuthError) -> dict[str, Any]:
+    """What the body says beside what every problem says."""
+    if not isinstance(error, errors.SecondFactorRequired):
+        return {}
+    return {"challenge": error.challenge, "expires_in": error.expires_in, "methods": error.methods}
 
 
 def _headers(error: errors.AuthError, status: int) -> dict[str, str]:

@@ -37,12 +37,25 @@ class Template(StrEnum):
     PASSWORD_CHANGED = "password_changed"  # noqa: S105 - the name of a template
     PASSWORD_RESET = "password_reset"  # noqa: S105 - the name of a template
     EMAIL_CHANGED = "email_changed"
+    FACTOR_ADDED = "factor_added"
+    FACTOR_REMOVED = "factor_removed"
+    FACTOR_LOCKED = "factor_locked"
+    FACTORS_RESET = "factors_reset"
+    RECOVERY_USED = "recovery_used"
+    RECOVERY_RENEWED = "recovery_renewed"
+    SECOND_FACTOR_FAILED = "second_factor_failed"
 
 
-#: Sent before all others: somebody waits for a reset, or should hear of an attack.
-URGENT = frozenset(
-    {Template.RESET, Template.PASSWORD_CHANGED, Template.PASSWORD_RESET, Template.EMAIL_CHANGED}
+#: What tells people that something was done to their account.
+NOTICES = frozenset(
+    {
+        *(Template.PASSWORD_CHANGED, Template.PASSWORD_RESET, Template.EMAIL_CHANGED),
+        *(Template.FACTOR_ADDED, Template.FACTOR_REMOVED, Template.FACTOR_LOCKED, Template.FACTORS_RESET),
+        *(Template.RECOVERY_USED, Template.RECOVERY_RENEWED, Template.SECOND_FACTOR_FAILED),
+    }
 )
+#: Sent before all others: somebody waits for a reset, or should hear of an attack.
+URGENT = NOTICES | {Template.RESET}
 
 
 class MailState(StrEnum):

@@ -12,6 +12,7 @@ from authsvc.domain.credentials import (
     Credentials,
     CredentialStore,
     PasswordProof,
+    device_of,
     require_policy,
     required_email,
 )
@@ -20,7 +21,7 @@ from authsvc.domain.passwords.hasher import UNUSABLE
 from authsvc.domain.passwords.policy import PasswordPolicy
 from authsvc.domain.ratelimits import account_subject
 from authsvc.domain.revocations import Outcome, Revocations
-from authsvc.domain.tokens.devices import Device, DeviceTokens
+from authsvc.domain.tokens.devices import DeviceTokens
 from authsvc.domain.users import Profile, Role, RoleNames, User, with_roles
 from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.emails import Email, typed_email
@@ -125,5 +126,4 @@ class Recovery:
         return True
 
     def _device_token(self, credentials: Credentials) -> str:
-        device = Device.of(credentials.user.id, credentials.password_version)
-        return self.devices.issue(device, now=self.clock())
+        return self.devices.issue(device_of(credentials), now=self.clock())

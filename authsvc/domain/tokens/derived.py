@@ -12,6 +12,7 @@ class KeyPurpose(Enum):
     DEVICE_TOKENS = b"authsvc device key 1"
     LOG_DIGESTS = b"authsvc log digest 1"
     TICKETS = b"authsvc ticket key 1"
+    CHALLENGES = b"authsvc challenge key 1"
 
 
 def derived_key(token_secret: bytes, purpose: KeyPurpose) -> bytes:

@@ -31,14 +31,16 @@ class Device:
     stamp: bytes
 
     @classmethod
-    def of(cls, user_id: str, password_version: int, known: Device | None = None) -> Device:
-        """The device *known*, or a new one, as it stands after a login with that version of the password."""
+    def of(
+        cls, user_id: str, password_version: int, known: Device | None = None, *, device_version: int = 0
+    ) -> Device:
+        """The device *known*, or a new one, as it stands after a login with these versions."""
         nonce = known.nonce if known else secrets.token_bytes(_NONCE_BYTES)
-        return cls(nonce=nonce, stamp=_stamp(user_id, password_version))
+        return cls(nonce=nonce, stamp=_stamp(user_id, password_version, device_version))
 
-    def belongs_to(self, user_id: str, password_version: int) -> bool:
-        """True unless the password was changed since, or the address is another user's by now."""
-        return hmac.compare_digest(self.stamp, _stamp(user_id, password_version))
+    def belongs_to(self, user_id: str, password_version: int, *, device_version: int = 0) -> bool:
+        """True unless the password was changed or devices were forgotten since, or it is another user's."""
+        return hmac.compare_digest(self.stamp, _stamp(user_id, password_version, device_version))
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -85,5 +87,7 @@ class DeviceTokens:
         return hmac.digest(self.key, b"authsvc device token 1" + account.encode() + body, hashlib.sha256)
 
 
-def _stamp(user_id: str, password_version: int) -> bytes:
-    return hashlib.sha256(f"{user_id} {password_version}".encode()).digest()[:_STAMP_BYTES]
+def _stamp(user_id: str, password_version: int, device_version: int) -> bytes:
+    # Without the second number while it is 0: so device tokens of 0.1.0 stay good.
+    versions = f"{password_version} {device_version}" if device_version else f"{password_version}"
+    return hashlib.sha256(f"{user_id} {versions}".encode()).digest()[:_STAMP_BYTES]

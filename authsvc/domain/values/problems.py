@@ -18,13 +18,14 @@ def problem_body(
     detail: str = "",
     request_id: str = "",
     errors: Mapping[str, Sequence[str]] | None = None,
+    members: Mapping[str, object] | None = None,
 ) -> bytes:
     """
     The body of an error; *kind* is its ``type``, by default made of *code*.  What is empty is left out.
 
-    Nothing in it may come from the request.
+    *members* are those that an error has of its own.  Nothing in any of it may come from the request.
     """
-    members = {
+    told = {
         "type": kind or f"urn:authsvc:problem:{code}",
         "title": HTTPStatus(status).phrase,
         "status": status,
@@ -33,4 +34,5 @@ def problem_body(
         "request_id": request_id,
         "errors": errors,
     }
-    return json.dumps({name: value for name, value in members.items() if value}).encode() + b"\n"
+    present = {name: value for name, value in told.items() if value}
+    return json.dumps({**present, **(members or {})}).encode() + b"\n"

@@ -17,7 +17,7 @@ from authsvc.cache.keys import Space
 from authsvc.cache.redis.client import Command
 from authsvc.domain.accounts.mails import Mail
 from authsvc.domain.accounts.tickets import Ticket
-from authsvc.domain.credentials import Credentials, Rehash
+from authsvc.domain.credentials import Credentials, Rehash, UsedUp
 from authsvc.domain.errors import NotFound
 from authsvc.domain.revocations import Committed
 from authsvc.domain.sessions import Session
@@ -232,13 +232,21 @@ class CachedCredentialStore(SqlCredentialStore):
         self._caches = caches
 
     def open_session(
-        self, verified: Credentials, session: Session, *, rehash: Rehash | None, max_sessions: int
+        self,
+        verified: Credentials,
+        session: Session,
+        *,
+        rehash: Rehash | None,
+        max_sessions: int,
+        used_up: UsedUp | None = None,
     ) -> Committed[User] | None:
         """In SQL; the user is cached, too."""
         open_session = super().open_session
         return self._caches.keep(
             verified.user.id,
-            lambda: open_session(verified, session, rehash=rehash, max_sessions=max_sessions),
+            lambda: open_session(
+                verified, session, rehash=rehash, max_sessions=max_sessions, used_up=used_up
+            ),
         )
 
 

@@ -61,6 +61,9 @@ _RIGHTS: Final = {
     "installation": ("SELECT", "INSERT"),
     "tickets": ("SELECT", "INSERT", "UPDATE"),
     "mails": ("SELECT", "INSERT", "UPDATE"),
+    "factors": ("SELECT", "INSERT", "UPDATE", "DELETE"),
+    "recovery_codes": ("SELECT", "INSERT", "DELETE"),
+    "spent": ("SELECT", "INSERT"),
 }
 
 

@@ -1,0 +1,96 @@
+"""Codes that people type: those of an authenticator app (TOTP, RFC 6238), and recovery codes."""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import re
+import secrets
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from urllib.parse import quote, urlencode
+
+from cryptography.hazmat.primitives.hashes import SHA1
+from cryptography.hazmat.primitives.twofactor.hotp import HOTP
+
+from authsvc.domain.values.identifiers import UserId
+
+#: As every authenticator app has it: SHA-1, six digits, 30 seconds.
+STEP_S = 30
+DIGITS = 6
+SECRET_BYTES = 20
+#: Codes of so many steps before and after the server's own are taken.
+SKEW_STEPS = 1
+
+RECOVERY_CODES = 8
+_RECOVERY_BYTES = 15
+_GROUP = 4
+_IGNORED = str.maketrans("", "", " -")
+_CODE = re.compile(r"[0-9]{6}", re.ASCII)
+_RECOVERY_CODE = re.compile(r"[A-Z2-7]{24}", re.ASCII)
+
+
+def new_totp_secret() -> bytes:
+    """160 random bits (RFC 4226 §4)."""
+    return secrets.token_bytes(SECRET_BYTES)
+
+
+def matching_step(secret: bytes, typed: str, now: datetime) -> int | None:
+    """The step whose code is *typed*, around *now*; None where it is the code of none."""
+    if not _CODE.fullmatch(typed):
+        return None
+    # SHA-1 is what apps can do; in an HMAC it is still sound (RFC 6238 §1.2).
+    codes = HOTP(secret, DIGITS, SHA1())  # noqa: S303
+    middle = int(now.timestamp()) // STEP_S
+    steps = range(middle - SKEW_STEPS, middle + SKEW_STEPS + 1)
+    # Every step is compared, the newest last: two may have the same code.
+    right = [step for step in steps if hmac.compare_digest(codes.generate(step), typed.encode())]
+    return right[-1] if right else None
+
+
+def base32(secret: bytes) -> str:
+    """*secret* as people type it into an app."""
+    return base64.b32encode(secret).decode().rstrip("=")
+
+
+def totp_uri(secret: bytes, *, issuer: str, account: str) -> str:
+    """What a page shows as a QR code: an ``otpauth://`` URI."""
+    label = f"{quote(issuer, safe='')}:{quote(account, safe='')}"
+    parameters = {
+        "secret": base32(secret),
+        "issuer": issuer,
+        "algorithm": "SHA1",
+        "digits": str(DIGITS),
+        "period": str(STEP_S),
+    }
+    return f"otpauth://totp/{label}?{urlencode(parameters, quote_via=quote)}"
+
+
+def new_recovery_codes() -> list[str]:
+    """Codes of 120 random bits each: 24 base32 symbols in groups of four."""
+    return [_grouped(base32(secrets.token_bytes(_RECOVERY_BYTES))) for _ in range(RECOVERY_CODES)]
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class RecoveryDigests:
+    """Digests of recovery codes under a key: what SQL holds of them."""
+
+    key: bytes
+
+    def of(self, user_id: UserId, typed: str) -> bytes | None:
+        """The digest of a code as *typed* by a user, in any case and grouping; None for no code."""
+        bare = typed.translate(_IGNORED).upper()
+        if not typed.isascii() or not _RECOVERY_CODE.fullmatch(bare):
+            return None
+        body = uuid.UUID(user_id).bytes + bare.encode()
+        return hmac.digest(self.key, b"authsvc recovery code 1" + body, "sha256")
+
+    def of_all(self, user_id: UserId, codes: Sequence[str]) -> list[bytes]:
+        """The digests of codes made by :func:`new_recovery_codes`."""
+        return [digest for digest in (self.of(user_id, code) for code in codes) if digest is not None]
+
+
+def _grouped(symbols: str) -> str:
+    return "-".join(symbols[place : place + _GROUP] for place in range(0, len(symbols), _GROUP))

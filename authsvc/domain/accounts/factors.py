@@ -1,0 +1,275 @@
+"""Second factors of an account: what they are, and how their owner and admins add and remove them."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import NewType, Protocol
+
+from authsvc.domain.accounts.codes import (
+    RecoveryDigests,
+    base32,
+    matching_step,
+    new_recovery_codes,
+    new_totp_secret,
+    totp_uri,
+)
+from authsvc.domain.accounts.passkeys import NewPasskey
+from authsvc.domain.audit import Action, AuditLog, Event
+from authsvc.domain.credentials import CredentialStore
+from authsvc.domain.errors import CodeInvalid, EmailUnverified, Forbidden, NotFound, StoreUnavailable
+from authsvc.domain.revocations import Committed, Outcome, Revocations
+from authsvc.domain.tokens.access import AccessToken
+from authsvc.domain.users import User
+from authsvc.domain.values.clocks import Clock
+from authsvc.domain.values.encryption import DataKeys, Encrypted, Undecryptable
+from authsvc.domain.values.identifiers import SessionId, UserId, new_id
+
+FactorId = NewType("FactorId", str)
+
+#: How long an enrolment can be confirmed, in seconds.
+ENROLMENT_LIFE_S = 600
+#: Wrong codes in a row that lock a TOTP (NIST SP 800-63B §3.2.2).
+MOST_FAILURES = 100
+
+
+class Kind(StrEnum):
+    """What somebody has."""
+
+    TOTP = "totp"
+    PASSKEY = "passkey"
+
+
+class AnswerKind(StrEnum):
+    """How somebody answers when a second factor is asked for."""
+
+    TOTP = "totp"
+    PASSKEY = "passkey"
+    RECOVERY_CODE = "recovery_code"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TotpSecret:
+    """What the codes of an authenticator app are verified by."""
+
+    secret: Encrypted = field(repr=False)
+    #: The newest step whose code was used: it and all before it are used up.
+    last_step: int | None = None
+    #: Wrong codes in a row, those that are being compared included.
+    failures: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Factor:
+    """One row: a TOTP or a passkey."""
+
+    id: FactorId
+    user_id: UserId
+    name: str | None
+    created_at: datetime
+    #: None: an enrolment that waits for its first code.
+    confirmed_at: datetime | None
+    last_used_at: datetime | None = None
+    locked_at: datetime | None = None
+    totp: TotpSecret | None = None
+    passkey: NewPasskey | None = None
+    #: Of a passkey: the site that it works at.
+    rp_id: str | None = None
+
+    @property
+    def kind(self) -> Kind:
+        """What it is."""
+        return Kind.TOTP if self.totp is not None else Kind.PASSKEY
+
+    @property
+    def is_locked(self) -> bool:
+        """True for one that opens nothing any more."""
+        return self.locked_at is not None or (self.totp is not None and self.totp.failures >= MOST_FAILURES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FactorList:
+    """What somebody has in force."""
+
+    factors: Sequence[Factor]
+    recovery_codes_left: int
+
+    @property
+    def methods(self) -> tuple[AnswerKind, ...]:
+        """With what they can answer."""
+        usable = {AnswerKind(factor.kind.value) for factor in self.factors if not factor.is_locked}
+        if self.recovery_codes_left:
+            usable.add(AnswerKind.RECOVERY_CODE)
+        return tuple(method for method in AnswerKind if method in usable)
+
+
+class FactorStore(Protocol):
+    """The rows, in SQL; each method is one transaction.  Raises StoreUnavailable."""
+
+    def of_user(self, user_id: UserId) -> FactorList:
+        """What is in force; enrolments are not."""
+
+    def enrol(self, factor: Factor) -> None:
+        """Add an enrolment of a TOTP in place of any other; raises NotFound."""
+
+    def enrolment(self, user_id: UserId, factor_id: FactorId, *, since: datetime) -> Factor | None:
+        """An enrolment of that user made after *since* that waits for its first code."""
+
+    def confirm(
+        self, enrolment: Factor, step: int, digests: Sequence[bytes], *, keep: SessionId
+    ) -> Committed[bool]:
+        """
+        Put *enrolment* in force in place of any other TOTP; the code of *step* is used up.
+
+        True if it is the first factor: then recovery codes with these *digests* are stored, and every session
+        but *keep* ends.  Raises CodeInvalid where somebody was faster.
+        """
+
+    def rename(self, user_id: UserId, factor_id: FactorId, name: str | None) -> Factor:
+        """Set the name; raises NotFound."""
+
+    def remove(self, user_id: UserId, factor_id: FactorId, *, keep: SessionId) -> Committed[Factor]:
+        """
+        Delete it; with the last one recovery codes go, too, and every session but *keep* ends.
+
+        Raises NotFound.
+        """
+
+    def reset(self, user_id: UserId) -> Committed[User]:
+        """
+        Delete all of them, end every session, raise the epoch and forget the known devices.
+
+        Raises NotFound.
+        """
+
+    def renew_codes(self, user_id: UserId, digests: Sequence[bytes]) -> None:
+        """Replace the recovery codes; raises NotFound for somebody without a factor."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Enrolment:
+    """What an authenticator app is given, once; ``expires_in`` in seconds."""
+
+    id: FactorId
+    secret: str = field(repr=False)
+    uri: str = field(repr=False)
+    expires_in: int
+
+
+def totp_owner(user_id: UserId, factor_id: FactorId) -> bytes:
+    """Whose secret it is, as its encryption authenticates it."""
+    return uuid.UUID(user_id).bytes + uuid.UUID(factor_id).bytes
+
+
+def totp_step(keys: DataKeys, factor: Factor, typed: str, now: datetime) -> int:
+    """The step of the code *typed*; raises CodeInvalid, and StoreUnavailable for an unreadable secret."""
+    if factor.totp is None:
+        raise CodeInvalid("no TOTP")
+    try:
+        secret = keys.decrypt(factor.totp.secret, totp_owner(factor.user_id, factor.id))
+    except Undecryptable as error:
+        raise StoreUnavailable(f"second factors: {error}") from error
+    step = matching_step(secret, typed, now)
+    if step is None:
+        raise CodeInvalid("wrong TOTP code")
+    return step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FactorBook:
+    """What owners and admins do with second factors."""
+
+    store: FactorStore
+    credentials: CredentialStore
+    keys: DataKeys
+    digests: RecoveryDigests
+    revocations: Revocations
+    audit: AuditLog
+    clock: Clock
+    #: Whose codes they are, as an app shows it.
+    issuer: str
+    #: Mails are sent: an address must be proven before the account has a factor.
+    needs_proven_address: bool
+
+    def of_user(self, user_id: UserId) -> FactorList:
+        """What the user has in force."""
+        return self.store.of_user(user_id)
+
+    def require_may_add(self, user_id: UserId) -> User:
+        """The user; raises EmailUnverified where they must prove their address first."""
+        user = self.credentials.by_user(user_id).user
+        if self.needs_proven_address and not user.email_verified:
+            raise EmailUnverified
+        return user
+
+    def enrol_totp(self, user_id: UserId, name: str | None) -> Enrolment:
+        """Begin with an authenticator app; one that is in force stays so until :meth:`confirm_totp`."""
+        user = self.require_may_add(user_id)
+        secret, factor_id = new_totp_secret(), FactorId(new_id())
+        encrypted = self.keys.encrypt(secret, totp_owner(user_id, factor_id))
+        enrolment = Factor(
+            id=factor_id,
+            user_id=user_id,
+            name=name,
+            created_at=self.clock(),
+            confirmed_at=None,
+            totp=TotpSecret(secret=encrypted),
+        )
+        self.store.enrol(enrolment)
+        uri = totp_uri(secret, issuer=self.issuer, account=user.email)
+        return Enrolment(id=factor_id, secret=base32(secret), uri=uri, expires_in=ENROLMENT_LIFE_S)
+
+    def confirm_totp(self, token: AccessToken, factor_id: FactorId, code: str) -> Outcome[list[str] | None]:
+        """
+        Put an enrolment in force with its first code; recovery codes come with the first factor.
+
+        Raises CodeInvalid, EmailUnverified, NotFound.
+        """
+        self.require_may_add(token.user_id)
+        now = self.clock()
+        since = now - timedelta(seconds=ENROLMENT_LIFE_S)
+        enrolment = self.store.enrolment(token.user_id, factor_id, since=since)
+        if enrolment is None:
+            raise NotFound
+        step, codes = totp_step(self.keys, enrolment, code, now), new_recovery_codes()
+        digests = self.digests.of_all(token.user_id, codes)
+        committed = self.store.confirm(enrolment, step, digests, keep=token.session_id)
+        outcome = self.revocations.publish(committed)
+        self._note(Action.FACTOR_ADDED, token, Kind.TOTP)
+        return Outcome(codes if outcome.value else None, outcome.is_complete)
+
+    def rename(self, user_id: UserId, factor_id: FactorId, name: str | None) -> Factor:
+        """Set the name of a factor; raises NotFound."""
+        return self.store.rename(user_id, factor_id, name)
+
+    def remove(self, token: AccessToken, factor_id: FactorId) -> Outcome[Factor]:
+        """Remove a factor of the caller; raises NotFound."""
+        outcome = self.revocations.publish(self.store.remove(token.user_id, factor_id, keep=token.session_id))
+        self._note(Action.FACTOR_REMOVED, token, outcome.value.kind)
+        return outcome
+
+    def renew_codes(self, user_id: UserId) -> list[str]:
+        """New recovery codes; the older ones are dead.  Raises NotFound for somebody without a factor."""
+        codes = new_recovery_codes()
+        self.store.renew_codes(user_id, self.digests.of_all(user_id, codes))
+        self.audit.record(Event(Action.RECOVERY_RENEWED, user_id=user_id))
+        return codes
+
+    def reset(self, user_id: UserId, *, actor: UserId | None) -> Outcome[User]:
+        """
+        Take all factors away from somebody who lost them, for admins and operators.
+
+        Raises NotFound, and Forbidden for the caller's own: what they have, they remove with it.
+        """
+        if actor == user_id:
+            raise Forbidden
+        outcome = self.revocations.publish(self.store.reset(user_id))
+        self.audit.record(Event(Action.FACTORS_RESET, user_id=user_id, actor_id=actor))
+        return outcome
+
+    def _note(self, action: Action, token: AccessToken, kind: Kind) -> None:
+        event = Event(action, user_id=token.user_id, session_id=token.session_id, detail=kind.value)
+        self.audit.record(event)

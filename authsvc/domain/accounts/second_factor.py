@@ -1,0 +1,272 @@
+"""
+The second step of a login, and the judgement of second factors for it and for every step-up.
+
+Tries are counted in SQL before anything is compared, in groups of MOST_TRIES: the *round* of an account.
+A challenge carries the round that it was made in, and is dead as soon as the next one has begun.  A right
+answer sets the count back to the beginning of its round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from authsvc.domain.accounts.challenges import (
+    CHALLENGE_LIFE_S,
+    Aim,
+    Challenge,
+    ChallengeTexts,
+    new_challenge,
+)
+from authsvc.domain.accounts.codes import RecoveryDigests
+from authsvc.domain.accounts.factors import (
+    MOST_FAILURES,
+    AnswerKind,
+    Factor,
+    FactorStore,
+    totp_step,
+)
+from authsvc.domain.accounts.mails import Template
+from authsvc.domain.accounts.opening import LoginOrigin, SessionOpening, TokenPair
+from authsvc.domain.audit import Action, AuditLog, Event
+from authsvc.domain.credentials import Credentials, CredentialStore, UsedUp, known_device
+from authsvc.domain.errors import AuthError, CodeInvalid, NotFound, SecondFactorRequired, StoreUnavailable
+from authsvc.domain.ratelimits import Limits, OnOutage, Rule, account_subject, device_subject
+from authsvc.domain.tokens.devices import Device, DeviceTokens
+from authsvc.domain.values.clocks import Clock
+from authsvc.domain.values.encryption import DataKeys
+from authsvc.domain.values.identifiers import UserId
+from authsvc.domain.values.levels import Method
+
+#: Wrong answers in a row that end every open challenge of the account.
+MOST_TRIES = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tried:
+    """One try that SQL has counted, not judged yet."""
+
+    #: The account's count with this try.
+    tries: int
+    #: The TOTP to compare with, with this try counted; None where there is none, or it is locked.
+    totp: Factor | None = None
+
+    @property
+    def ends_round(self) -> bool:
+        """True for the last try of a round."""
+        return self.tries % MOST_TRIES == 0
+
+    @property
+    def before_round(self) -> int:
+        """The count at the beginning of the round."""
+        return (self.tries - 1) // MOST_TRIES * MOST_TRIES
+
+
+class TryStore(Protocol):
+    """Counts tries, in SQL; each method is one transaction.  Raises StoreUnavailable."""
+
+    def count(self, user_id: UserId, kind: AnswerKind, challenge: Challenge | None) -> Tried | None:
+        """
+        Count a try before it is judged; None for somebody who may not try.
+
+        With *challenge* that is: it is of an earlier round, or the password has changed.
+        """
+
+    def failed(self, user_id: UserId, notices: tuple[Template, ...], *, lock: Factor | None) -> None:
+        """Write what wrong answers led to: *notices* to the user, and the end of the factor *lock*."""
+
+
+#: Judges an answer: what it uses up.  Raises CodeInvalid.
+Judge = Callable[[Credentials, Tried], UsedUp]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer to be judged, by its kind."""
+
+    kind: AnswerKind
+    judge: Judge
+
+
+def _unheard(_kind: str, _result: str) -> None:
+    """Stand in for a callback that nobody gave."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecondFactors:
+    """Counts and judges second factors, whatever they open."""
+
+    tries: TryStore
+    keys: DataKeys
+    digests: RecoveryDigests
+    limits: Limits
+    audit: AuditLog
+    clock: Clock
+    #: Hears of each judgement: kind, and ``ok`` or the code of the refusal.
+    on_result: Callable[[str, str], None] = _unheard
+
+    def code(self, typed: str) -> Answer:
+        """A code of an authenticator app."""
+
+        def judge(credentials: Credentials, tried: Tried) -> UsedUp:
+            if tried.totp is None:
+                raise CodeInvalid("no TOTP, or it is locked")
+            step = totp_step(self.keys, tried.totp, typed, self.clock())
+            return UsedUp(user_id=credentials.user.id, shown=Method.CODE, totp=(tried.totp.id, step))
+
+        return Answer(AnswerKind.TOTP, judge)
+
+    def recovery_code(self, typed: str) -> Answer:
+        """A recovery code; whether there is such a one is found when it is used up."""
+
+        def judge(credentials: Credentials, _tried: Tried) -> UsedUp:
+            digest = self.digests.of(credentials.user.id, typed)
+            if digest is None:
+                raise CodeInvalid("not a recovery code")
+            return UsedUp(user_id=credentials.user.id, shown=Method.CODE, recovery_digest=digest)
+
+        return Answer(AnswerKind.RECOVERY_CODE, judge)
+
+    @contextmanager
+    def attempt(
+        self,
+        credentials: Credentials,
+        answer: Answer,
+        *,
+        challenge: Challenge | None = None,
+        device: Device | None = None,
+    ) -> Iterator[UsedUp]:
+        """
+        Judge *answer*; what it uses up is used up within, in the transaction of what it opens.
+
+        A CodeInvalid from within is a wrong answer: somebody was faster.
+
+        Raises:
+            CodeInvalid: it is wrong, or nobody may try.
+            RateLimited: too many wrong ones of this account, or of this known *device*.
+            StoreUnavailable: the try cannot be counted.
+        """
+        tried = None
+        try:
+            with self._limited(credentials, answer.kind, device):
+                tried = self._counted(credentials, answer.kind, challenge)
+                used_up = answer.judge(credentials, tried)
+                challenges = ((challenge.id, challenge.expires_at),) if challenge is not None else ()
+                yield replace(
+                    used_up, challenges=(*challenges, *used_up.challenges), tries=tried.before_round
+                )
+        except CodeInvalid as refusal:
+            self.on_result(answer.kind.value, refusal.code)
+            self._failed(credentials, answer.kind, tried)
+            raise
+        except AuthError as refusal:
+            self.on_result(answer.kind.value, refusal.code)
+            raise
+        self.on_result(answer.kind.value, "ok")
+        if answer.kind is AnswerKind.RECOVERY_CODE:
+            self.audit.record(Event(Action.RECOVERY_USED, user_id=credentials.user.id))
+
+    def _counted(self, credentials: Credentials, kind: AnswerKind, challenge: Challenge | None) -> Tried:
+        tried = self.tries.count(credentials.user.id, kind, challenge)
+        if tried is None:
+            raise CodeInvalid("the challenge has ended, or its user has changed")
+        return tried
+
+    @contextmanager
+    def _limited(self, credentials: Credentials, kind: AnswerKind, device: Device | None) -> Iterator[None]:
+        """Count a try by account, or by known device; give it back unless it was wrong."""
+        account = account_subject(credentials.user.email)
+        subject = device_subject(account, device) if device is not None else account
+        # Only a TOTP code is short enough to be guessed: the others go on while nothing can be counted.
+        on_outage = OnOutage.REFUSE if kind is AnswerKind.TOTP else OnOutage.ALLOW
+        verdict = self.limits.take(Rule.SECOND_FACTOR, subject, on_outage=on_outage)
+        try:
+            yield
+        except CodeInvalid:
+            raise
+        except BaseException:
+            self.limits.refund(verdict)
+            raise
+        self.limits.refund(verdict)
+
+    def _failed(self, credentials: Credentials, kind: AnswerKind, tried: Tried | None) -> None:
+        """Write down a wrong answer, and what it led to."""
+        user_id = credentials.user.id
+        self.audit.record(Event(Action.SECOND_FACTOR_FAILED, user_id=user_id, detail=kind.value))
+        if tried is None:
+            return
+        totp = tried.totp
+        locks = totp is not None and totp.totp is not None and totp.totp.failures >= MOST_FAILURES
+        notices = [Template.SECOND_FACTOR_FAILED] if tried.ends_round else []
+        if locks:
+            notices.append(Template.FACTOR_LOCKED)
+            self.audit.record(Event(Action.FACTOR_LOCKED, user_id=user_id, detail=kind.value))
+        if notices:
+            self.tries.failed(user_id, tuple(notices), lock=totp if locks else None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecondLogin:
+    """The second step of a login: nothing of the login exists before it."""
+
+    factors: FactorStore
+    second: SecondFactors
+    challenges: ChallengeTexts
+    credentials: CredentialStore
+    opening: SessionOpening
+    devices: DeviceTokens
+    clock: Clock
+
+    def required(self, proven: Credentials, device_id: str | None) -> AuthError:
+        """The refusal of a right password alone, with the challenge that a second factor answers."""
+        challenge = new_challenge(
+            Aim.LOGIN,
+            now=self.clock(),
+            user_id=proven.user.id,
+            password_version=proven.password_version,
+            tries_round=proven.factor_tries // MOST_TRIES,
+            device_id=device_id,
+        )
+        methods = self.factors.of_user(proven.user.id).methods
+        return SecondFactorRequired(self.challenges.text(challenge), CHALLENGE_LIFE_S, methods)
+
+    def open_challenge(self, text: str) -> tuple[Challenge, Credentials]:
+        """The login that *text* goes on with, and whose it is; raises CodeInvalid."""
+        challenge = self.challenges.read(text, Aim.LOGIN, now=self.clock())
+        if challenge.user_id is None:
+            raise CodeInvalid("challenge: of nobody")
+        try:
+            found = self.credentials.by_user(challenge.user_id)
+        except NotFound as error:
+            raise CodeInvalid("challenge: its user is gone") from error
+        if not found.user.is_active or found.password_version != challenge.password_version:
+            raise CodeInvalid("challenge: its user has changed")
+        return challenge, found
+
+    def log_in(
+        self, text: str, answer: Answer, *, ip: str, user_agent: str | None, device_token: str
+    ) -> TokenPair:
+        """
+        Finish the login of the challenge *text*.
+
+        Raises CodeInvalid, RateLimited, StoreUnavailable.
+        """
+        self.opening.signer.require_key(self.clock())
+        challenge, credentials = self.open_challenge(text)
+        device = known_device(self.devices, device_token, credentials, self.clock())
+        origin = LoginOrigin(ip=ip, user_agent=user_agent, device_id=challenge.device_id, device=device)
+        with self.second.attempt(credentials, answer, challenge=challenge, device=device) as used_up:
+            pair = self.opening.open(credentials, origin, Method.PASSWORD, used_up.shown, used_up=used_up)
+            if pair is None:
+                raise CodeInvalid("the user has changed meanwhile")
+            return pair
+
+
+class SecondFactorsOff:
+    """Stands in where this process has no second factors, while another one already has."""
+
+    def required(self, _proven: Credentials, _device_id: str | None) -> AuthError:
+        """A refusal for a while: another process can go on with this login."""
+        return StoreUnavailable("second factors: off in this process")

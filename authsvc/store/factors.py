@@ -1,0 +1,417 @@
+"""
+Second factors in SQL.
+
+Every transaction locks the user's row before it touches anything else of theirs: so a login and the first
+factor come one after the other, and no two transactions wait for each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    RowMapping,
+    and_,
+    delete,
+    exists,
+    func,
+    insert,
+    select,
+    update,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+
+from authsvc.domain.accounts.challenges import Challenge
+from authsvc.domain.accounts.factors import (
+    MOST_FAILURES,
+    AnswerKind,
+    Factor,
+    FactorId,
+    FactorList,
+    Kind,
+    TotpSecret,
+    totp_owner,
+)
+from authsvc.domain.accounts.mails import Template
+from authsvc.domain.accounts.passkeys import NewPasskey
+from authsvc.domain.accounts.second_factor import MOST_TRIES, Tried
+from authsvc.domain.credentials import UsedUp
+from authsvc.domain.errors import CodeInvalid, NotFound
+from authsvc.domain.revocations import Committed, Revocation
+from authsvc.domain.users import User
+from authsvc.domain.values.clocks import Clock
+from authsvc.domain.values.encryption import DataKeys, Encrypted
+from authsvc.domain.values.identifiers import SessionId, UserId
+from authsvc.store.mails import Notices
+from authsvc.store.revocations import NOBODY, SqlRevocationLog
+from authsvc.store.sessions import end_sessions_of, locked_user
+from authsvc.store.sql import Database
+from authsvc.store.tables import USER_COLUMNS, factors, recovery_codes, spent, to_user, users
+
+#: Rows that one step of a re-encryption changes: a fraction of a second.
+STEP = 200
+
+_SHARED = ("id", "user_id", "name", "created_at", "confirmed_at", "last_used_at", "locked_at", "rp_id")
+_OF_PASSKEYS = ("credential_id", "public_key", "sign_count", "is_backup_eligible", "verified_user")
+
+
+class SqlFactorStore:
+    """Factors and recovery codes as rows; each method is one transaction."""
+
+    def __init__(self, database: Database, log: SqlRevocationLog, clock: Clock, notices: Notices) -> None:
+        self._database = database
+        self._log = log
+        self._clock = clock
+        self._notices = notices
+
+    def of_user(self, user_id: UserId) -> FactorList:
+        """What is in force; enrolments are not."""
+        with self._database.read() as connection:
+            return factors_of(connection, user_id)
+
+    def enrol(self, factor: Factor) -> None:
+        """Add an enrolment of a TOTP in place of any other; raises NotFound."""
+        with self._database.transaction() as connection:
+            locked_user(connection, factor.user_id)
+            others = and_(_totp_of(factor.user_id), factors.c.confirmed_at.is_(None))
+            connection.execute(delete(factors).where(others))
+            add_factor(connection, factor)
+
+    def enrolment(self, user_id: UserId, factor_id: FactorId, *, since: datetime) -> Factor | None:
+        """An enrolment of that user made after *since* that waits for its first code."""
+        statement = select(factors).where(
+            _totp_of(user_id),
+            factors.c.id == factor_id,
+            factors.c.confirmed_at.is_(None),
+            factors.c.created_at > since,
+        )
+        with self._database.read() as connection:
+            row = connection.execute(statement).mappings().first()
+        return to_factor(row) if row else None
+
+    def confirm(
+        self, enrolment: Factor, step: int, digests: Sequence[bytes], *, keep: SessionId
+    ) -> Committed[bool]:
+        """Put *enrolment* in force in place of any other TOTP; True if it is the first factor."""
+        now, user_id = self._clock(), enrolment.user_id
+        confirmed = (
+            update(factors)
+            .where(factors.c.id == enrolment.id, factors.c.confirmed_at.is_(None))
+            .values(confirmed_at=now, last_step=step)
+        )
+        with self._database.transaction() as connection:
+            user = locked_user(connection, user_id)
+            replaced = and_(_totp_of(user_id), factors.c.confirmed_at.is_not(None))
+            connection.execute(delete(factors).where(replaced, factors.c.id != enrolment.id))
+            if connection.execute(confirmed).rowcount != 1:
+                raise CodeInvalid("confirmed, replaced or gone meanwhile")
+            first, entries = self.added(connection, user, digests, keep=keep)
+            return Committed(first, self._log.append(connection, entries))
+
+    def added(
+        self, connection: Connection, user: User, digests: Sequence[bytes], *, keep: SessionId
+    ) -> tuple[bool, list[Revocation]]:
+        """
+        Note, in the caller's transaction, that *user*, who is locked, has a factor more.
+
+        True if it is the first: then recovery codes with these *digests* are stored, and the log entries end
+        every session but *keep*.
+        """
+        now = self._clock()
+        self._notices.add(connection, Template.FACTOR_ADDED, (user.email,), now)
+        if not _set_has_factor(connection, user.id, now_has=True):
+            return False, []
+        _store_codes(connection, user.id, digests, now)
+        entries = end_sessions_of(connection, self._log, user.id, now, "factor_added", keep=keep)
+        return True, entries
+
+    def rename(self, user_id: UserId, factor_id: FactorId, name: str | None) -> Factor:
+        """Set the name; raises NotFound."""
+        renamed = update(factors).where(_in_force(user_id), factors.c.id == factor_id).values(name=name)
+        with self._database.transaction() as connection:
+            row = connection.execute(renamed.returning(factors)).mappings().first()
+        if row is None:
+            raise NotFound
+        return to_factor(row)
+
+    def remove(self, user_id: UserId, factor_id: FactorId, *, keep: SessionId) -> Committed[Factor]:
+        """Delete it; with the last one recovery codes go, too, and every session but *keep* ends."""
+        now = self._clock()
+        removed = delete(factors).where(_in_force(user_id), factors.c.id == factor_id).returning(factors)
+        with self._database.transaction() as connection:
+            user = locked_user(connection, user_id)
+            row = connection.execute(removed).mappings().first()
+            if row is None:
+                raise NotFound
+            self._notices.add(connection, Template.FACTOR_REMOVED, (user.email,), now)
+            entries: list[Revocation] = []
+            if not _has_any(connection, user_id):
+                _set_has_factor(connection, user_id, now_has=False)
+                connection.execute(delete(recovery_codes).where(recovery_codes.c.user_id == user_id))
+                entries = end_sessions_of(connection, self._log, user_id, now, "factor_removed", keep=keep)
+            return Committed(to_factor(row), self._log.append(connection, entries))
+
+    def reset(self, user_id: UserId) -> Committed[User]:
+        """Delete all of them, end every session, raise the epoch and forget the known devices."""
+        now = self._clock()
+        bare = update(users).where(users.c.id == user_id).values(
+            has_factor=False,
+            epoch=users.c.epoch + 1,
+            version=users.c.version + 1,
+            device_version=users.c.device_version + 1,
+            updated_at=now,
+        )  # fmt: skip
+        with self._database.transaction() as connection:
+            row = connection.execute(bare.returning(*USER_COLUMNS)).mappings().one_or_none()
+            if row is None:
+                raise NotFound
+            user = to_user(row)
+            connection.execute(delete(factors).where(factors.c.user_id == user_id))
+            connection.execute(delete(recovery_codes).where(recovery_codes.c.user_id == user_id))
+            entries = end_sessions_of(connection, self._log, user_id, now, "factors_reset")
+            entries.append(self._log.draft(user, "factors_reset", epoch=user.epoch))
+            self._notices.add(connection, Template.FACTORS_RESET, (user.email,), now)
+            return Committed(user, self._log.append(connection, entries))
+
+    def renew_codes(self, user_id: UserId, digests: Sequence[bytes]) -> None:
+        """Replace the recovery codes; raises NotFound for somebody without a factor."""
+        now = self._clock()
+        with self._database.transaction() as connection:
+            user = locked_user(connection, user_id)
+            if not _has_any(connection, user_id):
+                raise NotFound
+            connection.execute(delete(recovery_codes).where(recovery_codes.c.user_id == user_id))
+            _store_codes(connection, user_id, digests, now)
+            self._notices.add(connection, Template.RECOVERY_RENEWED, (user.email,), now)
+
+
+class SqlTryStore:
+    """Counts tries at second factors."""
+
+    def __init__(self, database: Database, clock: Clock, notices: Notices) -> None:
+        self._database = database
+        self._clock = clock
+        self._notices = notices
+
+    def count(self, user_id: UserId, kind: AnswerKind, challenge: Challenge | None) -> Tried | None:
+        """Count a try before it is judged; None for somebody who may not try."""
+        counted = (
+            update(users)
+            .where(users.c.id == user_id, users.c.status == "active", users.c.has_factor.is_(True))
+            .values(factor_tries=users.c.factor_tries + 1)
+        )
+        if challenge is not None:
+            least = challenge.round * MOST_TRIES
+            counted = counted.where(
+                users.c.password_version == challenge.password_version,
+                users.c.factor_tries.between(least, least + MOST_TRIES - 1),
+            )
+        with self._database.transaction() as connection:
+            tries = connection.execute(counted.returning(users.c.factor_tries)).scalar_one_or_none()
+            if tries is None:
+                return None
+            totp = _tried_totp(connection, user_id) if kind is AnswerKind.TOTP else None
+            return Tried(tries=tries, totp=totp)
+
+    def failed(self, user_id: UserId, notices: tuple[Template, ...], *, lock: Factor | None) -> None:
+        """Write what wrong answers led to: *notices* to the user, and the end of the factor *lock*."""
+        now = self._clock()
+        with self._database.transaction() as connection:
+            try:
+                user = locked_user(connection, user_id)
+            except NotFound:
+                return
+            if lock is not None:
+                locked = update(factors).where(factors.c.id == lock.id, factors.c.locked_at.is_(None))
+                connection.execute(locked.values(locked_at=now))
+            for notice in notices:
+                self._notices.add(connection, notice, (user.email,), now)
+
+
+def use_up(connection: Connection, used_up: UsedUp, now: datetime, notices: Notices) -> None:
+    """
+    Use up what a right answer consists of, in the transaction of what it opens.
+
+    Raises CodeInvalid where somebody was faster: then nothing is opened.
+    """
+    # First: it locks the user's row.
+    connection.execute(update(users).where(users.c.id == used_up.user_id).values(factor_tries=used_up.tries))
+    for ident, end in used_up.challenges:
+        _spend(connection, ident, end)
+    if used_up.totp is not None:
+        _use_step(connection, used_up.user_id, *used_up.totp, now)
+    if used_up.recovery_digest is not None:
+        _use_recovery_code(connection, used_up.user_id, used_up.recovery_digest, now, notices)
+
+
+def add_factor(connection: Connection, factor: Factor) -> None:
+    """Insert *factor* in the caller's transaction."""
+    connection.execute(insert(factors).values(_from_factor(factor)))
+
+
+def factors_of(connection: Connection, user_id: UserId) -> FactorList:
+    """What a user has in force."""
+    rows = connection.execute(
+        select(factors).where(_in_force(user_id)).order_by(factors.c.created_at, factors.c.id)
+    )
+    left = select(func.count()).where(recovery_codes.c.user_id == user_id)
+    return FactorList(
+        factors=[to_factor(row) for row in rows.mappings()],
+        recovery_codes_left=connection.execute(left).scalar_one(),
+    )
+
+
+def to_factor(row: RowMapping) -> Factor:
+    """The factor in *row*."""
+    fields: dict[str, Any] = {name: row[factors.c[name]] for name in _SHARED}
+    if row[factors.c.kind] == Kind.PASSKEY:
+        known: dict[str, Any] = {name: row[factors.c[name]] for name in _OF_PASSKEYS}
+        return Factor(
+            **fields, passkey=NewPasskey(**known, transports=tuple(row[factors.c.transports] or ()))
+        )
+    secret = Encrypted(row[factors.c.key_id], row[factors.c.secret])
+    totp = TotpSecret(secret=secret, last_step=row[factors.c.last_step], failures=row[factors.c.failures])
+    return Factor(**fields, totp=totp)
+
+
+def _from_factor(factor: Factor) -> dict[str, Any]:
+    row: dict[str, Any] = {name: getattr(factor, name) for name in _SHARED}
+    row |= {"kind": factor.kind.value, "failures": 0}
+    if factor.totp is not None:
+        secret = factor.totp.secret
+        row |= {"key_id": secret.key_id, "secret": secret.text, "last_step": factor.totp.last_step}
+    if factor.passkey is not None:
+        row |= {name: getattr(factor.passkey, name) for name in _OF_PASSKEYS}
+        row["transports"] = list(factor.passkey.transports)
+    return row
+
+
+def _in_force(user_id: UserId) -> ColumnElement[bool]:
+    return and_(factors.c.user_id == user_id, factors.c.confirmed_at.is_not(None))
+
+
+def _totp_of(user_id: UserId) -> ColumnElement[bool]:
+    return and_(factors.c.user_id == user_id, factors.c.kind == Kind.TOTP.value)
+
+
+def _has_any(connection: Connection, user_id: UserId) -> bool:
+    return bool(connection.execute(select(exists().where(_in_force(user_id)))).scalar_one())
+
+
+def _set_has_factor(connection: Connection, user_id: UserId, *, now_has: bool) -> bool:
+    """Note whether the user has a factor; True where that is new."""
+    noted = update(users).where(users.c.id == user_id, users.c.has_factor.is_(not now_has))
+    return connection.execute(noted.values(has_factor=now_has)).rowcount == 1
+
+
+def _store_codes(connection: Connection, user_id: UserId, digests: Sequence[bytes], now: datetime) -> None:
+    rows = [{"digest": digest, "user_id": user_id, "created_at": now} for digest in digests]
+    connection.execute(insert(recovery_codes), rows)
+
+
+def _tried_totp(connection: Connection, user_id: UserId) -> Factor | None:
+    """The TOTP in force with one more failure, which a right answer sets back; None if it is locked."""
+    counted = (
+        update(factors)
+        .where(
+            _totp_of(user_id),
+            factors.c.confirmed_at.is_not(None),
+            factors.c.locked_at.is_(None),
+            factors.c.failures < MOST_FAILURES,
+        )
+        .values(failures=factors.c.failures + 1)
+        .returning(factors)
+    )
+    row = connection.execute(counted).mappings().first()
+    return to_factor(row) if row else None
+
+
+def _use_step(connection: Connection, user_id: UserId, factor_id: str, step: int, now: datetime) -> None:
+    used = (
+        update(factors)
+        .where(
+            _totp_of(user_id),
+            factors.c.id == factor_id,
+            factors.c.locked_at.is_(None),
+            func.coalesce(factors.c.last_step, -1) < step,
+        )
+        .values(last_step=step, last_used_at=now, failures=0)
+    )
+    if connection.execute(used).rowcount != 1:
+        raise CodeInvalid("this step was used before")
+
+
+def _use_recovery_code(
+    connection: Connection, user_id: UserId, digest: bytes, now: datetime, notices: Notices
+) -> None:
+    used = delete(recovery_codes).where(
+        recovery_codes.c.user_id == user_id, recovery_codes.c.digest == digest
+    )
+    if connection.execute(used).rowcount != 1:
+        raise CodeInvalid("no such recovery code")
+    email = connection.execute(select(users.c.email).where(users.c.id == user_id)).scalar_one()
+    notices.add(connection, Template.RECOVERY_USED, (email,), now)
+
+
+def _spend(connection: Connection, ident: str, end: datetime) -> None:
+    dialect: Any = postgresql if connection.dialect.name == "postgresql" else sqlite
+    added = dialect.insert(spent).values(id=ident, expires_at=end).on_conflict_do_nothing()
+    if connection.execute(added).rowcount != 1:
+        raise CodeInvalid("this challenge was used before")
+
+
+def reencrypt(database: Database, keys: DataKeys) -> Iterator[int]:
+    """
+    Encrypt under the current key what another one encrypted; yields how many rows each step changed.
+
+    A row that changes meanwhile is left to the next step.  Raises Undecryptable for a row of an unknown key.
+    """
+    after = NOBODY
+    while True:
+        page = (
+            select(factors)
+            .where(factors.c.key_id != keys.current, factors.c.id > after)
+            .order_by(factors.c.id)
+            .limit(STEP)
+        )
+        with database.read() as connection:
+            found = [to_factor(row) for row in connection.execute(page).mappings()]
+        if not found:
+            return
+        after = found[-1].id
+        with database.transaction() as connection:
+            yield sum(_reencrypt_one(connection, factor, keys) for factor in found)
+
+
+def _reencrypt_one(connection: Connection, factor: Factor, keys: DataKeys) -> int:
+    if factor.totp is None:
+        return 0
+    owner = totp_owner(factor.user_id, factor.id)
+    fresh = keys.encrypt(keys.decrypt(factor.totp.secret, owner), owner)
+    moved = (
+        update(factors)
+        .where(factors.c.id == factor.id, factors.c.key_id == factor.totp.secret.key_id)
+        .values(key_id=fresh.key_id, secret=fresh.text)
+    )
+    return connection.execute(moved).rowcount
+
+
+def key_ids_in_use(database: Database) -> dict[str, int]:
+    """How many secrets each key encrypted, by the key's id."""
+    statement = (
+        select(factors.c.key_id, func.count()).where(factors.c.key_id.is_not(None)).group_by(factors.c.key_id)
+    )
+    with database.read() as connection:
+        return dict(connection.execute(statement).tuples())
+
+
+def has_factors(database: Database) -> bool:
+    """True while anybody has a factor in force."""
+    with database.read() as connection:
+        return bool(
+            connection.execute(select(exists().where(factors.c.confirmed_at.is_not(None)))).scalar_one()
+        )
