@@ -22,7 +22,7 @@ TALLY_ROWS = 1000
 _ALARMING = frozenset(
     {
         *(Action.REFRESH_REUSED, Action.HASH_MALFORMED, Action.LIMIT_REACHED, Action.LIMIT_UNCOUNTED),
-        Action.MAIL_FAILED,
+        *(Action.MAIL_FAILED, Action.FACTOR_LOCKED),
     }
 )
 _LOGGED = (

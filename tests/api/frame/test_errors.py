@@ -25,6 +25,7 @@ REFUSED = Verdict(limit=LIMIT, subject="s", allowed=False, remaining=0, reset_s=
 ARGUMENTS: dict[type[AuthError], tuple[object, ...]] = {
     errors.Invalid: ({"email": ["is wrong"]},),
     errors.StepUpRequired: (Requirement(acr=Acr.AAL2, max_age_s=300),),
+    errors.SecondFactorRequired: ("challenge", 300, ("totp",)),
     errors.RateLimited: (REFUSED,),
     errors.HashingBusy: (4,),
     errors.StoreUnavailable: ("sql: secret-host",),
@@ -84,6 +85,7 @@ def test_codes_and_statuses_are_those_of_the_contract():
         (401, "step_up_required"),
         (403, "forbidden"),
         (403, "email_unverified"),
+        (403, "second_factor_required"),
         (403, "registration_closed"),
         (403, "wrong_password"),
         (404, "not_found"),

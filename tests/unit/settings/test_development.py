@@ -35,7 +35,8 @@ def test_the_first_start_makes_strong_secrets_and_the_next_finds_them():
 
     assert first.tokens.secret == second.tokens.secret
     assert first.passwords.pepper == second.passwords.pepper
-    assert first.tokens.secret != first.passwords.pepper
+    assert first.second_factors.data_key == second.second_factors.data_key
+    assert len({first.tokens.secret, first.passwords.pepper, first.second_factors.data_key}) == 3
     assert not any("weak" in warning for warning in first.warnings)
 
 
@@ -44,7 +45,7 @@ def test_nobody_else_can_read_them(checkout):
     ensure_development_files(DEVELOPMENT)
 
     files = sorted((checkout / ".authsvc").iterdir())
-    assert [file.name for file in files] == ["password-pepper", "token-secret"]
+    assert [file.name for file in files] == ["data-key", "password-pepper", "token-secret"]
     assert (checkout / ".authsvc").stat().st_mode & 0o777 == 0o700
     assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
 
@@ -72,7 +73,7 @@ def test_a_secret_that_is_set_is_left_alone(checkout, name):
     """What the developer chose wins, and nothing contradicts it."""
     additions = ensure_development_files({**DEVELOPMENT, name: TOKEN_SECRET})
 
-    assert list(additions) == ["PASSWORD_PEPPER_FILE"]
+    assert sorted(additions) == ["DATA_KEY_FILE", "PASSWORD_PEPPER_FILE"]
     assert not (checkout / ".authsvc" / "token-secret").exists()
 
 

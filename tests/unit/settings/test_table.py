@@ -93,6 +93,7 @@ def test_a_secret_s_file_is_read_without_its_line_break_or_refused(keys, tmp_pat
     base = production(keys, REDIS_HOST=None if name in {"REDIS_URL", "REDIS_SENTINEL_PASSWORD"} else "h")
     base |= SENTINEL if name == "REDIS_SENTINEL_PASSWORD" else {}
     base |= {"SMTP_USERNAME": "app"} if name == "SMTP_PASSWORD" else {}
+    base |= {"DATA_KEY": "hJ3-uPq9eRt6yUi1oAs5dFg8kQ4zXc7v"} if name == "DATA_KEY_PREVIOUS" else {}
     text = {"REDIS_URL": "redis://h", "DATABASE_URL": "postgresql://u@h/d"}.get(
         name, "zS1-8qL0wXo5tYb2mNc7-rV4kJ6hG9fD3"
     )
