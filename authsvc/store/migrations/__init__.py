@@ -31,7 +31,7 @@ from authsvc.store.sql import Database
 from authsvc.store.tables import metadata
 
 #: The revision that this version of the service works with: the newest file in ``versions/``.
-NEEDED_REVISION: Final = "0009"
+NEEDED_REVISION: Final = "0010"
 #: One upgrade at a time, however many start together.
 UPGRADE_LOCK: Final = 0x61757468_0003
 #: A change waits for no longer for the locks of others: behind it, everybody would wait.
