@@ -38,6 +38,7 @@ NEWER = r"revision 9999, which authsvc 9\.8\.7 made; this is .*: install authsvc
 UPGRADE = """
 import sys
 from authsvc.store.migrations import upgrade
+from tests.contract.store.stores import open_database
 databases = [open_database(url) for url in sys.argv[1:]]
 print("ready", flush=True)
 for database in databases:
