@@ -17,31 +17,16 @@ from authsvc.cli import main
 from authsvc.cli import service as service_commands
 from tests.patient import PATIENT
 from tests.processes import HOST, free_port
-from tests.rig import PASSWORD, Service, environment, migrate, run_command
-from tests.servers import drop_database
+from tests.rig import PASSWORD, Service, run_command
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Iterator
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 OWN_HASH = re.compile(r"bcrypt-hmac-sha384\$2b\$10\$.{53}")
 USAGE = 2
-
-
-@pytest.fixture(scope="module")
-def service(postgres_server, redis_server, tmp_path_factory) -> Iterator[Service]:
-    """A service whose settings the commands share."""
-    folder = tmp_path_factory.mktemp("cli")
-    env = environment(
-        postgres_server.create_database(), redis_server.url, folder, CACHE_KEY_PREFIX="command-line"
-    )
-    migrate(env)
-    with Service(env, folder, entry=PATIENT) as running:
-        yield running
-    drop_database(postgres_server.url, env["DATABASE_URL"])
 
 
 @pytest.fixture

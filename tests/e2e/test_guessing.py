@@ -6,17 +6,12 @@ import json
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
-from typing import TYPE_CHECKING
 
 import pytest
 
 from authsvc.api.frame.context import DEVICE_HEADER
-from tests.patient import PATIENT
 from tests.processes import HOST
-from tests.rig import HOPELESS_S, PASSWORD, Service, environment, migrate
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from tests.rig import HOPELESS_S, PASSWORD, Service
 
 pytestmark = pytest.mark.slow
 
@@ -28,21 +23,16 @@ ADDRESSES, GUESSERS = 1000, 16
 MISTAKES = 60
 
 
-@pytest.fixture
-def service(database_url, redis_url, tmp_path) -> Iterator[Service]:
+@pytest.fixture(scope="module")
+def service(make_service) -> Service:
     """Serve with two workers, behind a proxy that says who asks, with the limits of the defaults."""
-    env = environment(
-        database_url,
-        redis_url,
-        tmp_path,
+    made: Service = make_service(
         TRUSTED_PROXIES="127.0.0.1/32",
         RATE_LIMIT_LOGIN_IP="100/15minutes",
         RATE_LIMIT_LOGIN_ACCOUNT="10/15minutes",
         RATE_LIMIT_LOGIN_DEVICE="5/15minutes",
     )
-    migrate(env)
-    with Service(env, tmp_path, entry=PATIENT) as made:
-        yield made
+    return made
 
 
 def log_in(service: Service, address: str, password: str, device: str = "") -> tuple[int, str]:

@@ -60,18 +60,6 @@ DJANGO_LONG = "grüezi " * 12 + "mitenand"
 
 
 @pytest.fixture(scope="module")
-def service(postgres_server, redis_server, tmp_path_factory) -> Iterator[Service]:
-    """A service whose database the commands share."""
-    folder = tmp_path_factory.mktemp("transfers")
-    env = environment(postgres_server.create_database(), redis_server.url, folder)
-    env["CACHE_KEY_PREFIX"] = "transfers"
-    migrate(env)
-    with Service(env, folder, entry=PATIENT) as running:
-        yield running
-    drop_database(postgres_server.url, env["DATABASE_URL"])
-
-
-@pytest.fixture(scope="module")
 def elsewhere(postgres_server, service) -> Iterator[dict[str, str]]:
     """The settings of another service: the same pepper, another database, a Redis prefix of its own."""
     url = postgres_server.create_database()
@@ -237,7 +225,7 @@ def test_who_is_imported_is_seen_at_once(desk, service, tmp_path):
     def is_cached() -> bool:
         addresses()
         with Redis.from_url(service.env["REDIS_URL"]) as redis:
-            return bool(redis.keys("transfers:v1:users:list:*"))
+            return bool(redis.keys(f"{service.env['CACHE_KEY_PREFIX']}:v1:users:list:*"))
 
     wait_until(is_cached, what="a cached list")
     before = addresses()

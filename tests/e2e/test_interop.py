@@ -17,10 +17,8 @@ from joserfc.jwk import KeySet
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from tests.e2e.rotation import add_key
-from tests.patient import PATIENT
 from tests.processes import wait_until
-from tests.rig import HOPELESS_S, PASSWORD, Service, environment, migrate
-from tests.servers import drop_database
+from tests.rig import HOPELESS_S, PASSWORD, Service
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,18 +35,14 @@ OLD_S = 3600
 
 
 @pytest.fixture(scope="module")
-def service(postgres_server, redis_server, tmp_path_factory) -> Iterator[Service]:
+def service(make_service, tmp_path_factory) -> Service:
     """One service for all tests; its keys are those of :func:`tokens`."""
     folder = tmp_path_factory.mktemp("interop")
     (folder / "keys").mkdir()
     add_key(folder / "keys", "ES256", age_s=OLD_S)
-    database = postgres_server.create_database()
-    env = environment(database, redis_server.url, folder, CACHE_KEY_PREFIX="interop")
-    migrate(env)
-    with Service(env, folder, entry=PATIENT) as running:
-        assert running.register(EMAIL).status_code == 201
-        yield running
-    drop_database(postgres_server.url, database)
+    made: Service = make_service(folder)
+    assert made.register(EMAIL).status_code == 201
+    return made
 
 
 @pytest.fixture(scope="module")

@@ -16,13 +16,11 @@ import pytest
 from authsvc.cli.keys import generate_key
 from authsvc.store.key_folder import REREAD_S, read_key
 from tests.e2e.rotation import Load, add_key
-from tests.patient import PATIENT
 from tests.processes import wait_until
-from tests.rig import PASSWORD, Service, environment, migrate, run_command
-from tests.servers import drop_database
+from tests.rig import PASSWORD, Service, run_command
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from requests import Response
 
@@ -36,24 +34,14 @@ SIGNS_SOON_S = 300 - REREAD_S - 1.5
 
 
 @pytest.fixture(scope="module")
-def service(postgres_server, redis_server, tmp_path_factory) -> Iterator[Service]:
+def service(make_service, tmp_path_factory) -> Service:
     """Two workers with one ES256 key, an hour old; a refresh token that was used up has no second chance."""
     folder = tmp_path_factory.mktemp("rotation")
     (folder / "keys").mkdir()
     add_key(folder / "keys", "ES256", age_s=3600)
-    database = postgres_server.create_database()
-    env = environment(
-        database,
-        redis_server.url,
-        folder,
-        CACHE_KEY_PREFIX="rotation",
-        REFRESH_GRACE_SECONDS="0",
-    )
-    migrate(env)
-    with Service(env, folder, entry=PATIENT) as running:
-        assert running.register(EMAIL).status_code == 201
-        yield running
-    drop_database(postgres_server.url, database)
+    made: Service = make_service(folder, REFRESH_GRACE_SECONDS="0")
+    assert made.register(EMAIL).status_code == 201
+    return made
 
 
 @pytest.fixture

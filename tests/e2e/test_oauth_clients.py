@@ -10,12 +10,10 @@ import pytest
 from authlib.integrations.requests_client import OAuth2Session
 
 from tests.patient import PATIENT
-from tests.rig import Service, environment, migrate, run_command
-from tests.servers import drop_database
+from tests.rig import Service, run_command
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Iterator
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -24,17 +22,11 @@ METADATA = "/.well-known/oauth-authorization-server"
 
 
 @pytest.fixture(scope="module")
-def service(postgres_server, redis_server, tmp_path_factory) -> Iterator[Service]:
-    """A service of two workers whose settings the commands share."""
-    folder = tmp_path_factory.mktemp("oauth")
-    env = environment(
-        postgres_server.create_database(), redis_server.url, folder, CACHE_KEY_PREFIX="oauth-clients"
-    )
-    migrate(env)
-    with Service(env, folder, entry=PATIENT) as running:
-        assert running.register("ada@example.com").status_code == 201
-        yield running
-    drop_database(postgres_server.url, env["DATABASE_URL"])
+def service(make_service) -> Service:
+    """A service with a user."""
+    made: Service = make_service()
+    assert made.register("ada@example.com").status_code == 201
+    return made
 
 
 @pytest.fixture(scope="module")

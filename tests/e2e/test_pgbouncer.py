@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.e2e.estate import create_root
 from tests.patient import PATIENT
-from tests.rig import PASSWORD, Service, environment, run_command
+from tests.rig import Service, environment, run_command
 from tests.servers import drop_database
 from tests.servers.binaries import is_here, pgbouncer_binary
 from tests.servers.pgbouncer import PgBouncer
@@ -32,8 +33,7 @@ def service(request, postgres_server, redis_server, tmp_path) -> Iterator[Servic
             pooler.url_for(url), redis_server.url, tmp_path, CACHE_KEY_PREFIX=f"pooled-{request.param}"
         )
         assert run_command("db", "upgrade", env=env, folder=tmp_path, entry=PATIENT).returncode == 0
-        create = ("users", "create", "root@example.com", "--role", "admin", "--password-stdin")
-        assert run_command(*create, env=env, folder=tmp_path, stdin=PASSWORD, entry=PATIENT).returncode == 0
+        create_root(env, tmp_path)
         with Service(env, tmp_path, entry=PATIENT) as running:
             yield running
     drop_database(postgres_server.url, url)

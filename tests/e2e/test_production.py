@@ -7,7 +7,6 @@ import re
 from collections import Counter
 from contextlib import ExitStack, closing
 from http.client import HTTPConnection
-from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import jwt
@@ -17,11 +16,7 @@ import requests
 
 from tests.patient import PATIENT
 from tests.processes import HOST
-from tests.rig import HOPELESS_S, PASSWORD, Service, environment, migrate
-from tests.servers import drop_database
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from tests.rig import HOPELESS_S, PASSWORD, Service
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -30,27 +25,10 @@ OTHER_PASSWORD = "a staple that no horse has seen"
 
 
 @pytest.fixture(scope="module")
-def database(postgres_server) -> Iterator[str]:
-    """A database with the schema."""
-    url = postgres_server.create_database()
-    yield url
-    drop_database(postgres_server.url, url)
-
-
-@pytest.fixture(scope="module")
-def env(database, redis_server, tmp_path_factory) -> dict[str, str]:
-    """Production settings for a service of two workers."""
-    folder = tmp_path_factory.mktemp("production")
-    made = environment(database, redis_server.url, folder, CACHE_KEY_PREFIX="production")
-    migrate(made)
+def env(service) -> dict[str, str]:
+    """The settings of the service, for tests that start and stop another one."""
+    made: dict[str, str] = service.env
     return made
-
-
-@pytest.fixture(scope="module")
-def service(env, tmp_path_factory) -> Iterator[Service]:
-    """One service for all tests that do not stop it."""
-    with Service(env, tmp_path_factory.mktemp("service"), entry=PATIENT) as running:
-        yield running
 
 
 def newcomer(service: Service) -> str:

@@ -13,9 +13,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from authsvc.settings import Settings
 from authsvc.wiring.preflight import local_problems
-from tests.patient import PATIENT
 from tests.processes import HOST, wait_until
-from tests.rig import PASSWORD, Service, environment, migrate
+from tests.rig import PASSWORD, Service, environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,22 +81,15 @@ def collector() -> Iterator[Collector]:
 
 
 @pytest.fixture(scope="module")
-def service(collector, postgres_server, redis_server, tmp_path_factory) -> Iterator[Service]:
+def service(collector, make_service) -> Service:
     """A service that traces to it."""
-    folder = tmp_path_factory.mktemp("tracing")
-    env = environment(
-        postgres_server.create_database(),
-        redis_server.url,
-        folder,
-        CACHE_KEY_PREFIX="tracing",
+    made: Service = make_service(
         TRACING="otlp",
         TRACING_SAMPLE_PERCENT="0",
         OTEL_EXPORTER_OTLP_ENDPOINT=collector.url,
         OTEL_BSP_SCHEDULE_DELAY="100",
     )
-    migrate(env)
-    with Service(env, folder, entry=PATIENT) as service:
-        yield service
+    return made
 
 
 def test_a_request_its_statements_and_its_calls_to_redis_are_one_trace(service, collector):

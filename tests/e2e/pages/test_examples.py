@@ -15,11 +15,10 @@ import pytest
 import requests
 
 from tests import ROOT
+from tests.e2e.estate import create_root
 from tests.e2e.verifier.verified import client_options
-from tests.patient import PATIENT
 from tests.processes import HOST, ServerProcess, wait_until
-from tests.rig import HOPELESS_S, PASSWORD, Service, environment, migrate, run_command
-from tests.servers import drop_database
+from tests.rig import HOPELESS_S, Service
 from tests.servers.binaries import tool
 from tests.servers.nginx import Nginx, nginx_block
 
@@ -69,18 +68,12 @@ class Example(ServerProcess):
 
 
 @pytest.fixture(scope="module")
-def service(postgres_server, redis_server, tmp_path_factory) -> Iterator[Service]:
+def service(make_service) -> Service:
     """A service with a user and an admin."""
-    folder = tmp_path_factory.mktemp("examples")
-    url = postgres_server.create_database()
-    env = environment(url, redis_server.url, folder, CACHE_KEY_PREFIX="examples", WEB_CONCURRENCY="1")
-    migrate(env)
-    admin = ("users", "create", "root@example.com", "--role", "admin", "--password-stdin")
-    assert run_command(*admin, env=env, folder=folder, stdin=PASSWORD, entry=PATIENT).returncode == 0
-    with Service(env, folder, entry=PATIENT) as running:
-        assert running.register("ada@example.com").status_code == 201
-        yield running
-    drop_database(postgres_server.url, url)
+    made: Service = make_service(WEB_CONCURRENCY="1")
+    create_root(made.env, made.log.parent)
+    assert made.register("ada@example.com").status_code == 201
+    return made
 
 
 @pytest.fixture(scope="module")

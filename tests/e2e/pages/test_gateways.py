@@ -14,11 +14,10 @@ import requests
 
 from authsvc.api.frame.errors import DETAILS
 from tests import ROOT
+from tests.e2e.estate import create_root
 from tests.e2e.pages.gateways import Asking, Gateway, Server
-from tests.patient import PATIENT
 from tests.processes import HOST
-from tests.rig import HOPELESS_S, PASSWORD, Service, environment, migrate, run_command
-from tests.servers import drop_database
+from tests.rig import HOPELESS_S, Service
 from tests.servers.binaries import BinaryMissing, nginx_binary
 from tests.servers.nginx import Nginx, nginx_block
 from tests.servers.proxy import Mode, TcpProxy
@@ -43,19 +42,12 @@ LIES = {
 
 
 @pytest.fixture(scope="module")
-def service(postgres_server, redis_server, tmp_path_factory) -> Iterator[Service]:
+def service(make_service) -> Service:
     """A service with two workers, a user and an admin."""
-    folder = tmp_path_factory.mktemp("gateways")
-    env = environment(
-        postgres_server.create_database(), redis_server.url, folder, CACHE_KEY_PREFIX="gateways"
-    )
-    migrate(env)
-    admin = ("users", "create", "root@example.com", "--role", "admin", "--password-stdin")
-    assert run_command(*admin, env=env, folder=folder, stdin=PASSWORD, entry=PATIENT).returncode == 0
-    with Service(env, folder, entry=PATIENT) as running:
-        assert running.register("ada@example.com").status_code == 201
-        yield running
-    drop_database(postgres_server.url, env["DATABASE_URL"])
+    made: Service = make_service()
+    create_root(made.env, made.log.parent)
+    assert made.register("ada@example.com").status_code == 201
+    return made
 
 
 @pytest.fixture(scope="module")

@@ -17,13 +17,11 @@ from authlib.common.errors import AuthlibBaseError
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from tests import ROOT
-from tests.patient import PATIENT
-from tests.rig import Service, environment, migrate
-from tests.servers import drop_database
+from tests.rig import Service
 from tests.servers.binaries import BinaryMissing, tool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -53,18 +51,11 @@ class Given:
 
 
 @pytest.fixture(scope="module")
-def service(postgres_server, redis_server, tmp_path_factory) -> Iterator[Service]:
+def service(make_service) -> Service:
     """A service that is reached by its issuer's address."""
-    folder = tmp_path_factory.mktemp("languages")
-    database = postgres_server.create_database()
-    env = environment(database, redis_server.url, folder, CACHE_KEY_PREFIX="languages", WEB_CONCURRENCY="1")
-    migrate(env)
-    running = Service(env, folder, entry=PATIENT)
-    running.env["JWT_ISSUER"] = running.url
-    with running:
-        assert running.register(EMAIL).status_code == 201
-        yield running
-    drop_database(postgres_server.url, database)
+    made: Service = make_service(at_issuer=True, WEB_CONCURRENCY="1")
+    assert made.register(EMAIL).status_code == 201
+    return made
 
 
 @pytest.fixture(scope="module")
