@@ -14,6 +14,7 @@ from authsvc.api import (
     batch,
     cache_admin,
     clients,
+    factors,
     feed,
     health,
     me,
@@ -78,6 +79,10 @@ def _by_setting(services: Services) -> Iterator[Blueprint]:
             yield recovery.invitations
     if services.has_machines:
         yield clients.blp
+    if services.second_factors is not None:
+        yield factors.blp
+        yield factors.me
+        yield factors.admin
     yield recovery.quiet if services.registration is RegistrationMode.QUIET else auth.registration
 
 

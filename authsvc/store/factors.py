@@ -360,7 +360,7 @@ def _use_recovery_code(
 def _spend(connection: Connection, ident: str, end: datetime) -> None:
     dialect: Any = postgresql if connection.dialect.name == "postgresql" else sqlite
     added = dialect.insert(spent).values(id=ident, expires_at=end).on_conflict_do_nothing()
-    if connection.execute(added).rowcount != 1:
+    if connection.execute(added.returning(spent.c.id)).first() is None:
         raise CodeInvalid("this challenge was used before")
 
 

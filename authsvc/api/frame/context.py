@@ -14,7 +14,7 @@ from authsvc.domain.clients import Caller
 from authsvc.domain.errors import NotFound
 from authsvc.domain.tokens.access import AccessToken
 from authsvc.domain.users import User
-from authsvc.services import RecoveryServices, Services
+from authsvc.services import RecoveryServices, SecondFactorServices, Services
 
 EXTENSION = "authsvc"
 #: Shows, and renews, that somebody logged in on this device before.
@@ -37,6 +37,14 @@ def services() -> Services:
 def recovery() -> RecoveryServices:
     """What mails make possible; its routes exist only where it does."""
     found = services().recovery
+    if found is None:
+        raise NotFound
+    return found
+
+
+def second_factors() -> SecondFactorServices:
+    """Second factors; their routes exist only where they are on."""
+    found = services().second_factors
     if found is None:
         raise NotFound
     return found

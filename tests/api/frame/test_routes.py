@@ -6,6 +6,7 @@ import pytest
 
 from tests.api.driver import Api, code_of
 from tests.api.mailing import MAIL
+from tests.api.second_factors import FACTORS
 
 PUBLIC, USER, ADMIN, CLIENT = "public", "user", "admin", "client"
 
@@ -69,6 +70,17 @@ BY_MAIL = {
     "POST /v1/users": ADMIN,
     "POST /v1/users/<user_id>/password-reset": ADMIN,
 }
+#: The routes of second factors.
+OF_FACTORS = {
+    "POST /v1/auth/login/second": PUBLIC,
+    "GET /v1/me/factors": USER,
+    "PATCH /v1/me/factors/<factor_id>": USER,
+    "DELETE /v1/me/factors/<factor_id>": USER,
+    "POST /v1/me/factors/totp": USER,
+    "POST /v1/me/factors/totp/<factor_id>/confirm": USER,
+    "POST /v1/me/recovery-codes": USER,
+    "DELETE /v1/users/<user_id>/factors": ADMIN,
+}
 QUIET = {"POST /v1/auth/register/confirm": PUBLIC}
 #: Views of Flask and flask-smorest, which carry no declaration of ours.
 THEIRS = {"/openapi.json"}
@@ -90,7 +102,7 @@ def declared(api: Api) -> dict[str, str | None]:
 def call(api: Api, route: str, **options):
     """One request to *route*, with an id where it wants one."""
     method, path = route.split(" ")
-    for name in ("<user_id>", "<session_id>"):
+    for name in ("<user_id>", "<session_id>", "<factor_id>"):
         path = path.replace(name, "7d8b1d0e-0a53-4be4-93f9-0b0a8bfc1c11")
     return api.call(method, path, **options)
 
@@ -104,15 +116,16 @@ def test_the_table_is_complete_and_every_view_declares_what_it_says(pg_api):
     ("settings", "more"),
     [
         (MAIL, BY_MAIL),
+        (FACTORS, OF_FACTORS),
         ({**MAIL, "REGISTRATION": "quiet"}, BY_MAIL | QUIET),
         (
             {**MAIL, "REGISTRATION": "off"},
             {route: role for route, role in BY_MAIL.items() if route != "POST /v1/users"},
         ),
     ],
-    ids=["mail", "quiet", "off"],
+    ids=["mail", "factors", "quiet", "off"],
 )
-def test_the_table_is_complete_with_mail_on(make_api, settings, more):
+def test_the_table_is_complete_with_what_settings_bring(make_api, settings, more):
     """Each setting brings its routes, guarded as the table says, and no other ones."""
     api = make_api(**settings)
 

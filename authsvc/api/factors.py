@@ -1,0 +1,148 @@
+"""Second factors: the second step of a login, and what their owners and admins do with them."""
+
+from __future__ import annotations
+
+from flask import Response, request
+
+from authsvc.api.frame.bodies import Blueprint
+from authsvc.api.frame.context import (
+    DEVICE_HEADER,
+    client_ip,
+    identity,
+    second_factors,
+    user_agent,
+)
+from authsvc.api.frame.guards import counted, public, requires
+from authsvc.api.frame.outcomes import revoked
+from authsvc.api.schemas.accounts import TokenPairView
+from authsvc.api.schemas.factors import (
+    AnswerForm,
+    CodeBody,
+    EnrolmentView,
+    FactorListView,
+    FactorName,
+    FactorPatch,
+    FactorView,
+    RecoveryCodesView,
+    SecondLoginBody,
+)
+from authsvc.api.users import user_named
+from authsvc.domain.accounts.factors import Enrolment, Factor, FactorId, FactorList
+from authsvc.domain.accounts.opening import TokenPair
+from authsvc.domain.accounts.second_factor import Answer
+from authsvc.domain.errors import NotFound
+from authsvc.domain.values.identifiers import canonical_id
+
+blp = Blueprint("second", __name__, url_prefix="/v1/auth", description="The second step of a login.")
+me = Blueprint("factors", __name__, url_prefix="/v1/me", description="The caller's second factors.")
+admin = Blueprint("resets of factors", __name__, url_prefix="/v1/users", description="Resets, by admins.")
+
+
+@blp.post("/login/second", tags=["auth"])
+@public
+@counted(lambda metrics: metrics.login)
+@blp.arguments(SecondLoginBody)
+@blp.doc(parameters=[{"in": "header", "name": DEVICE_HEADER, "schema": {"type": "string"}}])
+@blp.response(200, TokenPairView, headers={DEVICE_HEADER: {"schema": {"type": "string"}}})
+@blp.refuses(401, "`code_invalid`")
+@blp.refuses(429, "`rate_limited`")
+@blp.refuses(503, "`unavailable`")
+def log_in(form: tuple[str, AnswerForm]) -> tuple[TokenPair, int, dict[str, str]]:
+    """Answer the challenge of a login with a second factor; that opens the session."""
+    challenge, answer = form
+    pair = second_factors().login.log_in(
+        challenge,
+        judged(answer),
+        ip=client_ip(),
+        user_agent=user_agent(),
+        device_token=request.headers.get(DEVICE_HEADER, ""),
+    )
+    return pair, 200, {DEVICE_HEADER: pair.device_token or ""}
+
+
+@me.get("/factors")
+@requires("user")
+@me.response(200, FactorListView)
+def every() -> FactorList:
+    """List the second factors, and how many recovery codes are left."""
+    return second_factors().factors.of_user(identity().user_id)
+
+
+@me.patch("/factors/<factor_id>")
+@requires("user")
+@me.arguments(FactorPatch)
+@me.response(200, FactorView)
+@me.refuses(404, "`not_found`")
+def rename(name: str | None, factor_id: str) -> Factor:
+    """Name a factor."""
+    return second_factors().factors.rename(identity().user_id, factor_named(factor_id), name)
+
+
+@me.delete("/factors/<factor_id>")
+@requires("user")
+@me.response(204, description="Removed. If it was the last, every other session has ended.")
+@me.alt_response(202, description="The same, Redis has yet to hear of it.")
+@me.refuses(404, "`not_found`")
+def remove(factor_id: str) -> Response:
+    """Remove a factor; recovery codes go with the last one."""
+    return revoked(second_factors().factors.remove(identity(), factor_named(factor_id)))
+
+
+@me.post("/factors/totp")
+@requires("user")
+@me.arguments(FactorName)
+@me.response(201, EnrolmentView)
+@me.refuses(403, "`email_unverified`")
+def enrol(name: str | None) -> Enrolment:
+    """Begin with an authenticator app; one that is in force stays so until this one is confirmed."""
+    return second_factors().factors.enrol_totp(identity().user_id, name)
+
+
+@me.post("/factors/totp/<factor_id>/confirm")
+@requires("user")
+@me.arguments(CodeBody)
+@me.response(200, RecoveryCodesView)
+@me.alt_response(202, schema=RecoveryCodesView, description="The same, Redis has yet to hear of it.")
+@me.refuses(401, "`code_invalid`, `token_invalid`")
+@me.refuses(403, "`email_unverified`")
+@me.refuses(404, "`not_found`")
+def confirm(form: dict[str, str], factor_id: str) -> tuple[dict[str, object], int]:
+    """Put the app in force with its first code; recovery codes come with the first factor."""
+    outcome = second_factors().factors.confirm_totp(identity(), factor_named(factor_id), form["code"])
+    return {"recovery_codes": outcome.value}, 200 if outcome.is_complete else 202
+
+
+@me.post("/recovery-codes")
+@requires("user")
+@me.response(201, RecoveryCodesView)
+@me.refuses(404, "`not_found`: there is no second factor")
+def renew_codes() -> dict[str, object]:
+    """Make new recovery codes; the older ones are dead."""
+    return {"recovery_codes": second_factors().factors.renew_codes(identity().user_id)}
+
+
+@admin.delete("/<user_id>/factors", tags=["users"])
+@requires("admin")
+@admin.response(204, description="Removed; every session of the user has ended.")
+@admin.alt_response(202, description="The same, Redis has yet to hear of it.")
+@admin.refuses(403, "`forbidden`: the admin's own")
+@admin.refuses(404, "`not_found`")
+def reset(user_id: str) -> Response:
+    """Remove all second factors of a user who lost them."""
+    return revoked(second_factors().factors.reset(user_named(user_id), actor=identity().user_id))
+
+
+def judged(form: AnswerForm) -> Answer:
+    """The answer of *form*, to be judged."""
+    second = second_factors().second
+    if form.code is not None:
+        return second.code(form.code)
+    return second.recovery_code(form.recovery_code or "")
+
+
+def factor_named(text: str) -> FactorId:
+    """*text* as a factor's id; a malformed one names none."""
+    named = canonical_id(text)
+    if named is None:
+        raise NotFound
+    return FactorId(named)

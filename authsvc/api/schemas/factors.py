@@ -1,0 +1,104 @@
+"""Second factors: what goes in and comes out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from marshmallow import Schema, ValidationError, fields, post_load, validate, validates_schema
+
+from authsvc.api.frame.bodies import Body
+from authsvc.api.schemas.accounts import text
+from authsvc.api.schemas.kinds import Identifier, Time, View
+from authsvc.domain.accounts.factors import Kind
+
+_CODE = {"example": "492039", "description": "Of the authenticator app."}
+_RECOVERY_CODE = {"example": "XD4A-BCID-CPT4-L5C5-DQFI-2YIK"}
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class AnswerForm:
+    """The answer to a challenge: exactly one of the two."""
+
+    code: str | None = None
+    recovery_code: str | None = None
+
+
+class AnswerBody(Body):
+    """One answer: two at once are a mistake."""
+
+    code = fields.String(metadata=_CODE)
+    recovery_code = fields.String(metadata=_RECOVERY_CODE)
+
+    @validates_schema
+    def one_answer(self, data: dict[str, Any], **_: Any) -> None:
+        """Exactly one."""
+        if ("code" in data) == ("recovery_code" in data):
+            raise ValidationError("Send one of code and recovery_code.")
+
+
+class SecondLoginBody(AnswerBody):
+    """The challenge of a login, and its answer."""
+
+    challenge = fields.String(required=True)
+
+    @post_load
+    def build(self, data: dict[str, Any], **_: Any) -> tuple[str, AnswerForm]:
+        """As values."""
+        return data.pop("challenge"), AnswerForm(**data)
+
+
+class FactorName(Body):
+    """What its owner calls a factor; null for no name."""
+
+    name = text(200, allow_none=True, metadata={"example": "My phone"})
+
+    @post_load
+    def build(self, data: dict[str, Any], **_: Any) -> str | None:
+        """As the domain takes it."""
+        return data.get("name")
+
+
+class FactorPatch(FactorName):
+    """The new name of a factor."""
+
+    name = text(200, allow_none=True, required=True, metadata={"example": "My phone"})
+
+
+class CodeBody(Body):
+    """A code of the authenticator app."""
+
+    code = fields.String(required=True, metadata=_CODE)
+
+
+class FactorView(View):
+    """A second factor as its owner sees it."""
+
+    id = fields.String()
+    kind = fields.String(validate=validate.OneOf(tuple(Kind)))
+    name = fields.String(allow_none=True)
+    created_at = Time()
+    last_used_at = Time(allow_none=True)
+    locked = fields.Boolean(attribute="is_locked")
+
+
+class FactorListView(View):
+    """Every second factor of the caller."""
+
+    items = fields.List(fields.Nested(FactorView), attribute="factors")
+    recovery_codes_left = fields.Integer()
+
+
+class EnrolmentView(Schema):
+    """What an authenticator app is given; it is shown once."""
+
+    id = Identifier(required=True)
+    secret = fields.String(required=True, metadata={"example": "JBSWY3DPEHPK3PXPJBSWY3DPEHPK3PXP"})
+    uri = fields.String(required=True, metadata={"description": "To be shown as a QR code."})
+    expires_in = fields.Integer(required=True, metadata={"description": "Seconds."})
+
+
+class RecoveryCodesView(View):
+    """Recovery codes, shown once."""
+
+    recovery_codes = fields.List(fields.String(metadata=_RECOVERY_CODE), allow_none=True)
