@@ -32,13 +32,14 @@ from authsvc.cache import (
     Invalidations,
     KeySpace,
     Near,
-    Proof,
+    Records,
     RedisAddress,
     Refresher,
     Shape,
     SingleFlight,
     Tagging,
     Tags,
+    TrustCheck,
     Values,
     bounded_pool,
 )
@@ -103,10 +104,24 @@ def main() -> None:
     options = parser.parse_args()
     with RedisServer() as server:
         client = open_client(server.url, CircuitBreaker(clock=time.monotonic))
-        aside = Aside(client=client, space=SPACE, shape=SHAPE, lease_ms=5000, rng=random.random)
+        aside = Aside(
+            Records(
+                client=client,
+                space=SPACE,
+                shape=SHAPE,
+                lease_ms=5000,
+                rng=random.random,
+            )
+        )
         compare_hits(server.url, aside, options.rounds, options.reads)
         compare_batch(aside, options.rounds)
-        storm(replace(aside, space=KEYS.space("cold", ttl_s=600), flights=SingleFlight(retry_s=0.05)))
+        storm(
+            replace(
+                aside,
+                records=replace(aside.records, space=KEYS.space("cold", ttl_s=600)),
+                single_flight=SingleFlight(retry_s=0.05),
+            )
+        )
         compare_breaker(server)
 
 
@@ -127,15 +142,27 @@ def compare_hits(url: str, aside: Aside[User], rounds: int, reads: int) -> None:
     refresher = Refresher()
     shown = replace(
         aside,
-        space=KEYS.space("shown", ttl_s=600),
-        display=Display(refresher=refresher, stale_s=60),
+        records=replace(
+            aside.records,
+            space=KEYS.space("shown", ttl_s=600),
+            display=Display(refresher=refresher, stale_s=60),
+        ),
     )
     tags = Tags(client=aside.client, space=KEYS.space("tag", ttl_s=6000))
     tagged = replace(
-        aside, space=KEYS.space("tagged", ttl_s=600), tagging=Tagging(tags=tags, by=lambda _: ("all",))
+        aside,
+        records=replace(
+            aside.records,
+            space=KEYS.space("tagged", ttl_s=600),
+            tagging=Tagging(tags=tags, by=lambda _: ("all",)),
+        ),
     )
     proven = replace(
-        aside, proof=Proof(marker_key="bench:v1:marker", trusted=lambda _marker, _generation: True)
+        aside,
+        records=replace(
+            aside.records,
+            trust=TrustCheck(marker_key="bench:v1:marker", trusted=lambda _marker, _generation: True),
+        ),
     )
     invalidations = Invalidations(bounded_pool(RedisAddress.from_url(url), size=1), KEYS)
     near = Near(shown, invalidations, ttl_s=600, max_entries=100, clock=time.monotonic)
@@ -213,11 +240,13 @@ def compare_breaker(server: RedisServer) -> None:
     server.pause()
     for name, breaker in (("with the breaker", usual), ("without", never)):
         aside = Aside(
-            client=open_client(server.url, breaker),
-            space=SPACE,
-            shape=SHAPE,
-            lease_ms=5000,
-            rng=random.random,
+            Records(
+                client=open_client(server.url, breaker),
+                space=SPACE,
+                shape=SHAPE,
+                lease_ms=5000,
+                rng=random.random,
+            )
         )
         took = sorted(one_read(aside) for _ in range(40))
         print(f"Redis hangs, {name}: middle {took[20] * 1000:.1f} ms, slowest {took[-1] * 1000:.0f} ms")

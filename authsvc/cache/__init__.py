@@ -14,9 +14,10 @@ from authsvc.cache.breaker import CircuitBreaker, Permit, State
 from authsvc.cache.entry import MISSING, Entry, Flaw, Json, Missing
 from authsvc.cache.errors import CacheError, CacheMisuse, CacheUnavailable, Reason
 from authsvc.cache.events import CacheEvents
-from authsvc.cache.filling.flight import SingleFlight
+from authsvc.cache.filling.records import Records
 from authsvc.cache.filling.refresh import Refresher
-from authsvc.cache.filling.shapes import Display, Proof, Shape, Tagging, Tags
+from authsvc.cache.filling.shapes import Display, Shape, Tagging, Tags, TrustCheck
+from authsvc.cache.filling.single_flight import SingleFlight
 from authsvc.cache.filling.sweep import pattern_drop
 from authsvc.cache.keys import ANY, KeySpace, Space
 from authsvc.cache.local import Invalidations, Near
@@ -68,8 +69,8 @@ __all__ = [
     "Monitor",
     "Near",
     "Permit",
-    "Proof",
     "Reason",
+    "Records",
     "RedisAddress",
     "Refresher",
     "Reply",
@@ -86,6 +87,7 @@ __all__ = [
     "Tagging",
     "Tags",
     "Topology",
+    "TrustCheck",
     "Values",
     "Warmed",
     "Warmer",

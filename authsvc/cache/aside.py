@@ -4,7 +4,7 @@ Cache-aside with a leased fill: what was loaded is stored only if nothing was in
 A reader that misses takes a lease beside the key, loads, and stores in one atomic step that finds the
 lease still its own and no newer row in place.  An invalidation, sent after the commit, deletes the
 lease and then the key: whoever loaded before the commit cannot store, whoever takes a lease after it
-loads after it.  A reader that finds the lease taken waits, if there are ``flights``, or loads for itself
+loads after it.  A reader that finds the lease taken waits, with ``single_flight``, or loads for itself
 and does not store.
 
 Outcomes for ``CacheEvents.on_lookup``: ``hit``, ``stale``, ``negative`` (these answer the reader),
@@ -19,20 +19,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Generic, TypeVar
 
 from authsvc.cache.entry import MISSING, Missing
 from authsvc.cache.errors import CacheError, CacheUnavailable
 from authsvc.cache.events import CacheEvents
-from authsvc.cache.filling.flight import SingleFlight
 from authsvc.cache.filling.loading import Loading
-from authsvc.cache.filling.records import JITTER, SERVED, Lease, Look, Records
-from authsvc.cache.filling.shapes import Display, Proof, Shape, Tagging, Tags
+from authsvc.cache.filling.records import JITTER, SERVED, Lease, Lookup, Records
+from authsvc.cache.filling.shapes import Display, Shape, Tagging, Tags, TrustCheck
+from authsvc.cache.filling.single_flight import SingleFlight
 from authsvc.cache.keys import Space
-from authsvc.cache.redis.client import CacheClient, Command, Script
+from authsvc.cache.redis.client import CacheClient, Command
 
-__all__ = ["JITTER", "Aside", "Display", "Proof", "Shape", "Tagging", "Tags", "Written"]
+__all__ = ["JITTER", "Aside", "Display", "Records", "Shape", "Tagging", "Tags", "TrustCheck", "Written"]
 
 T = TypeVar("T")
 V = TypeVar("V")
@@ -46,56 +46,32 @@ class Written(Generic[T]):
     is_coherent: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Aside(Generic[T]):
     """
-    The records of one *space*, cached beside the loader that knows the truth.
+    *records*, cached beside the loader that knows the truth.
 
-    A lease lasts *lease_ms* milliseconds: longer than a load takes, or its result is not stored.
-    *rng* returns numbers in [0, 1).  *life_s(ident, value)* overrides the space's TTL, in seconds;
-    a record that the loader does not have is remembered for *negative_ttl_s* (0: not at all); JSON
-    longer than *pack_over_bytes* is compressed (None: never).  With *flights* a record that many miss
-    at once is loaded once.
+    With *single_flight* a record that many miss at once is loaded once.
     """
 
-    client: CacheClient
-    space: Space
-    shape: Shape[T]
-    lease_ms: int
-    rng: Callable[[], float]
+    records: Records[T]
+    _: KW_ONLY
     events: CacheEvents = field(default_factory=CacheEvents)
-    proof: Proof | None = None
-    fill: Script = field(
-        default_factory=lambda: Script.load("authsvc.cache.filling", "version", "fill"), repr=False
-    )
-    display: Display | None = None
-    tagging: Tagging | None = None
-    negative_ttl_s: float = 0
-    life_s: Callable[[str, T], float] | None = None
-    pack_over_bytes: int | None = None
-    flights: SingleFlight | None = None
-    _records: Records[T] = field(init=False, repr=False, compare=False)
-    _loading: Loading[T] = field(init=False, repr=False, compare=False)
+    single_flight: SingleFlight | None = None
 
-    def __post_init__(self) -> None:
-        records = Records(
-            client=self.client,
-            space=self.space,
-            shape=self.shape,
-            lease_ms=self.lease_ms,
-            rng=self.rng,
-            proof=self.proof,
-            display=self.display,
-            tagging=self.tagging,
-            negative_ttl_s=self.negative_ttl_s,
-            life_s=self.life_s,
-            pack_over_bytes=self.pack_over_bytes,
-            fill=self.fill,
-        )
-        object.__setattr__(self, "_records", records)
-        object.__setattr__(
-            self, "_loading", Loading(records=records, events=self.events, flights=self.flights)
-        )
+    @property
+    def client(self) -> CacheClient:
+        """The way to Redis."""
+        return self.records.client
+
+    @property
+    def space(self) -> Space:
+        """The names of the keys."""
+        return self.records.space
+
+    @property
+    def _loading(self) -> Loading[T]:
+        return Loading(records=self.records, events=self.events, single_flight=self.single_flight)
 
     def get(self, ident: str) -> T | Missing:
         """Return what is cached of *ident*, or MISSING; one round trip, raises CacheUnavailable."""
@@ -108,9 +84,9 @@ class Aside(Generic[T]):
 
         Only a hit is told: who gets MISSING asks :meth:`get_or_load`.  For spaces without display and tags.
         """
-        look = self._records.look_in(ident, raw)
+        look = self.records.look_in(ident, raw)
         if look.outcome == "hit":
-            self.events.on_lookup(self.space.name, look.outcome)
+            self.events.on_lookup(self.records.space.name, look.outcome)
         return look.value
 
     def get_or_load(self, ident: str, loader: Callable[[str], T | Missing]) -> T | Missing:
@@ -118,13 +94,13 @@ class Aside(Generic[T]):
         Return *ident* from the cache, else from *loader*; MISSING if the loader has none either.
 
         The loader must begin its read when it is called, not in a transaction opened before.  One round
-        trip for a hit, three (four with *flights*) and a load for a miss; without Redis the load alone.
+        trip for a hit, three (four with *single_flight*) and a load for a miss; without Redis the load alone.
         Raises what the loader raises.
         """
         try:
             look = self._look_at(ident)
         except CacheUnavailable:
-            look = Look(MISSING, "unavailable")
+            look = Lookup(MISSING, "unavailable")
             self._tell_looks((look.outcome,))
         if look.outcome == "stale":
             self._loading.refresh(ident, loader)
@@ -186,11 +162,11 @@ class Aside(Generic[T]):
 
     def drop(self, idents: Iterable[str]) -> None:
         """Invalidate *idents*, after the commit that changed them; raises CacheUnavailable if not done."""
-        self.client.pipeline(self.drop_commands(idents))
+        self.records.client.pipeline(self.drop_commands(idents))
 
     def drop_commands(self, idents: Iterable[str]) -> list[Command]:
         """Return the commands that invalidate *idents*, to be sent in this order, among others or alone."""
-        return self._records.drop_commands(idents)
+        return self.records.drop_commands(idents)
 
     def outdate_command(self, ident: str, row_version: int) -> Command:
         """
@@ -198,39 +174,39 @@ class Aside(Generic[T]):
 
         Unlike a drop it may be repeated later: it leaves a newer record in place.
         """
-        return self._records.outdate_command(ident, row_version)
+        return self.records.outdate_command(ident, row_version)
 
-    def _look_at(self, ident: str) -> Look[T]:
-        look = self._records.look_at(ident)
-        self.events.on_lookup(self.space.name, look.outcome)
+    def _look_at(self, ident: str) -> Lookup[T]:
+        look = self.records.look_at(ident)
+        self.events.on_lookup(self.records.space.name, look.outcome)
         return look
 
-    def _look_or_nothing(self, idents: Sequence[str]) -> dict[str, Look[T]]:
+    def _look_or_nothing(self, idents: Sequence[str]) -> dict[str, Lookup[T]]:
         try:
             return self._look(idents)
         except CacheUnavailable:
             self._tell_looks("unavailable" for _ in idents)
-            return {ident: Look(MISSING, "unavailable") for ident in idents}
+            return {ident: Lookup(MISSING, "unavailable") for ident in idents}
 
-    def _look(self, idents: Sequence[str]) -> dict[str, Look[T]]:
-        looks = self._records.look(idents) if idents else {}
+    def _look(self, idents: Sequence[str]) -> dict[str, Lookup[T]]:
+        looks = self.records.look(idents) if idents else {}
         self._tell_looks(look.outcome for look in looks.values())
         return looks
 
     def _tell_looks(self, outcomes: Iterable[str]) -> None:
         for outcome in outcomes:
-            self.events.on_lookup(self.space.name, outcome)
+            self.events.on_lookup(self.records.space.name, outcome)
 
     def _lease_to_write(self, ident: str) -> Mapping[str, Lease]:
         try:
-            return self._records.lease({ident: "written"}, take_over=True)
+            return self.records.lease({ident: "written"}, take_over=True)
         except CacheError:
             return {}
 
     def _replace_or_drop(self, ident: str, value: T | Missing, leases: Mapping[str, Lease]) -> str:
         try:
             if not isinstance(value, Missing) and leases and self._may_store(ident):
-                outcome = "written" if self._records.replace(ident, value, leases[ident]) else "dropped"
+                outcome = "written" if self.records.replace(ident, value, leases[ident]) else "dropped"
             else:
                 self.drop((ident,))
                 outcome = "dropped"
@@ -241,9 +217,9 @@ class Aside(Generic[T]):
             with suppress(CacheError):
                 self.drop((ident,))
             raise
-        self.events.on_fill(self.space.name, outcome)
+        self.events.on_fill(self.records.space.name, outcome)
         return outcome
 
     def _may_store(self, ident: str) -> bool:
-        """Where a proof is asked for, it must hold for what is written too."""
-        return self.proof is None or self._records.look_at(ident).outcome != "untrusted"
+        """Where trust is checked, it must hold for what is written, too."""
+        return self.records.trust is None or self.records.look_at(ident).outcome != "untrusted"

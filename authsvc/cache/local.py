@@ -141,7 +141,7 @@ class Near(Generic[T]):
         max_entries: int,
         clock: Callable[[], float],
     ) -> None:
-        if aside.display is None:
+        if aside.records.display is None:
             raise ValueError("only what may be displayed stale is kept in the process")
         self._aside = aside
         self._invalidations = invalidations

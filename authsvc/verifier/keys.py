@@ -72,7 +72,7 @@ class KeySet:
         #: Ids that were looked for and not found, with the time of the request (monotonic seconds).
         self._absent: Mapping[str, float] = {}
         self._asked_s = -MOST_AGE_S
-        self._flight = threading.Lock()
+        self._fetching = threading.Lock()
         self._renewing = threading.Lock()
 
     def find(self, kid: str) -> VerifyingKey | None:
@@ -121,7 +121,7 @@ class KeySet:
 
     def _ask(self) -> None:
         """Fetch, unless that was done within RETRY_S seconds; keeps what it has where it fails."""
-        with self._flight:
+        with self._fetching:
             now_s = self._monotonic()
             if now_s - self._asked_s < RETRY_S:
                 return

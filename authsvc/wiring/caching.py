@@ -8,11 +8,10 @@ import time
 from dataclasses import dataclass, replace
 from typing import Literal, TypedDict, TypeVar, cast
 
-from authsvc.cache.aside import Aside, Shape, Tagging, Tags
-from authsvc.cache.aside import Proof as CacheProof
+from authsvc.cache.aside import Aside, Records, Shape, Tagging, Tags, TrustCheck
 from authsvc.cache.breaker import CircuitBreaker, State
-from authsvc.cache.filling.flight import SingleFlight
 from authsvc.cache.filling.records import SERVED
+from authsvc.cache.filling.single_flight import SingleFlight
 from authsvc.cache.keys import KeySpace, Space
 from authsvc.cache.lock import Locks
 from authsvc.cache.monitor import Meter, Monitor, joined
@@ -162,22 +161,25 @@ def _user_caches(
 ) -> UserCaches:
     """The three kinds of copies, each believed only under *proof*; who misses waits for who loads."""
     retry_s = cache.lock_retry_delay_ms / 1000
-    trusted = CacheProof(
+    trust = TrustCheck(
         marker_key=IndexKeys(keys).marker,
         trusted=lambda marker, generation: proof.holds(marker, generation, time.monotonic()),
     )
 
     def aside(space: Space, shape: Shape[T], tagging: Tagging | None = None) -> Aside[T]:
-        return Aside(
+        records = Records(
             client=client,
             space=space,
             shape=shape,
             lease_ms=LEASE_MS,
             rng=random.random,
-            events=events,
-            proof=trusted,
+            trust=trust,
             tagging=tagging,
-            flights=SingleFlight(retry_s=retry_s, patience_s=retry_s * cache.lock_max_retries),
+        )
+        return Aside(
+            records,
+            events=events,
+            single_flight=SingleFlight(retry_s=retry_s, patience_s=retry_s * cache.lock_max_retries),
         )
 
     tags = Tags(client=client, space=keys.space("users:tag", ttl_s=TAG_TTL_S))

@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from types import TracebackType
-from typing import Final, Generic, TypeAlias, TypeVar, cast
+from typing import Final, Generic, NamedTuple, TypeAlias, TypeVar, cast
 
 from authsvc.cache.entry import MISSING, Missing
 from authsvc.cache.errors import CacheError, CacheUnavailable
-from authsvc.cache.events import CacheEvents
-from authsvc.cache.filling.flight import Flight, SingleFlight
-from authsvc.cache.filling.records import SERVED, UNSURE, Lease, Look, Records
+from authsvc.cache.events import CacheEvents, ignore
+from authsvc.cache.filling.records import SERVED, UNSURE, Lease, Lookup, Records
+from authsvc.cache.filling.single_flight import SharedLoad, SingleFlight
 
 T = TypeVar("T")
 Loader: TypeAlias = "Callable[[str], T | Missing]"
 BatchLoader: TypeAlias = "Callable[[Sequence[str]], Mapping[str, T]]"
 
-#: A waiter whose flights were all overtaken by invalidations loads on its own in the end.
+#: A waiter whose shared loads were all overtaken by invalidations loads on its own in the end.
 _ROUNDS: Final = 3
+
+
+class _Leases(NamedTuple):
+    """What came of asking for leases; where Redis failed there is none, and none to wait for."""
+
+    taken: Mapping[str, Lease]
+    #: All of them are, so that it makes sense to wait.
+    are_held_by_others: bool
+
+
+class _Leader(NamedTuple, Generic[T]):
+    """The load that this thread leads, and where it is to be finished."""
+
+    single_flight: SingleFlight
+    load: SharedLoad[T | Missing]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,21 +43,21 @@ class Loading(Generic[T]):
 
     records: Records[T]
     events: CacheEvents
-    flights: SingleFlight | None = None
+    single_flight: SingleFlight | None = None
 
-    def one(self, ident: str, loader: Loader[T], look: Look[T]) -> T | Missing:
+    def one(self, ident: str, loader: Loader[T], look: Lookup[T]) -> T | Missing:
         """Load *ident*, which *look* did not find."""
         if look.outcome in UNSURE:
             return loader(ident)
-        if self.flights is None:
-            return self._alone(ident, loader, look)
-        return self._together(self.flights, ident, loader, look)
+        if self.single_flight is None:
+            return self._load(ident, loader, look, self._lease({ident: look.outcome}).taken)[0]
+        return self._share(self.single_flight, ident, loader, look)
 
-    def many(self, looks: Mapping[str, Look[T]], loader: BatchLoader[T]) -> Mapping[str, T]:
+    def many(self, looks: Mapping[str, Lookup[T]], loader: BatchLoader[T]) -> Mapping[str, T]:
         """Load the records of *looks* in one call and store those whose leases were free."""
         sure = {ident: look.outcome for ident, look in looks.items() if look.outcome not in UNSURE}
-        leases = self._lease(sure) if sure else {}
-        with _GivingUp(self, leases):
+        leases = self._lease(sure).taken if sure else {}
+        with self._giving_up(leases):
             try:
                 loaded = loader(list(looks))
             except self._covered as error:
@@ -59,25 +74,20 @@ class Loading(Generic[T]):
     def _renew(self, ident: str, loader: Loader[T]) -> None:
         # Where the loader fails the lease is kept on purpose: until it ends nobody here or elsewhere
         # tries again, or every reader of a stale record would send another load after a dead database.
-        leases = self._lease({ident: "stale"})
+        leases = self._lease({ident: "stale"}).taken
         if leases:
             self._settle(leases, _by_id(ident, loader(ident)))
-
-    def _alone(self, ident: str, loader: Loader[T], look: Look[T]) -> T | Missing:
-        leases = self._lease({ident: look.outcome})
-        value, _ = self._load(ident, loader, look, leases)
-        return value
 
     def _load(
         self,
         ident: str,
         loader: Loader[T],
-        look: Look[T],
+        look: Lookup[T],
         leases: Mapping[str, Lease],
-        before_settling: Callable[[], None] = lambda: None,
+        before_settling: Callable[[], None] = ignore,
     ) -> tuple[T | Missing, bool]:
         """Return what was loaded, and whether nothing was invalidated since its lease was taken."""
-        with _GivingUp(self, leases):
+        with self._giving_up(leases):
             try:
                 value = loader(ident)
             except self._covered as error:
@@ -85,19 +95,21 @@ class Loading(Generic[T]):
             before_settling()
             return value, self._settle(leases, _by_id(ident, value))
 
-    def _together(self, flights: SingleFlight, ident: str, loader: Loader[T], look: Look[T]) -> T | Missing:
-        key = self.records.space.key(ident)
+    def _share(
+        self, single_flight: SingleFlight, ident: str, loader: Loader[T], look: Lookup[T]
+    ) -> T | Missing:
+        """Lead the load of *ident*, or wait for whoever leads it."""
         for _ in range(_ROUNDS):
-            boarded, number = flights.board(key)
-            flight = cast("Flight[T | Missing]", boarded)
+            joined, number = single_flight.join(self.records.space.key(ident))
+            load = cast("SharedLoad[T | Missing]", joined)
             if number == 0:
-                return self._lead(flights, flight, ident, loader, look)
-            if not flight.landed.wait(flights.patience_s) or flight.has_failed:
+                return self._lead(_Leader(single_flight, load), ident, loader, look)
+            if not load.finished.wait(single_flight.patience_s) or load.has_failed:
                 break
-            cargo = flight.cargo_for(number)
-            if cargo is not None:
+            result = load.result_for(number)
+            if result is not None:
                 self.events.on_fill(self.records.space.name, "shared")
-                return cargo[0]
+                return result[0]
             look = self._look_again(ident)
             if look.outcome in SERVED:
                 return look.value
@@ -105,73 +117,66 @@ class Loading(Generic[T]):
                 break
         return loader(ident)
 
-    def _lead(
-        self,
-        flights: SingleFlight,
-        flight: Flight[T | Missing],
-        ident: str,
-        loader: Loader[T],
-        look: Look[T],
-    ) -> T | Missing:
-        flight.has_failed = True  # until it has not
+    def _lead(self, leader: _Leader[T], ident: str, loader: Loader[T], look: Lookup[T]) -> T | Missing:
+        leader.load.has_failed = True  # until it has not
         try:
-            value = self._fly(flights, flight, ident, loader, look)
-            flight.has_failed = False
+            value = self._load_for_all(leader, ident, loader, look)
+            leader.load.has_failed = False
         finally:
-            flights.land(self.records.space.key(ident))
+            leader.single_flight.finish(self.records.space.key(ident))
         return value
 
-    def _fly(
-        self,
-        flights: SingleFlight,
-        flight: Flight[T | Missing],
-        ident: str,
-        loader: Loader[T],
-        look: Look[T],
+    def _load_for_all(
+        self, leader: _Leader[T], ident: str, loader: Loader[T], look: Lookup[T]
     ) -> T | Missing:
-        """Load under the lease, if it is still needed, or wait for whoever has it; carry what is proven."""
-        until_s = flights.clock() + flights.patience_s
+        """Load under the lease, if it is still needed, or wait for whoever has it; share what is proven."""
+        single_flight, load = leader
+        until_s = single_flight.clock() + single_flight.patience_s
         leases = self._lease({ident: look.outcome})
-        while leases == {} and flights.clock() < until_s:
-            flights.pause(flights.retry_s)
-            flight.seal()
-            look = self._look_again(ident)
+        while leases.are_held_by_others and single_flight.clock() < until_s:
+            single_flight.pause(single_flight.retry_s)
+            look = self._look_for_all(load, ident)
             if look.outcome in SERVED:
-                flight.carry(look.value)
                 return look.value
             if look.outcome in UNSURE:
                 break
             leases = self._lease({ident: look.outcome}, is_first=False)
-        if leases:
-            # Somebody may have filled it and gone between the last look and this lease.
-            flight.seal()
-            again = self._look_again(ident)
+        if leases.taken:
+            # Somebody may have filled it and gone between the last lookup and this lease.
+            again = self._look_for_all(load, ident)
             if again.outcome in SERVED:
-                self.give_up(leases)
-                flight.carry(again.value)
+                self.give_up(leases.taken)
                 return again.value
-        value, is_current = self._load(ident, loader, look, leases or {}, flight.seal)
+        value, is_current = self._load(ident, loader, look, leases.taken, load.begin_proof)
         if is_current:
-            flight.carry(value)
+            load.set_result(value)
         return value
 
-    def _look_again(self, ident: str) -> Look[T]:
+    def _look_for_all(self, load: SharedLoad[T | Missing], ident: str) -> Lookup[T]:
+        """Look again, and share what answers."""
+        load.begin_proof()
+        look = self._look_again(ident)
+        if look.outcome in SERVED:
+            load.set_result(look.value)
+        return look
+
+    def _look_again(self, ident: str) -> Lookup[T]:
         """Look without counting: the reader's one question was counted when it was asked."""
         try:
             return self.records.look_at(ident)
         except CacheUnavailable:
-            return Look(MISSING, "unavailable")
+            return Lookup(MISSING, "unavailable")
 
-    def _lease(self, outcomes: Mapping[str, str], *, is_first: bool = True) -> dict[str, Lease] | _NoLeases:
-        """Take the leases that are free; where Redis fails, none, and nobody should wait for one."""
+    def _lease(self, outcomes: Mapping[str, str], *, is_first: bool = True) -> _Leases:
+        """Take the leases that are free."""
         try:
-            leases = self.records.lease(outcomes)
+            taken = self.records.lease(outcomes)
         except CacheError:
             self._tell("failed", len(outcomes))
-            return _NoLeases()
+            return _Leases({}, are_held_by_others=False)
         if is_first:
-            self._tell("leased", len(outcomes) - len(leases))
-        return leases
+            self._tell("leased", len(outcomes) - len(taken))
+        return _Leases(taken, are_held_by_others=not taken)
 
     def _settle(self, leases: Mapping[str, Lease], loaded: Mapping[str, T]) -> bool:
         if not leases:
@@ -186,6 +191,15 @@ class Loading(Generic[T]):
             self._tell(("filled" if stored else "released") if is_current else "refused", 1)
         return all(settled.values())
 
+    @contextmanager
+    def _giving_up(self, leases: Mapping[str, Lease]) -> Iterator[None]:
+        """Give *leases* back when the loader raises, but not when the process ends (SystemExit)."""
+        try:
+            yield
+        except Exception:
+            self.give_up(leases)
+            raise
+
     def give_up(self, leases: Mapping[str, Lease]) -> None:
         """Let others try at once where this reader's loader failed."""
         for ident, own in leases.items():
@@ -198,7 +212,7 @@ class Loading(Generic[T]):
     def _covered(self) -> tuple[type[Exception], ...]:
         return self.records.display.errors if self.records.display else ()
 
-    def _rescued(self, looks: Mapping[str, Look[T]], error: Exception) -> dict[str, T]:
+    def _rescued(self, looks: Mapping[str, Lookup[T]], error: Exception) -> dict[str, T]:
         """Return the expired values that may be shown instead of *error*; raises it if one has none."""
         values = {i: look.value for i, look in looks.items() if not isinstance(look.value, Missing)}
         if len(values) < len(looks):
@@ -210,32 +224,6 @@ class Loading(Generic[T]):
     def _tell(self, outcome: str, times: int) -> None:
         for _ in range(times):
             self.events.on_fill(self.records.space.name, outcome)
-
-
-class _NoLeases(dict[str, Lease]):
-    """No lease, and none to wait for: unequal to the empty dict of leases that others hold."""
-
-    __hash__ = None  # as any dict
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _NoLeases)
-
-
-@dataclass(frozen=True, slots=True)
-class _GivingUp(Generic[T]):
-    """Gives the leases back when the loader raises; a death (SystemExit and its like) tells nobody."""
-
-    loading: Loading[T]
-    leases: Mapping[str, Lease]
-
-    def __enter__(self) -> None:
-        return
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is not None and issubclass(kind, Exception):
-            self.loading.give_up(self.leases)
 
 
 def _by_id(ident: str, value: T | Missing) -> dict[str, T]:

@@ -8,23 +8,23 @@ from dataclasses import dataclass, field
 from typing import Final, Generic, NamedTuple, TypeVar, cast
 
 from authsvc.cache.entry import MISSING, NEGATIVE_VERSION, Entry, Flaw, Missing, decode, encode, pack
-from authsvc.cache.filling.shapes import Display, Proof, Shape, Tagging
+from authsvc.cache.filling.shapes import Display, Shape, Tagging, TrustCheck
 from authsvc.cache.keys import Space
 from authsvc.cache.redis.client import CacheClient, Command, Script
 
 T = TypeVar("T")
 #: Lives differ by up to a tenth either way, so that what was stored together does not end together.
 JITTER: Final = 0.1
-#: Outcomes of a look that answer the reader.
+#: Outcomes of a lookup that answer the reader.
 SERVED: Final = frozenset({"hit", "stale", "negative"})
 #: Outcomes after which nothing may be stored.
 UNSURE: Final = frozenset({"untrusted", "unavailable"})
-#: Outcomes that leave what lies there in its place: nothing, or what is good for display still.
+#: Outcomes that leave the stored value in its place: there is none, or it may still be shown.
 _KEPT: Final = frozenset({"miss", "stale", "expired"})
 
 
-class Look(NamedTuple, Generic[T]):
-    """What was found, and in a word why it is believed or not."""
+class Lookup(NamedTuple, Generic[T]):
+    """What was found, and the outcome in one word."""
 
     value: T | Missing
     outcome: str
@@ -40,23 +40,30 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """One round trip: values by key, what is left of their lives, and whether it is proven."""
+    """One round trip: values by key, what is left of their lives, and whether they are trusted."""
 
     values: Mapping[str, bytes | None]
     left_ms: Mapping[str, int]
-    is_proven: bool
+    is_trusted: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Records(Generic[T]):
-    """See :class:`~authsvc.cache.aside.Aside`, whose fields these are.  All raise CacheError."""
+    """
+    The records of one *space*; every method that asks Redis raises CacheError.
+
+    A lease lasts *lease_ms* milliseconds: longer than a load takes, or its result is not stored.
+    *rng* returns numbers in [0, 1).  *life_s(ident, value)* overrides the space's TTL, in seconds;
+    a record that the loader does not have is remembered for *negative_ttl_s* (0: not at all); JSON
+    longer than *pack_over_bytes* is compressed (None: never).
+    """
 
     client: CacheClient
     space: Space
     shape: Shape[T]
     lease_ms: int
     rng: Callable[[], float]
-    proof: Proof | None = None
+    trust: TrustCheck | None = None
     display: Display | None = None
     tagging: Tagging | None = None
     negative_ttl_s: float = 0
@@ -73,29 +80,29 @@ class Records(Generic[T]):
         default_factory=lambda: Script.load("authsvc.cache.filling", "release"), repr=False
     )
 
-    def look_at(self, ident: str) -> Look[T]:
-        """Look at one: one round trip, and the way that every hit goes, so without what it does not need."""
+    def look_at(self, ident: str) -> Lookup[T]:
+        """Look at one: one round trip.  Every hit takes this path, so it does only what is needed."""
         if self.display is not None or self.tagging is not None:
             return self.look((ident,))[ident]
         key = self.space.key(ident)
-        if self.proof is None:
+        if self.trust is None:
             return self._judge(ident, key, self.client.mget((key,)).values[0])
-        (raw, marker), generation = self.client.mget((key, self.proof.marker_key))
-        if not self._proves(marker, generation, (key,)):
-            return Look(MISSING, "untrusted")
+        (raw, marker), generation = self.client.mget((key, self.trust.marker_key))
+        if not self._is_trusted(marker, generation, (key,)):
+            return Lookup(MISSING, "untrusted")
         return self._judge(ident, key, raw)
 
-    def look_in(self, ident: str, raw: bytes | None) -> Look[T]:
-        """Look at *raw*, which was read as :meth:`look_at` reads, and for which the proof held."""
+    def look_in(self, ident: str, raw: bytes | None) -> Lookup[T]:
+        """Look at *raw*, which was read as :meth:`look_at` reads, and for which the marker was trusted."""
         return self._judge(ident, self.space.key(ident), raw)
 
-    def look(self, idents: Sequence[str]) -> dict[str, Look[T]]:
+    def look(self, idents: Sequence[str]) -> dict[str, Lookup[T]]:
         """Look at *idents*: one round trip."""
         keys = [self.space.key(ident) for ident in idents]
         tag_keys = {name: self._tag_key(name) for name in self._tag_names(idents)}
         reading = self._read(keys, tag_keys.values())
-        if not reading.is_proven:
-            return {ident: Look(MISSING, "untrusted") for ident in idents}
+        if not reading.is_trusted:
+            return {ident: Lookup(MISSING, "untrusted") for ident in idents}
         return {
             ident: self._judge(ident, key, reading.values[key], reading)
             for ident, key in zip(idents, keys, strict=True)
@@ -105,8 +112,8 @@ class Records(Generic[T]):
         """
         Take the leases on the records of *outcomes* and return those that were free; one round trip.
 
-        What lies there and is not believed goes: it must not outrank what will be, whatever version it
-        claims.  *take_over* is the writers': it takes all of them, whoever holds them.
+        A stored value that is not usable is deleted: it must not win over the new one by the version that it
+        claims.  With *take_over* all of them are taken, whoever holds them: for writers.
         """
         tokens = {ident: secrets.token_hex(16) for ident in outcomes}
         names = self._tag_names(outcomes)
@@ -157,17 +164,17 @@ class Records(Generic[T]):
         return self.outdate.command((self.space.key(ident), self._lease_key(ident)), (row_version,))
 
     def _read(self, keys: Sequence[str], tag_keys: Collection[str]) -> _Reading:
-        markers = (self.proof.marker_key,) if self.proof else ()
+        markers = (self.trust.marker_key,) if self.trust else ()
         asked = (*keys, *tag_keys, *markers)
         values, lives, generation = self._fetch(asked, keys)
-        is_proven = self._proves(values[-1], generation, keys)
-        return _Reading(dict(zip(asked, values, strict=True)), lives, is_proven)
+        is_trusted = self._is_trusted(values[-1], generation, keys)
+        return _Reading(dict(zip(asked, values, strict=True)), lives, is_trusted)
 
-    def _proves(self, marker: bytes | None, generation: int, keys: Sequence[str]) -> bool:
-        """True where no proof is asked for, or *marker*, read with *keys*, gives it."""
-        proof = self.proof
-        return proof is None or (
-            proof.trusted(marker, generation) and self.client.link.vouches(proof.marker_key, keys)
+    def _is_trusted(self, marker: bytes | None, generation: int, keys: Sequence[str]) -> bool:
+        """True where no check of trust is asked for, or *marker*, read with *keys*, passes it."""
+        trust = self.trust
+        return trust is None or (
+            trust.trusted(marker, generation) and self.client.link.vouches(trust.marker_key, keys)
         )
 
     def _fetch(
@@ -181,20 +188,20 @@ class Records(Generic[T]):
         values = cast("list[bytes | None]", replies[0])
         return values, dict(zip(keys, cast("list[int]", replies[1:]), strict=True)), generation
 
-    def _judge(self, ident: str, key: str, raw: bytes | None, reading: _Reading | None = None) -> Look[T]:
+    def _judge(self, ident: str, key: str, raw: bytes | None, reading: _Reading | None = None) -> Lookup[T]:
         if raw is None:
-            return Look(MISSING, "miss")
+            return Lookup(MISSING, "miss")
         entry = decode(raw, schema=self.shape.schema, id_field=self.shape.id_field, id_value=ident)
         if isinstance(entry, Flaw):
-            return Look(MISSING, entry)
+            return Lookup(MISSING, entry)
         if reading is not None and not self._has_its_tags(ident, entry, reading):
-            return Look(MISSING, "outdated")
+            return Lookup(MISSING, "outdated")
         if entry.is_negative:
-            return Look(MISSING, "negative")
+            return Lookup(MISSING, "negative")
         try:
-            return Look(self.shape.load(entry), "hit" if reading is None else self._age(key, reading))
+            return Lookup(self.shape.load(entry), "hit" if reading is None else self._age(key, reading))
         except (KeyError, TypeError, ValueError):
-            return Look(MISSING, Flaw.UNDECODABLE)
+            return Lookup(MISSING, Flaw.UNDECODABLE)
 
     def _age(self, key: str, reading: _Reading) -> str:
         """``hit`` within its life; past it ``stale`` or ``expired``."""

@@ -1,4 +1,4 @@
-"""Work behind the readers' backs, by few threads."""
+"""Work in the background, by a few threads."""
 
 from __future__ import annotations
 

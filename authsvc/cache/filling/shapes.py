@@ -1,4 +1,4 @@
-"""What a user of the cache says about its records: shape, proof, tags, and what may be shown when."""
+"""What the application says about its records: shape, trust, tags, and what may be shown when."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Proof:
+class TrustCheck:
     """
-    A marker read in the same round trip as each value, and who judges it.
+    A marker that is read in the same round trip as each value, and the function that judges it.
 
     ``trusted(marker, generation)`` gets the marker's value (None: missing) and the generation of the
-    connection that brought both.  An untrusted value is a miss, and is not replaced either.
+    connection that both were read over.  An untrusted value is a miss, and is not replaced either.
     """
 
     marker_key: str
@@ -44,7 +44,7 @@ class Shape(Generic[T]):
 
 
 class Background(Protocol):
-    """Runs work behind the readers' backs; see :class:`~authsvc.cache.filling.refresh.Refresher`."""
+    """Runs work in the background; see :class:`~authsvc.cache.filling.refresh.Refresher`."""
 
     def submit(self, key: str, work: Callable[[], None]) -> bool:
         """Run *work* soon, unless *key* is being worked on; False if not."""

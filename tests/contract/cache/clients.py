@@ -16,6 +16,7 @@ from authsvc.cache import (
     CircuitBreaker,
     Entry,
     KeySpace,
+    Records,
     RedisAddress,
     Shape,
     bounded_pool,
@@ -80,7 +81,15 @@ def client_of(pool) -> CacheClient:
 
 def rows_of(client) -> Aside[Row]:
     """Return a cache of rows."""
-    return Aside(client=client, space=SPACE, shape=SHAPE, lease_ms=5000, rng=random.Random(1).random)
+    return Aside(
+        Records(
+            client=client,
+            space=SPACE,
+            shape=SHAPE,
+            lease_ms=5000,
+            rng=random.Random(1).random,
+        )
+    )
 
 
 def load(idents):

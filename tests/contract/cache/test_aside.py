@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 from redis.crc import key_slot
 
-from authsvc.cache import MISSING, Aside, CacheEvents, Entry, KeySpace, Shape
+from authsvc.cache import MISSING, Aside, CacheEvents, Entry, KeySpace, Records, Shape
 from tests.contract.cache.clients import cache_client, in_threads
 from tests.processes import wait_until
 
@@ -58,7 +58,15 @@ def rows(redis_url):
     """Return a cache of rows."""
     client = cache_client(redis_url, size=8)
     client.connections.fill()
-    yield Aside(client=client, space=SPACE, shape=SHAPE, lease_ms=60_000, rng=random.Random(1).random)
+    yield Aside(
+        Records(
+            client=client,
+            space=SPACE,
+            shape=SHAPE,
+            lease_ms=60_000,
+            rng=random.Random(1).random,
+        )
+    )
     client.close()
 
 
@@ -85,7 +93,7 @@ def test_lease_and_record_share_a_slot():
 def test_an_abandoned_lease_ends_by_itself(rows):
     """A reader that died while loading keeps others from storing for as long as its lease, no longer."""
     table = Table(["7"])
-    short = replace(rows, lease_ms=50)
+    short = replace(rows, records=replace(rows.records, lease_ms=50))
 
     def die(_ident):
         raise SystemExit

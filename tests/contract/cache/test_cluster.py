@@ -22,10 +22,10 @@ from authsvc.cache import (
     Locks,
     Meter,
     Monitor,
-    Proof,
     Tagging,
     Tags,
     Topology,
+    TrustCheck,
     each_server,
     pattern_drop,
 )
@@ -87,9 +87,9 @@ def test_the_first_error_is_raised_and_the_rest_is_done(spread):
 def test_a_cache_works_across_a_cluster(spread):
     """Batch, single, invalidation by key, tag and pattern, counters, locks."""
     tags = Tags(client=spread, space=KEYS.space("tag", ttl_s=600))
-    rows = replace(
-        rows_of(spread), tagging=Tagging(tags=tags, by=lambda ident: (f"parity-{int(ident) % 2}",))
-    )
+    plain = rows_of(spread)
+    tagging = Tagging(tags=tags, by=lambda ident: (f"parity-{int(ident) % 2}",))
+    rows = replace(plain, records=replace(plain.records, tagging=tagging))
 
     first = rows.get_or_load_many(IDENTS, load)
     rows.drop(["0"])
@@ -110,7 +110,12 @@ def test_a_marker_vouches_for_its_own_slot_alone(spread):
     rows.get_or_load_many(IDENTS, load)
     marker = f"{{{SPACE.key('7')}}}:marker"
     spread.call("SET", marker, "yes")
-    proven = replace(rows, proof=Proof(marker_key=marker, trusted=lambda marker, _: marker == b"yes"))
+    proven = replace(
+        rows,
+        records=replace(
+            rows.records, trust=TrustCheck(marker_key=marker, trusted=lambda marker, _: marker == b"yes")
+        ),
+    )
 
     assert proven.get("7") == Row("7", 1)
     assert proven.get("8") is MISSING

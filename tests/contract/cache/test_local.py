@@ -17,6 +17,7 @@ from authsvc.cache import (
     Invalidations,
     KeySpace,
     Near,
+    Records,
     RedisAddress,
     Shape,
     bounded_pool,
@@ -68,12 +69,14 @@ class Process:
         self.now_s = 1000.0
         self.client = cache_client(url)
         aside = Aside(
-            client=self.client,
-            space=SPACE,
-            shape=SHAPE,
-            lease_ms=60_000,
-            rng=lambda: 0.5,
-            display=Display(on_error_s=60, errors=(ConnectionError,)),
+            Records(
+                client=self.client,
+                space=SPACE,
+                shape=SHAPE,
+                lease_ms=60_000,
+                rng=lambda: 0.5,
+                display=Display(on_error_s=60, errors=(ConnectionError,)),
+            )
         )
         self.aside = aside
         pool = bounded_pool(RedisAddress.from_url(listens_at or url), size=1)
@@ -250,7 +253,7 @@ def test_what_is_not_for_display_is_refused(one):
     """Status and roles are never kept in a process."""
     with pytest.raises(ValueError, match="displayed"):
         Near(
-            replace(one.aside, display=None),
+            replace(one.aside, records=replace(one.aside.records, display=None)),
             one.invalidations,
             ttl_s=1,
             max_entries=1,

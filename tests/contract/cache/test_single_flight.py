@@ -10,7 +10,17 @@ from dataclasses import dataclass, replace
 import pytest
 from redis import Redis
 
-from authsvc.cache import MISSING, Aside, CacheEvents, Deadlines, Entry, KeySpace, Shape, SingleFlight
+from authsvc.cache import (
+    MISSING,
+    Aside,
+    CacheEvents,
+    Deadlines,
+    Entry,
+    KeySpace,
+    Records,
+    Shape,
+    SingleFlight,
+)
 from tests.contract.cache.clients import cache_client, in_threads
 from tests.processes import wait_until
 
@@ -37,13 +47,15 @@ SHAPE = Shape(
 def rows_of(url, *, patience_s=60.0, lease_ms=60_000, size=16, retry_s=0.02, events=None, **pool_options):
     """Return a cache of rows whose readers wait for each other."""
     return Aside(
-        client=cache_client(url, size=size, **pool_options),
-        space=SPACE,
-        shape=SHAPE,
-        lease_ms=lease_ms,
-        rng=lambda: 0.5,
-        negative_ttl_s=0,
-        flights=SingleFlight(patience_s=patience_s, retry_s=retry_s),
+        Records(
+            client=cache_client(url, size=size, **pool_options),
+            space=SPACE,
+            shape=SHAPE,
+            lease_ms=lease_ms,
+            rng=lambda: 0.5,
+            negative_ttl_s=0,
+        ),
+        single_flight=SingleFlight(patience_s=patience_s, retry_s=retry_s),
         events=events or CacheEvents(),
     )
 
@@ -126,12 +138,12 @@ def rows(redis_url):
 
 
 def when_all_wait(rows, table, then, *, readers=8):
-    """Let one reader load, the others board, do *then*, and open the gate; returns all answers."""
+    """Let one reader load, the others join, do *then*, and open the gate; returns all answers."""
 
     def arrange():
         assert table.begun.wait(60)
-        flight, _ = rows.flights.board(SPACE.key("7"))
-        wait_until(lambda: flight.aboard == readers + 1, what="all aboard")
+        load, _ = rows.single_flight.join(SPACE.key("7"))
+        wait_until(lambda: load.joined == readers + 1, what="all joined")
         then()
         table.gate.set()
 
@@ -195,7 +207,7 @@ def test_a_waiter_gets_what_another_process_stores(redis_url, rows):
 
 
 class Overtaken:
-    """A client behind whose second look something happens."""
+    """A client behind whose lookups something happens: *then* by the number of the lookup."""
 
     def __init__(self, client, then):
         self.client, self.then = client, then
@@ -208,8 +220,7 @@ class Overtaken:
         """Look, and then."""
         found = self.client.mget(keys)
         self.looks += 1
-        if self.looks == 2:
-            self.then()
+        self.then.get(self.looks, lambda: None)()
         return found
 
 
@@ -221,10 +232,36 @@ def test_what_was_stored_between_a_look_and_a_lease_is_not_loaded_again(redis_ur
         rows.client.call("SET", SPACE.key("7"), b'{"id":"7","_v":3,"_s":1}', "PX", 60_000)
         rows.client.call("DEL", LEASE)
 
-    overtaken = replace(rows, client=Overtaken(rows.client, store_and_go))
+    overtaken = replace(rows, records=replace(rows.records, client=Overtaken(rows.client, {2: store_and_go})))
 
     assert overtaken.get_or_load("7", lambda _: pytest.fail("loaded")) == Row("7", 3)
     assert rows.client.call("EXISTS", LEASE) == 0
+
+
+def test_who_comes_after_an_invalidation_behind_a_lookup_does_not_share_it(rows, table):
+    """The leader found another's row, which was current when it was read: latecomers look again."""
+    table.gate.set()
+    table.version = 2
+    late = []
+    rows.client.call("SET", LEASE, "another's", "PX", 60_000)
+
+    def store():
+        rows.client.call("SET", SPACE.key("7"), b'{"id":"7","_v":1,"_s":1}', "PX", 60_000)
+
+    def invalidate_and_join():
+        rows.drop(["7"])
+        latecomer.start()
+        load, _ = rows.single_flight.join(SPACE.key("7"))
+        wait_until(lambda: load.joined == 3, what="leader, latecomer and this observer joined")
+
+    client = Overtaken(rows.client, {1: store, 2: invalidate_and_join})
+    overtaken = replace(rows, records=replace(rows.records, client=client))
+    latecomer = threading.Thread(target=lambda: late.append(overtaken.get_or_load("7", table.load)))
+
+    first = overtaken.get_or_load("7", lambda _: pytest.fail("loaded"))
+    latecomer.join(60)
+
+    assert (first, late) == (Row("7", 1), [Row("7", 2)])
 
 
 class SettledThen:
@@ -255,10 +292,12 @@ def test_who_comes_after_an_invalidation_behind_the_fill_does_not_share_it(rows,
         table.version = 2
         rows.drop(["7"])
         latecomer.start()
-        flight, _ = rows.flights.board(SPACE.key("7"))
-        wait_until(lambda: flight.aboard == 3, what="leader, latecomer and this observer aboard")
+        load, _ = rows.single_flight.join(SPACE.key("7"))
+        wait_until(lambda: load.joined == 3, what="leader, latecomer and this observer joined")
 
-    overtaken = replace(rows, client=SettledThen(rows.client, invalidate_and_join))
+    overtaken = replace(
+        rows, records=replace(rows.records, client=SettledThen(rows.client, invalidate_and_join))
+    )
     latecomer = threading.Thread(target=lambda: late.append(overtaken.get_or_load("7", table.load)))
 
     first = overtaken.get_or_load("7", table.load)
@@ -321,7 +360,7 @@ def test_an_outage_while_waiting_ends_the_waiting(private_redis):
 
 def test_patience_for_a_slow_leader_ends_too(rows, table):
     """A hung load holds up its own caller and, for their patience, those who wait; not for ever."""
-    impatient = replace(rows, flights=SingleFlight(patience_s=0.1, retry_s=0.02))
+    impatient = replace(rows, single_flight=SingleFlight(patience_s=0.1, retry_s=0.02))
     leader = threading.Thread(target=impatient.get_or_load, args=("7", table.load))
     leader.start()
     assert table.begun.wait(60)

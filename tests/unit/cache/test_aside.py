@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from authsvc.cache import MISSING, Aside, CacheUnavailable, Entry, KeySpace, Proof, Shape
+from authsvc.cache import MISSING, Aside, CacheUnavailable, Entry, KeySpace, Records, Shape, TrustCheck
 
 SPACE = KeySpace("lib").space("book", ttl_s=100)
 KEY = "lib:v1:book:7"
@@ -61,7 +61,16 @@ def shelf():
 @pytest.fixture
 def books(client, log):
     """Return the cache beside the shelf; no jitter."""
-    return Aside(client=client, space=SPACE, shape=SHAPE, lease_ms=5000, rng=lambda: 0.5, events=log.events())
+    return Aside(
+        Records(
+            client=client,
+            space=SPACE,
+            shape=SHAPE,
+            lease_ms=5000,
+            rng=lambda: 0.5,
+        ),
+        events=log.events(),
+    )
 
 
 def outcomes(log):
@@ -143,7 +152,7 @@ def test_an_error_of_the_loader_is_the_callers(books):
 @pytest.mark.parametrize(("chance", "life_ms"), [(0.0, 90_000), (0.5, 100_000), (0.999999, 110_000)])
 def test_lives_are_spread_by_a_tenth(books, shelf, client, chance, life_ms):
     """Between 90 % and 110 % of the space's TTL."""
-    replace(books, rng=lambda: chance).get_or_load("7", shelf)
+    replace(books, records=replace(books.records, rng=lambda: chance)).get_or_load("7", shelf)
 
     assert client.call("PTTL", KEY) == pytest.approx(life_ms, abs=500)
 
@@ -298,7 +307,9 @@ def proven(books, verdicts):
         verdicts.append((marker, generation))
         return marker == b"yes"
 
-    return replace(books, proof=Proof(marker_key=MARKER, trusted=trusted))
+    return replace(
+        books, records=replace(books.records, trust=TrustCheck(marker_key=MARKER, trusted=trusted))
+    )
 
 
 def test_a_proof_travels_with_the_value(proven, shelf, client, log, verdicts):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from authsvc.cache import Aside, Display
+from authsvc.cache import Aside, Display, Records
 from tests.unit.cache.aside.shelf import EMMA, SHAPE, SPACE, ULYSSES, Later, Shelf
 
 
@@ -19,7 +19,16 @@ def shelf():
 @pytest.fixture
 def books(client, log):
     """Return the cache beside the shelf; no jitter."""
-    return Aside(client=client, space=SPACE, shape=SHAPE, lease_ms=5000, rng=lambda: 0.5, events=log.events())
+    return Aside(
+        Records(
+            client=client,
+            space=SPACE,
+            shape=SHAPE,
+            lease_ms=5000,
+            rng=lambda: 0.5,
+        ),
+        events=log.events(),
+    )
 
 
 @pytest.fixture
@@ -32,4 +41,4 @@ def later():
 def shown(books, later):
     """Return the same cache, marked for display: 30 s stale, an hour when the shelf fails."""
     display = Display(refresher=later, stale_s=30, on_error_s=3600, errors=(ConnectionError,))
-    return replace(books, display=display)
+    return replace(books, records=replace(books.records, display=display))

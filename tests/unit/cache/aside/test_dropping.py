@@ -19,7 +19,12 @@ def tags(client):
 @pytest.fixture
 def tagged(books, tags):
     """Return the same cache, each book tagged by its shelf and by its first digit."""
-    return replace(books, tagging=Tagging(tags=tags, by=lambda ident: ("shelf", f"id-{ident[0]}")))
+    return replace(
+        books,
+        records=replace(
+            books.records, tagging=Tagging(tags=tags, by=lambda ident: ("shelf", f"id-{ident[0]}"))
+        ),
+    )
 
 
 def test_dropping_a_tag_makes_all_its_records_misses(tagged, tags, shelf, client, log):

@@ -27,6 +27,7 @@ from authsvc.cache import (
     Display,
     Entry,
     KeySpace,
+    Records,
     Shape,
     SingleFlight,
     Tagging,
@@ -95,15 +96,17 @@ class Scene:
         """Return the cache under test over *client*; its leases never end by time, only by the schedule."""
         patience = Patience()
         return Aside(
-            client=client,
-            space=SPACE,
-            shape=SHAPE,
-            lease_ms=10**9,
-            rng=lambda: 0.5,
-            negative_ttl_s=1000,
-            display=Display(refresher=self, stale_s=STALE_MS / 1000),
-            tagging=Tagging(tags=Tags(client=client, space=TAGS), by=lambda _: ("all",)),
-            flights=SingleFlight(patience_s=2, retry_s=1, clock=patience, pause=patience.pause),
+            Records(
+                client=client,
+                space=SPACE,
+                shape=SHAPE,
+                lease_ms=10**9,
+                rng=lambda: 0.5,
+                negative_ttl_s=1000,
+                display=Display(refresher=self, stale_s=STALE_MS / 1000),
+                tagging=Tagging(tags=Tags(client=client, space=TAGS), by=lambda _: ("all",)),
+            ),
+            single_flight=SingleFlight(patience_s=2, retry_s=1, clock=patience, pause=patience.pause),
         )
 
     def play(self, step):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from authsvc.cache import MISSING, Proof
+from authsvc.cache import MISSING, TrustCheck
 from tests.unit.cache.aside.shelf import EMMA, KEY, LEASE, ULYSSES, Book, age, count, outcomes
 
 
@@ -52,7 +52,7 @@ def test_an_invalidation_during_a_batch_wins(books, shelf):
 
 def test_a_batch_remembers_what_is_not_there(books, shelf):
     """Asked once."""
-    remembering = replace(books, negative_ttl_s=5)
+    remembering = replace(books, records=replace(books.records, negative_ttl_s=5))
     for _ in range(2):
         assert remembering.get_or_load_many(["9", "7"], shelf.many) == {"7": EMMA}
 
@@ -77,7 +77,13 @@ def test_many_without_redis_are_loaded(books, shelf, server, log):
 
 def test_many_unproven_are_loaded_and_not_stored(books, shelf, client):
     """One marker for all of them, in the same round trip."""
-    proven = replace(books, proof=Proof(marker_key="lib:v1:marker", trusted=lambda marker, _: bool(marker)))
+    proven = replace(
+        books,
+        records=replace(
+            books.records,
+            trust=TrustCheck(marker_key="lib:v1:marker", trusted=lambda marker, _: bool(marker)),
+        ),
+    )
 
     assert proven.get_or_load_many(["7", "8"], shelf.many) == {"7": EMMA, "8": ULYSSES}
     assert client.mget([KEY, LEASE]).values == [None, None]

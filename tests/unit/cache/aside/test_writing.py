@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from authsvc.cache import MISSING, Entry, Proof
+from authsvc.cache import MISSING, Entry, TrustCheck
 from tests.unit.cache.aside.shelf import EMMA, KEY, LEASE, SHAPE, outcomes
 
 
@@ -83,7 +83,7 @@ def test_a_write_without_redis_says_that_the_cache_may_lie(books, server):
 def test_a_record_that_could_never_be_a_hit_is_refused(books, shelf, client, ident):
     """Its id is no text, or another's: told where it is made; what a write replaces goes all the same."""
     dump = lambda book: Entry({"id": ident, "title": book.title}, book.version)  # noqa: E731
-    wrong = replace(books, shape=replace(SHAPE, dump=dump))
+    wrong = replace(books, records=replace(books.records, shape=replace(SHAPE, dump=dump)))
     books.get_or_load("7", shelf)
 
     with pytest.raises(ValueError, match="field 'id' of a record must be the id"):
@@ -175,7 +175,12 @@ def test_a_write_ahead_that_fails_drops(books, shelf, client):
 
 def test_without_proof_nothing_is_written_ahead(books, shelf, client):
     """A Redis that may have lost an invalidation gets nothing to be believed later."""
-    unproven = replace(books, proof=Proof(marker_key="lib:v1:marker", trusted=lambda *_: False))
+    unproven = replace(
+        books,
+        records=replace(
+            books.records, trust=TrustCheck(marker_key="lib:v1:marker", trusted=lambda *_: False)
+        ),
+    )
     books.get_or_load("7", shelf)
 
     assert unproven.write_ahead("7", lambda: THIRD, lambda made: made) == (THIRD, False)
