@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import json
 import shutil
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -12,7 +14,8 @@ import pytest
 
 from authsvc.cli import main
 from authsvc.observability import logs
-from tests.api.driver import Api, MakeApi
+from tests.api.driver import Api, MakeApi, Person
+from tests.api.mailing import Postbox
 from tests.patience import patience
 from tests.rig import development, migrate
 from tests.servers import drop_database
@@ -91,10 +94,45 @@ def pg_api(make_module_api: MakeApi) -> Api:
 
 
 @pytest.fixture
+def person(api: Api) -> Person:
+    """Log somebody in."""
+    return api.someone()
+
+
+@pytest.fixture
+def admin(api: Api) -> Person:
+    """Log an admin in."""
+    return api.an_admin()
+
+
+@pytest.fixture(scope="module")
+def postbox(api: Api) -> Postbox:
+    """What the application's sender hands over."""
+    return Postbox(api)
+
+
+@pytest.fixture
 def command(monkeypatch) -> Callable[[list[str]], int]:
     """Run ``authsvc`` in this process, and leave its logging as it is."""
     monkeypatch.setattr(logs, "configure", lambda *_, **__: None)
     return main
+
+
+@pytest.fixture
+def operate(api, command, monkeypatch, capsys) -> Callable[..., Any]:
+    """Run a command with the settings of *api*, or others: what it printed, or its message if it failed."""
+
+    def run(*arguments: str, stdin: str = "", **settings: str) -> Any:
+        with monkeypatch.context() as patched:
+            for name, value in (settings or api.env).items():
+                patched.setenv(name, value)
+            patched.setattr("sys.stdin", io.StringIO(stdin))
+            status = command([*arguments])
+        printed = capsys.readouterr()
+        assert (status == 0) == bool(printed.out)
+        return json.loads(printed.out) if status == 0 else printed.err
+
+    return run
 
 
 @pytest.fixture

@@ -32,12 +32,6 @@ def api(make_module_api: MakeApi, request) -> Api:
     return make_module_api(sqlite=request.param == "sqlite", **MAIL, **WIDE)
 
 
-@pytest.fixture(scope="module")
-def postbox(api: Api) -> Postbox:
-    """What its sender hands over."""
-    return Postbox(api)
-
-
 @pytest.fixture(scope="module", params=["postgresql", "sqlite"])
 def quiet(make_module_api: MakeApi, request) -> Api:
     """Share one application in which accounts are made when their address is proven."""

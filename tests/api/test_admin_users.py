@@ -10,12 +10,6 @@ import pytest
 from tests.api.driver import Api, MakeApi, Person, at_once, code_of
 
 
-@pytest.fixture
-def admin(api: Api) -> Person:
-    """Log an admin in."""
-    return api.an_admin()
-
-
 def standing(admin: Person, user: Person, **change: object):
     """Set roles, status or both of *user*."""
     return admin.call("PATCH", f"/v1/users/{user.id}", json=change)

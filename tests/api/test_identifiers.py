@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 
 from authsvc.settings import Settings
-from tests.api.driver import Api, Person, json_of
+from tests.api.driver import json_of
 from tests.transfers import Desk, user
 
 CASES = [
@@ -17,12 +17,6 @@ CASES = [
 ]
 
 pytestmark = pytest.mark.parametrize("cased", CASES)
-
-
-@pytest.fixture
-def admin(api: Api) -> Person:
-    """Log an admin in."""
-    return api.an_admin()
 
 
 def test_a_session_is_ended_by_its_id_in_either_case(api, cased):

@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.api.driver import Api, Person, code_of
-
-
-@pytest.fixture
-def person(api: Api) -> Person:
-    """Log somebody in who also has another session."""
-    return api.someone()
+from tests.api.driver import Person, code_of
 
 
 def is_over(person: Person) -> bool:

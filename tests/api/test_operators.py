@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -15,8 +14,6 @@ from tests.api.driver import Api, MakeApi, Person, at_once, code_of, json_of, ne
 from tests.rig import PASSWORD
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from werkzeug.test import TestResponse
 
 NEW_PASSWORD = "a staple that no horse has seen"
@@ -28,24 +25,6 @@ def api(make_module_api: MakeApi, request) -> Api:
     """Share one application that counts strangers and devices apart, over each database."""
     limits = {"RATE_LIMIT_LOGIN_ACCOUNT": "10/15minutes", "RATE_LIMIT_LOGIN_DEVICE": "5/15minutes"}
     return make_module_api(sqlite=request.param == "sqlite", **limits)
-
-
-@pytest.fixture
-def operate(api, command, monkeypatch, capsys) -> Callable[..., dict[str, Any] | str]:
-    """Run a command with the service's settings: what it printed, or what it said when it failed."""
-
-    def run(*arguments: str, stdin: str = "") -> dict[str, Any] | str:
-        with monkeypatch.context() as patched:
-            for name, value in api.env.items():
-                patched.setenv(name, value)
-            patched.setattr("sys.stdin", io.StringIO(stdin))
-            status = command([*arguments])
-        printed = capsys.readouterr()
-        assert (status == 0) == bool(printed.out)
-        made: dict[str, Any] | str = json.loads(printed.out) if status == 0 else printed.err
-        return made
-
-    return run
 
 
 def found(admin: Person, **query: str) -> list[str]:

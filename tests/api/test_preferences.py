@@ -7,15 +7,9 @@ from collections import Counter
 
 import pytest
 
-from tests.api.driver import Api, Person, at_once, code_of
+from tests.api.driver import Person, at_once, code_of
 
 PATH = "/v1/me/preferences"
-
-
-@pytest.fixture
-def person(api: Api) -> Person:
-    """Log somebody in."""
-    return api.someone()
 
 
 def put(person: Person, value: object, **headers: str):

@@ -25,12 +25,6 @@ def api(make_module_api: MakeApi, request) -> Api:
     return make_module_api(sqlite=request.param == "sqlite", **MAIL, **WIDE)
 
 
-@pytest.fixture(scope="module")
-def postbox(api: Api) -> Postbox:
-    """What the application's sender hands over."""
-    return Postbox(api)
-
-
 def forget(api: Api, email: str, **options: Any) -> dict[str, Any]:
     """Ask for a reset mail."""
     answer = api.post("/v1/auth/password/forgot", {"email": email}, **options)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import io
-import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from authsvc.domain.authentication import Registration
 from authsvc.domain.users import Profile
 from tests.api.driver import Api, MakeApi, code_of, json_of, new_email
-from tests.api.mailing import MAIL, Postbox, code_in, token_in
+from tests.api.mailing import MAIL, code_in, token_in
 from tests.rig import PASSWORD
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    pass
 
 NEW_PASSWORD = "a staple that no horse has seen"
 
@@ -24,28 +22,6 @@ NEW_PASSWORD = "a staple that no horse has seen"
 def api(make_module_api: MakeApi, request) -> Api:
     """Share one application that sends mails, over each database."""
     return make_module_api(sqlite=request.param == "sqlite", **MAIL, RATE_LIMIT_MAIL_ADDRESS="off")
-
-
-@pytest.fixture(scope="module")
-def postbox(api: Api) -> Postbox:
-    """What its sender hands over."""
-    return Postbox(api)
-
-
-@pytest.fixture
-def operate(api, command, monkeypatch, capsys) -> Callable[..., Any]:
-    """Run a command with the service's settings: what it printed, or what it said when it failed."""
-
-    def run(*arguments: str, stdin: str = "", **settings: str) -> Any:
-        with monkeypatch.context() as patched:
-            for name, value in (settings or api.env).items():
-                patched.setenv(name, value)
-            patched.setattr("sys.stdin", io.StringIO(stdin))
-            status = command([*arguments])
-        printed = capsys.readouterr()
-        return json.loads(printed.out) if status == 0 else printed.err
-
-    return run
 
 
 def reset(api: Api, token: str) -> int:

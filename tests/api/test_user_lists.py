@@ -32,12 +32,6 @@ def api(pg_api: Api) -> Api:
 
 
 @pytest.fixture
-def admin(api: Api) -> Person:
-    """Log an admin in."""
-    return api.an_admin()
-
-
-@pytest.fixture
 def shelf(api: Api) -> Iterator[Shelf]:
     """Look at the keys of the application."""
     with closing(Shelf(api)) as made:

@@ -10,18 +10,6 @@ from tests.api.driver import Api, Person, code_of
 from tests.api.gateway import INACTIVE, INTROSPECT, Gateway
 
 
-@pytest.fixture
-def gateway(pg_api: Api) -> Gateway:
-    """Register a client."""
-    return Gateway.of(pg_api)
-
-
-@pytest.fixture
-def person(pg_api: Api) -> Person:
-    """Log somebody in."""
-    return pg_api.someone()
-
-
 def test_an_active_access_token_is_described(gateway, person):
     """What it says itself, under the names of RFC 7662, and nothing else."""
     claims = person.claims()

@@ -4,20 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.api.driver import Api, Person, code_of
+from tests.api.driver import Person, code_of
 from tests.api.gateway import INACTIVE, REVOKE, Gateway
-
-
-@pytest.fixture
-def gateway(pg_api: Api) -> Gateway:
-    """Register a client."""
-    return Gateway.of(pg_api)
-
-
-@pytest.fixture
-def person(pg_api: Api) -> Person:
-    """Log somebody in."""
-    return pg_api.someone()
 
 
 def is_over(person: Person) -> bool:
