@@ -22,7 +22,7 @@ from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.emails import Email, InvalidEmail, canonical_email
 from authsvc.domain.values.identifiers import SessionId, UserId
 from authsvc.domain.values.levels import Method
-from authsvc.domain.values.limits import Verdict
+from authsvc.domain.values.limits import Attempt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +150,7 @@ class PasswordProof:
     @contextmanager
     def _counted(self, *buckets: tuple[Rule, str]) -> Iterator[None]:
         """Take from every one of *buckets*, and give back unless the password was wrong."""
-        taken: list[Verdict | None] = []
+        taken: list[Attempt | None] = []
         try:
             for rule, subject in buckets:
                 taken.append(self.limits.take(rule, subject))
@@ -162,9 +162,9 @@ class PasswordProof:
             raise
         self._give_back(taken)
 
-    def _give_back(self, taken: Iterable[Verdict | None]) -> None:
-        for verdict in taken:
-            self.limits.refund(verdict)
+    def _give_back(self, taken: Iterable[Attempt | None]) -> None:
+        for attempt in taken:
+            self.limits.refund(attempt)
 
     def _bucket(self, account: str, device: Device | None) -> tuple[Rule, str]:
         """What counts an attempt; where either limit is off a device is a stranger, and never worse off."""

@@ -23,7 +23,7 @@ AuthError
 ├── LastAdmin               last_admin
 ├── PreconditionFailed      precondition_failed
 ├── Invalid                 validation_failed   (errors: field path -> messages)
-├── RateLimited             rate_limited        (verdict)
+├── RateLimited             rate_limited        (attempt)
 ├── HashingBusy             busy                (retry_after_s)
 └── StoreUnavailable        unavailable         (store, retry_after_s)
 """
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from authsvc.domain.values.levels import Requirement
-    from authsvc.domain.values.limits import Verdict
+    from authsvc.domain.values.limits import Attempt
 
 
 class AuthError(Exception):
@@ -186,13 +186,13 @@ class Invalid(AuthError):
 
 
 class RateLimited(AuthError):
-    """A limit is exhausted; ``verdict`` says which and for how long."""
+    """A limit is exhausted; ``attempt`` says which and for how long."""
 
     code = "rate_limited"
 
-    def __init__(self, verdict: Verdict) -> None:
-        super().__init__(verdict.limit.name)
-        self.verdict = verdict
+    def __init__(self, attempt: Attempt) -> None:
+        super().__init__(attempt.limit.name)
+        self.attempt = attempt
 
 
 class HashingBusy(AuthError):

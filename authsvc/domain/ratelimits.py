@@ -14,9 +14,9 @@ from authsvc.domain.audit import Action, AuditLog, Event
 from authsvc.domain.errors import RateLimited, StoreUnavailable
 from authsvc.domain.tokens.devices import Device
 from authsvc.domain.values.identifiers import SessionId
-from authsvc.domain.values.limits import Limit, Verdict
+from authsvc.domain.values.limits import Attempt, Limit
 
-_verdicts: ContextVar[list[Verdict] | None] = ContextVar("verdicts", default=None)
+_attempts: ContextVar[list[Attempt] | None] = ContextVar("attempts", default=None)
 
 
 class Rule(StrEnum):
@@ -79,11 +79,11 @@ _OF_ACCOUNTS = {
 class RateLimiter(Protocol):
     """Counts attempts atomically, before the work that they ask for."""
 
-    def attempt(self, limit: Limit, subject: str) -> Verdict:
+    def attempt(self, limit: Limit, subject: str) -> Attempt:
         """Count one attempt of *subject*; raises StoreUnavailable when it cannot be counted."""
 
-    def refund(self, verdict: Verdict) -> None:
-        """Give back the attempt *verdict* counted; a lost refund is logged, never raised."""
+    def refund(self, attempt: Attempt) -> None:
+        """Give back *attempt*; a lost refund is logged, never raised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ class Limits:
     limiter: RateLimiter
     audit: AuditLog
 
-    def take(self, rule: Rule, subject: str, *, on_outage: OnOutage | None = None) -> Verdict | None:
+    def take(self, rule: Rule, subject: str, *, on_outage: OnOutage | None = None) -> Attempt | None:
         """
         Count one attempt of *subject*; None where nothing was counted (``off``, or allowed in an outage).
 
@@ -107,12 +107,12 @@ class Limits:
         limit = self.by_rule.get(rule)
         if limit is None:
             return None
-        verdict = self._attempt(rule, limit, subject, on_outage or ON_OUTAGE[rule])
-        _note(verdict)
-        if verdict is not None and not verdict.allowed:
+        attempt = self._attempt(rule, limit, subject, on_outage or ON_OUTAGE[rule])
+        _note(attempt)
+        if attempt is not None and not attempt.allowed:
             self.audit.record(_reached(rule, subject))
-            raise RateLimited(verdict)
-        return verdict
+            raise RateLimited(attempt)
+        return attempt
 
     def has_room(self, rule: Rule, subject: str) -> bool:
         """
@@ -121,20 +121,20 @@ class Limits:
         False where the limit is exhausted; raises StoreUnavailable as :meth:`take` does.
         """
         limit = self.by_rule.get(rule)
-        verdict = self._attempt(rule, limit, subject, ON_OUTAGE[rule]) if limit is not None else None
-        return verdict is None or verdict.allowed
+        attempt = self._attempt(rule, limit, subject, ON_OUTAGE[rule]) if limit is not None else None
+        return attempt is None or attempt.allowed
 
     def counts(self, rule: Rule) -> bool:
         """False where *rule* is ``off``."""
         return rule in self.by_rule
 
-    def refund(self, verdict: Verdict | None) -> None:
+    def refund(self, attempt: Attempt | None) -> None:
         """Give back what :meth:`take` counted, if it did; never raises."""
-        if verdict is not None:
-            self.limiter.refund(verdict)
-            _note_refund(verdict)
+        if attempt is not None:
+            self.limiter.refund(attempt)
+            _note_refund(attempt)
 
-    def _attempt(self, rule: Rule, limit: Limit, subject: str, on_outage: OnOutage) -> Verdict | None:
+    def _attempt(self, rule: Rule, limit: Limit, subject: str, on_outage: OnOutage) -> Attempt | None:
         try:
             return self.limiter.attempt(limit, subject)
         except StoreUnavailable:
@@ -144,11 +144,11 @@ class Limits:
             return None
 
 
-def record_verdicts() -> list[Verdict]:
-    """Begin a list of the verdicts that fall on this thread of work from now on; for response headers."""
-    verdicts: list[Verdict] = []
-    _verdicts.set(verdicts)
-    return verdicts
+def record_attempts() -> list[Attempt]:
+    """Begin a list of the attempts that this thread counts from now on; for response headers."""
+    attempts: list[Attempt] = []
+    _attempts.set(attempts)
+    return attempts
 
 
 def account_subject(account: str) -> str:
@@ -183,9 +183,9 @@ def ip_subject(ip: str) -> str:
     return str(IPv6Network((int(address), 64), strict=False).network_address)
 
 
-def tightest(verdicts: Iterable[Verdict]) -> Verdict:
-    """Which of *verdicts* (at least one) a caller meets first: refused, fewest left, longest to wait."""
-    return min(verdicts, key=lambda verdict: (verdict.allowed, verdict.remaining, -verdict.reset_s))
+def tightest(attempts: Iterable[Attempt]) -> Attempt:
+    """Which of *attempts* (at least one) a caller meets first: refused, fewest left, longest to wait."""
+    return min(attempts, key=lambda attempt: (attempt.allowed, attempt.remaining, -attempt.reset_s))
 
 
 def policy_header(limit: Limit) -> str:
@@ -193,9 +193,9 @@ def policy_header(limit: Limit) -> str:
     return f'"{limit.name}";q={limit.quota};w={limit.window_s}'
 
 
-def state_header(verdict: Verdict) -> str:
+def state_header(attempt: Attempt) -> str:
     """The value of ``RateLimit``: attempts left and seconds until that changes."""
-    return f'"{verdict.limit.name}";r={verdict.remaining};t={verdict.reset_s}'
+    return f'"{attempt.limit.name}";r={attempt.remaining};t={attempt.reset_s}'
 
 
 def _reached(rule: Rule, subject: str) -> Event:
@@ -211,13 +211,13 @@ def _reached(rule: Rule, subject: str) -> Event:
     return Event(Action.LIMIT_REACHED, client_ip=subject, detail=rule)
 
 
-def _note(verdict: Verdict | None) -> None:
-    verdicts = _verdicts.get()
-    if verdict is not None and verdicts is not None:
-        verdicts.append(verdict)
+def _note(attempt: Attempt | None) -> None:
+    attempts = _attempts.get()
+    if attempt is not None and attempts is not None:
+        attempts.append(attempt)
 
 
-def _note_refund(verdict: Verdict) -> None:
-    verdicts = _verdicts.get()
-    if verdicts is not None and verdict in verdicts:
-        verdicts[verdicts.index(verdict)] = replace(verdict, remaining=verdict.remaining + 1)
+def _note_refund(attempt: Attempt) -> None:
+    attempts = _attempts.get()
+    if attempts is not None and attempt in attempts:
+        attempts[attempts.index(attempt)] = replace(attempt, remaining=attempt.remaining + 1)

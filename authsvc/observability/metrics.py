@@ -27,9 +27,9 @@ from authsvc.domain.accounts.mails import Template
 from authsvc.domain.accounts.tickets import Purpose
 from authsvc.domain.audit import Action
 from authsvc.domain.ratelimits import Rule
-from authsvc.domain.tokens.checks import Source as CheckSource
+from authsvc.domain.tokens.checks import Source
 from authsvc.observability.figures import FOLDER_VARIABLE, SharedFigures, shared_figures
-from authsvc.observability.totals import CacheTotals, Ratios, Source, cache_totals
+from authsvc.observability.totals import CacheTotals, MetricSource, Ratios, cache_totals
 
 BREAKER_NUMBERS = {State.CLOSED: 0, State.OPEN: 1, State.HALF_OPEN: 2}
 CACHE_BUCKETS_S = (0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
@@ -45,12 +45,8 @@ _LOGINS = (
 _REGISTRATIONS = (*_ALWAYS, errors.EmailTaken.code, errors.HashingBusy.code)
 _REFRESHES = (*_ALWAYS, errors.RefreshInvalid.code, errors.RefreshReused.code, errors.SessionOver.code)
 _CHECKS = (
-    *(
-        (result, source)
-        for result in ("active", "revoked")
-        for source in (CheckSource.REDIS, CheckSource.SQL)
-    ),
-    *((result, CheckSource.NONE) for result in ("invalid", "unavailable")),
+    *((result, source) for result in ("active", "revoked") for source in (Source.REDIS, Source.SQL)),
+    *((result, Source.NONE) for result in ("invalid", "unavailable")),
 )
 _MAILS = tuple(
     (template, result) for template in Template for result in ("sent", "retried", "failed", "void")
@@ -143,7 +139,7 @@ class Metrics:
         return cache_totals(self._source)
 
     @property
-    def _source(self) -> Source:
+    def _source(self) -> MetricSource:
         """All processes; this one alone where there is no room for files that others could read."""
         return self.registry if self.shared is None or self.shared.is_in_memory else self.shared
 
@@ -238,7 +234,7 @@ def _begin_failures(registry: CollectorRegistry) -> None:
         requests.labels(*values)
 
 
-def _text(source: Source) -> bytes:
+def _text(source: MetricSource) -> bytes:
     """What *source* collects, as Prometheus reads it."""
     if isinstance(source, CollectorRegistry):
         return generate_latest(source)

@@ -10,7 +10,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 
-class Source(Protocol):
+class MetricSource(Protocol):
     """Whatever collects the figures: a registry, or the files of all workers."""
 
     def collect(self) -> Iterable[Metric]:
@@ -34,7 +34,7 @@ class CacheTotals:
         return self.hits / asked if asked else 0.0
 
 
-def cache_totals(source: Source) -> CacheTotals:
+def cache_totals(source: MetricSource) -> CacheTotals:
     """Sum up what *source* collects; takes about a millisecond."""
     sums: dict[str, float] = {}
     for metric in source.collect():
@@ -52,7 +52,7 @@ def cache_totals(source: Source) -> CacheTotals:
 class Ratios(Collector):
     """Hit ratios as one number each, computed when they are asked for: gauges of workers do not add up."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: MetricSource) -> None:
         self._source = source
 
     def collect(self) -> Iterator[Metric]:

@@ -31,7 +31,7 @@ def heads_below(path: str) -> re.Pattern[bytes]:
     return re.compile(rb"(?:\r\n)?[^ \r\n]+ %b[/? ]" % re.escape(path.encode()))
 
 
-class Verdict(Enum):
+class Progress(Enum):
     """What to do with a request of which so much has arrived."""
 
     #: Wait for more.
@@ -67,7 +67,7 @@ class Arrival:
         """True once the head is complete."""
         return self._body_at > 0
 
-    def add(self, piece: bytes) -> Verdict:
+    def add(self, piece: bytes) -> Progress:
         """Take *piece* in and judge what is there now."""
         if not self.data:
             self.data = piece
@@ -77,29 +77,29 @@ class Arrival:
             self.data += piece
         return self._judge_body() if self._body_at else self._judge_head()
 
-    def _judge_head(self) -> Verdict:
+    def _judge_head(self) -> Progress:
         data = self.data
         end = data.find(b"\r\n\r\n", max(2, self._judged - 3))  # an empty line may come first
         if (len(data) if end < 0 else end) > MAX_HEAD_BYTES:
-            return Verdict.HEAD_TOO_LONG
+            return Progress.HEAD_TOO_LONG
         if end < 0:
             return self._judge_half_head()
         self._body_at = end + 4
         fields = _FRAMING.findall(data, 0, end + 2)
         if not fields:
-            return Verdict.WHOLE
+            return Progress.WHOLE
         is_plain = all(self._heed(name.lower(), value.rstrip(b" \t")) for name, value in fields)
-        return self._judge_body() if is_plain else Verdict.HOPELESS
+        return self._judge_body() if is_plain else Progress.HOPELESS
 
-    def _judge_half_head(self) -> Verdict:
+    def _judge_half_head(self) -> Progress:
         """Hopeless are a bare LF and an endless first line."""
         data = self.data
         if data.count(b"\n", self._judged) != data.count(b"\r\n", max(self._judged - 1, 0)):
-            return Verdict.HOPELESS
+            return Progress.HOPELESS
         if len(data) > MAX_LINE_BYTES and data.find(b"\r\n", 2, MAX_LINE_BYTES + 4) < 0:
-            return Verdict.HOPELESS
+            return Progress.HOPELESS
         self._judged = len(data)
-        return Verdict.PARTIAL
+        return Progress.PARTIAL
 
     def _heed(self, name: bytes, value: bytes) -> bool:
         """Note what a field says of the body; False where the parser will refuse it."""
@@ -113,12 +113,12 @@ class Arrival:
         self.expects_continue = _FIRST_LINE_1_1.match(self.data) is not None
         return value.lower() == b"100-continue"
 
-    def _judge_body(self) -> Verdict:
+    def _judge_body(self) -> Progress:
         if self._chunks is not None:
             return self._chunks.judge(self.data)
         if self._length > MAX_BODY_BYTES:
-            return Verdict.BODY_TOO_LONG
-        return Verdict.WHOLE if len(self.data) >= self._body_at + self._length else Verdict.PARTIAL
+            return Progress.BODY_TOO_LONG
+        return Progress.WHOLE if len(self.data) >= self._body_at + self._length else Progress.PARTIAL
 
 
 class Chunks:
@@ -135,14 +135,14 @@ class Chunks:
         self._searched = body_at
         self._trailer_at = 0
 
-    def judge(self, data: bytes | bytearray) -> Verdict:
+    def judge(self, data: bytes | bytearray) -> Progress:
         """Judge the body that begins in *data*, which may only have grown since the last call."""
-        verdict = None
-        while verdict is None:
-            verdict = self._judge_trailer(data) if self._trailer_at else self._judge_chunk(data)
-        if verdict is Verdict.PARTIAL and self._is_too_long(len(data)):
-            return Verdict.BODY_TOO_LONG
-        return verdict
+        progress = None
+        while progress is None:
+            progress = self._judge_trailer(data) if self._trailer_at else self._judge_chunk(data)
+        if progress is Progress.PARTIAL and self._is_too_long(len(data)):
+            return Progress.BODY_TOO_LONG
+        return progress
 
     def _is_too_long(self, received_bytes: int) -> bool:
         missing_bytes = max(0, self._line_at - 2 - received_bytes)
@@ -151,20 +151,20 @@ class Chunks:
             or received_bytes - self._body_at > MAX_RAW_BODY_BYTES
         )
 
-    def _judge_chunk(self, data: bytes | bytearray) -> Verdict | None:
+    def _judge_chunk(self, data: bytes | bytearray) -> Progress | None:
         """Step over one chunk; None if that went well."""
         at = self._line_at
         if len(data) < at:
-            return Verdict.PARTIAL
+            return Progress.PARTIAL
         if at > self._body_at and data[at - 2 : at] != b"\r\n":
-            return Verdict.HOPELESS
+            return Progress.HOPELESS
         end = data.find(b"\r\n", max(at, self._searched))
         if end < 0:
             self._searched = len(data) - 1
-            return Verdict.PARTIAL if len(data) - at <= MAX_FIELD_BYTES else Verdict.HOPELESS
+            return Progress.PARTIAL if len(data) - at <= MAX_FIELD_BYTES else Progress.HOPELESS
         size = _CHUNK_SIZE.fullmatch(data, at, end)
         if size is None:
-            return Verdict.HOPELESS
+            return Progress.HOPELESS
         self._step_over(int(size[1], 16), end + 2)
         return None
 
@@ -175,9 +175,9 @@ class Chunks:
             self._begun_bytes += size
             self._line_at = begin + size + 2
 
-    def _judge_trailer(self, data: bytes | bytearray) -> Verdict:
+    def _judge_trailer(self, data: bytes | bytearray) -> Progress:
         begin = self._trailer_at
         if data[begin : begin + 2] == b"\r\n" or data.find(b"\r\n\r\n", self._searched) >= 0:
-            return Verdict.WHOLE
+            return Progress.WHOLE
         self._searched = max(begin, len(data) - 3)
-        return Verdict.PARTIAL
+        return Progress.PARTIAL

@@ -69,8 +69,8 @@ _STATUS_OF: dict[type[BaseException], HTTPStatus] = {
 }
 
 
-class Source:
-    """What has arrived, for a parser to read in the small pieces that it likes.  Nobody ever waits here."""
+class Received:
+    """The bytes that have arrived, for a parser to read in small pieces; reading never waits."""
 
     def __init__(self) -> None:
         self._data: bytes | bytearray = b""

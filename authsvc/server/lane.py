@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Final, NamedTuple, Protocol
 
-from authsvc.server.arrival import Arrival, Verdict
+from authsvc.server.arrival import Arrival, Progress
 from authsvc.server.checks import CheckReader, CheckRequest
 from authsvc.server.exchange import ClientLost, Outlet, opening_of_grant
 from authsvc.server.parking import Connection, ParkingWorker, WaitQueue
@@ -171,13 +171,13 @@ class LaneWorker(ParkingWorker):
             self._upkeep = self.tpool.submit(_keep_up, lane)
 
     def _receive(self, conn: Connection) -> None:
-        if conn.lot is self.checking_conns:
+        if conn.queue is self.checking_conns:
             if conn.is_watched:  # its next request, or its end: later
                 self.poller.unregister(conn.sock)
                 conn.is_watched = False
-        elif conn.lot is self.lingering_conns:  # its check was answered in this very round, before this event
+        elif conn.queue is self.lingering_conns:  # its check was answered in this round, before this event
             self._on_lingering_socket_readable(conn, conn.sock)
-        elif conn.lot is not None:  # else a thread has it since this round
+        elif conn.queue is not None:  # else a thread has it since this round
             super()._receive(conn)
 
     def _take(self, conn: Connection, piece: bytes) -> None:
@@ -187,10 +187,10 @@ class LaneWorker(ParkingWorker):
             conn.held_bytes += len(piece)
             self.held_bytes += len(piece)
 
-    def _hand_over(self, conn: Connection, verdict: Verdict) -> None:
+    def _hand_over(self, conn: Connection, progress: Progress) -> None:
         is_in_pieces = isinstance(conn.arrival.data, bytearray)
-        if not (is_in_pieces and verdict is Verdict.WHOLE and self._enters(conn, bytes(conn.arrival.data))):
-            super()._hand_over(conn, verdict)
+        if not (is_in_pieces and progress is Progress.WHOLE and self._enters(conn, bytes(conn.arrival.data))):
+            super()._hand_over(conn, progress)
 
     def _enters(self, conn: Connection, data: bytes) -> bool:
         """True if *data* is a check that waits for the next read from now on."""
@@ -273,16 +273,16 @@ class LaneWorker(ParkingWorker):
                 conn.sock, selectors.EVENT_READ, partial(self.on_client_socket_readable, conn)
             )
 
-    def _move(self, conn: Connection, lot: WaitQueue) -> None:
-        if conn.lot is not None:
-            conn.lot.remove(conn)
-        conn.lot = lot
-        lot.append(conn)
+    def _move(self, conn: Connection, queue: WaitQueue) -> None:
+        if conn.queue is not None:
+            conn.queue.remove(conn)
+        conn.queue = queue
+        queue.append(conn)
 
     def _leave(self, conn: Connection) -> None:
         """Take the connection from the loop."""
         self.checking_conns.remove(conn)
-        conn.lot = None
+        conn.queue = None
         if conn.is_watched:
             self.poller.unregister(conn.sock)
         conn.is_watched = True
@@ -292,7 +292,7 @@ class LaneWorker(ParkingWorker):
         conn = waiting.conn
         self._leave(conn)
         conn.arrival.add(waiting.data)
-        conn.verdict = Verdict.WHOLE
+        conn.progress = Progress.WHOLE
         self.enqueue_req(conn)
 
     def _send_in_thread(self, conn: Connection, data: bytes, *, closes: bool) -> None:

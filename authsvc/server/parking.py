@@ -24,8 +24,8 @@ from gunicorn.http.parser import RequestParser
 from gunicorn.sock import BaseSocket
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
-from authsvc.server.arrival import Arrival, Verdict, heads_below
-from authsvc.server.exchange import BodyTooLong, HeadTooLong, RequestUnfinished, Source, refuse
+from authsvc.server.arrival import Arrival, Progress, heads_below
+from authsvc.server.exchange import BodyTooLong, HeadTooLong, Received, RequestUnfinished, refuse
 
 #: A request must have arrived, its body included, so long after its first byte.
 READ_DEADLINE_S = 5.0
@@ -73,14 +73,14 @@ class Connection(TConn):  # type: ignore[misc]  # gunicorn has no annotations
         self.parser: RequestParser
         self.arrival = Arrival()
         #: On the request that a thread has.
-        self.verdict = Verdict.WHOLE
+        self.progress = Progress.WHOLE
         #: The queue of connections in which this one waits; None while a thread has it.
-        self.lot: WaitQueue | None = None
+        self.queue: WaitQueue | None = None
         #: When the request being received must be complete, on the monotonic clock.
         self.deadline = 0.0
         #: What it counts for in the worker's sum, until its request is answered.
         self.held_bytes = 0
-        self.source = Source()
+        self.received = Received()
         #: Whether the request is to be traced, if the lane has decided it.
         self.is_sampled: bool | None = None
         #: False while the poller does not look at it, though it waits.
@@ -89,20 +89,20 @@ class Connection(TConn):  # type: ignore[misc]  # gunicorn has no annotations
     def init(self) -> None:
         """Make what has arrived ready for the parser."""
         if self.parser is None:
-            self.parser = http.get_parser(self.cfg, self.source, self.client)
-        self.source.fill(self.arrival.data, is_cut=self.verdict is Verdict.BODY_TOO_LONG)
+            self.parser = http.get_parser(self.cfg, self.received, self.client)
+        self.received.fill(self.arrival.data, is_cut=self.progress is Progress.BODY_TOO_LONG)
         self.arrival = Arrival()
         self.deadline = 0.0
 
     def take_ahead(self) -> bytes:
         """Return what has come behind the request that the parser has read."""
         buffered: bytes = self.parser.unreader.take_buffered()
-        return buffered + self.source.take_rest()
+        return buffered + self.received.take_rest()
 
     def forget(self) -> None:
         """Let go of what was sent and will never be read."""
         self.arrival = Arrival()
-        self.source.take_rest()
+        self.received.take_rest()
         self.parser = None
 
 
@@ -156,7 +156,7 @@ class ParkingWorker(ThreadWorker):  # type: ignore[misc]
             self._take(conn, ahead)
         else:
             super().finish_request(conn, future)
-            conn.lot = self.keepalived_conns
+            conn.queue = self.keepalived_conns
 
     def murder_pending(self) -> None:
         """End what has waited too long; half a request is answered for what it is."""
@@ -180,22 +180,22 @@ class ParkingWorker(ThreadWorker):  # type: ignore[misc]
         if piece:
             self._take(conn, piece)
         elif conn.arrival.data:
-            self._hand_over(conn, Verdict.HOPELESS)
+            self._hand_over(conn, Progress.HOPELESS)
         else:
             self._drop(conn)
 
     def _take(self, conn: Connection, piece: bytes) -> None:
         conn.held_bytes += len(piece)
         self.held_bytes += len(piece)
-        verdict = conn.arrival.add(piece)
-        if verdict is Verdict.PARTIAL and self._reads_no_body(conn.arrival):
-            verdict = Verdict.BODY_UNREAD
-        if verdict is Verdict.PARTIAL:
+        progress = conn.arrival.add(piece)
+        if progress is Progress.PARTIAL and self._reads_no_body(conn.arrival):
+            progress = Progress.BODY_UNREAD
+        if progress is Progress.PARTIAL:
             self._wait_on(conn)
-        elif verdict is Verdict.HEAD_TOO_LONG:
+        elif progress is Progress.HEAD_TOO_LONG:
             self._refuse(conn, HeadTooLong())
         else:
-            self._hand_over(conn, verdict)
+            self._hand_over(conn, progress)
 
     def _reads_no_body(self, arrival: Arrival) -> bool:
         return arrival.has_head and self._bodiless is not None and bool(self._bodiless.match(arrival.data))
@@ -216,8 +216,8 @@ class ParkingWorker(ThreadWorker):  # type: ignore[misc]
         conn.deadline = time.monotonic() + READ_DEADLINE_S
         self._park(conn, self.reading_conns, self.on_pending_socket_readable)
 
-    def _hand_over(self, conn: Connection, verdict: Verdict) -> None:
-        conn.verdict = verdict
+    def _hand_over(self, conn: Connection, progress: Progress) -> None:
+        conn.progress = progress
         self._unpark(conn)
         self.enqueue_req(conn)
 
@@ -256,24 +256,24 @@ class ParkingWorker(ThreadWorker):  # type: ignore[misc]
         self._drop(conn)
 
     def _evict(self) -> None:
-        for lot in (self.lingering_conns, self.pending_conns, self.reading_conns, self.keepalived_conns):
-            if lot:
-                lot[0].lot = lot
-                self._drop(lot[0])
+        for queue in (self.lingering_conns, self.pending_conns, self.reading_conns, self.keepalived_conns):
+            if queue:
+                queue[0].queue = queue
+                self._drop(queue[0])
                 return
 
     def _park(
-        self, conn: Connection, lot: WaitQueue, on_readable: Callable[[Connection, object], None]
+        self, conn: Connection, queue: WaitQueue, on_readable: Callable[[Connection, object], None]
     ) -> None:
-        conn.lot = lot
-        lot.append(conn)
+        conn.queue = queue
+        queue.append(conn)
         self.poller.register(conn.sock, selectors.EVENT_READ, partial(on_readable, conn))
 
     def _unpark(self, conn: Connection) -> None:
         self.poller.unregister(conn.sock)
-        if conn.lot is not None:
-            conn.lot.remove(conn)
-            conn.lot = None
+        if conn.queue is not None:
+            conn.queue.remove(conn)
+            conn.queue = None
 
     def _drop(self, conn: Connection) -> None:
         self._unpark(conn)

@@ -17,7 +17,7 @@ from gunicorn.http.message import Request
 from gunicorn.http.parser import RequestParser
 
 from authsvc.observability.logs import bind_request
-from authsvc.server.arrival import Verdict
+from authsvc.server.arrival import Progress
 from authsvc.server.exchange import Answer, Body, ClientLost, ErrorLog, Refusal, length_of, refuse
 from authsvc.server.lane import LaneWorker
 from authsvc.server.parking import Connection
@@ -148,7 +148,7 @@ class Worker(LaneWorker):
         environ["wsgi.input"] = Body(request.body, length_of(environ))
         environ["authsvc.draining"] = self.draining
         environ["authsvc.is_sampled"], conn.is_sampled = conn.is_sampled, None
-        if self._is_last() or conn.verdict is not Verdict.WHOLE:
+        if self._is_last() or conn.progress is not Progress.WHOLE:
             answer.force_close()
         try:
             self._answer(answer, environ)

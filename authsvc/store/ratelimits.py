@@ -8,7 +8,7 @@ from typing import Final, cast
 
 from authsvc.cache import CacheClient, CacheUnavailable, KeySpace, Script
 from authsvc.domain.errors import StoreUnavailable
-from authsvc.domain.values.limits import Limit, Verdict
+from authsvc.domain.values.limits import Attempt, Limit
 
 _log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class RedisRateLimiter:
         self._client = client
         self._keys = keys
 
-    def attempt(self, limit: Limit, subject: str) -> Verdict:
+    def attempt(self, limit: Limit, subject: str) -> Attempt:
         """Count one attempt of *subject* unless *limit* is exhausted; raises StoreUnavailable."""
         receipt = secrets.token_urlsafe(RECEIPT_BYTES)
         command = _ATTEMPT.command([self._key(limit, subject)], [limit.quota, limit.window_s * 1000, receipt])
@@ -35,7 +35,7 @@ class RedisRateLimiter:
         except CacheUnavailable as error:
             raise StoreUnavailable("redis") from error
         counted, remaining, reset_us = cast("list[int]", reply)
-        return Verdict(
+        return Attempt(
             limit=limit,
             subject=subject,
             allowed=bool(counted),
@@ -44,15 +44,15 @@ class RedisRateLimiter:
             receipt=receipt if counted else "",
         )
 
-    def refund(self, verdict: Verdict) -> None:
-        """Give back the attempt that *verdict* counted, once; what cannot be given back expires by itself."""
-        if not verdict.receipt:
+    def refund(self, attempt: Attempt) -> None:
+        """Give back *attempt*, once; what cannot be given back expires by itself."""
+        if not attempt.receipt:
             return
         try:
-            self._client.call("ZREM", self._key(verdict.limit, verdict.subject), verdict.receipt)
+            self._client.call("ZREM", self._key(attempt.limit, attempt.subject), attempt.receipt)
         except CacheUnavailable as error:
             # The caller has succeeded: they lose one attempt for a window, not their answer.
-            _log.warning("limit.refund_lost", extra={"rule": verdict.limit.name, "reason": error.reason})
+            _log.warning("limit.refund_lost", extra={"rule": attempt.limit.name, "reason": error.reason})
 
     def _key(self, limit: Limit, subject: str) -> str:
         return self._keys.space("auth:rate-limit", ttl_s=limit.window_s).key(limit.name, subject)

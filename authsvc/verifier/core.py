@@ -27,7 +27,7 @@ from authsvc.verifier.errors import (
 from authsvc.verifier.feed import MOST_WAIT_S, Clocks, Feed, View
 from authsvc.verifier.introspection import Introspection
 from authsvc.verifier.keys import KeySet
-from authsvc.verifier.transport import Answer, Line, Origin
+from authsvc.verifier.transport import Answer, Connection, Origin
 
 #: What the variables of :meth:`Options.from_env` begin with.
 PREFIX: Final = "AUTHSVC_VERIFIER_"
@@ -168,7 +168,7 @@ class _Process:
         origin = options.origin()
         wait_s = min(MOST_WAIT_S, options.max_staleness_s * WAIT_SHARE)
         self.born_s = clocks.monotonic_s()
-        self.feed = Feed(Line(origin), clocks, wait_s=wait_s, on_lag=on_lag)
+        self.feed = Feed(Connection(origin), clocks, wait_s=wait_s, on_lag=on_lag)
         self.keys = KeySet(
             lambda: _fetch_keys(origin, options.deadline_s),
             clocks.monotonic_s,
@@ -332,8 +332,8 @@ def _after_fork(reference: weakref.ref[Verifier]) -> None:
 
 
 def _fetch_keys(origin: Origin, deadline_s: float) -> Answer:
-    line = Line(origin)
+    connection = Connection(origin)
     try:
-        return line.request("GET", JWKS_PATH, deadline_s=deadline_s, with_secret=False)
+        return connection.request("GET", JWKS_PATH, deadline_s=deadline_s, with_secret=False)
     finally:
-        line.close()
+        connection.close()

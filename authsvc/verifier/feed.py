@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 
 from authsvc.verifier.known import Known, Until
 from authsvc.verifier.pages import Page, read_page
-from authsvc.verifier.transport import Line, TransportError
+from authsvc.verifier.transport import Connection, TransportError
 
 PATH: Final = "/v1/revocations"
 #: Entries asked for at once.
@@ -60,9 +60,14 @@ class Feed:
     """
 
     def __init__(
-        self, line: Line, clocks: Clocks, *, wait_s: float, on_lag: Callable[[float], None] | None = None
+        self,
+        connection: Connection,
+        clocks: Clocks,
+        *,
+        wait_s: float,
+        on_lag: Callable[[float], None] | None = None,
     ) -> None:
-        self._line = line
+        self._connection = connection
         self._clocks = clocks
         self._wait_s = wait_s
         self._on_lag = on_lag
@@ -96,14 +101,14 @@ class Feed:
         """Stop, also amid a wait."""
         with self._starting:
             self._stop.set()
-        self._line.abort()
+        self._connection.abort()
         if self._thread is not None:
             self._thread.join(timeout=GRACE_S)
 
     def _run(self) -> None:
         while not self._stop.is_set():
             self._stop.wait(self.turn())
-        self._line.close()
+        self._connection.close()
 
     def turn(self) -> float:
         """Ask once; the seconds to pause before the next time."""
@@ -143,7 +148,7 @@ class Feed:
         query = {"wait": f"{wait_s:.3f}", "limit": str(PAGE)}
         if self._cursor is not None:
             query["after"] = self._cursor
-        answer = self._line.request("GET", f"{PATH}?{urlencode(query)}", deadline_s=wait_s + GRACE_S)
+        answer = self._connection.request("GET", f"{PATH}?{urlencode(query)}", deadline_s=wait_s + GRACE_S)
         if answer.status == HTTPStatus.UNPROCESSABLE_ENTITY and self._cursor is not None:
             # Another version of the service made it.  From the beginning, as after a reset.
             self._cursor, self._is_complete = None, False

@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 
 from authsvc.verifier.claims import Claims
 from authsvc.verifier.errors import Unavailable
-from authsvc.verifier.transport import Line, Origin, TransportError
+from authsvc.verifier.transport import Connection, Origin, TransportError
 
 PATH: Final = "/v1/oauth2/introspect"
 
@@ -22,7 +22,7 @@ class Introspection:
         self._origin = origin
         self._deadline_s = deadline_s
         self._places = threading.BoundedSemaphore(places)
-        self._idle: list[Line] = []
+        self._idle: list[Connection] = []
 
     def is_active(self, token: str, claims: Claims) -> bool:
         """
@@ -45,18 +45,18 @@ class Introspection:
         while self._idle:
             self._idle.pop().close()
 
-    def _line(self) -> Line:
+    def _connection(self) -> Connection:
         """A connection that is idle, else a new one."""
         try:
             return self._idle.pop()
         except IndexError:
-            return Line(self._origin)
+            return Connection(self._origin)
 
     def _ask(self, token: str, claims: Claims) -> bool:
         form = urlencode({"token": token, "token_type_hint": "access_token"})
-        line = self._line()
-        answer = line.request("POST", PATH, body=form, deadline_s=self._deadline_s)
-        self._idle.append(line)
+        connection = self._connection()
+        answer = connection.request("POST", PATH, body=form, deadline_s=self._deadline_s)
+        self._idle.append(connection)
         if answer.status != HTTPStatus.OK:
             raise TransportError(f"status {answer.status}")
         found = json.loads(answer.body)

@@ -70,7 +70,7 @@ class Origin:
         return HTTPSConnection(host, parts.port, context=self.tls or ssl.create_default_context())
 
 
-class Line:
+class Connection:
     """
     One connection to the service, kept from request to request and made anew when it was closed.
 

@@ -246,11 +246,11 @@ def _headers(error: errors.AuthError, status: int) -> dict[str, str]:
     if status == HTTPStatus.UNAUTHORIZED:
         return {"WWW-Authenticate": CHALLENGE}
     if isinstance(error, errors.RateLimited):
-        verdict = error.verdict
+        attempt = error.attempt
         return {
-            "Retry-After": str(max(1, verdict.reset_s)),
-            "RateLimit-Policy": policy_header(verdict.limit),
-            "RateLimit": state_header(verdict),
+            "Retry-After": str(max(1, attempt.reset_s)),
+            "RateLimit-Policy": policy_header(attempt.limit),
+            "RateLimit": state_header(attempt),
         }
     if isinstance(error, errors.HashingBusy | errors.StoreUnavailable):
         return {"Retry-After": str(error.retry_after_s)}

@@ -113,11 +113,11 @@ def _document(view: Callable[..., object], scheme: str) -> None:
 def attempt(rule: Rule) -> Iterator[None]:
     """Count one attempt by address; give it back where nothing is judged within."""
     limits = services().limits
-    verdict = limits.take(rule, ip_subject(client_ip()))
+    taken = limits.take(rule, ip_subject(client_ip()))
     try:
         yield
     except (HTTPException, Invalid, HashingBusy, StoreUnavailable):
-        limits.refund(verdict)
+        limits.refund(taken)
         raise
 
 

@@ -9,7 +9,7 @@ from flask import Flask, Response, g, request
 
 from authsvc.api.frame.context import client_ip, request_id_of, services, user_agent
 from authsvc.domain.audit import Origin, bind_origin
-from authsvc.domain.ratelimits import policy_header, record_verdicts, state_header, tightest
+from authsvc.domain.ratelimits import policy_header, record_attempts, state_header, tightest
 from authsvc.observability.logs import bind_request
 
 log = logging.getLogger("authsvc.requests")
@@ -31,7 +31,7 @@ def install(app: Flask) -> None:
 def _begin() -> None:
     g.began_s = time.perf_counter()
     g.request_id = request_id_of(request.environ)
-    g.verdicts = record_verdicts()
+    g.attempts = record_attempts()
     bind_request(g.request_id, services().tracing.trace_id(request.environ))
     bind_origin(Origin(request_id=g.request_id, client_ip=client_ip(), user_agent=user_agent()))
 
@@ -40,10 +40,10 @@ def _finish(response: Response) -> Response:
     response.headers["X-Request-Id"] = g.request_id
     for name, value in _HEADERS.items():
         response.headers.setdefault(name, value)
-    if g.verdicts:
-        verdict = tightest(g.verdicts)
-        response.headers["RateLimit-Policy"] = policy_header(verdict.limit)
-        response.headers["RateLimit"] = state_header(verdict)
+    if g.attempts:
+        attempt = tightest(g.attempts)
+        response.headers["RateLimit-Policy"] = policy_header(attempt.limit)
+        response.headers["RateLimit"] = state_header(attempt)
     log.info(
         "request.answered",
         extra={

@@ -44,11 +44,11 @@ class OwnDataExport:
 
     def read(self, user_id: UserId) -> OwnData:
         """Everything about the caller; raises RateLimited, StoreUnavailable."""
-        verdict = self.limits.take(Rule.EXPORT, user_id)
+        taken = self.limits.take(Rule.EXPORT, user_id)
         try:
             found = self.store.snapshot(user_id, most_events=MOST_EVENTS)
         except BaseException:
-            self.limits.refund(verdict)
+            self.limits.refund(taken)
             raise
         self.audit.record(Event(Action.ACCOUNT_EXPORTED, user_id=user_id))
         return found

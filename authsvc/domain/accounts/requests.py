@@ -167,7 +167,7 @@ class TicketProof:
     @contextmanager
     def attempt(self, client_ip: str, purpose: Purpose) -> Iterator[Attempt]:
         """Count one attempt of *client_ip*; give it back unless it was wrong.  Raises RateLimited."""
-        verdict = self.limits.take(Rule.CODE_IP, ip_subject(client_ip))
+        taken = self.limits.take(Rule.CODE_IP, ip_subject(client_ip))
         attempt = Attempt(self.tickets, self.clock, purpose)
         try:
             yield attempt
@@ -175,9 +175,9 @@ class TicketProof:
             self.on_result(attempt.purpose.value, refusal.code)
             raise
         except BaseException:
-            self.limits.refund(verdict)
+            self.limits.refund(taken)
             raise
-        self.limits.refund(verdict)
+        self.limits.refund(taken)
         self.on_result(attempt.purpose.value, "used")
 
 

@@ -181,15 +181,15 @@ class SecondFactors:
         subject = device_subject(account, device) if device is not None else account
         # Only a TOTP code is short enough to be guessed: the others go on while nothing can be counted.
         on_outage = OnOutage.REFUSE if kind is AnswerKind.TOTP else OnOutage.ALLOW
-        verdict = self.limits.take(Rule.SECOND_FACTOR, subject, on_outage=on_outage)
+        taken = self.limits.take(Rule.SECOND_FACTOR, subject, on_outage=on_outage)
         try:
             yield
         except CodeInvalid:
             raise
         except BaseException:
-            self.limits.refund(verdict)
+            self.limits.refund(taken)
             raise
-        self.limits.refund(verdict)
+        self.limits.refund(taken)
 
     def _failed(self, credentials: Credentials, kind: AnswerKind, tried: Tried | None) -> None:
         """Write down a wrong answer, and what it led to."""

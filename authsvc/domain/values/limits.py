@@ -1,4 +1,4 @@
-"""A limit, and what an attempt against it came to."""
+"""A limit, and an attempt against it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Limit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class Attempt:
     """
-    What one attempt against one limit came to.
+    One attempt against one limit: counted, or refused.
 
     ``remaining`` attempts are left; ``reset_s`` (seconds, rounded up) until the next attempt is
     possible when refused, or until the oldest counted attempt leaves the window when allowed.

@@ -15,13 +15,13 @@ from authsvc.api.frame.errors import DETAILS, STATUSES, problem_of
 from authsvc.domain import errors
 from authsvc.domain.errors import AuthError
 from authsvc.domain.values.levels import Acr, Requirement
-from authsvc.domain.values.limits import Limit, Verdict
+from authsvc.domain.values.limits import Attempt, Limit
 from tests import ROOT
 from tests.api.driver import code_of
 from tests.rig import PASSWORD
 
 LIMIT = Limit(name="login-ip", quota=5, window_s=900)
-REFUSED = Verdict(limit=LIMIT, subject="s", allowed=False, remaining=0, reset_s=7)
+REFUSED = Attempt(limit=LIMIT, subject="s", allowed=False, remaining=0, reset_s=7)
 ARGUMENTS: dict[type[AuthError], tuple[object, ...]] = {
     errors.Invalid: ({"email": ["is wrong"]},),
     errors.StepUpRequired: (Requirement(acr=Acr.AAL2, max_age_s=300),),

@@ -17,7 +17,7 @@ from redis.connection import BlockingConnectionPool
 from authsvc.cache import CacheClient, CircuitBreaker, KeySpace, RedisAddress, bounded_pool, stamped
 from authsvc.cache.redis.connections import Pool
 from authsvc.domain.errors import StoreUnavailable
-from authsvc.domain.values.limits import Limit, Verdict
+from authsvc.domain.values.limits import Attempt, Limit
 from authsvc.store.ratelimits import RedisRateLimiter
 
 CALLERS = 40
@@ -78,11 +78,11 @@ def real(url: str) -> Pool:
     return bounded_pool(RedisAddress.from_url(url), size=CALLERS)
 
 
-def at_once(work: Callable[[int], Verdict]) -> list[Verdict]:
+def at_once(work: Callable[[int], Attempt]) -> list[Attempt]:
     """What *work* says to CALLERS threads that start together."""
     start = threading.Barrier(CALLERS)
 
-    def call(number: int) -> Verdict:
+    def call(number: int) -> Attempt:
         start.wait(60)
         return work(number)
 
@@ -91,35 +91,35 @@ def at_once(work: Callable[[int], Verdict]) -> list[Verdict]:
 
 
 def test_attempts_are_allowed_up_to_the_quota(counters) -> None:
-    """Each verdict says what is left; the one beyond the quota is refused and has no receipt."""
-    verdicts = [counters.limiter.attempt(FIVE, ALICE) for _ in range(7)]
+    """Each attempt says what is left; the one beyond the quota is refused and has no receipt."""
+    attempts = [counters.limiter.attempt(FIVE, ALICE) for _ in range(7)]
 
-    assert [verdict.allowed for verdict in verdicts] == [True] * 5 + [False] * 2
-    assert [verdict.remaining for verdict in verdicts] == [4, 3, 2, 1, 0, 0, 0]
-    assert [bool(verdict.receipt) for verdict in verdicts] == [True] * 5 + [False] * 2
-    assert {(verdict.limit, verdict.subject) for verdict in verdicts} == {(FIVE, ALICE)}
+    assert [attempt.allowed for attempt in attempts] == [True] * 5 + [False] * 2
+    assert [attempt.remaining for attempt in attempts] == [4, 3, 2, 1, 0, 0, 0]
+    assert [bool(attempt.receipt) for attempt in attempts] == [True] * 5 + [False] * 2
+    assert {(attempt.limit, attempt.subject) for attempt in attempts} == {(FIVE, ALICE)}
 
 
 def test_no_parallelism_gets_past_the_quota(counters) -> None:
     """Forty threads at once on a quota of five: exactly five are allowed."""
-    verdicts = at_once(lambda _: counters.limiter.attempt(FIVE, ALICE))
+    attempts = at_once(lambda _: counters.limiter.attempt(FIVE, ALICE))
 
-    assert sum(verdict.allowed for verdict in verdicts) == 5
-    assert sorted(verdict.remaining for verdict in verdicts if verdict.allowed) == [0, 1, 2, 3, 4]
+    assert sum(attempt.allowed for attempt in attempts) == 5
+    assert sorted(attempt.remaining for attempt in attempts if attempt.allowed) == [0, 1, 2, 3, 4]
 
 
 def test_each_caller_gets_back_what_it_took_under_a_race(counters) -> None:
     """Forty threads that succeed leave nothing behind, and never take more room than there is."""
     roomy = replace(FIVE, quota=CALLERS)
 
-    def succeed(_: int) -> Verdict:
-        verdict: Verdict = counters.limiter.attempt(roomy, ALICE)
-        counters.limiter.refund(verdict)
-        return verdict
+    def succeed(_: int) -> Attempt:
+        attempt: Attempt = counters.limiter.attempt(roomy, ALICE)
+        counters.limiter.refund(attempt)
+        return attempt
 
-    verdicts = at_once(succeed)
+    attempts = at_once(succeed)
 
-    assert all(verdict.allowed for verdict in verdicts)
+    assert all(attempt.allowed for attempt in attempts)
     assert counters.limiter.attempt(roomy, ALICE).remaining == CALLERS - 1
 
 
@@ -135,9 +135,9 @@ def test_a_refund_gives_back_one_attempt_once(counters) -> None:
 
 def test_a_refused_attempt_has_nothing_to_give_back(counters) -> None:
     """A refund of a refusal makes no room."""
-    verdicts = [counters.limiter.attempt(FIVE, ALICE) for _ in range(6)]
+    attempts = [counters.limiter.attempt(FIVE, ALICE) for _ in range(6)]
 
-    counters.limiter.refund(verdicts[-1])
+    counters.limiter.refund(attempts[-1])
 
     assert not counters.limiter.attempt(FIVE, ALICE).allowed
 
@@ -145,9 +145,9 @@ def test_a_refused_attempt_has_nothing_to_give_back(counters) -> None:
 def test_subjects_and_rules_are_counted_apart(counters) -> None:
     """Neither attempts nor refunds of one touch another."""
     other_rule = replace(FIVE, name="login-ip")
-    verdicts = [counters.limiter.attempt(FIVE, ALICE) for _ in range(5)]
-    counters.limiter.refund(replace(verdicts[0], subject=BOB))
-    counters.limiter.refund(replace(verdicts[0], limit=other_rule))
+    attempts = [counters.limiter.attempt(FIVE, ALICE) for _ in range(5)]
+    counters.limiter.refund(replace(attempts[0], subject=BOB))
+    counters.limiter.refund(replace(attempts[0], limit=other_rule))
 
     assert counters.limiter.attempt(FIVE, BOB).remaining == 4
     assert counters.limiter.attempt(other_rule, ALICE).remaining == 4
@@ -193,10 +193,10 @@ def test_keys_quote_their_subject(counters) -> None:
 
 def test_reset_is_whole_seconds_until_room(counters) -> None:
     """A full window for the first attempt; never zero, never longer than the window."""
-    verdicts = [counters.limiter.attempt(FIVE, ALICE) for _ in range(6)]
+    attempts = [counters.limiter.attempt(FIVE, ALICE) for _ in range(6)]
 
-    assert verdicts[0].reset_s == 900
-    assert all(850 <= verdict.reset_s <= 900 for verdict in verdicts)
+    assert attempts[0].reset_s == 900
+    assert all(850 <= attempt.reset_s <= 900 for attempt in attempts)
 
 
 def test_room_comes_back_when_an_attempt_leaves_the_window(counters) -> None:
@@ -294,10 +294,10 @@ def test_what_cannot_be_counted_is_not_allowed() -> None:
 def test_a_lost_refund_is_logged_and_not_raised(caplog) -> None:
     """The caller's success stands; the log names the rule, not the subject."""
     limiter = RedisRateLimiter(unreachable(), KeySpace())
-    verdict = Verdict(limit=FIVE, subject=ALICE, allowed=True, remaining=4, reset_s=900, receipt="r")
+    attempt = Attempt(limit=FIVE, subject=ALICE, allowed=True, remaining=4, reset_s=900, receipt="r")
 
     with caplog.at_level(logging.WARNING):
-        limiter.refund(verdict)
+        limiter.refund(attempt)
 
     (record,) = [record for record in caplog.records if record.name == "authsvc.store.ratelimits"]
     assert (record.message, vars(record)["rule"], vars(record)["reason"]) == (

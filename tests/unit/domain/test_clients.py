@@ -29,7 +29,7 @@ from authsvc.domain.clients import (
 from authsvc.domain.errors import ClientRefused, Invalid, NotFound, RateLimited, StoreUnavailable
 from authsvc.domain.ratelimits import Limits, Rule
 from authsvc.domain.revocations import Proof, Revocation, Revocations
-from authsvc.domain.values.limits import Limit, Verdict
+from authsvc.domain.values.limits import Attempt, Limit
 from tests.contract.store.memory_clients import MemoryClientStore, MemorySecretStore
 
 if TYPE_CHECKING:
@@ -50,15 +50,15 @@ class Counted:
     is_away: bool = False
     subjects: list[str] = field(default_factory=list)
 
-    def attempt(self, limit: Limit, subject: str) -> Verdict:
+    def attempt(self, limit: Limit, subject: str) -> Attempt:
         if self.is_away:
             raise StoreUnavailable("redis")
         allowed = self.subjects.count(subject) < self.quota
         if allowed:
             self.subjects.append(subject)
-        return Verdict(limit=limit, subject=subject, allowed=allowed, remaining=0, reset_s=9)
+        return Attempt(limit=limit, subject=subject, allowed=allowed, remaining=0, reset_s=9)
 
-    def refund(self, verdict: Verdict) -> None:
+    def refund(self, attempt: Attempt) -> None:
         raise AssertionError("a wrong secret is never given back")
 
 

@@ -24,7 +24,7 @@ from authsvc.domain.ratelimits import (
     tightest,
 )
 from authsvc.domain.tokens.devices import Device
-from authsvc.domain.values.limits import Limit, Verdict
+from authsvc.domain.values.limits import Attempt, Limit
 
 LOGIN_IP = Limit(name="login-ip", quota=100, window_s=900)
 
@@ -46,29 +46,29 @@ class QuotaForEver:
 
     counted: list[str] = field(default_factory=list)
 
-    def attempt(self, limit: Limit, subject: str) -> Verdict:
+    def attempt(self, limit: Limit, subject: str) -> Attempt:
         """Count, if there is room."""
         allowed = len(self.counted) < limit.quota
         if allowed:
             self.counted.append(subject)
         left = limit.quota - len(self.counted)
-        return Verdict(limit=limit, subject=subject, allowed=allowed, remaining=left, reset_s=1, receipt="r")
+        return Attempt(limit=limit, subject=subject, allowed=allowed, remaining=left, reset_s=1, receipt="r")
 
-    def refund(self, verdict: Verdict) -> None:
+    def refund(self, attempt: Attempt) -> None:
         """Make room again."""
-        self.counted.remove(verdict.subject)
+        self.counted.remove(attempt.subject)
 
 
 class Unreachable:
     """A rate limiter whose store is down."""
 
-    def attempt(self, limit: Limit, subject: str) -> Verdict:
+    def attempt(self, limit: Limit, subject: str) -> Attempt:
         """Raise StoreUnavailable."""
         raise StoreUnavailable("redis")
 
-    def refund(self, verdict: Verdict) -> None:
+    def refund(self, attempt: Attempt) -> None:
         """Fail the test: nothing was counted."""
-        pytest.fail(f"refund of {verdict}")
+        pytest.fail(f"refund of {attempt}")
 
 
 def every_rule(quota: int) -> dict[Rule, Limit]:
@@ -83,16 +83,16 @@ def audit() -> RecordedEvents:
 
 
 def test_attempts_within_the_quota_are_counted(audit) -> None:
-    """The verdict of a counted attempt comes back and can be given back."""
+    """The attempt of a counted attempt comes back and can be given back."""
     limiter = QuotaForEver()
     limits = Limits(every_rule(quota=2), limiter, audit)
 
-    verdict = limits.take(Rule.LOGIN_IP, "192.0.2.1")
+    attempt = limits.take(Rule.LOGIN_IP, "192.0.2.1")
     assert limiter.counted == ["192.0.2.1"]
-    limits.refund(verdict)
+    limits.refund(attempt)
 
-    assert verdict is not None
-    assert verdict.remaining == 1
+    assert attempt is not None
+    assert attempt.remaining == 1
     assert limiter.counted == []
     assert audit.events == []
 
@@ -105,7 +105,7 @@ def test_an_exhausted_limit_refuses_with_its_verdict(audit) -> None:
     with pytest.raises(RateLimited) as refusal:
         limits.take(Rule.LOGIN_IP, "192.0.2.1")
 
-    assert refusal.value.verdict.limit.name == "login-ip"
+    assert refusal.value.attempt.limit.name == "login-ip"
     assert audit.events == [Event(Action.LIMIT_REACHED, client_ip="192.0.2.1", detail="login-ip")]
 
 
@@ -114,10 +114,10 @@ def test_a_limit_that_is_off_asks_nobody(rule, audit) -> None:
     """Not even in an outage; and there is nothing to give back."""
     limits = Limits({}, Unreachable(), audit)
 
-    verdict = limits.take(rule, "subject")
-    limits.refund(verdict)
+    attempt = limits.take(rule, "subject")
+    limits.refund(attempt)
 
-    assert verdict is None
+    assert attempt is None
     assert audit.events == []
 
 
@@ -136,10 +136,10 @@ def test_a_refresh_goes_on_uncounted(audit) -> None:
     """It is allowed and written down, and there is nothing to give back."""
     limits = Limits(every_rule(quota=5), Unreachable(), audit)
 
-    verdict = limits.take(Rule.REFRESH, "session")
-    limits.refund(verdict)
+    attempt = limits.take(Rule.REFRESH, "session")
+    limits.refund(attempt)
 
-    assert verdict is None
+    assert attempt is None
     assert audit.events == [Event(Action.LIMIT_UNCOUNTED, detail="refresh")]
 
 
@@ -219,22 +219,22 @@ def test_an_account_is_counted_without_its_address() -> None:
 
 def test_headers_name_limit_quota_and_time() -> None:
     """As the contract writes them."""
-    verdict = Verdict(limit=LOGIN_IP, subject="192.0.2.1", allowed=True, remaining=99, reset_s=900)
+    attempt = Attempt(limit=LOGIN_IP, subject="192.0.2.1", allowed=True, remaining=99, reset_s=900)
 
     assert policy_header(LOGIN_IP) == '"login-ip";q=100;w=900'
-    assert state_header(verdict) == '"login-ip";r=99;t=900'
+    assert state_header(attempt) == '"login-ip";r=99;t=900'
 
 
 def test_the_tightest_rule_is_the_one_met_first() -> None:
     """A refusal, then the fewest left, then the longest to wait."""
 
-    def verdict(*, allowed: bool, remaining: int, reset_s: int) -> Verdict:
-        return Verdict(limit=LOGIN_IP, subject="s", allowed=allowed, remaining=remaining, reset_s=reset_s)
+    def attempt(*, allowed: bool, remaining: int, reset_s: int) -> Attempt:
+        return Attempt(limit=LOGIN_IP, subject="s", allowed=allowed, remaining=remaining, reset_s=reset_s)
 
-    many = verdict(allowed=True, remaining=9, reset_s=900)
-    last = verdict(allowed=True, remaining=0, reset_s=10)
-    last_for_long = verdict(allowed=True, remaining=0, reset_s=20)
-    refused = verdict(allowed=False, remaining=0, reset_s=5)
+    many = attempt(allowed=True, remaining=9, reset_s=900)
+    last = attempt(allowed=True, remaining=0, reset_s=10)
+    last_for_long = attempt(allowed=True, remaining=0, reset_s=20)
+    refused = attempt(allowed=False, remaining=0, reset_s=5)
 
     assert tightest([many, last]) is last
     assert tightest([last, last_for_long, many]) is last_for_long

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Script:
-    """A line whose answers were written down before; each may move the clocks, or fail."""
+    """A connection whose answers were written down before; each may move the clocks, or fail."""
 
     def __init__(self, hands: Hands) -> None:
         self.hands = hands
@@ -56,7 +56,7 @@ def hands() -> Hands:
 
 @pytest.fixture
 def script(hands) -> Script:
-    """A line without a word on it yet."""
+    """A connection without a word on it yet."""
     return Script(hands)
 
 
