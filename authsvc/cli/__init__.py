@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -17,13 +18,14 @@ from traceback import extract_tb
 from typing import TYPE_CHECKING, Any
 
 from authsvc import __version__
-from authsvc.cli.lean import without_unused
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from authsvc.domain.errors import AuthError
 
+#: redis-py loads OpenTelemetry's SDK for metrics of its own, flask-smorest YAML for a command of its own.
+UNUSED = ("opentelemetry", "yaml")
 #: The status of a program that Ctrl-C ended, as shells have it.
 INTERRUPTED = 130
 
@@ -33,6 +35,19 @@ class NoSuchUser(Exception):
 
     def __init__(self, email: str) -> None:
         super().__init__(f"no user has the address {email}")
+
+
+@contextmanager
+def without_unused() -> Iterator[None]:
+    """Let what is imported within find none of UNUSED; whoever imports one later gets it."""
+    absent = [name for name in UNUSED if name not in sys.modules]
+    # The import system's own way to say that there is no such module.
+    sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for name in absent:
+            del sys.modules[name]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from authsvc.cli.lean import without_unused
+from authsvc.cli import without_unused
 from authsvc.observability import logs
 from authsvc.server import ServerOptions, serve
 from authsvc.settings import Settings, SettingsError, available_cores

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal, TypeAlias, cast
+from typing import Any, Literal, TypeAlias, cast
 
 from flask import Flask
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -68,179 +68,6 @@ _FAILURES = tuple(
 
 #: How the gauges of the living workers become one number.
 _Mode: TypeAlias = Literal["livesum", "livemax"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Metrics:
-    """
-    One verb for each thing that is counted or measured; labels are words of the code, never input.
-
-    A verb costs 1 to 3 µs, never blocks and never fails, whatever becomes of the files.
-    """
-
-    registry: CollectorRegistry
-    #: None where the figures are in memory: one process alone.
-    shared: SharedFigures | None
-
-    login: Callable[[str], None]
-    registration: Callable[[str], None]
-    refresh: Callable[[str], None]
-    logout: Callable[[], None]
-    #: Result and source: ``("active", "redis")``; *times* for many at once.
-    token_check: Callable[..., None]
-    rate_limited: Callable[[str], None]
-    #: The name of the event, ``session.ended``.
-    security_event: Callable[[str], None]
-    #: Seconds one password took, and how many wait for their turn now.
-    password_hash: Callable[[float], None]
-    password_hash_queue: Callable[[float], None]
-    #: Seconds from the SQL commit of a revocation to its being in Redis.
-    revocation_propagation: Callable[[float], None]
-    #: Entries of the revocation log that Redis lacks, as this process knows it.
-    revocation_lag: Callable[[float], None]
-    #: How many were found, how many were not, in one call of the user cache.
-    user_cache_hits: Callable[[int], None]
-    user_cache_misses: Callable[[int], None]
-    #: ``get``, ``get_many`` or ``page``, and seconds.
-    user_cache_operation: Callable[[str, float], None]
-    #: ``create``, ``lookup`` or ``last_login``, and seconds; each is counted, too.
-    user_batch: Callable[[str, float], None]
-    #: Seconds.
-    cache_operation: Callable[[float], None]
-    cache_error: Callable[[str], None]
-    #: One of BREAKER_NUMBERS.
-    breaker_state: Callable[[int], None]
-    active_locks: Callable[[int], None]
-    #: Connections to SQL that this worker uses now, and the breaker in front of them as above.
-    sql_connections: Callable[[int], None]
-    sql_breaker_state: Callable[[int], None]
-    #: Template and result (``sent``, ``retried``, ``failed``, ``void``); how many wait, and the oldest's age.
-    mail: Callable[[str, str], None]
-    mail_queue: Callable[[float], None]
-    mail_oldest: Callable[[float], None]
-    #: Purpose and result (``used``, or the code of the refusal).
-    ticket: Callable[[str, str], None]
-    #: Kind of answer (``totp``, ``passkey``, ``recovery_code``) and result (``ok``, or a refusal's code).
-    second_factor: Callable[[str, str], None]
-    log_dropped: Callable[[], None]
-    #: Security events that the log has and the audit trail has not.
-    audit_unwritten: Callable[[int], None]
-
-    def exposition(self) -> tuple[bytes, str]:
-        """Return the figures of all processes and their media type; an answer whatever the folder is like."""
-        self.heal()
-        source = self._source
-        ratios = CollectorRegistry()
-        ratios.register(Ratios(source))
-        return _text(source) + generate_latest(ratios), CONTENT_TYPE_PLAIN_0_0_4
-
-    def cache_totals(self) -> CacheTotals:
-        """The cache's counts over all processes."""
-        return cache_totals(self._source)
-
-    @property
-    def _source(self) -> MetricSource:
-        """All processes; this one alone where there is no room for files that others could read."""
-        return self.registry if self.shared is None or self.shared.is_in_memory else self.shared
-
-    def mails_waiting(self, count: int, oldest_s: float) -> None:
-        """How many mails wait in the outbox, and how many seconds the oldest has."""
-        self.mail_queue(count)
-        self.mail_oldest(oldest_s)
-
-    def heal(self) -> bool:
-        """Bring back files that were deleted; to be called now and then.  True if all is well now."""
-        return self.shared is None or self.shared.heal()
-
-    def instrument(self, app: Flask, *, excluded_paths: Sequence[str] = ()) -> None:
-        """Time every request of *app* by its route template, unless its path matches an exclusion."""
-        options = {"path": None, "group_by": "url_rule", "excluded_paths": list(excluded_paths)}
-        if self.shared is None:
-            exporter = PrometheusMetrics(None, registry=self.registry, **options)
-        else:
-            exporter = GunicornInternalPrometheusMetrics(None, registry=self.registry, **options)
-        exporter.init_app(app)
-        _begin_failures(exporter.registry)
-
-
-def make_metrics(registry: CollectorRegistry | None = None) -> Metrics:
-    """Register every metric; to be called once in each process, after the fork."""
-    folder = os.environ.get(FOLDER_VARIABLE)
-    shared = shared_figures(Path(folder)) if folder else None
-    make = _Maker(registry if registry is not None else CollectorRegistry())
-    return Metrics(
-        registry=make.registry,
-        shared=shared,
-        login=make.counts("authsvc_logins", "Logins by result.", "result", known=_LOGINS),
-        registration=make.counts(
-            "authsvc_registrations", "Registrations by result.", "result", known=_REGISTRATIONS
-        ),
-        refresh=make.counts("authsvc_refreshes", "Refreshes by result.", "result", known=_REFRESHES),
-        logout=make.counter("authsvc_logouts", "Sessions ended by their users."),
-        token_check=make.counts("authsvc_token_checks", "Token checks.", "result", "source", known=_CHECKS),
-        rate_limited=make.counts("authsvc_rate_limited", "Requests refused by a limit.", "rule", known=Rule),
-        security_event=make.counts(
-            "authsvc_security_events", "Security events by name.", "event", known=Action
-        ),
-        password_hash=make.histogram(
-            "authsvc_password_hash_seconds", "Time one password took to hash.", HASH_BUCKETS_S
-        ),
-        password_hash_queue=make.gauge(
-            "authsvc_password_hash_queue", "Passwords that wait to be hashed.", "livesum"
-        ),
-        revocation_propagation=make.histogram(
-            "authsvc_revocation_propagation_seconds",
-            "From the commit of a revocation to its copy in Redis.",
-            PROPAGATION_BUCKETS_S,
-        ),
-        revocation_lag=make.gauge(
-            "authsvc_revocation_lag", "Entries of the revocation log that Redis lacks.", "livemax"
-        ),
-        user_cache_hits=make.counter("user_cache_hits", "Users found in the cache."),
-        user_cache_misses=make.counter("user_cache_misses", "Users not found in the cache."),
-        user_cache_operation=make.durations(
-            "user_cache_operation_duration_seconds", "Time of one read of users.", CACHE_BUCKETS_S, _READS
-        ),
-        user_batch=make.batches(),
-        cache_operation=make.histogram(
-            "cache_operation_latency_seconds", "Time of one call to Redis.", CACHE_BUCKETS_S
-        ),
-        cache_error=make.counts("cache_errors", "Calls to Redis that failed.", "reason", known=Reason),
-        breaker_state=make.breaker("cache_circuit_breaker_state"),
-        sql_connections=make.gauge(
-            "authsvc_sql_connections_in_use", "Connections to SQL in use, over all workers.", "livesum"
-        ),
-        sql_breaker_state=make.breaker("authsvc_sql_circuit_breaker_state"),
-        mail=make.counts("authsvc_mails", "Mails by result.", "template", "result", known=_MAILS),
-        mail_queue=make.gauge("authsvc_mail_queue", "Mails that wait in the outbox.", "livemax"),
-        mail_oldest=make.gauge(
-            "authsvc_mail_oldest_seconds", "How long the oldest of them has waited.", "livemax"
-        ),
-        ticket=make.counts("authsvc_tickets", "Uses of tickets.", "purpose", "result", known=_TICKETS),
-        second_factor=make.counts(
-            "authsvc_second_factors", "Second factors judged.", "method", "result", known=_SECOND_FACTORS
-        ),
-        active_locks=make.gauge("cache_active_locks", "Locks that the workers hold.", "livesum"),
-        audit_unwritten=make.counter("authsvc_audit_unwritten", "Security events that never became a row."),
-        log_dropped=make.counter("authsvc_log_records_dropped", "Log records that nobody read in time."),
-    )
-
-
-def _begin_failures(registry: CollectorRegistry) -> None:
-    """Have the exporter's counter of requests begin at 0 where the service fails."""
-    # The exporter keeps its counter in closures; the registry alone knows it by name.
-    requests = cast("Counter", registry._names_to_collectors["flask_http_request_total"])  # noqa: SLF001
-    for values in _FAILURES:
-        requests.labels(*values)
-
-
-def _text(source: MetricSource) -> bytes:
-    """What *source* collects, as Prometheus reads it."""
-    if isinstance(source, CollectorRegistry):
-        return generate_latest(source)
-    together = CollectorRegistry()
-    together.register(source)
-    return generate_latest(together)
 
 
 class _Children(dict[tuple[str, ...], Counter]):
@@ -303,3 +130,191 @@ class _Maker:
 
     def gauge(self, name: str, about: str, mode: _Mode) -> Callable[[float], None]:
         return Gauge(name, about, registry=self.registry, multiprocess_mode=mode).set
+
+
+def _made(make: Callable[..., Callable[..., None]], *args: Any, **options: Any) -> Any:  # noqa: ANN401 - a field
+    """A field of :class:`Metrics` whose value one of the maker's methods, *make*, makes of the rest."""
+    return field(metadata={"make": lambda maker: make(maker, *args, **options)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metrics:
+    """
+    One verb for each thing that is counted or measured; labels are words of the code, never input.
+
+    Each is declared by its field alone.  A verb costs 1 to 3 µs, never blocks and never fails, whatever
+    becomes of the files.
+    """
+
+    registry: CollectorRegistry
+    #: None where the figures are in memory: one process alone.
+    shared: SharedFigures | None
+
+    login: Callable[[str], None] = _made(
+        _Maker.counts, "authsvc_logins", "Logins by result.", "result", known=_LOGINS
+    )
+    registration: Callable[[str], None] = _made(
+        _Maker.counts, "authsvc_registrations", "Registrations by result.", "result", known=_REGISTRATIONS
+    )
+    refresh: Callable[[str], None] = _made(
+        _Maker.counts, "authsvc_refreshes", "Refreshes by result.", "result", known=_REFRESHES
+    )
+    logout: Callable[[], None] = _made(_Maker.counter, "authsvc_logouts", "Sessions ended by their users.")
+    #: Result and source: ``("active", "redis")``; *times* for many at once.
+    token_check: Callable[..., None] = _made(
+        _Maker.counts, "authsvc_token_checks", "Token checks.", "result", "source", known=_CHECKS
+    )
+    rate_limited: Callable[[str], None] = _made(
+        _Maker.counts, "authsvc_rate_limited", "Requests refused by a limit.", "rule", known=Rule
+    )
+    #: The name of the event, ``session.ended``.
+    security_event: Callable[[str], None] = _made(
+        _Maker.counts, "authsvc_security_events", "Security events by name.", "event", known=Action
+    )
+    #: Seconds one password took, and how many wait for their turn now.
+    password_hash: Callable[[float], None] = _made(
+        _Maker.histogram, "authsvc_password_hash_seconds", "Time one password took to hash.", HASH_BUCKETS_S
+    )
+    password_hash_queue: Callable[[float], None] = _made(
+        _Maker.gauge, "authsvc_password_hash_queue", "Passwords that wait to be hashed.", "livesum"
+    )
+    #: Seconds from the SQL commit of a revocation to its being in Redis.
+    revocation_propagation: Callable[[float], None] = _made(
+        _Maker.histogram,
+        "authsvc_revocation_propagation_seconds",
+        "From the commit of a revocation to its copy in Redis.",
+        PROPAGATION_BUCKETS_S,
+    )
+    #: Entries of the revocation log that Redis lacks, as this process knows it.
+    revocation_lag: Callable[[float], None] = _made(
+        _Maker.gauge, "authsvc_revocation_lag", "Entries of the revocation log that Redis lacks.", "livemax"
+    )
+    #: How many were found, how many were not, in one call of the user cache.
+    user_cache_hits: Callable[[int], None] = _made(
+        _Maker.counter, "user_cache_hits", "Users found in the cache."
+    )
+    user_cache_misses: Callable[[int], None] = _made(
+        _Maker.counter, "user_cache_misses", "Users not found in the cache."
+    )
+    #: ``get``, ``get_many`` or ``page``, and seconds.
+    user_cache_operation: Callable[[str, float], None] = _made(
+        _Maker.durations,
+        "user_cache_operation_duration_seconds",
+        "Time of one read of users.",
+        CACHE_BUCKETS_S,
+        _READS,
+    )
+    #: ``create``, ``lookup`` or ``last_login``, and seconds; each is counted, too.
+    user_batch: Callable[[str, float], None] = _made(_Maker.batches)
+    #: Seconds.
+    cache_operation: Callable[[float], None] = _made(
+        _Maker.histogram, "cache_operation_latency_seconds", "Time of one call to Redis.", CACHE_BUCKETS_S
+    )
+    cache_error: Callable[[str], None] = _made(
+        _Maker.counts, "cache_errors", "Calls to Redis that failed.", "reason", known=Reason
+    )
+    #: One of BREAKER_NUMBERS.
+    breaker_state: Callable[[int], None] = _made(_Maker.breaker, "cache_circuit_breaker_state")
+    active_locks: Callable[[int], None] = _made(
+        _Maker.gauge, "cache_active_locks", "Locks that the workers hold.", "livesum"
+    )
+    #: Connections to SQL that this worker uses now, and the breaker in front of them as above.
+    sql_connections: Callable[[int], None] = _made(
+        _Maker.gauge,
+        "authsvc_sql_connections_in_use",
+        "Connections to SQL in use, over all workers.",
+        "livesum",
+    )
+    sql_breaker_state: Callable[[int], None] = _made(_Maker.breaker, "authsvc_sql_circuit_breaker_state")
+    #: Template and result (``sent``, ``retried``, ``failed``, ``void``); how many wait, and the oldest's age.
+    mail: Callable[[str, str], None] = _made(
+        _Maker.counts, "authsvc_mails", "Mails by result.", "template", "result", known=_MAILS
+    )
+    mail_queue: Callable[[float], None] = _made(
+        _Maker.gauge, "authsvc_mail_queue", "Mails that wait in the outbox.", "livemax"
+    )
+    mail_oldest: Callable[[float], None] = _made(
+        _Maker.gauge, "authsvc_mail_oldest_seconds", "How long the oldest of them has waited.", "livemax"
+    )
+    #: Purpose and result (``used``, or the code of the refusal).
+    ticket: Callable[[str, str], None] = _made(
+        _Maker.counts, "authsvc_tickets", "Uses of tickets.", "purpose", "result", known=_TICKETS
+    )
+    #: Kind of answer (``totp``, ``passkey``, ``recovery_code``) and result (``ok``, or a refusal's code).
+    second_factor: Callable[[str, str], None] = _made(
+        _Maker.counts,
+        "authsvc_second_factors",
+        "Second factors judged.",
+        "method",
+        "result",
+        known=_SECOND_FACTORS,
+    )
+    log_dropped: Callable[[], None] = _made(
+        _Maker.counter, "authsvc_log_records_dropped", "Log records that nobody read in time."
+    )
+    #: Security events that the log has and the audit trail has not.
+    audit_unwritten: Callable[[int], None] = _made(
+        _Maker.counter, "authsvc_audit_unwritten", "Security events that never became a row."
+    )
+
+    def exposition(self) -> tuple[bytes, str]:
+        """Return the figures of all processes and their media type; an answer whatever the folder is like."""
+        self.heal()
+        source = self._source
+        ratios = CollectorRegistry()
+        ratios.register(Ratios(source))
+        return _text(source) + generate_latest(ratios), CONTENT_TYPE_PLAIN_0_0_4
+
+    def cache_totals(self) -> CacheTotals:
+        """The cache's counts over all processes."""
+        return cache_totals(self._source)
+
+    @property
+    def _source(self) -> MetricSource:
+        """All processes; this one alone where there is no room for files that others could read."""
+        return self.registry if self.shared is None or self.shared.is_in_memory else self.shared
+
+    def mails_waiting(self, count: int, oldest_s: float) -> None:
+        """How many mails wait in the outbox, and how many seconds the oldest has."""
+        self.mail_queue(count)
+        self.mail_oldest(oldest_s)
+
+    def heal(self) -> bool:
+        """Bring back files that were deleted; to be called now and then.  True if all is well now."""
+        return self.shared is None or self.shared.heal()
+
+    def instrument(self, app: Flask, *, excluded_paths: Sequence[str] = ()) -> None:
+        """Time every request of *app* by its route template, unless its path matches an exclusion."""
+        options = {"path": None, "group_by": "url_rule", "excluded_paths": list(excluded_paths)}
+        if self.shared is None:
+            exporter = PrometheusMetrics(None, registry=self.registry, **options)
+        else:
+            exporter = GunicornInternalPrometheusMetrics(None, registry=self.registry, **options)
+        exporter.init_app(app)
+        _begin_failures(exporter.registry)
+
+
+def make_metrics(registry: CollectorRegistry | None = None) -> Metrics:
+    """Register every metric; to be called once in each process, after the fork."""
+    folder = os.environ.get(FOLDER_VARIABLE)
+    shared = shared_figures(Path(folder)) if folder else None
+    maker = _Maker(registry if registry is not None else CollectorRegistry())
+    made = {one.name: one.metadata["make"](maker) for one in fields(Metrics) if one.metadata}
+    return Metrics(registry=maker.registry, shared=shared, **made)
+
+
+def _begin_failures(registry: CollectorRegistry) -> None:
+    """Have the exporter's counter of requests begin at 0 where the service fails."""
+    # The exporter keeps its counter in closures; the registry alone knows it by name.
+    requests = cast("Counter", registry._names_to_collectors["flask_http_request_total"])  # noqa: SLF001
+    for values in _FAILURES:
+        requests.labels(*values)
+
+
+def _text(source: MetricSource) -> bytes:
+    """What *source* collects, as Prometheus reads it."""
+    if isinstance(source, CollectorRegistry):
+        return generate_latest(source)
+    together = CollectorRegistry()
+    together.register(source)
+    return generate_latest(together)
