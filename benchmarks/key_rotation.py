@@ -24,7 +24,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from authsvc.domain.tokens.keys import PUBLISHED_FIRST_S, Algorithm
-from authsvc.store.key_folder import REREAD_S
+from authsvc.store.key_folder import FolderTimings
 from tests.e2e.rotation import Load, add_key
 from tests.processes import wait_until
 from tests.rig import Service, environment, migrate
@@ -32,7 +32,7 @@ from tests.servers import PostgresServer, RedisServer
 
 CLIENTS = 16
 TOKEN_LIFE_S = 3
-SIGNS_SOON_S = PUBLISHED_FIRST_S - REREAD_S - 1.5
+SIGNS_SOON_S = PUBLISHED_FIRST_S - FolderTimings().reread_s - 1.5
 KILLED_WITHIN_S = 5.0
 PATIENCE_S = 60
 REFUSED = 401

@@ -21,6 +21,7 @@ from authsvc.store.migrations import upgrade
 from authsvc.wiring.stores import open_database
 from tests import ROOT
 from tests.processes import HOST, free_port, resume_tree, suspend_tree, wait_until
+from tests.timings import UNHURRIED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -76,7 +77,7 @@ def development(database_url: str, redis_url: str, folder: Path, **overrides: st
 
 def migrate(env: Mapping[str, str]) -> None:
     """Bring the database of *env* up to date."""
-    database = open_database(Settings.from_env(env))
+    database = open_database(Settings.from_env(env), UNHURRIED)
     upgrade(database)
     database.close()
 

@@ -26,8 +26,8 @@ from authsvc.settings import Settings, revealed
 from authsvc.wiring import now
 from authsvc.wiring.stores import open_database, open_transfers
 from tests import ROOT
-from tests.patient import PATIENT
 from tests.rig import Service, run_command
+from tests.timings import PATIENT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

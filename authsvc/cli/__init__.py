@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from authsvc.domain.errors import AuthError
+    from authsvc.server import ServerTimings
+    from authsvc.wiring.timings import Timings
 
 #: redis-py loads OpenTelemetry's SDK for metrics of its own, flask-smorest YAML for a command of its own.
 UNUSED = ("opentelemetry", "yaml")
@@ -96,10 +98,20 @@ class CommandParser(argparse.ArgumentParser):
         return super().parse_known_args(*args, **kwargs)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the status to exit with.  Nothing that goes wrong is told with a traceback."""
+def main(
+    arguments: Sequence[str] | None = None,
+    *,
+    timings: Timings | None = None,
+    server_timings: ServerTimings | None = None,
+) -> int:
+    """
+    Run one command; the status to exit with.  Nothing that goes wrong is told with a traceback.
+
+    The command finds both timings among its options; None stands for those of the service.
+    """
     try:
-        options = _parser().parse_args(arguments)
+        chosen = argparse.Namespace(timings=timings, server_timings=server_timings)
+        options = _parser().parse_args(arguments, chosen)
         status: int = options.run(options, dict(os.environ))
     except KeyboardInterrupt:
         return INTERRUPTED

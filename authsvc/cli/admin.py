@@ -60,7 +60,7 @@ def add_actions(users: Any) -> None:
 def run_create_user(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Create a user with the roles given."""
     password = _typed_password()
-    with closing(open_services(env)) as services:
+    with closing(open_services(options, env)) as services:
         _require_roles(services, options.role)
         form = Registration(email=options.email, password=password, profile=Profile(), email_verified=True)
         user = services.authentication.register(form, by_operator=True)
@@ -73,7 +73,7 @@ def run_create_user(options: argparse.Namespace, env: Mapping[str, str]) -> int:
 def run_set_role(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Replace the roles of a user."""
     email = canonical(options.email, "EMAIL")
-    with closing(open_services(env)) as services, somebody(email):
+    with closing(open_services(options, env)) as services, somebody(email):
         _require_roles(services, options.role)
         user = services.users.set_roles(email, tuple(options.role)).value
     print(json.dumps(_described(user)))
@@ -83,7 +83,7 @@ def run_set_role(options: argparse.Namespace, env: Mapping[str, str]) -> int:
 def run_show(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Print a user with all that is known of them, but what proves their password."""
     email = canonical(options.email, "EMAIL")
-    with closing(open_services(env)) as services, somebody(email):
+    with closing(open_services(options, env)) as services, somebody(email):
         user = services.users.called(email)
         living = len(services.sessions.of_user(user.id))
         print(json.dumps({**described(user, services.users.roles), "sessions": living}))
@@ -94,7 +94,7 @@ def run_set_password(options: argparse.Namespace, env: Mapping[str, str]) -> int
     """Replace the password of a user."""
     email = canonical(options.email, "EMAIL")
     password = _typed_password()
-    with closing(open_services(env)) as services, somebody(email):
+    with closing(open_services(options, env)) as services, somebody(email):
         user = services.account.set_password(email, password).value
     print(json.dumps(_described(user)))
     return 0
@@ -103,7 +103,7 @@ def run_set_password(options: argparse.Namespace, env: Mapping[str, str]) -> int
 def run_set_email(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Replace the address of a user."""
     email, new = canonical(options.email, "EMAIL"), canonical(options.new, "NEW")
-    with closing(open_services(env)) as services, somebody(email):
+    with closing(open_services(options, env)) as services, somebody(email):
         user = services.users.set_email(email, new).value
     print(json.dumps(_described(user)))
     return 0
@@ -137,21 +137,21 @@ def _require_roles(services: Services, roles: Sequence[str]) -> None:
         raise ValueError(f"there is no role {', '.join(strangers)}: ROLES names those beside user and admin")
 
 
-def open_services(env: Mapping[str, str]) -> Services:
+def open_services(options: argparse.Namespace, env: Mapping[str, str]) -> Services:
     """The services for one command; to be closed."""
-    return build(open_settings(env))
+    return build(open_settings(options, env), timings=options.timings)
 
 
-def open_settings(env: Mapping[str, str]) -> Settings:
+def open_settings(options: argparse.Namespace, env: Mapping[str, str]) -> Settings:
     """The settings for one command, whose log goes to stderr; see :func:`migrated`."""
     logs.configure("warning", "console", fd=STDERR)
-    return migrated(env)
+    return migrated(options, env)
 
 
-def migrated(env: Mapping[str, str]) -> Settings:
+def migrated(options: argparse.Namespace, env: Mapping[str, str]) -> Settings:
     """The settings; raises SettingsError unless the database that they name has the schema needed."""
     settings = Settings.from_env({**env, **ensure_development_files(env)})
-    found = database_problems(settings)
+    found = database_problems(settings, options.timings)
     if found:
         raise SettingsError(found)
     return settings

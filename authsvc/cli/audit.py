@@ -34,7 +34,7 @@ def add_audit(parser: argparse.ArgumentParser) -> None:
 def run_prune(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Delete what is older, a step at a time; progress on stderr."""
     before = now() - options.older_than
-    with closing(open_database(migrated(env))) as database:
+    with closing(open_database(migrated(options, env), options.timings)) as database:
         deleted = prune(SqlAuditTrail(database), before=before)
     print(json.dumps({"deleted": deleted, "before": rfc3339(before)}))
     return 0

@@ -30,9 +30,9 @@ def add_cache(parser: argparse.ArgumentParser) -> None:
     stats.set_defaults(run=run_stats)
 
 
-def run_warm(_options: argparse.Namespace, env: Mapping[str, str]) -> int:
+def run_warm(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Run the warmers."""
-    with closing(open_services(env)) as services:
+    with closing(open_services(options, env)) as services:
         services.cache.snapshot()  # a Redis that is away need not be waited for
         _compare(services)
         print(json.dumps({"warmed": services.cache.warm()}))
@@ -44,15 +44,15 @@ def run_clear(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     named = None if options.user is None else canonical_id(options.user)
     if options.user is not None and named is None:
         raise ValueError("--user takes the id of a user")
-    with closing(open_services(env)) as services:
+    with closing(open_services(options, env)) as services:
         user_id = UserId(named) if named else None
         print(json.dumps({"cleared": services.cache.clear(user_id)}))
     return 0
 
 
-def run_stats(_options: argparse.Namespace, env: Mapping[str, str]) -> int:
+def run_stats(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Show how Redis is; hits and misses are the service's own to tell, at /v1/cache/stats."""
-    with closing(open_services(env)) as services:
+    with closing(open_services(options, env)) as services:
         snapshot = services.cache.snapshot()
     health = {"connected": snapshot.health.is_connected, "latency_ms": snapshot.health.latency_ms}
     memory = asdict(snapshot.memory[0]) if snapshot.memory else {}

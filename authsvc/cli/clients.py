@@ -60,15 +60,15 @@ def add_clients(parser: argparse.ArgumentParser) -> None:
 
 def run_create(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Create a client and show its secret."""
-    with closing(open_services(env)) as services:
+    with closing(open_services(options, env)) as services:
         made = services.client_registry.create(options.name, scopes=options.scope, may=options.may)
     print(json.dumps({"client_id": made.client.id, "client_secret": made.secret}))
     return 0
 
 
-def run_list(_options: argparse.Namespace, env: Mapping[str, str]) -> int:
+def run_list(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     """List the clients, the oldest first."""
-    with closing(open_services(env)) as services:
+    with closing(open_services(options, env)) as services:
         found = services.client_registry.every()
     print(json.dumps({"clients": [_described(client) for client in found]}))
     return 0
@@ -76,7 +76,7 @@ def run_list(_options: argparse.Namespace, env: Mapping[str, str]) -> int:
 
 def run_rotate(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Add a secret and show it."""
-    with closing(open_services(env)) as services, _some_client():
+    with closing(open_services(options, env)) as services, _some_client():
         made = services.client_registry.add_secret(options.client_id)
     print(json.dumps({"id": made.id, "client_secret": made.secret}))
     return 0
@@ -84,7 +84,7 @@ def run_rotate(options: argparse.Namespace, env: Mapping[str, str]) -> int:
 
 def run_drop_secret(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Drop a secret."""
-    with closing(open_services(env)) as services:
+    with closing(open_services(options, env)) as services:
         try:
             services.client_registry.drop_secret(options.client_id, options.secret_id)
         except NotFound as error:
@@ -96,7 +96,7 @@ def run_drop_secret(options: argparse.Namespace, env: Mapping[str, str]) -> int:
 def run_set_scopes(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Replace the scopes of a client."""
     change = ClientChange(scopes=tuple(options.scope))
-    with closing(open_services(env)) as services, _some_client():
+    with closing(open_services(options, env)) as services, _some_client():
         client = services.client_registry.change(options.client_id, change).value
     print(json.dumps(_described(client)))
     return 0
@@ -104,7 +104,7 @@ def run_set_scopes(options: argparse.Namespace, env: Mapping[str, str]) -> int:
 
 def run_delete(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Delete a client."""
-    with closing(open_services(env)) as services, _some_client():
+    with closing(open_services(options, env)) as services, _some_client():
         services.client_registry.delete(options.client_id)
     return 0
 

@@ -40,10 +40,10 @@ def add_mail(parser: argparse.ArgumentParser) -> None:
 
 def run_test(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Send one mail; a refusal says what the relay thinks of it."""
-    settings = _settings(env)
+    settings = _settings(options, env)
     try:
         mail = new_mail(Template.VERIFY, canonical_email(options.address), now=now())
-        transport(settings.mail).send(letters(settings).trial(mail))
+        transport(settings.mail, options.timings).send(letters(settings).trial(mail))
     except InvalidEmail as error:
         raise ValueError(f"ADDRESS {error}") from error
     except MailRefused as error:
@@ -54,9 +54,9 @@ def run_test(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     return 0
 
 
-def run_list(_options: argparse.Namespace, env: Mapping[str, str]) -> int:
+def run_list(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     """List mails, the newest first; without addresses."""
-    with _outbox(env) as outbox:
+    with _outbox(options, env) as outbox:
         for mail in outbox.page(most=MOST):
             print(json.dumps(_described(mail)))
     return 0
@@ -65,7 +65,7 @@ def run_list(_options: argparse.Namespace, env: Mapping[str, str]) -> int:
 def run_retry(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Make a mail due at once."""
     ident = canonical_id(options.id)
-    with _outbox(env) as outbox:
+    with _outbox(options, env) as outbox:
         is_there = ident is not None and outbox.retry(MailId(ident), now=now(), ends_at=now() + RETRIED_FOR)
     if not is_there:
         raise ValueError(
@@ -75,18 +75,18 @@ def run_retry(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     return 0
 
 
-def _settings(env: Mapping[str, str]) -> Settings:
+def _settings(options: argparse.Namespace, env: Mapping[str, str]) -> Settings:
     """The settings; raises ValueError where no mail is sent."""
-    settings = open_settings(env)
+    settings = open_settings(options, env)
     if not settings.mail.is_on:
         raise ValueError("no mail is sent: MAIL_TRANSPORT is off")
     return settings
 
 
 @contextmanager
-def _outbox(env: Mapping[str, str]) -> Iterator[SqlOutbox]:
+def _outbox(options: argparse.Namespace, env: Mapping[str, str]) -> Iterator[SqlOutbox]:
     """The mails in SQL; raises ValueError where none are sent."""
-    with closing(open_database(_settings(env))) as database:
+    with closing(open_database(_settings(options, env), options.timings)) as database:
         yield SqlOutbox(database)
 
 

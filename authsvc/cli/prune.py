@@ -27,10 +27,10 @@ def add_action(database: Any) -> None:
     pruning.set_defaults(run=run_prune)
 
 
-def run_prune(_options: argparse.Namespace, env: Mapping[str, str]) -> int:
+def run_prune(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Delete what is over for longer than the margin; raises StoreUnavailable, and what is gone stays so."""
     before = now() - MARGIN
-    with closing(open_database(migrated(env))) as database:
+    with closing(open_database(migrated(options, env), options.timings)) as database:
         pruning = SqlPruning(database)
         deleted = {
             "sessions": _total("sessions", pruning.sessions(before=before)),

@@ -38,7 +38,7 @@ def add_actions(users: Any) -> None:
 def run_send_reset(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Queue a reset mail."""
     email = canonical(options.email, "EMAIL")
-    with closing(open_services(env)) as services, somebody(email):
+    with closing(open_services(options, env)) as services, somebody(email):
         recovery = _recovery(services)
         user = services.users.called(email)
         recovery.send_reset(user.id, actor=None)
@@ -49,7 +49,7 @@ def run_send_reset(options: argparse.Namespace, env: Mapping[str, str]) -> int:
 def run_invite(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Make a user without a password and queue the mail; the mail alone where there is one already."""
     email = canonical(options.email, "EMAIL")
-    with closing(open_services(env)) as services:
+    with closing(open_services(options, env)) as services:
         recovery = _recovery(services)
         if not recovery.has_links:
             raise ValueError("an invitation needs a link: set LINK_URL")
@@ -64,7 +64,7 @@ def run_invite(options: argparse.Namespace, env: Mapping[str, str]) -> int:
 
 def run_verify(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Take one address for proven, or those of all accounts made before a time."""
-    with closing(open_services(env)) as services:
+    with closing(open_services(options, env)) as services:
         if options.created_before is not None:
             count = _vouch_for_all(services, _moment(options.created_before))
         else:

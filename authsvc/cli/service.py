@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from authsvc.cli import without_unused
 from authsvc.observability import logs
-from authsvc.server import ServerOptions, serve
+from authsvc.server import ServerOptions, ServerTimings, serve
 from authsvc.settings import Settings, SettingsError, available_cores
 from authsvc.settings.development import KEYS_DIR, ensure_development_files
 from authsvc.settings.page import settings_page
@@ -69,16 +69,16 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     page.set_defaults(run=run_page)
 
 
-def run_serve(_options: argparse.Namespace, env: Mapping[str, str]) -> int:
+def run_serve(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Serve until SIGTERM; refuses to start with everything that is wrong in one message."""
     settings = Settings.from_env(env, cpu_count=available_cores())
-    found = (*listening_problems(settings.http), *problems(settings))
+    found = (*listening_problems(settings.http), *problems(settings, options.timings))
     if found:
         raise SettingsError(found)
-    return _serve(settings, warnings=(*settings.warnings, *stored_role_warnings(settings)))
+    return _serve(options, settings)
 
 
-def run_dev(_options: argparse.Namespace, env: Mapping[str, str]) -> int:
+def run_dev(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Serve with what is missing embedded: SQLite, Redis in memory, keys and secrets made on first start."""
     settings = _development(env)
     if settings.redis.is_in_memory and find_spec("fakeredis") is None:
@@ -87,16 +87,16 @@ def run_dev(_options: argparse.Namespace, env: Mapping[str, str]) -> int:
         )
     if found := tuple(listening_problems(settings.http)):
         raise SettingsError(found)
-    _upgrade(settings)
-    if not settings.redis.is_in_memory and (found := ownership_problems(settings)):
+    _upgrade(options, settings)
+    if not settings.redis.is_in_memory and (found := ownership_problems(settings, options.timings)):
         raise SettingsError(found)
-    return _serve(settings, warnings=(*settings.warnings, *stored_role_warnings(settings)))
+    return _serve(options, settings)
 
 
-def run_upgrade(_options: argparse.Namespace, env: Mapping[str, str]) -> int:
+def run_upgrade(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Upgrade the schema; safe when several start at once."""
     logs.configure("warning", "console", fd=STDERR)
-    revision = _upgrade(Settings.from_env(env))
+    revision = _upgrade(options, Settings.from_env(env))
     print(f"the database is at revision {revision}", file=sys.stderr)
     return 0
 
@@ -106,10 +106,11 @@ def run_check(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     if options.manifest:
         return _check_manifest(options.manifest)
     settings = Settings.from_env(env)
-    found = problems(settings) if options.connect else local_problems(settings)
+    found = problems(settings, options.timings) if options.connect else local_problems(settings)
     if found:
         raise SettingsError(found)
-    for warning in (*settings.warnings, *(stored_role_warnings(settings) if options.connect else ())):
+    stored = stored_role_warnings(settings, options.timings) if options.connect else ()
+    for warning in (*settings.warnings, *stored):
         _warn(warning)
     print("the settings are complete and consistent", file=sys.stderr)
     return 0
@@ -146,18 +147,19 @@ def _development(env: Mapping[str, str]) -> Settings:
     return Settings.from_env(development)
 
 
-def _upgrade(settings: Settings) -> str:
+def _upgrade(options: argparse.Namespace, settings: Settings) -> str:
     from authsvc.store.migrations import upgrade
     from authsvc.wiring.stores import open_database
 
-    database = open_database(settings)
+    database = open_database(settings, options.timings)
     try:
         return upgrade(database)
     finally:
         database.close()
 
 
-def _serve(settings: Settings, *, warnings: Sequence[str]) -> int:
+def _serve(options: argparse.Namespace, settings: Settings) -> int:
+    warnings = (*settings.warnings, *stored_role_warnings(settings, options.timings))
     with without_unused():
         from authsvc.api.frame.docs import HASHING_PATHS, VERIFY_PATH
         from authsvc.observability.health import LastAnswers
@@ -176,19 +178,20 @@ def _serve(settings: Settings, *, warnings: Sequence[str]) -> int:
         from authsvc.app import create_app
         from authsvc.wiring import build
 
-        services = build(settings, answers=answers)
+        services = build(settings, answers=answers, timings=options.timings)
         pipe.on_drop = services.metrics.log_dropped
         return create_app(services)
 
-    options = ServerOptions(
+    served = ServerOptions(
         host=settings.http.host,
         port=settings.http.port,
         metrics_port=settings.http.metrics_port,
         workers=settings.http.workers,
+        timings=options.server_timings or ServerTimings(),
         log_level=settings.log.level.value,
         figures=settings.http.figures_dir,
         preload=PRELOAD,
         bodiless=VERIFY_PATH,
         lengthy=HASHING_PATHS,
     )
-    serve(options, load)
+    serve(served, load)

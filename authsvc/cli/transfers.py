@@ -47,7 +47,7 @@ def run_import(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     from authsvc.cli.imports import Importer
 
     report = _Report()
-    with _open_users(env) as (settings, services, transfers), _opened(options.file) as source:
+    with _open_users(options, env) as (settings, services, transfers), _opened(options.file) as source:
         importer = Importer(
             transfers=transfers,
             revocations=services.users.revocations,
@@ -68,7 +68,7 @@ def run_import(options: argparse.Namespace, env: Mapping[str, str]) -> int:
 def run_export(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Print every user as a line of JSON, a page at a time."""
     count = 0
-    with _open_users(env) as (settings, services, transfers):
+    with _open_users(options, env) as (settings, services, transfers):
         named = _pepper_id(settings) if options.with_hashes else None
         try:
             for page in exported_users(transfers, services.users.roles, pepper_id=named):
@@ -81,9 +81,9 @@ def run_export(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     return 0
 
 
-def run_hashes(_options: argparse.Namespace, env: Mapping[str, str]) -> int:
+def run_hashes(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Print how many hashes there are of each scheme and cost."""
-    with _open_users(env) as (_, services, transfers):
+    with _open_users(options, env) as (_, services, transfers):
         kinds = transfers.kinds_of_hashes()
         passwords = services.authentication.proof.passwords
     print(json.dumps(hashes_in_use(kinds, passwords.needs_rehash)))
@@ -91,10 +91,15 @@ def run_hashes(_options: argparse.Namespace, env: Mapping[str, str]) -> int:
 
 
 @contextmanager
-def _open_users(env: Mapping[str, str]) -> Iterator[tuple[Settings, Services, SqlUserTransfers]]:
+def _open_users(
+    options: argparse.Namespace, env: Mapping[str, str]
+) -> Iterator[tuple[Settings, Services, SqlUserTransfers]]:
     """The settings, the services, and many users at once, over a connection of their own."""
-    settings = admin.open_settings(env)
-    with closing(build(settings)) as services, closing(open_database(settings)) as database:
+    settings = admin.open_settings(options, env)
+    with (
+        closing(build(settings, timings=options.timings)) as services,
+        closing(open_database(settings, options.timings)) as database,
+    ):
         yield settings, services, open_transfers(settings, database, now)
 
 

@@ -27,10 +27,6 @@ if TYPE_CHECKING:
 #: The longest wait (seconds): proxies cut off what is silent for a minute, a stopping worker what takes 20 s.
 MAX_WAIT_S = 15.0
 MAX_PAGE = 1000
-#: While anybody waits, SQL is asked so often for its highest number (seconds).
-LOOK_EVERY_S = 0.15
-#: The first look of a process is waited for so long (seconds).
-FIRST_LOOK_S = 1.0
 #: Who found no place to wait shall ask again after so long (seconds).
 RETRY_AFTER_S = 0.5
 
@@ -38,6 +34,16 @@ RETRY_AFTER_S = 0.5
 PLACES = 8
 
 _CURSOR = re.compile(r"1:(0|[1-9][0-9]{0,15}):([0-9a-f]{16}|)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeedTimings:
+    """How often, and how long, SQL is asked (seconds)."""
+
+    #: While anybody waits, SQL is asked so often for its highest number.
+    look_every_s: float = 0.15
+    #: The first look of a process is waited for so long.
+    first_look_s: float = 1.0
 
 
 class FeedLog(Protocol):
@@ -127,12 +133,12 @@ class _View:
 class Lookout:
     """Looks at SQL for all who wait in this process: one of them at a time, and only as often as needed."""
 
-    def __init__(self, log: FeedLog, monotonic: Monotonic, *, every_s: float = LOOK_EVERY_S) -> None:
+    def __init__(self, log: FeedLog, monotonic: Monotonic, timings: FeedTimings | None = None) -> None:
         self._log = log
         self._monotonic = monotonic
-        self._every_s = every_s
+        self._timings = timings or FeedTimings()
         self._looking = threading.Lock()
-        self._looked_s = -every_s
+        self._looked_s = -self._timings.look_every_s
         self._horizon = Horizon()
         self._changed = threading.Condition()
         self._view: _View | None = None
@@ -151,11 +157,11 @@ class Lookout:
             if view.head < after and view.began_s >= since_s:
                 return view
             with self._changed:
-                self._changed.wait(min(left_s, self._every_s))
+                self._changed.wait(min(left_s, self._timings.look_every_s))
 
     def _latest(self) -> _View:
         """The view, renewed if that is due and nobody is at it; the first of all is waited for."""
-        if self._looking.acquire(timeout=0 if self._view else FIRST_LOOK_S):
+        if self._looking.acquire(timeout=0 if self._view else self._timings.first_look_s):
             try:
                 self._renew()
             finally:
@@ -167,7 +173,7 @@ class Lookout:
     def _renew(self) -> None:
         """Look, unless somebody has just tried: also a look that fails costs the database something."""
         began_s = self._monotonic()
-        if began_s - self._looked_s < self._every_s:
+        if began_s - self._looked_s < self._timings.look_every_s:
             return
         self._looked_s = began_s
         before = self._view.head if self._view else None

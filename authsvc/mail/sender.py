@@ -5,32 +5,25 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from typing import Final
 
-from authsvc.domain.accounts.mails import Delivery, MailState, Outbox, next_try, wording
+from authsvc.domain.accounts.mails import Delivery, MailState, MailTimings, Outbox, wording
 from authsvc.domain.audit import Action, AuditLog, Event
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.values.clocks import Clock, Monotonic
 from authsvc.mail.letters import Letters
 from authsvc.mail.transports import MailDeferred, MailRefused, RelayUnavailable, Transport
 
-INTERVAL_S: Final = 1.0
 #: Mails that are claimed at once.
 BATCH: Final = 10
-#: So many failures in a row, and nothing is tried for so long (seconds).
+#: After so many failures in a row nothing is tried for a while.
 MOST_FAILURES: Final = 5
-PAUSE_S: Final = 30.0
 MINUTE_S: Final = 60.0
-#: Mail is said to be delayed once the oldest has waited for longer (seconds).
-DELAYED_S: Final = 10.0
-#: A claimed mail is begun within so many seconds or given back: with the 30 s that it may take, that leaves
-#: 10 s of the lease for clocks that differ.
-BEGUN_WITHIN_S: Final = 20.0
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +45,7 @@ class MailRun:
     monotonic: Monotonic
     most_per_minute: int
     on_result: Callable[[str, str], None]
+    timings: MailTimings = field(default_factory=MailTimings)
     #: Names this process in the leases.
     owner: str = field(default_factory=lambda: secrets.token_hex(16))
     _failures: int = field(default=0, init=False)
@@ -67,7 +61,7 @@ class MailRun:
         self._write()
         began_s = self.monotonic()
         room = self._room(began_s)
-        claimed = self.outbox.claim(most=room, now=self.clock(), owner=self.owner) if room > 0 else ()
+        claimed = self._claim(room) if room > 0 else ()
         for delivery in claimed:
             if is_over() or not self._may_begin(began_s):
                 self._later(partial(self.outbox.release, delivery.mail, owner=self.owner))
@@ -82,7 +76,10 @@ class MailRun:
             _, oldest_s = self.outbox.waiting(now=self.clock())
         except StoreUnavailable:
             return None
-        return "delayed" if oldest_s > DELAYED_S else "up"
+        return "delayed" if oldest_s > self.timings.delayed_s else "up"
+
+    def _claim(self, room: int) -> Sequence[Delivery]:
+        return self.outbox.claim(most=room, now=self.clock(), owner=self.owner, lease_s=self.timings.lease_s)
 
     def _room(self, now_s: float) -> int:
         """How many mails may be claimed now."""
@@ -94,7 +91,11 @@ class MailRun:
     def _may_begin(self, began_s: float) -> bool:
         """The lease is long enough, the relay not paused, and SQL takes results."""
         now_s = self.monotonic()
-        return now_s - began_s <= BEGUN_WITHIN_S and now_s >= self._paused_until_s and not self._unwritten
+        return (
+            now_s - began_s <= self.timings.begun_within_s
+            and now_s >= self._paused_until_s
+            and not self._unwritten
+        )
 
     def _deliver(self, delivery: Delivery) -> None:
         """One mail, whatever happens to it; a mail that nobody thought of must not stop the others."""
@@ -128,10 +129,10 @@ class MailRun:
         self._failures += 1
         if self._failures >= MOST_FAILURES:
             self._failures = 0
-            self._paused_until_s = self.monotonic() + PAUSE_S
+            self._paused_until_s = self.monotonic() + self.timings.pause_s
 
     def _try_again(self, delivery: Delivery, cause: str, *, waits_for_relay: bool) -> None:
-        again_at = next_try(delivery.mail, self.clock())
+        again_at = self.timings.next_try(delivery.mail, self.clock())
         if again_at is None:
             self._fail(delivery, cause)
             return
@@ -224,7 +225,7 @@ class MailThread:
         while not self._stop.is_set():
             self._wake.clear()
             if self._round() == 0:
-                self._wake.wait(INTERVAL_S)
+                self._wake.wait(self._run_once.timings.interval_s)
 
     def _round(self) -> int:
         try:

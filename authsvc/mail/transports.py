@@ -17,13 +17,6 @@ from email.message import EmailMessage
 from pathlib import Path
 from typing import Literal, Protocol
 
-#: To connect, for each reply, and for a whole mail (seconds).
-CONNECT_S = 5.0
-REPLY_S = 10.0
-TOTAL_S = 30.0
-#: For the reply to QUIT: the mail is taken by then.
-GOODBYE_S = 1.0
-
 #: SMTP replies of these classes are final (RFC 5321 §4.2.1).
 _PERMANENT = range(500, 600)
 _READY = 220
@@ -31,6 +24,18 @@ _READY = 220
 _CLOSING = 421
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SmtpTimings:
+    """How long a relay is waited for (seconds)."""
+
+    connect_s: float = 5.0
+    #: For each reply, and for a whole mail.
+    reply_s: float = 10.0
+    total_s: float = 30.0
+    #: For the reply to QUIT: the mail is taken by then.
+    goodbye_s: float = 1.0
 
 
 class MailRefused(Exception):
@@ -89,7 +94,7 @@ class SmtpTransport:
     One connection to the relay for each mail: STARTTLS or implicit TLS, chain and name verified.
 
     A relay that offers no STARTTLS gets nothing.  Credentials never travel in clear.  Nothing takes longer
-    than TOTAL_S: then the connection is cut, whatever the relay is at.
+    than ``total_s`` of *timings*: then the connection is cut, whatever the relay is at.
     """
 
     host: str
@@ -98,6 +103,7 @@ class SmtpTransport:
     username: str | None = None
     password: str | None = field(default=None, repr=False)
     ca_file: str | None = None
+    timings: SmtpTimings = field(default_factory=SmtpTimings)
 
     def send(self, message: EmailMessage) -> None:
         """One mail over a connection of its own."""
@@ -116,12 +122,14 @@ class SmtpTransport:
 
     @contextmanager
     def _session(self, own_name: str) -> Iterator[smtplib.SMTP]:
-        """A connection that is encrypted as asked for, logged in, and cut after TOTAL_S."""
-        ends_at_s = time.monotonic() + TOTAL_S
+        """A connection that is encrypted as asked for, logged in, and cut when its time is over."""
+        ends_at_s = time.monotonic() + self.timings.total_s
         with ExitStack() as stack:
-            bare = stack.enter_context(socket.create_connection((self.host, self.port), CONNECT_S))
+            bare = stack.enter_context(
+                socket.create_connection((self.host, self.port), self.timings.connect_s)
+            )
             stack.enter_context(_cut_at(ends_at_s, bare))
-            bare.settimeout(REPLY_S)
+            bare.settimeout(self.timings.reply_s)
             relay = _Relay(self._encrypted(bare, stack), self.host, own_name)
             stack.callback(relay.close)
             if self.tls == "starttls":
@@ -129,7 +137,7 @@ class SmtpTransport:
             if self.username is not None and self.password is not None:
                 relay.login(self.username, self.password)
             yield relay
-            _say_goodbye(relay)
+            _say_goodbye(relay, within_s=self.timings.goodbye_s)
 
     def _encrypted(self, bare: socket.socket, stack: ExitStack) -> socket.socket:
         """*bare* under TLS where the relay expects that from the first byte."""
@@ -179,11 +187,11 @@ def _shut(sock: socket.socket) -> None:
         sock.shutdown(socket.SHUT_RDWR)
 
 
-def _say_goodbye(relay: smtplib.SMTP) -> None:
+def _say_goodbye(relay: smtplib.SMTP, *, within_s: float) -> None:
     """The mail is taken: what follows is a courtesy."""
     with suppress(OSError):
         if relay.sock is not None:
-            relay.sock.settimeout(GOODBYE_S)
+            relay.sock.settimeout(within_s)
         relay.quit()
 
 

@@ -13,13 +13,17 @@ from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.values.clocks import Clock, Monotonic, rfc3339
 from authsvc.observability.totals import CacheTotals
 
-#: How long one look at the stores is good for: probes are public and must not become a load.
-LOOK_S = 0.5
-
-#: SQL answers a comparison every second; without one for so long (seconds) it is said to be impaired.
-ANSWERED_S = 4.0
-
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HealthTimings:
+    """How old an answer about the stores may be (seconds)."""
+
+    #: How long one look at the stores is good for: probes are public and must not become a load.
+    look_s: float = 0.5
+    #: SQL answers a comparison every second; without one for so long it is said to be impaired.
+    answered_s: float = 4.0
 
 
 class LastAnswers:
@@ -45,14 +49,14 @@ class LastAnswers:
         """Redis was compared with SQL."""
         self._times[2] = now_s
 
-    def is_answering(self, now_s: float) -> bool:
+    def is_answering(self, now_s: float, *, within_s: float) -> bool:
         """
-        True if the last thing that any worker knows is an answer, and a recent one.
+        True if the last thing that any worker knows is an answer, and younger than *within_s*.
 
         A server that answers, but whose tables are locked, is found out by the comparisons that fail.
         """
         answered_s, failed_s, compared_s = self._times
-        return answered_s >= failed_s and now_s - min(answered_s, compared_s) < ANSWERED_S
+        return answered_s >= failed_s and now_s - min(answered_s, compared_s) < within_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +102,7 @@ class Health:
 
     probes: Probes
     answers: LastAnswers
+    timings: HealthTimings
     clock: Clock
     monotonic: Monotonic
     started: threading.Event = field(default_factory=threading.Event)
@@ -120,7 +125,7 @@ class Health:
             return Report(is_good=False, body={"status": "down", "impaired": ["signing_keys"]})
         is_proven, _ = self._timed(self.probes.is_redis_proven)
         if is_proven:
-            impaired = [] if self.answers.is_answering(self.monotonic()) else ["database"]
+            impaired = [] if self._is_sql_answering() else ["database"]
             return Report(
                 is_good=True, body={"status": "degraded" if impaired else "ok", "impaired": impaired}
             )
@@ -163,10 +168,13 @@ class Health:
             },
         }
 
+    def _is_sql_answering(self) -> bool:
+        return self.answers.is_answering(self.monotonic(), within_s=self.timings.answered_s)
+
     def _look(self) -> Vitals:
         """Look at the stores, or take the last look if it is fresh or somebody is looking right now."""
         last = self._last
-        if last is not None and self.monotonic() - last[0] < LOOK_S:
+        if last is not None and self.monotonic() - last[0] < self.timings.look_s:
             return last[1]
         if not self._lock.acquire(blocking=last is None):
             return last[1] if last else self._vitals()

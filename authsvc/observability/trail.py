@@ -12,6 +12,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
 
@@ -21,20 +22,32 @@ from authsvc.domain.errors import StoreUnavailable
 #: Rows that wait for SQL, at most, and rows of one transaction.
 CAPACITY = 1000
 BATCH = 100
-#: Longer than any commit of a healthy server, shorter than what a hung one costs a request by itself.
-WAIT_S = 1.0
-RETRY_S = 1.0
-CLOSING_S = 3.0
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrailTimings:
+    """How long rows are waited for (seconds)."""
+
+    #: Longer than any commit of a healthy server, shorter than what a hung one costs a request by itself.
+    wait_s: float = 1.0
+    retry_s: float = 1.0
+    closing_s: float = 3.0
 
 
 class TrailWriter:
     """Stores entries in order on a thread of its own; *on_unwritten* hears how many never will be."""
 
     def __init__(
-        self, trail: AuditTrail, *, on_unwritten: Callable[[int], None], capacity: int = CAPACITY
+        self,
+        trail: AuditTrail,
+        *,
+        on_unwritten: Callable[[int], None],
+        capacity: int = CAPACITY,
+        timings: TrailTimings | None = None,
     ) -> None:
+        self._timings = timings or TrailTimings()
         self._trail = trail
         self._on_unwritten = on_unwritten
         self._capacity = capacity
@@ -52,7 +65,7 @@ class TrailWriter:
         """Store *entry* before this returns, unless SQL keeps it waiting."""
         number = self._accept(entry)
         with self._changed:
-            self._changed.wait_for(lambda: self._settled >= number or self._is_stuck, WAIT_S)
+            self._changed.wait_for(lambda: self._settled >= number or self._is_stuck, self._timings.wait_s)
 
     def lose(self, count: int) -> None:
         """Count *count* entries as unwritten."""
@@ -65,7 +78,7 @@ class TrailWriter:
             self._is_closing = True
             self._changed.notify_all()
         if self._thread is not None:
-            self._thread.join(CLOSING_S)
+            self._thread.join(self._timings.closing_s)
 
     def _accept(self, entry: Entry) -> int:
         """The number of *entry* in the order of settling; 0 where there is no room."""
@@ -122,7 +135,7 @@ class TrailWriter:
         with self._changed:
             self._is_stuck = True
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._is_closing, RETRY_S)
+            self._changed.wait_for(lambda: self._is_closing, self._timings.retry_s)
             left = len(self._waiting) if self._is_closing else 0
         if left:
             self.lose(left)

@@ -3,20 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from pathlib import Path
     from wsgiref.types import WSGIApplication
 
-__all__ = ["GRACEFUL_TIMEOUT_S", "THREADS_PER_WORKER", "ServerOptions", "serve"]
+__all__ = ["THREADS_PER_WORKER", "ServerOptions", "ServerTimings", "serve"]
 
 #: A thread waits for Redis, for SQL or for its turn to hash: 32 outlast a second in which 30 requests hang
 #: until their deadlines, cost 1 MB, and are more than one interpreter can keep busy.
 THREADS_PER_WORKER = 32
-#: After SIGTERM, for the requests that are under way.
-GRACEFUL_TIMEOUT_S = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerTimings:
+    """How long clients and workers are waited for (seconds)."""
+
+    #: A request must have arrived, its body included, so long after its first byte.
+    read_s: float = 5.0
+    #: An answer that does not fit the socket's buffer must have been taken by then.
+    send_s: float = 10.0
+    #: A connection closes when the client has closed it too, or so long after; before, it could lose the
+    #: answer.
+    linger_s: float = 2.0
+    #: Longer than proxies keep an idle connection (60 s as a rule), so that they close first and lose no
+    #: request.
+    keepalive_s: int = 75
+    #: A worker whose main loop stands still for so long is killed.
+    worker_s: int = 15
+    #: After SIGTERM, for the requests that are under way.
+    graceful_s: int = 20
+    #: A stopping worker still accepts for so long while it has work, to say to probes that it is not ready.
+    notice_s: float = 2.0
+    #: A worker that lived for less died at once; the pauses between many of those grow up to the second.
+    young_s: float = 5.0
+    longest_pause_s: float = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +51,7 @@ class ServerOptions:
     metrics_port: int
     workers: int
     threads: int = THREADS_PER_WORKER
+    timings: ServerTimings = field(default_factory=ServerTimings)
     log_level: str = "info"
     #: Folder of the workers' figures; None: one for this run alone.
     figures: Path | None = None

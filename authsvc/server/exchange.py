@@ -26,8 +26,6 @@ from authsvc.domain.values.problems import MEDIA_TYPE, problem_body
 
 log = logging.getLogger(__name__)
 
-#: For an answer as a whole, from the moment on at which the client does not take a piece at once.
-SEND_DEADLINE_S = 10.0
 #: SO_LINGER: on, for 0 s.  What is unsent when the socket closes is forgotten.
 _FORGET = struct.pack("ii", 1, 0)
 
@@ -100,10 +98,12 @@ class Outlet:
     """
     Sends on sockets that never block; *waiters* threads at most wait for clients to take what they asked for.
 
+    They wait *within_s* seconds for an answer as a whole, from when the client does not take a piece at once.
     Whoever reads slowly beyond that number is cut off: threads are for answering.
     """
 
-    def __init__(self, waiters: int) -> None:
+    def __init__(self, waiters: int, *, within_s: float) -> None:
+        self._within_s = within_s
         self._waiters = threading.BoundedSemaphore(waiters)
 
     def send(self, sock: socket.socket, data: bytes, deadline: float) -> float:
@@ -121,7 +121,7 @@ class Outlet:
             raise ClientLost(type(error).__name__) from error
         if sent == len(data):
             return deadline
-        deadline = deadline or time.monotonic() + SEND_DEADLINE_S
+        deadline = deadline or time.monotonic() + self._within_s
         self._wait(sock, memoryview(data)[sent:], deadline)
         return deadline
 

@@ -116,7 +116,7 @@ class LaneWorker(ParkingWorker):
     def __init__(self, *args: object) -> None:
         super().__init__(*args)
         self.lane: CheckLane | None = None
-        self.outlet = Outlet(max(1, self.cfg.threads // SLOW_SHARE))
+        self.outlet = Outlet(max(1, self.cfg.threads // SLOW_SHARE), within_s=self.timings.send_s)
         self._reader: CheckReader
         #: Connections whose check is in the read under way, or in the next.
         self.checking_conns = WaitQueue()

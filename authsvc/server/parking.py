@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from gunicorn import http
 from gunicorn.http.parser import RequestParser
@@ -27,10 +27,9 @@ from gunicorn.workers.gthread import TConn, ThreadWorker
 from authsvc.server.arrival import Arrival, Progress, heads_below
 from authsvc.server.exchange import BodyTooLong, HeadTooLong, Received, RequestUnfinished, refuse
 
-#: A request must have arrived, its body included, so long after its first byte.
-READ_DEADLINE_S = 5.0
-#: A connection closes when the client has closed it too, or so long after; before, it could lose the answer.
-LINGER_S = 2.0
+if TYPE_CHECKING:
+    from authsvc.server import ServerTimings
+
 PIECE_BYTES = 65_536
 #: Of all requests that a worker holds; beyond, who sends no whole one at once is refused.
 MAX_HELD_BYTES = 16 * 1024 * 1024
@@ -118,6 +117,7 @@ class ParkingWorker(ThreadWorker):  # type: ignore[misc]
         self.pending_conns = WaitQueue()
         self.keepalived_conns = WaitQueue()
         self.held_bytes = 0
+        self.timings: ServerTimings = self.app.options.timings
         bodiless: str = self.app.options.bodiless
         self._bodiless = heads_below(bodiless) if bodiless else None
 
@@ -213,7 +213,7 @@ class ParkingWorker(ThreadWorker):  # type: ignore[misc]
             self._park_reading(conn)
 
     def _park_reading(self, conn: Connection) -> None:
-        conn.deadline = time.monotonic() + READ_DEADLINE_S
+        conn.deadline = time.monotonic() + self.timings.read_s
         self._park(conn, self.reading_conns, self.on_pending_socket_readable)
 
     def _hand_over(self, conn: Connection, progress: Progress) -> None:
@@ -240,7 +240,7 @@ class ParkingWorker(ThreadWorker):  # type: ignore[misc]
             self.nr_conns -= 1
             conn.close()
             return
-        conn.timeout = time.monotonic() + LINGER_S
+        conn.timeout = time.monotonic() + self.timings.linger_s
         self._park(conn, self.lingering_conns, self._on_lingering_socket_readable)
 
     def _on_lingering_socket_readable(self, conn: Connection, _client: object) -> None:

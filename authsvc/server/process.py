@@ -24,7 +24,6 @@ from gunicorn.errors import HaltServer
 from gunicorn.glogging import Logger
 
 from authsvc.observability.figures import FOLDER_VARIABLE, figure_files, forget_process
-from authsvc.server import GRACEFUL_TIMEOUT_S
 from authsvc.server.arrival import MAX_FIELD_BYTES, MAX_FIELDS, MAX_LINE_BYTES
 from authsvc.server.worker import Worker
 
@@ -35,18 +34,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: A worker whose main loop stands still for so long is killed.
-TIMEOUT_S = 15
-#: Longer than proxies keep an idle connection (60 s as a rule), so that they close first and lose no request.
-KEEPALIVE_S = 75
 MAX_CONNECTIONS = 4096
 #: Descriptors of a worker that are no client's: pools, keys, log, listeners, figures.
 RESERVED_DESCRIPTORS = 256
-#: A worker that lived for less than this died at once (seconds).
-YOUNG_S = 5
 #: So many in a row are replaced at once, then after 0.5 s, 1 s, 2 s and so on.
 FREE_DEATHS = 4
-LONGEST_PAUSE_S = 30.0
 MEMORY_FOLDER = "/dev/shm"  # noqa: S108 - only ever with mkdtemp and unlinked files
 
 
@@ -99,6 +91,7 @@ class Master(Arbiter):  # type: ignore[misc]
 
     def __init__(self, app: Service) -> None:
         super().__init__(app)
+        self._timings = app.options.timings
         self._born_at_s: dict[int, float] = {}
         self._deaths = 0
         self._spawns_at_s = 0.0
@@ -119,17 +112,17 @@ class Master(Arbiter):  # type: ignore[misc]
         super().reap_workers()
         now_s = time.monotonic()
         for pid in self._born_at_s.keys() - self.WORKERS.keys():
-            is_young = now_s - self._born_at_s.pop(pid) < YOUNG_S
+            is_young = now_s - self._born_at_s.pop(pid) < self._timings.young_s
             self._deaths = self._deaths + 1 if is_young else 0
-            pause_s = _pause_s(self._deaths)
+            pause_s = _pause_s(self._deaths, longest_s=self._timings.longest_pause_s)
             self._spawns_at_s = now_s + pause_s
             if pause_s:
                 log.error("worker.dies_at_once", extra={"deaths": self._deaths, "pause_s": pause_s})
 
 
-def _pause_s(deaths: int) -> float:
+def _pause_s(deaths: int, *, longest_s: float) -> float:
     """Seconds before the next worker, after so many in a row have died at once."""
-    return min(LONGEST_PAUSE_S, 0.5 * 2.0 ** (deaths - FREE_DEATHS - 1)) if deaths > FREE_DEATHS else 0.0
+    return min(longest_s, 0.5 * 2.0 ** (deaths - FREE_DEATHS - 1)) if deaths > FREE_DEATHS else 0.0
 
 
 def run(options: ServerOptions, load: Callable[[], WSGIApplication]) -> NoReturn:
@@ -150,9 +143,9 @@ def gunicorn_options(options: ServerOptions) -> dict[str, Any]:
         "threads": options.threads,
         "worker_connections": _connections(),
         "worker_tmp_dir": _memory_folder(),
-        "timeout": TIMEOUT_S,
-        "graceful_timeout": GRACEFUL_TIMEOUT_S,
-        "keepalive": KEEPALIVE_S,
+        "timeout": options.timings.worker_s,
+        "graceful_timeout": options.timings.graceful_s,
+        "keepalive": options.timings.keepalive_s,
         "limit_request_line": MAX_LINE_BYTES,
         "limit_request_fields": MAX_FIELDS,
         "limit_request_field_size": MAX_FIELD_BYTES,

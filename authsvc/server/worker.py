@@ -24,8 +24,6 @@ from authsvc.server.parking import Connection
 
 log = logging.getLogger(__name__)
 
-#: A stopping worker still accepts for so long while it has work, to say to probes that it is not ready.
-NOTICE_S = 2.0
 #: Eighths of the threads that lengthy requests may have: all that wait to be hashed, and a few more.
 GATED_SHARE = 5
 
@@ -96,7 +94,7 @@ class Worker(LaneWorker):
             super().set_accept_enabled(enabled)
         else:
             self.draining.set()
-            self._refuses_at = time.monotonic() + NOTICE_S
+            self._refuses_at = time.monotonic() + self.timings.notice_s
 
     def enqueue_req(self, conn: Connection) -> None:
         """Give the request a thread, or let it wait for one."""

@@ -22,10 +22,9 @@ SERVER_SETTINGS: Mapping[str, str] = {
     "timezone": "UTC",
     "standard_conforming_strings": "on",
     "synchronous_commit": "on",
-    "statement_timeout": "1500ms",
-    "lock_timeout": "1000ms",
-    "idle_in_transaction_session_timeout": "5000ms",
 }
+#: What the service sets besides, to times of its own.
+SERVER_TIMEOUTS: Final = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
 
 #: Parameters of libpq that the service chooses: its deadlines and its reading of texts depend on them.
 _CHOSEN: Final = frozenset(
@@ -72,7 +71,7 @@ def server_settings(options: str) -> dict[str, str]:
     Only settings: a pooler in between can be told nothing else.
     """
     found = dict(_assignments(iter(_words(options))))
-    if taken := sorted((SERVER_SETTINGS.keys() | _CHOSEN) & found.keys()):
+    if taken := sorted({*SERVER_SETTINGS, *SERVER_TIMEOUTS, *_CHOSEN} & found.keys()):
         raise InvalidValue(f"sets {taken[0]}, which the service sets by itself: remove it")
     return found
 

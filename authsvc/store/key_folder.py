@@ -15,10 +15,6 @@ from authsvc.domain.audit import NOWHERE, Action, AuditLog, Event
 from authsvc.domain.tokens.keys import KeyRefused, KeyRing, SigningKey
 from authsvc.domain.values.clocks import Monotonic
 
-#: How long a look at the folder is good for.
-REREAD_S = 2.0
-#: How long a thread waits for another one that looks; a file system may hang for ever.
-PATIENCE_S = 1.0
 #: A folder that is just being changed is read so often, with pauses of SETTLE_S (seconds) between.
 READINGS = 3
 SETTLE_S = 0.05
@@ -35,6 +31,16 @@ Listing = frozenset[tuple[str, int, int, int, int]]
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FolderTimings:
+    """How long the folder is not looked at, or waited for (seconds)."""
+
+    #: How long a look is good for.
+    reread_s: float = 2.0
+    #: How long a thread waits for another one that looks; a file system may hang for ever.
+    wait_s: float = 1.0
+
+
 @dataclass(frozen=True, slots=True)
 class Contents:
     """What a folder held at one moment."""
@@ -47,16 +53,19 @@ class Contents:
 
 class KeyFolder:
     """
-    The key ring in *path*; looked at again when the last look is older than REREAD_S.
+    The key ring in *path*; looked at again when the last look is older than ``reread_s`` of *timings*.
 
     The thread that finds the look too old looks before it goes on, and so do all that come meanwhile: a
-    removed key verifies nothing after REREAD_S, also in a process that was idle.  A file that cannot be read
+    removed key verifies nothing after that, also in a process that was idle.  A file that cannot be read
     as a key is left out and logged: the others go on.  A folder that cannot be listed, or does not answer,
     leaves the ring as it was.
     """
 
-    def __init__(self, path: Path, monotonic: Monotonic, audit: AuditLog) -> None:
+    def __init__(
+        self, path: Path, monotonic: Monotonic, audit: AuditLog, timings: FolderTimings | None = None
+    ) -> None:
         self._path = path
+        self._timings = timings or FolderTimings()
         self._monotonic = monotonic
         self._audit = audit
         self._lock = threading.Lock()
@@ -66,20 +75,21 @@ class KeyFolder:
         _log_refused(self._contents.refused)
 
     def __call__(self) -> KeyRing:
-        """The ring as of at most REREAD_S ago; the same object as long as no file changed."""
-        if self._is_old():
-            for event in self._look_again():
+        """The ring as of at most ``reread_s`` ago; the same object as long as no file changed."""
+        if self._is_old(self._timings.reread_s):
+            for event in self._look_again(self._timings.reread_s):
                 self._audit.record(event)
         return self._contents.ring
 
     def recent(self) -> KeyRing | None:
         """The ring, if nobody has to look at the folder again before it may be used; never waits."""
-        return None if self._is_old() else self._contents.ring
+        return None if self._is_old(self._timings.reread_s) else self._contents.ring
 
     def refresh(self) -> None:
         """Look at the folder again if the last look will soon be too old."""
-        if self._is_old(REREAD_S / 2):
-            for event in self._look_again(REREAD_S / 2):
+        soon_s = self._timings.reread_s / 2
+        if self._is_old(soon_s):
+            for event in self._look_again(soon_s):
                 self._audit.record(event)
 
     def announce(self) -> None:
@@ -87,12 +97,12 @@ class KeyFolder:
         for key in self._contents.ring.keys:
             self._audit.record(_event(Action.KEY_ADDED, key, "start"))
 
-    def _is_old(self, than_s: float = REREAD_S) -> bool:
+    def _is_old(self, than_s: float) -> bool:
         return self._monotonic() - self._looked_at_s >= than_s
 
-    def _look_again(self, than_s: float = REREAD_S) -> list[Event]:
+    def _look_again(self, than_s: float) -> list[Event]:
         """What changed, if this thread looked; others wait for the one that does, unless its look hangs."""
-        if not self._lock.acquire(timeout=0 if self._is_stuck else PATIENCE_S):
+        if not self._lock.acquire(timeout=0 if self._is_stuck else self._timings.wait_s):
             if not self._is_stuck:
                 self._is_stuck = True
                 log.error("keys.unreadable", extra={"cause": "no answer"})

@@ -20,7 +20,7 @@ from sqlalchemy import (
     update,
 )
 
-from authsvc.domain.accounts.mails import LEASE_S, Delivery, Mail, MailId, MailState, Template, new_mail
+from authsvc.domain.accounts.mails import Delivery, Mail, MailId, MailState, Template, new_mail
 from authsvc.domain.accounts.tickets import Purpose, Ticket
 from authsvc.domain.users import User
 from authsvc.domain.values.emails import Email
@@ -41,8 +41,8 @@ class SqlOutbox:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def claim(self, *, most: int, now: datetime, owner: str) -> Sequence[Delivery]:
-        """Take up to *most* due mails under a lease, and bind tickets that were asked for by address."""
+    def claim(self, *, most: int, now: datetime, owner: str, lease_s: float) -> Sequence[Delivery]:
+        """Take up to *most* due mails for *lease_s* seconds, and bind tickets asked for by address."""
         due = (
             select(mails.c.id)
             .where(_is_free(now), mails.c.next_try_at <= now)
@@ -58,7 +58,7 @@ class SqlOutbox:
             .where(mails.c.id.in_(select(due.c.id)))
             .values(
                 lease_owner=owner,
-                lease_until=now + timedelta(seconds=LEASE_S),
+                lease_until=now + timedelta(seconds=lease_s),
                 attempts=mails.c.attempts + 1,
             )
             .returning(mails)

@@ -30,6 +30,7 @@ from sqlalchemy import (
     or_,
     select,
     text,
+    true,
     update,
 )
 from sqlalchemy.dialects import postgresql
@@ -39,7 +40,7 @@ from authsvc.domain.revocations import Position, Revocation, Sight
 from authsvc.domain.users import User
 from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.identifiers import SessionId, TokenId, UserId
-from authsvc.store.sql import Database
+from authsvc.store.sql import Database, milliseconds
 from authsvc.store.statements import Statement
 from authsvc.store.tables import USER_COLUMNS, from_revocation, revocations, to_revocation, to_user, users
 
@@ -50,12 +51,6 @@ PAGE = 500
 NOBODY = "00000000-0000-0000-0000-000000000000"
 #: Numbers from the first to the last of them, both included.
 Range = tuple[int, int]
-
-#: For one transaction, which all writers wait for.
-_BRIEFLY = text(
-    "SELECT set_config('lock_timeout', '100ms', true),"
-    " set_config('idle_in_transaction_session_timeout', '500ms', true)"
-)
 
 #: Who holds the lock: transactions that may have a number and have not ended.
 _WRITERS = text(
@@ -269,7 +264,14 @@ class SqlRevocationLog:
         if self._following.is_postgresql:
             # Writers queue behind this wait: it must be short, and is repeated with the next comparison.
             # And they must not wait for a process that stands still with the lock, longer than they can.
-            connection.execute(_BRIEFLY)
+            timings = self._following.timings
+            limits = (
+                func.set_config("lock_timeout", milliseconds(timings.log_lock_s), true()),
+                func.set_config(
+                    "idle_in_transaction_session_timeout", milliseconds(timings.log_idle_s), true()
+                ),
+            )
+            connection.execute(select(*limits))
             connection.execute(select(func.pg_advisory_xact_lock(LOG_LOCK)))
 
 

@@ -20,26 +20,50 @@ from authsvc.cache.breaker import CircuitBreaker, State
 from authsvc.cache.events import ignore
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.values.clocks import Monotonic
-from authsvc.settings.postgresql import SERVER_SETTINGS
+from authsvc.settings.postgresql import SERVER_SETTINGS, SERVER_TIMEOUTS
 from authsvc.store.postgres.causes import UNREADABLE, cause_of, is_unreadable
 from authsvc.store.postgres.connecting import Connector, Deadline, DeadlineConnection
 
 log = logging.getLogger(__name__)
 
 POOL_SIZE = 8
-POOL_WAIT_S = 0.5
-#: Everything one unit of work waits for, together: pool, connection, statements.
-DEADLINE_S = 2.5
-#: psycopg waits at least so long for a connection: with less left, it is not tried.
-CONNECT_S = 2
 
-_SQLITE_PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=1000")
+_SQLITE_PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON")
 #: SQLSTATE classes and codes that say that the server is not there for anybody.
 _OUTAGES = ("08", "53", "57P")
 
 
 def _as_it_is(connection: DeadlineConnection) -> DeadlineConnection:
     return connection
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SqlTimings:
+    """How long SQL is waited for (seconds)."""
+
+    #: For a free connection of the pool.
+    pool_wait_s: float = 0.5
+    #: Everything one unit of work waits for, together: pool, connection, statements.
+    deadline_s: float = 2.5
+    #: psycopg waits at least so long for a connection: with less left, it is not tried.
+    connect_s: int = 2
+    #: What the server itself allows: one statement, waiting for a lock, doing nothing in a transaction.
+    statement_s: float = 1.5
+    lock_s: float = 1.0
+    idle_s: float = 5.0
+    #: The last two for a transaction that all writers of the revocation log wait for.
+    log_lock_s: float = 0.1
+    log_idle_s: float = 0.5
+
+    def server_settings(self) -> dict[str, str]:
+        """What is set on a connection to PostgreSQL."""
+        times = (self.statement_s, self.lock_s, self.idle_s)
+        return {**SERVER_SETTINGS, **dict(zip(SERVER_TIMEOUTS, map(milliseconds, times), strict=True))}
+
+
+def milliseconds(seconds: float) -> str:
+    """*seconds* as PostgreSQL reads them."""
+    return f"{round(seconds * 1000)}ms"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,14 +95,18 @@ class Database:
         clock: Monotonic,
         pool_size: int = POOL_SIZE,
         events: DatabaseEvents | None = None,
+        timings: SqlTimings | None = None,
     ) -> None:
+        self.timings = timings or SqlTimings()
         self._breaker = breaker
         self._clock = clock
         self._events = events or DatabaseEvents()
         self._deadline = Deadline()
         self.is_postgresql = url.startswith("postgresql")
         self._connector = self._made_connector(url) if self.is_postgresql else None
-        self.engine = self._postgresql(self._connector, pool_size) if self._connector else _sqlite(url)
+        self.engine = (
+            self._postgresql(self._connector, pool_size) if self._connector else _sqlite(url, self.timings)
+        )
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -155,8 +183,8 @@ class Database:
         permit = self._breaker.permit()
         if permit is None:
             raise StoreUnavailable("sql: breaker open")
-        self._deadline.connect_s = CONNECT_S
-        self._deadline.ends_at_s = self._clock() + DEADLINE_S if is_hurried else None
+        self._deadline.connect_s = self.timings.connect_s
+        self._deadline.ends_at_s = self._clock() + self.timings.deadline_s if is_hurried else None
         try:
             yield
         except IntegrityError as error:
@@ -190,8 +218,8 @@ class Database:
             url=url,
             deadline=self._deadline,
             clock=self._clock,
-            silence_s=DEADLINE_S,
-            settings={**SERVER_SETTINGS},
+            silence_s=self.timings.deadline_s,
+            settings=self.timings.server_settings(),
         )
 
     def _postgresql(self, connector: Connector, pool_size: int) -> Engine:
@@ -201,7 +229,7 @@ class Database:
             hide_parameters=True,
             pool_size=pool_size,
             max_overflow=0,
-            pool_timeout=POOL_WAIT_S,
+            pool_timeout=self.timings.pool_wait_s,
             pool_pre_ping=True,
             pool_use_lifo=True,
         )
@@ -230,14 +258,15 @@ def _ask_only_idle(engine: Engine) -> None:
     engine.dialect.do_ping = do_ping  # type: ignore[method-assign]
 
 
-def _sqlite(url: str) -> Engine:
-    engine = create_engine(url, pool_timeout=POOL_WAIT_S, hide_parameters=True)
+def _sqlite(url: str, timings: SqlTimings) -> Engine:
+    engine = create_engine(url, pool_timeout=timings.pool_wait_s, hide_parameters=True)
+    pragmas = (*_SQLITE_PRAGMAS, f"busy_timeout={round(timings.lock_s * 1000)}")
 
     @event.listens_for(engine, "connect")
     def prepare(connection: sqlite3.Connection, _record: object) -> None:
         # Transactions are ours to begin: the driver's own begin late and deadlock on upgrade.
         connection.isolation_level = None
-        for pragma in _SQLITE_PRAGMAS:
+        for pragma in pragmas:
             connection.execute(f"PRAGMA {pragma}")
 
     return engine

@@ -35,6 +35,7 @@ from authsvc.wiring.caching import cache_admin
 from authsvc.wiring.mail import Mailing, open_mail
 from authsvc.wiring.parts import Parts, make_parts
 from authsvc.wiring.second_factors import open_second_factors
+from authsvc.wiring.timings import Timings
 
 
 def now() -> datetime:
@@ -42,13 +43,19 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-def build(settings: Settings, *, clock: Clock = now, answers: LastAnswers | None = None) -> Services:
+def build(
+    settings: Settings,
+    *,
+    clock: Clock = now,
+    answers: LastAnswers | None = None,
+    timings: Timings | None = None,
+) -> Services:
     """
     Everything for one process; connects to nothing until it is used or started.  Call after the fork.
 
     *answers* was made before it, for all workers; None: this process speaks for itself.
     """
-    parts = make_parts(settings, clock, answers or LastAnswers())
+    parts = make_parts(settings, clock, answers or LastAnswers(), timings or Timings())
     stores = parts.stores
     mail = open_mail(parts) if settings.mail.is_on else None
     cache = cache_admin(settings, stores.redis, stores.database, parts.users, parts.metrics)
@@ -139,7 +146,7 @@ def _client_proof(parts: Parts) -> ClientProof:
 
 def _feed(parts: Parts) -> RevocationFeed:
     log = SqlFeedLog(parts.stores.database, parts.stores.log, parts.clock)
-    return RevocationFeed(log, Lookout(log, time.monotonic), time.monotonic)
+    return RevocationFeed(log, Lookout(log, time.monotonic, parts.timings.feed), time.monotonic)
 
 
 def _own_data(parts: Parts) -> OwnDataExport:
@@ -261,6 +268,7 @@ def _health(parts: Parts, mail: Mailing | None, cache: CacheAdmin) -> Health:
     return Health(
         probes=probes,
         answers=parts.answers,
+        timings=parts.timings.health,
         clock=parts.clock,
         monotonic=time.monotonic,
         started=stores.heartbeat.has_begun,

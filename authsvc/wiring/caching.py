@@ -16,7 +16,7 @@ from authsvc.cache.keys import KeySpace, Space
 from authsvc.cache.lock import Locks
 from authsvc.cache.monitor import Meter, Monitor, joined
 from authsvc.cache.redis.client import CacheClient, CacheEvents
-from authsvc.cache.redis.connections import Generations, Pool, RedisAddress, bounded_pool, stamped
+from authsvc.cache.redis.connections import Deadlines, Generations, Pool, RedisAddress, bounded_pool, stamped
 from authsvc.cache.redis.polled import PolledReads, is_available
 from authsvc.cache.redis.sentinel import SentinelAddress, sentinel_pool
 from authsvc.cache.warmer import Warmed, Warming
@@ -28,8 +28,16 @@ from authsvc.settings import CacheSettings, RedisSettings, Settings
 from authsvc.store.copies.admin import CacheAdmin, user_warmers
 from authsvc.store.copies.index import IndexKeys
 from authsvc.store.copies.polled import PolledIndex
-from authsvc.store.copies.users import ALL_USERS, PAGE_SHAPE, USER_SHAPE, CachedUserStore, UserCaches
+from authsvc.store.copies.users import (
+    ALL_USERS,
+    PAGE_SHAPE,
+    USER_SHAPE,
+    CachedUserStore,
+    CopyTimings,
+    UserCaches,
+)
 from authsvc.store.sql import Database
+from authsvc.wiring.timings import Timings
 
 T = TypeVar("T")
 
@@ -37,8 +45,6 @@ log = logging.getLogger(__name__)
 
 #: Connections of the requests to Redis: one for each thread, opened at the start and not on the hot path.
 REDIS_POOL = 32
-#: Longer than SQL may take to load what is then cached.
-LEASE_MS = 5_000
 #: A tag outlives the pages that hang on it.
 TAG_TTL_S = 86_400
 
@@ -65,11 +71,11 @@ class Redis:
         self.reconciling.close()
 
 
-def open_redis(settings: Settings, metrics: Metrics, tracing: Tracing) -> Redis:
+def open_redis(settings: Settings, timings: Timings, metrics: Metrics, tracing: Tracing) -> Redis:
     """Connects to nothing yet: pools fill when they are used."""
     meter = Meter(time.monotonic)
     events = joined(_counted(metrics), meter.events(), tracing.redis)
-    pool, single = _pools(settings.redis, size=REDIS_POOL)
+    pool, single = _pools(settings.redis, timings.redis, size=REDIS_POOL)
     client = _client(pool, _breaker(settings.cache, metrics), events)
     keys = key_space(settings.cache)
     proof = Proof(settings.redis.max_staleness_s)
@@ -77,10 +83,10 @@ def open_redis(settings: Settings, metrics: Metrics, tracing: Tracing) -> Redis:
         client=client,
         # The reconciler asks at its own pace, also while the breaker of the requests is open.
         reconciling=_client(single, CircuitBreaker(clock=time.monotonic)),
-        polled=_polled(settings, pool, client, events, proof),
+        polled=_polled(settings, pool, client, events, proof, timings.redis),
         keys=keys,
         proof=proof,
-        user_caches=_user_caches(settings.cache, client, keys, proof, events),
+        user_caches=_user_caches(settings.cache, timings.copies, client, keys, proof, events),
         meter=meter,
     )
 
@@ -90,13 +96,15 @@ def key_space(cache: CacheSettings) -> KeySpace:
     return KeySpace(cache.key_prefix, cache.key_version, cache.max_key_length)
 
 
-def single_client(redis: RedisSettings) -> CacheClient:
+def single_client(redis: RedisSettings, timings: Timings | None = None) -> CacheClient:
     """A client of one connection, for the checks before the start."""
-    pool, _ = _pools(redis, size=1)
+    pool, _ = _pools(redis, (timings or Timings()).redis, size=1)
     return CacheClient(pool, breaker=CircuitBreaker(clock=time.monotonic), clock=time.monotonic)
 
 
-def cached_users(settings: Settings, redis: Redis, behind: UserStore, metrics: Metrics) -> UserStore:
+def cached_users(
+    settings: Settings, timings: Timings, redis: Redis, behind: UserStore, metrics: Metrics
+) -> UserStore:
     """*behind*, cached unless the settings turn that off."""
     if not settings.cache.is_enabled:
         return behind
@@ -105,6 +113,7 @@ def cached_users(settings: Settings, redis: Redis, behind: UserStore, metrics: M
         caches=redis.user_caches,
         on_operation=metrics.user_cache_operation,
         monotonic=time.monotonic,
+        timings=timings.copies,
     )
 
 
@@ -157,7 +166,12 @@ def _client(pool: Pool, breaker: CircuitBreaker, events: CacheEvents | None = No
 
 
 def _user_caches(
-    cache: CacheSettings, client: CacheClient, keys: KeySpace, proof: Proof, events: CacheEvents
+    cache: CacheSettings,
+    timings: CopyTimings,
+    client: CacheClient,
+    keys: KeySpace,
+    proof: Proof,
+    events: CacheEvents,
 ) -> UserCaches:
     """The three kinds of copies, each believed only under *proof*; who misses waits for who loads."""
     retry_s = cache.lock_retry_delay_ms / 1000
@@ -171,7 +185,7 @@ def _user_caches(
             client=client,
             space=space,
             shape=shape,
-            lease_ms=LEASE_MS,
+            lease_ms=round(timings.lease_s * 1000),
             rng=random.random,
             trust=trust,
             tagging=tagging,
@@ -210,13 +224,18 @@ def _counted(metrics: Metrics) -> CacheEvents:
 
 
 def _polled(
-    settings: Settings, pool: Pool, client: CacheClient, events: CacheEvents, proof: Proof
+    settings: Settings,
+    pool: Pool,
+    client: CacheClient,
+    events: CacheEvents,
+    proof: Proof,
+    deadlines: Deadlines,
 ) -> PolledIndex | None:
     """What the lane reads; without hiredis, and with a Redis in memory, there is none."""
     if not settings.http.check_lane or settings.redis.is_in_memory or not is_available():
         return None
     return PolledIndex(
-        reads=PolledReads(pool, clock=time.monotonic, events=events),
+        reads=PolledReads(pool, clock=time.monotonic, events=events, deadlines=deadlines),
         client=client,
         key_names=IndexKeys(key_space(settings.cache)),
         proof=proof,
@@ -224,7 +243,7 @@ def _polled(
     )
 
 
-def _pools(redis: RedisSettings, *, size: int) -> tuple[Pool, Pool]:
+def _pools(redis: RedisSettings, deadlines: Deadlines, *, size: int) -> tuple[Pool, Pool]:
     """A pool of *size* and one of a single connection; their connections are counted together."""
     generations = Generations()
     if redis.is_in_memory:
@@ -232,7 +251,9 @@ def _pools(redis: RedisSettings, *, size: int) -> tuple[Pool, Pool]:
     protocol = cast("Literal[2, 3]", redis.protocol)
 
     def pool(size: int) -> Pool:
-        common = _Common(size=size, protocol=protocol, client_name="authsvc", generations=generations)
+        common = _Common(
+            size=size, protocol=protocol, client_name="authsvc", deadlines=deadlines, generations=generations
+        )
         if redis.sentinels:
             return sentinel_pool(_sentinels(redis), **common)
         return bounded_pool(_address(redis), **common)
@@ -246,6 +267,7 @@ class _Common(TypedDict):
     size: int
     protocol: Literal[2, 3]
     client_name: str
+    deadlines: Deadlines
     generations: Generations
 
 

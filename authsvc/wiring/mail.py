@@ -21,6 +21,7 @@ from authsvc.store.mails import SqlOutbox
 from authsvc.store.recovery import SqlRecoveryStore
 from authsvc.store.tickets import SqlTicketStore
 from authsvc.wiring.parts import Parts
+from authsvc.wiring.timings import Timings
 
 MAIL_DIR = DEVELOPMENT_DIR / "mail"
 
@@ -48,12 +49,13 @@ def open_mail(parts: Parts) -> Mailing:
     run = MailRun(
         outbox=outbox,
         letters=letters(settings),
-        transport=transport(settings.mail),
+        transport=transport(settings.mail, parts.timings),
         audit=parts.audit,
         clock=clock,
         monotonic=time.monotonic,
         most_per_minute=settings.mail.max_per_minute,
         on_result=parts.metrics.mail,
+        timings=parts.timings.mail,
     )
     thread = MailThread(run, lambda: parts.metrics.mails_waiting(*outbox.waiting(now=clock())))
     store = _recovery_store(parts)
@@ -105,7 +107,7 @@ def letters(settings: Settings) -> Letters:
     return Letters(sender, _ticket_secrets(settings), mail.templates_dir)
 
 
-def transport(mail: MailSettings) -> Transport:
+def transport(mail: MailSettings, timings: Timings | None = None) -> Transport:
     """The way out."""
     if mail.transport is MailTransport.FILE:
         return FileTransport(MAIL_DIR)
@@ -116,6 +118,7 @@ def transport(mail: MailSettings) -> Transport:
         username=mail.smtp_username,
         password=mail.smtp_password.reveal() if mail.smtp_password else None,
         ca_file=str(mail.smtp_ca_file) if mail.smtp_ca_file else None,
+        timings=(timings or Timings()).smtp,
     )
 
 

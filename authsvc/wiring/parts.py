@@ -33,6 +33,7 @@ from authsvc.store.sessions import SqlSessionStore
 from authsvc.store.users import SqlCredentialStore, SqlUserStore
 from authsvc.wiring.caching import cached_users
 from authsvc.wiring.stores import Stores, open_stores
+from authsvc.wiring.timings import Timings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,19 +58,20 @@ class Parts:
     tracing: Tracing
     answers: LastAnswers
     clock: Clock
+    timings: Timings
 
 
-def make_parts(settings: Settings, clock: Clock, answers: LastAnswers) -> Parts:
+def make_parts(settings: Settings, clock: Clock, answers: LastAnswers, timings: Timings) -> Parts:
     """All parts of one process; connects to nothing."""
     metrics = make_metrics()
     tracing = open_tracing(settings.tracing, now_ns=time.time_ns)
-    stores = open_stores(settings, metrics, tracing, answers, clock)
-    audit = _audit(settings, stores, metrics, clock)
-    ring = KeyFolder(settings.tokens.keys_dir, time.monotonic, audit)
+    stores = open_stores(settings, timings, metrics, tracing, answers, clock)
+    audit = _audit(settings, timings, stores, metrics, clock)
+    ring = KeyFolder(settings.tokens.keys_dir, time.monotonic, audit, timings.keys)
     notices = Notices(are_sent=settings.mail.is_on)
     sql_users = SqlUserStore(stores.database, stores.log, clock, notices)
     limits = Limits(_limits(settings), RedisRateLimiter(stores.redis.client, stores.redis.keys), audit)
-    lane = _lane(settings, metrics)
+    lane = _lane(settings, timings, metrics)
     hasher = PasswordHasher(revealed(settings.passwords.pepper), settings.passwords.bcrypt_cost)
     return Parts(
         settings=settings,
@@ -78,7 +80,7 @@ def make_parts(settings: Settings, clock: Clock, answers: LastAnswers) -> Parts:
         reader=TokenReader(stores.profile, ring),
         sessions=SqlSessionStore(stores.database, stores.log, clock),
         credentials=_credentials(settings, stores, clock, notices),
-        users=cached_users(settings, stores.redis, sql_users, metrics),
+        users=cached_users(settings, timings, stores.redis, sql_users, metrics),
         revocations=Revocations(stores.index, stores.redis.proof),
         audit=audit,
         limits=limits,
@@ -90,6 +92,7 @@ def make_parts(settings: Settings, clock: Clock, answers: LastAnswers) -> Parts:
         tracing=tracing,
         answers=answers,
         clock=clock,
+        timings=timings,
     )
 
 
@@ -97,9 +100,11 @@ def _derived(settings: Settings, purpose: KeyPurpose) -> bytes:
     return derived_key(revealed(settings.tokens.secret), purpose)
 
 
-def _audit(settings: Settings, stores: Stores, metrics: Metrics, clock: Clock) -> RecordedAudit:
+def _audit(
+    settings: Settings, timings: Timings, stores: Stores, metrics: Metrics, clock: Clock
+) -> RecordedAudit:
     trail = SqlAuditTrail(stores.database)
-    writer = TrailWriter(trail, on_unwritten=metrics.audit_unwritten)
+    writer = TrailWriter(trail, on_unwritten=metrics.audit_unwritten, timings=timings.trail)
     return RecordedAudit(
         metrics=metrics, key=_derived(settings, KeyPurpose.LOG_DIGESTS), writer=writer, clock=clock
     )
@@ -111,12 +116,12 @@ def _credentials(settings: Settings, stores: Stores, clock: Clock, notices: Noti
     return CachedCredentialStore(stores.database, stores.log, clock, notices, caches=stores.redis.user_caches)
 
 
-def _lane(settings: Settings, metrics: Metrics) -> HashingLane:
+def _lane(settings: Settings, timings: Timings, metrics: Metrics) -> HashingLane:
     def done(seconds: float) -> None:
         metrics.password_hash(seconds)
         metrics.password_hash_queue(lane.queue_depth)
 
-    size = LaneSize.shared_by(settings.http.workers, cores=available_cores())
+    size = LaneSize.shared_by(settings.http.workers, cores=available_cores(), timings=timings.hashing)
     lane = HashingLane(size, clock=time.monotonic, on_done=done)
     return lane
 

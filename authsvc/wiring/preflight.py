@@ -20,12 +20,13 @@ from authsvc.store.users import roles_in_use
 from authsvc.wiring.caching import key_space, single_client
 from authsvc.wiring.mail import letters
 from authsvc.wiring.stores import open_database
+from authsvc.wiring.timings import Timings
 
 
-def problems(settings: Settings) -> tuple[Problem, ...]:
+def problems(settings: Settings, timings: Timings | None = None) -> tuple[Problem, ...]:
     """Everything that stands in the way of serving; connects, within a few seconds, and tells no secret."""
-    of_stores = (*_database(settings), *_redis(settings))
-    return (*local_problems(settings), *(of_stores or ownership_problems(settings)))
+    of_stores = (*_database(settings, timings), *_redis(settings, timings))
+    return (*local_problems(settings), *(of_stores or ownership_problems(settings, timings)))
 
 
 def local_problems(settings: Settings) -> tuple[Problem, ...]:
@@ -33,20 +34,23 @@ def local_problems(settings: Settings) -> tuple[Problem, ...]:
     return (*_keys(settings), *_tracing(settings), *_templates(settings))
 
 
-def database_problems(settings: Settings) -> tuple[Problem, ...]:
+def database_problems(settings: Settings, timings: Timings | None = None) -> tuple[Problem, ...]:
     """What is wrong with the database: it cannot be reached, or its schema is not the one needed."""
-    return tuple(_database(settings))
+    return tuple(_database(settings, timings))
 
 
-def ownership_problems(settings: Settings) -> tuple[Problem, ...]:
+def ownership_problems(settings: Settings, timings: Timings | None = None) -> tuple[Problem, ...]:
     """Whether Redis holds the data of another installation; where a store is away, others say so."""
-    with closing(open_database(settings)) as database, closing(single_client(settings.redis)) as client:
+    with (
+        closing(open_database(settings, timings)) as database,
+        closing(single_client(settings.redis, timings)) as client,
+    ):
         return tuple(copies.ownership_problems(client, database, key_space(settings.cache), settings.redis))
 
 
-def stored_role_warnings(settings: Settings) -> list[str]:
+def stored_role_warnings(settings: Settings, timings: Timings | None = None) -> list[str]:
     """Roles that users have and the settings do not name; raises StoreUnavailable."""
-    with closing(open_database(settings)) as database:
+    with closing(open_database(settings, timings)) as database:
         in_use = roles_in_use(database)
     return [
         f"ROLES does not name {role}, which users have ({count}): it is in no new token and no answer"
@@ -107,16 +111,16 @@ def _tracing(settings: Settings) -> Iterator[Problem]:
         yield Problem(name="TRACING", message="otlp needs OpenTelemetry: install requirements/otel.txt")
 
 
-def _redis(settings: Settings) -> Iterator[Problem]:
+def _redis(settings: Settings, timings: Timings | None) -> Iterator[Problem]:
     if found := tuple(copies.certificate_problems(settings.redis)):
         yield from found
         return
-    with closing(single_client(settings.redis)) as client:
+    with closing(single_client(settings.redis, timings)) as client:
         yield from copies.redis_problems(client, key_space(settings.cache), settings.redis)
 
 
-def _database(settings: Settings) -> Iterator[Problem]:
-    with closing(open_database(settings)) as database:
+def _database(settings: Settings, timings: Timings | None) -> Iterator[Problem]:
+    with closing(open_database(settings, timings)) as database:
         try:
             message = why_unfit(database)
         except StoreUnavailable as error:

@@ -25,6 +25,7 @@ from authsvc.store.revocations import SqlRevocationLog
 from authsvc.store.sql import POOL_SIZE, Database, DatabaseEvents
 from authsvc.store.transfers import SqlUserTransfers
 from authsvc.wiring.caching import Redis, open_redis
+from authsvc.wiring.timings import Timings
 
 #: What jitter makes of a TTL at most.
 LONGEST_TTL = 1.1
@@ -51,16 +52,22 @@ class Stores:
 
 
 def open_stores(
-    settings: Settings, metrics: Metrics, tracing: Tracing, answers: LastAnswers, clock: Clock
+    settings: Settings,
+    timings: Timings,
+    metrics: Metrics,
+    tracing: Tracing,
+    answers: LastAnswers,
+    clock: Clock,
 ) -> Stores:
     """Connects to nothing yet: pools fill when they are used or started."""
     profile = _profile(settings)
     noted = _noted_in(answers)
-    database = open_database(settings, _observed_by(metrics, tracing, noted), pool_size=POOL_SIZE - 1)
+    observed = _observed_by(metrics, tracing, noted)
+    database = open_database(settings, timings, events=observed, pool_size=POOL_SIZE - 1)
     # Slow commits of requests can take all of their connections: the log is followed over one of its own.
-    following = open_database(settings, noted, pool_size=1)
+    following = open_database(settings, timings, events=noted, pool_size=1)
     log = revocation_log(settings, database, clock, following=following)
-    redis = open_redis(settings, metrics, tracing)
+    redis = open_redis(settings, timings, metrics, tracing)
     waker = _Waker()
     index = RedisIndex(
         client=redis.client,
@@ -74,7 +81,9 @@ def open_stores(
         monotonic=time.monotonic,
         user_copies=redis.user_caches if settings.cache.is_enabled else None,
     )
-    heartbeat = Heartbeat(_reconciler(redis, index, log, following, metrics, answers), metrics.heal)
+    heartbeat = Heartbeat(
+        _reconciler(redis, index, log, following, metrics, answers, timings), metrics.heal, timings.heartbeat
+    )
     waker.wakes = heartbeat.wake
     return Stores(
         database=database,
@@ -103,13 +112,24 @@ def revocation_log(
 
 
 def open_database(
-    settings: Settings, events: DatabaseEvents | None = None, *, pool_size: int = POOL_SIZE
+    settings: Settings,
+    timings: Timings | None = None,
+    *,
+    events: DatabaseEvents | None = None,
+    pool_size: int = POOL_SIZE,
 ) -> Database:
     """The database of *settings*, with a breaker of its own."""
     events = events or DatabaseEvents()
     breaker = CircuitBreaker(clock=time.monotonic, on_change=lambda _, state: events.on_breaker(state))
     url = settings.database.url.reveal()
-    return Database(url, breaker=breaker, clock=time.monotonic, pool_size=pool_size, events=events)
+    return Database(
+        url,
+        breaker=breaker,
+        clock=time.monotonic,
+        pool_size=pool_size,
+        events=events,
+        timings=(timings or Timings()).sql,
+    )
 
 
 def open_transfers(settings: Settings, database: Database, clock: Clock) -> SqlUserTransfers:
@@ -155,12 +175,13 @@ def _reconciler(
     following: Database,
     metrics: Metrics,
     answers: LastAnswers,
+    timings: Timings,
 ) -> Reconciler:
     return Reconciler(
         revocations=log,
         # Over its own connection, like the marker: what was written before a failover is not vouched for.
         index=replace(index, client=redis.reconciling),
-        marker=FreshnessMarker(redis.reconciling, IndexKeys(redis.keys).marker),
+        marker=FreshnessMarker(redis.reconciling, IndexKeys(redis.keys).marker, timings.marker),
         ownership=Ownership(
             # Over the connection of the log: a pool that requests have used up must not stop a comparison.
             installation=partial(installation_id, following),

@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -16,20 +17,13 @@ from authsvc.cli import main
 from authsvc.observability import logs
 from tests.api.driver import Api, MakeApi, Person
 from tests.api.mailing import Postbox
-from tests.patience import patience
 from tests.rig import development, migrate
 from tests.servers import drop_database
+from tests.timings import UNHURRIED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
-
-
-@pytest.fixture(scope="module", autouse=True)
-def patient() -> Iterator[None]:
-    """Wait for the stores for as long as it takes: deadlines are for the tests that are about them."""
-    with patience():
-        yield
 
 
 @pytest.fixture(scope="session")
@@ -43,8 +37,7 @@ def folder(tmp_path_factory) -> Path:
 def template(postgres_server, redis_server, folder) -> Iterator[str]:
     """Migrate one PostgreSQL database for the whole run; every other one is a copy of it."""
     url = postgres_server.create_database()
-    with patience():
-        migrate(development(url, redis_server.url, folder))
+    migrate(development(url, redis_server.url, folder))
     yield urlsplit(url).path.removeprefix("/")
     drop_database(postgres_server.url, url)
 
@@ -115,7 +108,7 @@ def postbox(api: Api) -> Postbox:
 def command(monkeypatch) -> Callable[[list[str]], int]:
     """Run ``authsvc`` in this process, and leave its logging as it is."""
     monkeypatch.setattr(logs, "configure", lambda *_, **__: None)
-    return main
+    return partial(main, timings=UNHURRIED)
 
 
 @pytest.fixture

@@ -18,11 +18,14 @@ from authsvc.settings import Settings
 from authsvc.wiring import build
 from tests.processes import wait_until
 from tests.rig import PASSWORD
+from tests.timings import UNHURRIED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from werkzeug.test import TestResponse
+
+    from authsvc.wiring.timings import Timings
 
 #: Builds an application with settings of the caller's; ``sqlite=True`` for the other database.
 MakeApi: TypeAlias = "Callable[..., Api]"
@@ -56,12 +59,16 @@ class TickingClock:
 
 
 class Api:
-    """One application and short words for the requests that most tests begin with."""
+    """
+    One application and short words for the requests that most tests begin with.
 
-    def __init__(self, env: Mapping[str, str]) -> None:
+    It waits for the stores for as long as it takes: deadlines are for the tests that are about them.
+    """
+
+    def __init__(self, env: Mapping[str, str], *, timings: Timings = UNHURRIED) -> None:
         self.env = env
         self.clock = TickingClock()
-        self.application = create_app(build(Settings.from_env(env), clock=self.clock))
+        self.application = create_app(build(Settings.from_env(env), clock=self.clock, timings=timings))
         self.services = self.application.services
         try:
             self.prove_redis()

@@ -12,6 +12,7 @@ from authsvc.settings import Settings
 from authsvc.store.mails import SqlOutbox
 from authsvc.wiring.mail import letters
 from authsvc.wiring.stores import open_database
+from tests.timings import UNHURRIED
 
 if TYPE_CHECKING:
     from email.message import EmailMessage
@@ -41,7 +42,7 @@ class Postbox:
 
     def deliver(self) -> None:
         """Send all that is due."""
-        with closing(open_database(self._settings)) as database:
+        with closing(open_database(self._settings, UNHURRIED)) as database:
             run = MailRun(
                 outbox=SqlOutbox(database),
                 letters=letters(self._settings),

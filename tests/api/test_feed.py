@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import delete, text
 
 from authsvc.domain.errors import StoreUnavailable
-from authsvc.domain.feed import LOOK_EVERY_S, PLACES
+from authsvc.domain.feed import PLACES, FeedTimings
 from authsvc.domain.values.identifiers import SessionId, UserId, new_id
 from authsvc.settings import Settings
 from authsvc.store.revocations import SqlFeedLog, SqlRevocationLog
@@ -22,6 +22,7 @@ from authsvc.wiring.stores import open_database
 from tests.api.driver import Api, Person, code_of, json_of
 from tests.processes import wait_until
 from tests.rig import PASSWORD
+from tests.timings import UNHURRIED
 
 if TYPE_CHECKING:
     from werkzeug.test import TestResponse
@@ -34,7 +35,7 @@ LONG_S, SHORT_S = 15, 12
 
 def until_a_new_look() -> None:
     """Pause until the last answer of SQL is too old to be given to the next reader."""
-    time.sleep(1.3 * LOOK_EVERY_S)
+    time.sleep(1.3 * FeedTimings().look_every_s)
 
 
 class Reader:
@@ -287,7 +288,7 @@ def test_a_question_that_makes_no_sense_is_refused(pg_reader, query):
 
 def appended(api: Api, count: int) -> list[Revocation]:
     """Entries that end sessions which nobody has, appended past all views."""
-    database = open_database(Settings.from_env(api.env))
+    database = open_database(Settings.from_env(api.env), UNHURRIED)
     log = SqlRevocationLog(database, copies_live=timedelta(seconds=3665), clock=api.clock)
     try:
         drafts = [log.draft_end(UserId(new_id()), SessionId(new_id()), "test") for _ in range(count)]
@@ -299,7 +300,7 @@ def appended(api: Api, count: int) -> list[Revocation]:
 
 def cut_back(api: Api, *, to: int) -> None:
     """Restore the log as it was when *to* was its highest number; numbers are given again from there."""
-    database = open_database(Settings.from_env(api.env))
+    database = open_database(Settings.from_env(api.env), UNHURRIED)
     with database.transaction() as connection:
         connection.execute(delete(revocations).where(revocations.c.seq > to))
         connection.execute(text(f"SELECT setval('revocations_seq_seq', {to})"))

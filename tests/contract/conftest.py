@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from contextlib import closing
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import fakeredis
@@ -13,6 +14,7 @@ from psycopg import sql
 
 from authsvc.domain.revocations import Proof
 from authsvc.store.migrations import upgrade
+from authsvc.store.sql import SqlTimings
 from authsvc.store.tables import metadata
 from tests.contract.copies.index_side import Side
 from tests.contract.copies.reconciling import World, open_world
@@ -25,8 +27,8 @@ from tests.contract.copies.redis_side import (
     real_pool,
 )
 from tests.contract.store.stores import Stores, WallClock, open_database
-from tests.patience import as_configured, patience
 from tests.servers import PostgresServer, RedisServer, Remote, drop_database
+from tests.timings import UNHURRIED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,25 +38,11 @@ if TYPE_CHECKING:
 CALLERS = 16
 
 
-@pytest.fixture(scope="module", autouse=True)
-def patient() -> Iterator[None]:
-    """Wait for the stores for as long as it takes: deadlines are for the tests that are about them."""
-    with patience():
-        yield
-
-
-@pytest.fixture
-def brief_locks() -> Iterator[None]:
-    """Let a reader of the log's head wait for writers as shortly as in the service."""
-    with as_configured("authsvc.store.revocations"):
-        yield
-
-
 @pytest.fixture(scope="session")
 def migrated_postgres(postgres_server: PostgresServer | Remote) -> Iterator[str]:
     """Return the URL of a migrated database that the contract tests share."""
     url = postgres_server.create_database()
-    with patience(), closing(open_database(url)) as database:
+    with closing(open_database(url)) as database:
         upgrade(database)
     yield url
     drop_database(postgres_server.url, url)
@@ -104,6 +92,15 @@ def postgres_stores(postgres_url: str) -> Iterator[Stores]:
     """Open every store over PostgreSQL, for what SQLite has no counterpart of."""
     with closing(open_database(postgres_url)) as database:
         yield Stores.over(database)
+
+
+@pytest.fixture
+def brief_locks(postgres_stores: Stores) -> None:
+    """Let a reader of the log's head wait for writers as shortly as in the service."""
+    usual = SqlTimings()
+    postgres_stores.database.timings = replace(
+        UNHURRIED.sql, log_lock_s=usual.log_lock_s, log_idle_s=usual.log_idle_s
+    )
 
 
 @pytest.fixture(scope="module")

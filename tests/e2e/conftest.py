@@ -8,9 +8,9 @@ from uuid import uuid4
 
 import pytest
 
-from tests.patient import PATIENT
 from tests.rig import Service, environment, migrate
 from tests.servers import drop_database
+from tests.timings import PATIENT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,10 +12,10 @@ from hypothesis import note
 from redis import Redis
 
 from tests.e2e.lines import NO_BODY, Line, Reply, open_lines
-from tests.patient import PATIENT
 from tests.processes import wait_until
 from tests.rig import PASSWORD, Service, development, migrate, run_command
 from tests.servers import PostgresServer, RedisServer
+from tests.timings import PATIENT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -18,10 +18,10 @@ from authsvc.domain.users import Profile
 from authsvc.domain.values.emails import Email
 from authsvc.settings import Settings
 from authsvc.wiring import build
-from tests.patient import PATIENT
 from tests.processes import free_port, wait_until
 from tests.rig import HOPELESS_S, PASSWORD, Service, environment, migrate, run_command
 from tests.servers import RedisServer, drop_database
+from tests.timings import PATIENT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

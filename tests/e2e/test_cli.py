@@ -15,9 +15,9 @@ import pytest
 from authsvc import __version__
 from authsvc.cli import main
 from authsvc.cli import service as service_commands
-from tests.patient import PATIENT
 from tests.processes import HOST, free_port
 from tests.rig import PASSWORD, Service, run_command
+from tests.timings import PATIENT
 
 if TYPE_CHECKING:
     import subprocess

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import jwt
 import pytest
 
-from tests.patient import PATIENT
 from tests.rig import PASSWORD, Service, run_command
+from tests.timings import PATIENT
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -25,10 +25,10 @@ from authsvc.domain.credentials import Credentials
 from authsvc.domain.values.identifiers import new_id
 from authsvc.settings import Settings
 from authsvc.wiring import build
-from tests.patient import PATIENT
 from tests.processes import wait_until
 from tests.rig import PASSWORD, Service, environment, migrate, run_command
 from tests.servers import drop_database
+from tests.timings import PATIENT
 from tests.transfers import (
     BAD_LINES,
     SOME_HASH,

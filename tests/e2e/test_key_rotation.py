@@ -14,7 +14,7 @@ import jwt
 import pytest
 
 from authsvc.cli.keys import generate_key
-from authsvc.store.key_folder import REREAD_S, read_key
+from authsvc.store.key_folder import FolderTimings, read_key
 from tests.e2e.rotation import Load, add_key
 from tests.processes import wait_until
 from tests.rig import PASSWORD, Service, run_command
@@ -30,6 +30,7 @@ EMAIL = "alice@example.com"
 #: For so long clients use a token: then a retired key is no longer needed.
 USED_FOR_S = 1.0
 #: The age of a key that both workers publish by the time it signs; names have whole seconds.
+REREAD_S = FolderTimings().reread_s
 SIGNS_SOON_S = 300 - REREAD_S - 1.5
 
 

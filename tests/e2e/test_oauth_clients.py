@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from authlib.integrations.requests_client import OAuth2Session
 
-from tests.patient import PATIENT
 from tests.rig import Service, run_command
+from tests.timings import PATIENT
 
 if TYPE_CHECKING:
     import subprocess

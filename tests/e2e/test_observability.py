@@ -13,12 +13,12 @@ import requests
 import yaml
 
 from tests import ROOT
-from tests.patient import PATIENT
 from tests.processes import wait_until
 from tests.rig import HOPELESS_S, PASSWORD, Service, environment, migrate, run_command
 from tests.servers import RedisServer, drop_database
 from tests.servers.binaries import BinaryMissing, prometheus_binary
 from tests.servers.prometheus import OBSERVABILITY, PrometheusServer
+from tests.timings import PATIENT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.e2e.estate import create_root
-from tests.patient import PATIENT
 from tests.rig import Service, environment, run_command
 from tests.servers import drop_database
 from tests.servers.binaries import is_here, pgbouncer_binary
 from tests.servers.pgbouncer import PgBouncer
+from tests.timings import PATIENT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,9 +14,9 @@ import psycopg
 import pytest
 import requests
 
-from tests.patient import PATIENT
 from tests.processes import HOST
 from tests.rig import HOPELESS_S, PASSWORD, Service
+from tests.timings import PATIENT
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

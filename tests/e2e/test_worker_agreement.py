@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 import requests
 
-from tests.patient import PATIENT
 from tests.processes import wait_until
 from tests.rig import HOPELESS_S, Service, environment, migrate
 from tests.servers import PostgresServer
+from tests.timings import PATIENT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

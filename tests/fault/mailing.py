@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import sys
 import threading
 import time
 from collections import Counter
@@ -27,6 +26,7 @@ from tests.rig import Service, environment, migrate
 from tests.servers import drop_database
 from tests.servers.certificates import Certificate, self_signed
 from tests.servers.relay import NAME, Relay, Trickster, playing
+from tests.timings import HASTY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,26 +37,6 @@ if TYPE_CHECKING:
     from authsvc.store.sql import Database
     from tests.servers import PostgresServer, Remote
 
-#: The service with leases, retries and pauses of seconds where they take minutes, and time for all else.
-HASTE = """
-from authsvc.domain.accounts import mails
-from authsvc.mail import sender, transports
-from authsvc.store import mails as outbox
-mails.RETRY_AFTER_S, sender.PAUSE_S, transports.REPLY_S = (1,) * 1000, 0.5, 2.0
-outbox.LEASE_S, sender.BEGUN_WITHIN_S, sender.DELAYED_S = 5, 1.0, 1.0
-from tests.patient import run
-run()
-"""
-HASTY = (sys.executable, "-c", HASTE)
-#: The service with short leases alone: a slow machine must not make a relay late that is not.
-SHORT_LEASES = """
-from authsvc.mail import sender
-from authsvc.store import mails as outbox
-outbox.LEASE_S, sender.BEGUN_WITHIN_S = 8, 1.0
-from tests.patient import run
-run()
-"""
-MORTAL = (sys.executable, "-c", SHORT_LEASES)
 OFFERS_TLS = b"250-relay\r\n250 STARTTLS\r\n"
 NUMBERS = count(1)
 

@@ -23,7 +23,6 @@ from authsvc.wiring import now
 from tests import ROOT
 from tests.fault.mailing import (
     FAULTS,
-    MORTAL,
     NUMBERS,
     Load,
     answering,
@@ -32,10 +31,10 @@ from tests.fault.mailing import (
     put,
     waiting_since_before,
 )
-from tests.patient import PATIENT
 from tests.processes import kill_tree, wait_until
 from tests.rig import Service, run_command
 from tests.servers.relay import Relay
+from tests.timings import MORTAL, PATIENT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

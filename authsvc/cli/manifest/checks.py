@@ -13,7 +13,7 @@ from authsvc.cli.manifest.environment import (
     file_at,
     is_mounted,
 )
-from authsvc.server import GRACEFUL_TIMEOUT_S
+from authsvc.server import ServerTimings
 from authsvc.settings import VARIABLES, Settings, SettingsError, all_names
 from authsvc.settings.checks import ignored_names
 
@@ -136,11 +136,12 @@ def _probe_problems(container: Container, ports: _Ports) -> Iterator[str]:
 
 def _grace_problems(container: Container, pod: Pod) -> Iterator[str]:
     grace_s = pod.spec.get("terminationGracePeriodSeconds", DEFAULT_GRACE_S)
-    needed_s = _pre_stop_s(container) + GRACEFUL_TIMEOUT_S
+    graceful_s = ServerTimings().graceful_s
+    needed_s = _pre_stop_s(container) + graceful_s
     if not isinstance(grace_s, int) or grace_s < needed_s:
         yield (
             f"terminationGracePeriodSeconds is {grace_s}; expected {needed_s:g} or more:"
-            f" preStop, and {GRACEFUL_TIMEOUT_S} s for what is under way"
+            f" preStop, and {graceful_s} s for what is under way"
         )
 
 

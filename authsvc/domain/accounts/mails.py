@@ -15,13 +15,35 @@ from authsvc.domain.values.identifiers import timed_id
 
 MailId = NewType("MailId", str)
 
-#: A sender that died holds its mails for so long.
-LEASE_S = 60
-#: Tried again after so many seconds, then once an hour.
-RETRY_AFTER_S = (5, 30, 120, 600, 1_800)
-HOURLY_S = 3_600
 #: A notice is worth sending for so long; other mails as long as their ticket.
 NOTICE_LIFE_S = 86_400
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MailTimings:
+    """How long mails wait, and are waited for (seconds)."""
+
+    #: A sender that died holds its mails for so long.
+    lease_s: float = 60
+    #: A claimed mail is begun within so long or given back: with the 30 s that it may take, that leaves 10 s
+    #: of the lease for clocks that differ.
+    begun_within_s: float = 20.0
+    #: Tried again after so long, then once an hour.
+    retry_after_s: tuple[float, ...] = (5, 30, 120, 600, 1_800)
+    hourly_s: float = 3_600
+    #: The sender looks for mails so often, unless it is woken.
+    interval_s: float = 1.0
+    #: After several failures in a row nothing is tried for so long.
+    pause_s: float = 30.0
+    #: Mail is said to be delayed once the oldest has waited for longer.
+    delayed_s: float = 10.0
+
+    def next_try(self, mail: Mail, now: datetime) -> datetime | None:
+        """When *mail*, whose try number ``attempts`` has just failed, is tried again; None: never."""
+        tries = len(self.retry_after_s)
+        delay_s = self.retry_after_s[mail.attempts - 1] if mail.attempts <= tries else self.hourly_s
+        at = now + timedelta(seconds=delay_s)
+        return at if at < mail.ends_at else None
 
 
 class Template(StrEnum):
@@ -114,13 +136,6 @@ def new_mail(
     )
 
 
-def next_try(mail: Mail, now: datetime) -> datetime | None:
-    """When *mail*, whose try number ``attempts`` has just failed, is tried again; None: never."""
-    delay_s = RETRY_AFTER_S[mail.attempts - 1] if mail.attempts <= len(RETRY_AFTER_S) else HOURLY_S
-    at = now + timedelta(seconds=delay_s)
-    return at if at < mail.ends_at else None
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
     """One claimed mail with what it is about, as SQL had it when it was claimed."""
@@ -151,9 +166,9 @@ def wording(delivery: Delivery, now: datetime) -> Template | None:
 class Outbox(Protocol):
     """The rows, in SQL.  Raises StoreUnavailable."""
 
-    def claim(self, *, most: int, now: datetime, owner: str) -> Sequence[Delivery]:
+    def claim(self, *, most: int, now: datetime, owner: str, lease_s: float) -> Sequence[Delivery]:
         """
-        Take up to *most* mails that are due, urgent ones first, for LEASE_S: nobody else gets them meanwhile.
+        Take up to *most* mails that are due, urgent ones first: for *lease_s* seconds nobody else gets them.
 
         A ticket that was asked for by address is bound here to the account that has it, if one has.
         """

@@ -23,12 +23,19 @@ _log = logging.getLogger(__name__)
 
 #: The mean time of a job follows the last so many.
 MEAN_OVER = 8
-#: A job that has not begun by then is refused: nobody waits longer for a login.
-DEADLINE_S = 2.0
 QUEUE_PER_THREAD = 8
 #: So many wait even if their turn may come too late: 16 clients of one worker, on half of its threads.
 WAITERS_PER_THREAD = 7
-NICENESS = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HashingTimings:
+    """How long a hash may take to begin (seconds), and how much everything else goes before it."""
+
+    #: A job that has not begun by then is refused: nobody waits longer for a login.
+    deadline_s: float = 2.0
+    #: Added to the threads' nice value, 0 to 19; the system runs everything else first.
+    niceness: int = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +57,7 @@ class LaneSize:
     niceness: int
 
     @classmethod
-    def shared_by(cls, workers: int, *, cores: int) -> LaneSize:
+    def shared_by(cls, workers: int, *, cores: int, timings: HashingTimings) -> LaneSize:
         """
         As many hashes at once as there are cores, over all workers together, but at least two in each.
 
@@ -61,8 +68,8 @@ class LaneSize:
             threads=threads,
             queue_limit=QUEUE_PER_THREAD * threads,
             always_wait=WAITERS_PER_THREAD * threads,
-            deadline_s=DEADLINE_S,
-            niceness=NICENESS,
+            deadline_s=timings.deadline_s,
+            niceness=timings.niceness,
         )
 
 

@@ -8,12 +8,17 @@ from dataclasses import dataclass
 from authsvc.cache.redis.client import CacheClient, Command, Script
 from authsvc.domain.revocations import Position
 
-#: The marker's life; it is renewed every second.
-LIFE_MS = 10_000
-#: A replayer that died holds its claim for so long.
-CLAIM_MS = 3_000
-
 _CLAIM = b"replaying:"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MarkerTimings:
+    """How long the marker and a claim live (milliseconds, as Redis takes them)."""
+
+    #: The marker is renewed every second.
+    life_ms: int = 10_000
+    #: A replayer that died holds its claim for so long.
+    claim_ms: int = 3_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +26,12 @@ class Seal:
     """A key that is written behind a page of entries: the server that holds it holds the page."""
 
     key: str
+    life_ms: int
 
     @property
     def command(self) -> Command:
         """What sets it; to be sent behind the page, over the same connection."""
-        return ("SET", self.key, 1, "PX", CLAIM_MS)
+        return ("SET", self.key, 1, "PX", self.life_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +63,8 @@ class FreshnessMarker:
     Raises CacheUnavailable.
     """
 
-    def __init__(self, client: CacheClient, key: str) -> None:
+    def __init__(self, client: CacheClient, key: str, timings: MarkerTimings | None = None) -> None:
+        self._timings = timings or MarkerTimings()
         self._client = client
         self._key = key
         # The hash tag is the marker itself: a cluster keeps all of its keys in one slot.
@@ -76,12 +83,12 @@ class FreshnessMarker:
     def claim(self) -> bytes | None:
         """Claim the refill of an empty Redis; None if somebody else does it."""
         claim = _new_claim()
-        taken = self._client.call("SET", self._key, claim, "NX", "PX", CLAIM_MS)
+        taken = self._client.call("SET", self._key, claim, "NX", "PX", self._timings.claim_ms)
         return claim if taken else None
 
     def seal(self) -> Seal:
         """A new seal, for one page."""
-        return Seal(f"{self._beside}:{secrets.token_hex(8)}")
+        return Seal(f"{self._beside}:{secrets.token_hex(8)}", self._timings.claim_ms)
 
     def step(self, read: bytes, to: Position, seal: Seal) -> bytes | None:
         """
@@ -90,7 +97,7 @@ class FreshnessMarker:
         None if marker, claim or page was lost since *read*.
         """
         target = str(to.seq).encode() if read.isdigit() else _new_claim()
-        life_ms = LIFE_MS if read.isdigit() else CLAIM_MS
+        life_ms = self._timings.life_ms if read.isdigit() else self._timings.claim_ms
         command = self._advancing(read, target, life_ms, to, seal)
         return target if self._client.call(*command) else None
 
@@ -101,7 +108,7 @@ class FreshnessMarker:
         False if it, or what was written behind *seal*, was lost since, or if the connection is no longer the
         one of generation *over*: what was written before may then be gone, and all must be replayed.
         """
-        command = self._advancing(read, str(to.seq).encode(), LIFE_MS, to, seal)
+        command = self._advancing(read, str(to.seq).encode(), self._timings.life_ms, to, seal)
         (is_done,), generation = self._client.pipeline([command])
         return bool(is_done) and generation == over
 
@@ -109,11 +116,11 @@ class FreshnessMarker:
         self, read: bytes, target: bytes, life_ms: int, to: Position, seal: Seal | None
     ) -> Command:
         keys = [self._key, self._position_key, *([seal.key] if seal else [])]
-        return self._advance.command(keys, [read, target, life_ms, CLAIM_MS, to.text()])
+        return self._advance.command(keys, [read, target, life_ms, self._timings.claim_ms, to.text()])
 
     def renew(self, seq: int) -> bool:
         """Keep the marker going if it stands at exactly *seq*: all that may be done without SQL."""
-        command = self._renew.command([self._key, self._position_key], [str(seq), LIFE_MS])
+        command = self._renew.command([self._key, self._position_key], [str(seq), self._timings.life_ms])
         return bool(self._client.call(*command))
 
     def discard(self) -> None:

@@ -21,15 +21,21 @@ from authsvc.store.copies.marker import FreshnessMarker, Reading, is_claim
 from authsvc.store.copies.ownership import Ownership
 from authsvc.store.revocations import SqlRevocationLog
 
-INTERVAL_S: Final = 1.0
-#: Woken early by a new connection, but never more often than this.
-SHORTEST_INTERVAL_S: Final = 0.1
 #: How many comparisons lie between two looks at the eviction policy.
 POLICY_EVERY: Final = 5
 #: Failures in a row that are worth a line.
 NOTABLE_FAILURES: Final = 2
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeartbeatTimings:
+    """How long lies between two comparisons (seconds)."""
+
+    interval_s: float = 1.0
+    #: Woken early by a new connection, but never more often than this.
+    shortest_s: float = 0.1
 
 
 def nothing() -> None:
@@ -267,7 +273,13 @@ class Heartbeat:
     *alongside* is called after each.  That Redis is believed, or is not, is logged when it changes.
     """
 
-    def __init__(self, reconciler: Reconciler, alongside: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        reconciler: Reconciler,
+        alongside: Callable[[], object],
+        timings: HeartbeatTimings | None = None,
+    ) -> None:
+        self._timings = timings or HeartbeatTimings()
         self._reconciler = reconciler
         self._alongside = alongside
         self._afterwards: list[Callable[[], None]] = []
@@ -303,9 +315,9 @@ class Heartbeat:
             is_proven = self.beat()
             self.has_begun.set()
             self._go_along(is_proven=is_proven)
-            self._wake.wait(INTERVAL_S - SHORTEST_INTERVAL_S)
+            self._wake.wait(self._timings.interval_s - self._timings.shortest_s)
             self._wake.clear()
-            self._stop.wait(SHORTEST_INTERVAL_S)
+            self._stop.wait(self._timings.shortest_s)
 
     def beat(self) -> bool:
         """One comparison; an outage makes it fail, and the next one is tried all the same."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TypeVar, cast
 
@@ -38,11 +38,18 @@ Kept = TypeVar("Kept", Committed[User], Committed[User] | None)
 #: Raise it with every change of the fields below.
 USER_SCHEMA = 3
 
-#: Who has waited longer for Redis (seconds) notes no address there.
-NOTE_WITHIN_S = 0.1
-
 #: The tag that every page of the list depends on.
 ALL_USERS = "all"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopyTimings:
+    """How long the cached users may take (seconds)."""
+
+    #: Longer than SQL may take to load what is then cached.
+    lease_s: float = 5.0
+    #: Who has waited longer for Redis notes no address there.
+    note_within_s: float = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +145,7 @@ class CachedUserStore:
     #: Hears what was asked and the seconds it took.
     on_operation: Callable[[str, float], None]
     monotonic: Monotonic
+    timings: CopyTimings = field(default_factory=CopyTimings)
 
     def get(self, user_id: UserId) -> User:
         """Raises NotFound."""
@@ -205,7 +213,7 @@ class CachedUserStore:
 
     def _is_quick_since(self, asked_at_s: float) -> bool:
         """False where Redis hangs: a reader who has waited for it is not made to wait for a note, too."""
-        return self.monotonic() - asked_at_s < NOTE_WITHIN_S
+        return self.monotonic() - asked_at_s < self.timings.note_within_s
 
     @contextmanager
     def _timed(self, operation: str) -> Iterator[float]:

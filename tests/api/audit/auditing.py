@@ -14,6 +14,7 @@ from authsvc.wiring.stores import open_database
 from tests.api.driver import Api, Person, code_of, json_of, new_email
 from tests.api.mailing import Postbox, code_in, token_in
 from tests.rig import PASSWORD
+from tests.timings import UNHURRIED
 
 if TYPE_CHECKING:
     from authsvc.store.sql import Database
@@ -115,7 +116,7 @@ class Theatre:
     def __init__(self, api: Api) -> None:
         self.api = api
         self.admin = api.an_admin()
-        self.database = open_database(Settings.from_env(api.env))
+        self.database = open_database(Settings.from_env(api.env), UNHURRIED)
         self.postbox = Postbox(api)
 
     def stage(self) -> Stage:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from contextlib import closing
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -12,15 +13,16 @@ import pytest
 
 from authsvc.domain.audit import AuditFilter, Entry
 from authsvc.domain.values.identifiers import timed_id
-from authsvc.observability.trail import WAIT_S
+from authsvc.observability.trail import TrailTimings
 from authsvc.settings import Settings
 from authsvc.store.audit import SqlAuditTrail
+from authsvc.store.sql import SqlTimings
 from authsvc.wiring import now
 from authsvc.wiring.stores import open_database
 from tests.api.driver import Api, code_of
-from tests.patience import as_configured
 from tests.processes import wait_until
 from tests.rig import development, migrate
+from tests.timings import UNHURRIED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 WRONG = "wrong horse battery staple"
 REFUSALS = 10
 #: A busy machine may take so long; who waits for SQL each time takes longer.
-HOPELESS_S = REFUSALS * WAIT_S - 1
+HOPELESS_S = REFUSALS * TrailTimings().wait_s - 1
 
 
 @pytest.fixture
@@ -38,7 +40,7 @@ def trail(tmp_path, redis_url, monkeypatch) -> Iterator[SqlAuditTrail]:
     migrate(env)
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    with closing(open_database(Settings.from_env(env))) as database:
+    with closing(open_database(Settings.from_env(env), UNHURRIED)) as database:
         yield SqlAuditTrail(database)
 
 
@@ -74,29 +76,30 @@ def test_prune_takes_nothing_but_days(age, capsys, command):
 
 @pytest.fixture
 def api(private_postgres, redis_url, tmp_path) -> Iterator[Api]:
-    """An application over a PostgreSQL of its own."""
+    """An application over a PostgreSQL of its own, with the deadlines of the service."""
     url = private_postgres.create_database()
     env = development(url, redis_url, tmp_path, RATE_LIMIT_LOGIN_ACCOUNT="1/hour")
     migrate(env)
-    with closing(Api(env)) as made:
+    usual = replace(UNHURRIED, sql=SqlTimings(), trail=TrailTimings())
+    with closing(Api(env, timings=usual)) as made:
         yield made
 
 
 def test_a_sql_that_hangs_holds_up_no_refusal_and_loses_no_event(api, private_postgres):
     """A refusal that only the trail needs SQL for comes at once; its row is there when SQL is back."""
-    person, admin = api.someone(), api.an_admin()
-    assert api.log_in(person.email, WRONG).status_code == 401
+    with closing(Api(api.env)) as unhurried:
+        person, admin = unhurried.someone(), unhurried.an_admin()
+        assert unhurried.log_in(person.email, WRONG).status_code == 401
 
-    with as_configured("authsvc.store.sql", "authsvc.observability.trail"):
-        private_postgres.pause()
-        try:
-            began_s = time.monotonic()
-            refusals = [api.log_in(person.email, WRONG).status_code for _ in range(REFUSALS)]
-            refused_s = time.monotonic() - began_s
-            login = api.log_in(admin.email)
-            login_s = time.monotonic() - began_s - refused_s
-        finally:
-            private_postgres.resume()
+    private_postgres.pause()
+    try:
+        began_s = time.monotonic()
+        refusals = [api.log_in(person.email, WRONG).status_code for _ in range(REFUSALS)]
+        refused_s = time.monotonic() - began_s
+        login = api.log_in(admin.email)
+        login_s = time.monotonic() - began_s - refused_s
+    finally:
+        private_postgres.resume()
 
     assert refusals == [429] * REFUSALS
     assert refused_s < HOPELESS_S

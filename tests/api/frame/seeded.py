@@ -14,6 +14,7 @@ from typing import Any
 from authsvc.app import Application, create_app
 from authsvc.settings import Settings
 from authsvc.wiring import build
+from tests.timings import UNHURRIED
 
 WRONG: dict[str, list[Any]] = {
     name: [] for name in ("email", "password", "name", "phone", "device_id", "zeta", "beta", "alpha")
@@ -23,7 +24,7 @@ QUERY = "?" + "&".join(f"{name}=x" for name in ("role", "status", "limit", "curs
 
 def main() -> None:
     """Build the application of this environment, ask, print."""
-    application = create_app(build(Settings.from_env(os.environ)))
+    application = create_app(build(Settings.from_env(os.environ), timings=UNHURRIED))
     try:
         json.dump(answers(application), sys.stdout)
     finally:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from authsvc.domain.errors import StoreUnavailable
-from authsvc.store import sql
-from authsvc.store.sql import CONNECT_S
+from authsvc.store.sql import SqlTimings
 from tests.api.driver import Api, code_of, json_of
 from tests.api.gateway import INACTIVE, INTROSPECT, REVOKE, Gateway, basic, refusal
 from tests.processes import wait_until
 from tests.rig import development
 from tests.servers import drop_database
 from tests.servers.proxy import Mode, TcpProxy
+from tests.timings import UNHURRIED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -130,15 +130,17 @@ def test_without_sql_a_proven_redis_decides_for_clients_that_were_met(scene, per
     assert person.is_accepted()
 
 
-def test_while_sql_hangs_nobody_waits_for_it_twice(scene, person, monkeypatch):
+def test_while_sql_hangs_nobody_waits_for_it_twice(scene, person):
     """One deadline of SQL at most, also for what SQL alone could say after the client's own look-up."""
-    monkeypatch.setattr(sql, "DEADLINE_S", SQL_S)
-    monkeypatch.setattr(sql, "CONNECT_S", CONNECT_S)
-    with scene.without(scene.sql, mode=Mode.SILENT):
-        answers = []
-        for token in (person.access, person.refresh_token):
-            began_s = time.monotonic()
-            answers.append((asked(scene.known, token), time.monotonic() - began_s))
+    hurried = replace(UNHURRIED, sql=SqlTimings(deadline_s=SQL_S))
+    with closing(Api(scene.api.env, timings=hurried)) as api:
+        known = replace(scene.known, api=api)
+        wait_until(lambda: is_active(known, person.access), what="the client met")
+        with scene.without(scene.sql, mode=Mode.SILENT):
+            answers = []
+            for token in (person.access, person.refresh_token):
+                began_s = time.monotonic()
+                answers.append((asked(known, token), time.monotonic() - began_s))
 
     (access, access_s), (refresh, refresh_s) = answers
     assert isinstance(access, dict)

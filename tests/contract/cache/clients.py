@@ -21,15 +21,19 @@ from authsvc.cache import (
     Shape,
     bounded_pool,
 )
-from authsvc.cache.redis.connections import Deadlines, Pool
+from authsvc.cache.redis.connections import Pool
 from authsvc.cache.redis.polled import PolledReads
+from tests.timings import UNHURRIED
+
+#: Longer than a machine stands still.
+PATIENT = UNHURRIED.redis
 
 
 def cache_client(
     url: str, *, size: int = 4, breaker: CircuitBreaker | None = None, **pool_options
 ) -> CacheClient:
-    """Return a client of *url* as the service would build it."""
-    pool = bounded_pool(RedisAddress.from_url(url), size=size, **pool_options)
+    """Return a client of *url* as the service would build it, which waits for as long as it takes."""
+    pool = bounded_pool(RedisAddress.from_url(url), size=size, **{"deadlines": PATIENT, **pool_options})
     return CacheClient(pool, breaker=breaker or CircuitBreaker(clock=time.monotonic), clock=time.monotonic)
 
 
@@ -95,10 +99,6 @@ def rows_of(client) -> Aside[Row]:
 def load(idents):
     """Load any rows."""
     return {ident: Row(ident, 1) for ident in idents}
-
-
-#: Longer than a machine stands still.
-PATIENT = Deadlines(connect_s=20, read_s=20, wait_s=20, total_s=20)
 
 
 def mget(*keys: str) -> bytes:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from functools import partial
 
 import pytest
 
-from authsvc.cache import CacheMisuse, CacheUnavailable, CircuitBreaker, Deadlines, Script, State
-from tests.contract.cache.clients import cache_client, in_threads
+from authsvc.cache import CacheMisuse, CacheUnavailable, CircuitBreaker, Script, State
+from tests.contract.cache.clients import PATIENT, cache_client, in_threads
 from tests.processes import wait_until
 
 
@@ -136,7 +137,7 @@ def test_a_database_that_is_not_there_is_an_outage(private_redis):
 def test_an_exhausted_pool_is_refused_soon(redis_url):
     """Who finds all connections in use for a tenth of a second is told so; Redis is not blamed."""
     breaker = CircuitBreaker(failure_threshold=1, clock=time.monotonic)
-    client = cache_client(redis_url, size=1, breaker=breaker, deadlines=Deadlines(wait_s=0.1))
+    client = cache_client(redis_url, size=1, breaker=breaker, deadlines=replace(PATIENT, wait_s=0.1))
     wire = client.connections.acquire()
     started = time.monotonic()
     with pytest.raises(CacheUnavailable, match="exhausted"):

@@ -18,7 +18,6 @@ from authsvc.cache import (
     ClusterAddress,
     ClusterServers,
     Counters,
-    Deadlines,
     Locks,
     Meter,
     Monitor,
@@ -29,7 +28,17 @@ from authsvc.cache import (
     each_server,
     pattern_drop,
 )
-from tests.contract.cache.clients import IDENTS, KEYS, SPACE, Row, client_of, in_threads, load, rows_of
+from tests.contract.cache.clients import (
+    IDENTS,
+    KEYS,
+    PATIENT,
+    SPACE,
+    Row,
+    client_of,
+    in_threads,
+    load,
+    rows_of,
+)
 from tests.processes import wait_until
 from tests.servers.clusters import SLOTS, cluster
 
@@ -48,7 +57,7 @@ def three():
 def spread(request, three):
     """Return a client of an empty cluster that was told of one of its servers."""
     address = ClusterAddress(nodes=three.addresses[:1])
-    client = client_of(ClusterServers(Topology(address, size=4, protocol=request.param)))
+    client = client_of(ClusterServers(Topology(address, size=4, protocol=request.param, deadlines=PATIENT)))
     for server in each_server(client):
         server.call("FLUSHALL")
     yield client
@@ -158,7 +167,9 @@ def test_a_slot_that_moves_is_followed(three, spread):
 
 def test_without_a_cluster_the_refusal_is_soon(three):
     """Nobody there at all: an outage like any other."""
-    client = client_of(ClusterServers(Topology(ClusterAddress(nodes=(("127.0.0.1", 1),)), size=1)))
+    client = client_of(
+        ClusterServers(Topology(ClusterAddress(nodes=(("127.0.0.1", 1),)), size=1, deadlines=PATIENT))
+    )
     began = time.monotonic()
 
     with pytest.raises(CacheUnavailable, match="refused"):
@@ -169,7 +180,7 @@ def test_without_a_cluster_the_refusal_is_soon(three):
 
 def test_a_lost_server_costs_its_own_keys(three):
     """The others' are served; when it is back everything is."""
-    hasty = Deadlines(connect_s=READ_S, read_s=READ_S, total_s=READ_S)
+    hasty = replace(PATIENT, connect_s=READ_S, read_s=READ_S, total_s=READ_S)
     address = ClusterAddress(nodes=three.addresses)
     client = client_of(ClusterServers(Topology(address, size=2, deadlines=hasty)))
     client.pipeline([("SET", ident, ident) for ident in IDENTS])
@@ -200,7 +211,9 @@ def test_a_lost_server_costs_its_own_keys(three):
 
 def test_connections_that_the_server_closed_while_idle_cost_nothing(three):
     """They are remade before their next use, and nothing is sent twice."""
-    client = client_of(ClusterServers(Topology(ClusterAddress(nodes=three.addresses), size=3)))
+    client = client_of(
+        ClusterServers(Topology(ClusterAddress(nodes=three.addresses), size=3, deadlines=PATIENT))
+    )
     client.connections.fill()
     for node in range(3):
         three.ask(node, "CLIENT", "KILL", "TYPE", "normal")
@@ -213,7 +226,7 @@ def test_connections_that_the_server_closed_while_idle_cost_nothing(three):
 
 def test_a_connection_that_breaks_in_use_makes_its_neighbours_suspect(three):
     """Those to the same server are remade; those to the others, and what was proven over them, stay."""
-    topology = Topology(ClusterAddress(nodes=three.addresses), size=3)
+    topology = Topology(ClusterAddress(nodes=three.addresses), size=3, deadlines=PATIENT)
     client = client_of(ClusterServers(topology))
     client.connections.fill()
     before = client.connections.generation

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 import time
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -13,7 +14,7 @@ from redis.exceptions import ConnectionError as DriverConnectionError
 
 from authsvc.cache import CacheClient, CacheUnavailable, CircuitBreaker, Deadlines
 from authsvc.cache.redis.connections import socket_options, stamped
-from tests.contract.cache.clients import cache_client, in_threads
+from tests.contract.cache.clients import PATIENT, cache_client, in_threads
 from tests.processes import wait_until
 from tests.servers.proxy import Mode, TcpProxy
 
@@ -54,7 +55,7 @@ def test_what_the_server_cut_is_remade_before_use(private_redis):
 
 def test_a_connection_in_use_is_not_asked(private_redis):
     """A sign of life costs a round trip: only what lay idle has to give one."""
-    client = cache_client(private_redis.url, size=1, deadlines=Deadlines(idle_s=60))
+    client = cache_client(private_redis.url, size=1, deadlines=replace(PATIENT, idle_s=60))
     with Redis.from_url(private_redis.url) as admin:
         client.call("SET", "count", 0)
         admin.config_resetstat()

@@ -23,7 +23,7 @@ from authsvc.cache import (
     bounded_pool,
 )
 from authsvc.cache.local import DEAF_AFTER_S
-from tests.contract.cache.clients import cache_client
+from tests.contract.cache.clients import PATIENT, cache_client
 from tests.processes import wait_until
 from tests.servers.proxy import Mode, Rule, TcpProxy
 
@@ -79,7 +79,7 @@ class Process:
             )
         )
         self.aside = aside
-        pool = bounded_pool(RedisAddress.from_url(listens_at or url), size=1)
+        pool = bounded_pool(RedisAddress.from_url(listens_at or url), size=1, deadlines=PATIENT)
         self.invalidations = Invalidations(pool, KEYS)
         self.near = Near(
             aside, self.invalidations, ttl_s=3, max_entries=max_entries, clock=lambda: self.now_s

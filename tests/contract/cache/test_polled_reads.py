@@ -11,7 +11,7 @@ from redis import Redis
 from authsvc.cache import CacheUnavailable, RedisAddress, bounded_pool
 from authsvc.cache.redis.connections import Generations
 from authsvc.cache.redis.polled import LONGEST_PAUSE_S, STABLE_S, PolledReads
-from tests.contract.cache.clients import answer_to, answered, mget, reads_over, wait_once
+from tests.contract.cache.clients import PATIENT, answer_to, answered, mget, reads_over, wait_once
 from tests.contract.copies.redis_side import Stopwatch
 from tests.servers import RedisServer
 from tests.servers.proxy import Mode, Rule, TcpProxy
@@ -19,7 +19,7 @@ from tests.servers.proxy import Mode, Rule, TcpProxy
 
 def pool_of(url: str, **options):
     """A pool to the server at *url*."""
-    return bounded_pool(RedisAddress.from_url(url), size=1, **options)
+    return bounded_pool(RedisAddress.from_url(url), size=1, **{"deadlines": PATIENT, **options})
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_what_nobody_asked_for_closes_the_connection(proxy):
 
 def test_a_connection_is_adopted_only_if_it_is_trusted(private_redis):
     """Until a comparison has seen it, the loop keeps what it has, which may be nothing."""
-    reads = PolledReads(pool_of(private_redis.url), clock=time.monotonic)
+    reads = PolledReads(pool_of(private_redis.url), clock=time.monotonic, deadlines=PATIENT)
     reads.renew()
 
     assert not reads.adopt(lambda _generation: False)
@@ -159,7 +159,7 @@ def test_connections_are_counted_with_those_of_the_pool(private_redis):
 def test_connections_that_do_not_live_are_made_ever_more_slowly(proxy):
     """At once after a long life; else in pauses that are doubled, up to a bound."""
     clock = Stopwatch()
-    reads = PolledReads(pool_of(proxy.url_for("redis://x")), clock=clock)
+    reads = PolledReads(pool_of(proxy.url_for("redis://x")), clock=clock, deadlines=PATIENT)
     reads.renew()
     reads.adopt(lambda _generation: True)
     clock.tick(STABLE_S)
@@ -185,7 +185,7 @@ def test_without_a_server_there_is_no_connection():
     """Nobody hears an error; the next one is wanted after a pause."""
     with RedisServer() as server:
         url = server.url
-    reads = PolledReads(pool_of(url), clock=time.monotonic)
+    reads = PolledReads(pool_of(url), clock=time.monotonic, deadlines=PATIENT)
 
     reads.renew()
     reads.renew()

@@ -14,14 +14,13 @@ from authsvc.cache import (
     MISSING,
     Aside,
     CacheEvents,
-    Deadlines,
     Entry,
     KeySpace,
     Records,
     Shape,
     SingleFlight,
 )
-from tests.contract.cache.clients import cache_client, in_threads
+from tests.contract.cache.clients import PATIENT, cache_client, in_threads
 from tests.processes import wait_until
 
 SPACE = KeySpace("lib").space("row", ttl_s=60)
@@ -63,8 +62,7 @@ def rows_of(url, *, patience_s=60.0, lease_ms=60_000, size=16, retry_s=0.02, eve
 def storm(url, start, answers):
     """Be one process of the storm: 50 threads that miss one key at once."""
     # A call that is late on a busy machine would be answered by a load: right, but not what is counted here.
-    patient = Deadlines(connect_s=60, read_s=60, wait_s=60, total_s=60)
-    rows = rows_of(url, deadlines=patient)
+    rows = rows_of(url, deadlines=PATIENT)
     loads = Redis.from_url(url)
 
     def load(ident):

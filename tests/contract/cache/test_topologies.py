@@ -27,6 +27,7 @@ from authsvc.cache import (
 from tests.contract.cache.clients import (
     IDENTS,
     KEYS,
+    PATIENT,
     SPACE,
     Row,
     answer_to,
@@ -51,7 +52,7 @@ def test_a_failover_is_followed_and_seen():
     """The primary is killed; writes go to the new one soon, over connections with higher stamps."""
     with watched() as servers:
         address = SentinelAddress(sentinels=servers.addresses, service=SERVICE)
-        client = client_of(sentinel_pool(address, size=4))
+        client = client_of(sentinel_pool(address, size=4, deadlines=PATIENT))
         values = Values(client=client, space=SPACE)
         values.set("7", "before")
         wait_until(lambda: _has(servers.replica, SPACE.key("7")), what="replication")
@@ -69,7 +70,7 @@ def test_a_polled_connection_leads_to_the_primary_of_the_moment():
     """Made anew after a failover, it reads from the new one, with a higher stamp."""
     with watched() as servers:
         address = SentinelAddress(sentinels=servers.addresses, service=SERVICE)
-        pool = sentinel_pool(address, size=4)
+        pool = sentinel_pool(address, size=4, deadlines=PATIENT)
         values = Values(client=client_of(pool), space=SPACE)
         values.set("7", "before")
         wait_until(lambda: _has(servers.replica, SPACE.key("7")), what="replication")
@@ -128,7 +129,7 @@ def front(private_redis, certificate):
 def test_tls_with_a_known_root(front, certificate):
     """Encrypted, verified, and otherwise the same."""
     address = RedisAddress(host="127.0.0.1", port=front.port, tls=True, tls_ca=str(certificate[0]))
-    client = client_of(bounded_pool(address, size=2))
+    client = client_of(bounded_pool(address, size=2, deadlines=PATIENT))
     client.call("SET", "a", "x" * 100_000)
 
     assert client.mget(["a"]).values == [b"x" * 100_000]
@@ -138,7 +139,7 @@ def test_tls_with_a_known_root(front, certificate):
 def test_a_polled_connection_through_tls(front, certificate):
     """Encrypted, verified, and nobody waits for records: replies of several are taken when they are whole."""
     address = RedisAddress(host="127.0.0.1", port=front.port, tls=True, tls_ca=str(certificate[0]))
-    pool = bounded_pool(address, size=1)
+    pool = bounded_pool(address, size=1, deadlines=PATIENT)
     client_of(pool).call("SET", "a", "x" * 500_000)
     reads = reads_over(pool)
 
@@ -155,7 +156,7 @@ def test_a_polled_connection_logs_in(private_redis):
     address = RedisAddress(
         host="127.0.0.1", port=private_redis.port, username="narrow", password="secret", db=3
     )
-    reads = reads_over(bounded_pool(address, size=1))
+    reads = reads_over(bounded_pool(address, size=1, deadlines=PATIENT))
 
     assert answer_to(reads, "a") == [b"3"]
     reads.close()
@@ -163,7 +164,9 @@ def test_a_polled_connection_logs_in(private_redis):
 
 def test_tls_with_an_unknown_root_is_refused(front):
     """A certificate that nobody vouches for is an outage, never a warning."""
-    client = client_of(bounded_pool(RedisAddress.from_url(f"rediss://127.0.0.1:{front.port}"), size=1))
+    client = client_of(
+        bounded_pool(RedisAddress.from_url(f"rediss://127.0.0.1:{front.port}"), size=1, deadlines=PATIENT)
+    )
 
     with pytest.raises(CacheUnavailable, match="tls"):
         client.ping()
@@ -174,7 +177,7 @@ def test_tls_for_another_name_is_refused(front, certificate):
     address = RedisAddress(host="localhost", port=front.port, tls=True, tls_ca=str(certificate[0]))
 
     with pytest.raises(CacheUnavailable, match="tls"):
-        client_of(bounded_pool(address, size=1)).ping()
+        client_of(bounded_pool(address, size=1, deadlines=PATIENT)).ping()
 
 
 # A narrow user
@@ -187,7 +190,9 @@ def test_a_user_without_dangerous_commands_can_do_everything():
             rules = "reset on >secret ~lib:* &lib:* +@all -@dangerous -@admin"
             admin.execute_command("ACL", "SETUSER", "library", *rules.split())
         url = f"redis://library:secret@{server.host}:{server.port}/0"
-        client = client_of(bounded_pool(RedisAddress.from_url(url), size=2, client_name="library"))
+        client = client_of(
+            bounded_pool(RedisAddress.from_url(url), size=2, deadlines=PATIENT, client_name="library")
+        )
         rows = rows_of(client)
         rows.get_or_load_many(IDENTS, load)
         snapshot = Monitor(client, Meter(time.monotonic), time.monotonic).snapshot()

@@ -30,6 +30,7 @@ from authsvc.store.copies.marker import FreshnessMarker
 from authsvc.store.copies.ownership import Ownership, installation_id
 from authsvc.store.copies.reconciler import Reconciler
 from authsvc.store.revocations import SqlRevocationLog
+from tests.timings import UNHURRIED
 
 PROFILE = TokenProfile(issuer="http://issuer.test", audience="tests", lifetime_s=3600, leeway_s=5)
 KEYS = IndexKeys(KeySpace())
@@ -49,7 +50,9 @@ def client_over(
 
 def real_pool(url: str, *, size: int = CHECKS, generations: Generations | None = None) -> Pool:
     """Connections to the server at *url*."""
-    return bounded_pool(RedisAddress.from_url(url), size=size, generations=generations)
+    return bounded_pool(
+        RedisAddress.from_url(url), size=size, generations=generations, deadlines=UNHURRIED.redis
+    )
 
 
 def embedded_pool(server: fakeredis.FakeServer, *, size: int = CHECKS) -> Pool:
@@ -168,7 +171,7 @@ def process(url: str, log: SqlRevocationLog, clock: Clock, *, reconciling_url: s
     lags: list[int] = []
     checks = client_over(real_pool(url, generations=generations))
     reconciling = client_over(real_pool(reconciling_url or url, size=1, generations=generations))
-    marker = FreshnessMarker(reconciling, KEYS.marker)
+    marker = FreshnessMarker(reconciling, KEYS.marker, UNHURRIED.marker)
     reconciler = Reconciler(
         revocations=log,
         index=index_over(reconciling, clock, proof=proof, monotonic=monotonic),

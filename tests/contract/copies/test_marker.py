@@ -13,10 +13,10 @@ import pytest
 
 from authsvc.cache import CacheClient
 from authsvc.domain.revocations import Position
-from authsvc.store.copies import marker as markers
-from authsvc.store.copies.marker import CLAIM_MS, LIFE_MS, FreshnessMarker, is_claim
+from authsvc.store.copies.marker import FreshnessMarker, MarkerTimings, is_claim
 from tests.contract.cache.clients import in_threads
 from tests.contract.copies.redis_side import KEYS, client_over, embedded_pool, real_pool
+from tests.timings import UNHURRIED
 
 RACERS = 16
 #: How long what a test puts there lives: shorter by far than the marker's own life.
@@ -45,7 +45,7 @@ class Side:
 
     def is_renewed(self) -> bool:
         """It was given its own life just now."""
-        return 5 * PUT_MS < self.ttl_ms() <= markers.LIFE_MS
+        return 5 * PUT_MS < self.ttl_ms() <= UNHURRIED.marker.life_ms
 
     def over(self) -> int:
         """The generation of the connection."""
@@ -66,7 +66,7 @@ def side(request) -> Iterator[Side]:
         else embedded_pool(fakeredis.FakeServer(), size=RACERS)
     )
     with closing(client_over(pool)) as client:
-        yield Side(FreshnessMarker(client, KEYS.marker), client)
+        yield Side(FreshnessMarker(client, KEYS.marker, UNHURRIED.marker), client)
 
 
 def sealed(side: Side):
@@ -99,12 +99,12 @@ def test_a_claim_is_taken_once_and_is_no_number(side):
     assert side.value() == claim
     assert is_claim(claim)
     assert not claim.isdigit()
-    assert 0 < side.ttl_ms() <= markers.CLAIM_MS
+    assert 0 < side.ttl_ms() <= UNHURRIED.marker.claim_ms
 
 
 def test_the_lives_are_those_that_are_documented():
     """In these tests both are longer: a machine that stands still must not end them."""
-    assert (LIFE_MS, CLAIM_MS) == (10_000, 3_000)
+    assert MarkerTimings() == MarkerTimings(life_ms=10_000, claim_ms=3_000)
 
 
 def test_a_marker_cannot_be_claimed(side):
@@ -204,7 +204,7 @@ def test_a_seal_is_for_one_page_and_ends_by_itself(side):
     assert one.key != other.key
     assert one.key.startswith("authsvc:v1:")
     left: Any = side.client.call("PTTL", one.key)
-    assert 0 < left <= markers.CLAIM_MS
+    assert 0 < left <= UNHURRIED.marker.claim_ms
 
 
 def test_renewing_needs_no_new_entry(side):

@@ -6,9 +6,9 @@ import pytest
 
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.values.identifiers import SessionId, UserId, new_id
-from authsvc.store.copies import marker
 from tests.contract.cache.clients import in_threads
 from tests.contract.copies.redis_side import KEYS
+from tests.timings import UNHURRIED
 
 
 class TestComparing:
@@ -33,7 +33,7 @@ class TestComparing:
         assert process.is_proven()
         assert world.tombstones() == keys
         assert world.marker() == b"4"
-        assert marker.LIFE_MS / 2 < world.redis.pttl(KEYS.marker) <= marker.LIFE_MS
+        assert UNHURRIED.marker.life_ms / 2 < world.redis.pttl(KEYS.marker) <= UNHURRIED.marker.life_ms
         assert process.lags == [4, 0]
 
     def test_an_empty_log_proves_an_empty_redis(self, world):
@@ -190,7 +190,7 @@ class TestTwoProcesses:
         assert process.marker.claim() is not None
 
         assert not process.reconciler.tick()
-        assert 0 < world.redis.pttl(KEYS.marker) <= marker.CLAIM_MS
+        assert 0 < world.redis.pttl(KEYS.marker) <= UNHURRIED.marker.claim_ms
         world.let_marker_end()
 
         assert process.reconciler.tick()

@@ -15,9 +15,8 @@ from redis import Redis
 from authsvc.cache.errors import CacheError
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.values.emails import Email
-from authsvc.store.copies import reconciler
 from authsvc.store.copies.index import RedisIndex
-from authsvc.store.copies.reconciler import Heartbeat
+from authsvc.store.copies.reconciler import Heartbeat, HeartbeatTimings
 from tests.contract.cache.clients import in_threads
 from tests.contract.copies.reconciling import World, nothing
 from tests.contract.copies.redis_side import KEYS, Process, access_token
@@ -140,11 +139,11 @@ class TestConnections:
 
 
 @contextmanager
-def beating(world: World) -> Iterator[tuple[Process, Heartbeat, threading.Semaphore]]:
+def beating(world: World, *, interval_s: float) -> Iterator[tuple[Process, Heartbeat, threading.Semaphore]]:
     """A process that compares on a thread of its own, and a semaphore that counts the comparisons."""
     process, _ = world.start()
     beats = threading.Semaphore(0)
-    heartbeat = Heartbeat(process.reconciler, alongside=beats.release)
+    heartbeat = Heartbeat(process.reconciler, beats.release, HeartbeatTimings(interval_s=interval_s))
     heartbeat.start()
     try:
         yield process, heartbeat, beats
@@ -172,11 +171,10 @@ class TestHeartbeat:
 
             assert heartbeat.beat()
 
-    def test_it_compares_again_and_again_until_it_is_closed(self, quick_world, monkeypatch):
+    def test_it_compares_again_and_again_until_it_is_closed(self, quick_world):
         """Every second; a lost marker is back by itself."""
-        assert reconciler.INTERVAL_S == 1
-        monkeypatch.setattr(reconciler, "INTERVAL_S", 0.2)
-        with beating(quick_world) as (process, _, beats):
+        assert HeartbeatTimings().interval_s == 1
+        with beating(quick_world, interval_s=0.2) as (process, _, beats):
             wait_until(process.is_proven, what="proven")
             quick_world.redis.flushall()
             wait_until(process.is_proven, what="proven again")
@@ -185,10 +183,9 @@ class TestHeartbeat:
             pass
         assert not beats.acquire(timeout=0.5)
 
-    def test_woken_it_does_not_wait(self, quick_world, monkeypatch):
+    def test_woken_it_does_not_wait(self, quick_world):
         """A new connection is compared at once; by itself the next comparison would come in an hour."""
-        monkeypatch.setattr(reconciler, "INTERVAL_S", 3600)
-        with beating(quick_world) as (process, heartbeat, beats):
+        with beating(quick_world, interval_s=3600) as (process, heartbeat, beats):
             assert beats.acquire(timeout=60)
             quick_world.kill_connections(of=process)
             assert not process.is_proven()

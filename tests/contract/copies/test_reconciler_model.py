@@ -39,7 +39,7 @@ from authsvc.store.copies.ownership import Ownership
 from authsvc.store.copies.reconciler import Reconciler
 from authsvc.store.revocations import Range, SqlRevocationLog
 from tests.contract.copies.redis_side import KEYS, client_over
-from tests.patience import patience
+from tests.timings import UNHURRIED
 
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
 PAGE = 1
@@ -139,7 +139,7 @@ class Process:
         self.checks = client_over(_pool(server, generations))
         self.reconciling = client_over(_pool(server, generations))
         self.proof = Proof(300)
-        marker = Busy(self.reconciling, KEYS.marker)
+        marker = Busy(self.reconciling, KEYS.marker, UNHURRIED.marker)
         marker.between = between
         self.log = log
         self.reconciler = Reconciler(
@@ -328,13 +328,12 @@ class World(RuleBasedStateMachine):
 
 def test_whoever_believes_redis_finds_every_revocation_there():
     """Whatever happens in whatever order; nothing expires in the middle of it."""
-    with patience():
-        run_state_machine_as_test(
-            World,
-            settings=settings(
-                max_examples=60,
-                stateful_step_count=30,
-                deadline=None,
-                suppress_health_check=list(HealthCheck),
-            ),
-        )
+    run_state_machine_as_test(
+        World,
+        settings=settings(
+            max_examples=60,
+            stateful_step_count=30,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )

@@ -25,6 +25,7 @@ from tests.processes import wait_until
 from tests.rig import development
 from tests.servers import RedisServer
 from tests.servers.proxy import Mode, TcpProxy
+from tests.timings import UNHURRIED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -63,7 +64,9 @@ class Processes:
 def open_processes(database_url: str, redis_url: str, folder: Any) -> Processes:
     """Two of them, which have compared Redis with SQL; their breakers try again soon."""
     env = development(database_url, redis_url, folder, CACHE_CB_RECOVERY_TIMEOUT="200")
-    made = Processes(build(Settings.from_env(env)), build(Settings.from_env(env)))
+    made = Processes(
+        build(Settings.from_env(env), timings=UNHURRIED), build(Settings.from_env(env), timings=UNHURRIED)
+    )
     made.prove()
     return made
 

@@ -8,12 +8,12 @@ from email.message import EmailMessage
 
 import pytest
 
-from authsvc.mail import transports
 from authsvc.mail.transports import (
     FileTransport,
     MailDeferred,
     MailRefused,
     RelayUnavailable,
+    SmtpTimings,
     SmtpTransport,
 )
 from tests.processes import free_port
@@ -30,10 +30,8 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
     return self_signed(tmp_path_factory.mktemp("relay"), NAME)
 
 
-@pytest.fixture
-def brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wait for replies for a fraction of a second."""
-    monkeypatch.setattr(transports, "REPLY_S", 0.3)
+#: Wait for replies for a fraction of a second.
+BRIEF = SmtpTimings(reply_s=0.3)
 
 
 def letter() -> EmailMessage:
@@ -45,7 +43,7 @@ def letter() -> EmailMessage:
     return message
 
 
-def transport(port: int, tls: str = "none", **options: str | None) -> SmtpTransport:
+def transport(port: int, tls: str = "none", **options: object) -> SmtpTransport:
     """To a relay on *port*."""
     return SmtpTransport(host=NAME, port=port, tls=tls, **options)  # type: ignore[arg-type]
 
@@ -143,7 +141,7 @@ def test_a_reply_says_whether_the_mail_is_tried_again(certificate, command, repl
     assert relay.taken == []
 
 
-def test_a_relay_that_is_down_or_does_not_speak_is_unavailable(brief) -> None:
+def test_a_relay_that_is_down_or_does_not_speak_is_unavailable() -> None:
     """Port closed, no banner, a refusal instead of a banner, and silence after a command."""
     with pytest.raises(RelayUnavailable, match="ConnectionRefusedError"):
         transport(free_port()).send(letter())
@@ -154,20 +152,19 @@ def test_a_relay_that_is_down_or_does_not_speak_is_unavailable(brief) -> None:
         (Trickster(answers={"DATA": None}), "no answer in time"),
     ):
         with playing(trickster), pytest.raises(RelayUnavailable, match=why):
-            transport(trickster.port).send(letter())
+            transport(trickster.port, timings=BRIEF).send(letter())
 
 
-def test_a_relay_that_hangs_after_data_is_unavailable(certificate, brief) -> None:
+def test_a_relay_that_hangs_after_data_is_unavailable(certificate) -> None:
     """It may have the mail or not: the mail is tried again, and whoever reads it sees the same one."""
     with Relay(certificate) as relay:
         relay.answering.clear()
         with pytest.raises(RelayUnavailable, match="no answer in time"):
-            transport(relay.port, "starttls", ca_file=str(certificate.public)).send(letter())
+            transport(relay.port, "starttls", ca_file=str(certificate.public), timings=BRIEF).send(letter())
 
 
-def test_a_relay_that_dribbles_is_cut_off(monkeypatch) -> None:
+def test_a_relay_that_dribbles_is_cut_off() -> None:
     """Each byte comes in time, the reply never: the whole mail has a limit of its own."""
-    monkeypatch.setattr(transports, "TOTAL_S", 0.5)
     server = socket.create_server(("127.0.0.1", 0))
     is_over = threading.Event()
 
@@ -184,7 +181,7 @@ def test_a_relay_that_dribbles_is_cut_off(monkeypatch) -> None:
     thread.start()
     try:
         with pytest.raises(RelayUnavailable):
-            transport(server.getsockname()[1]).send(letter())
+            transport(server.getsockname()[1], timings=SmtpTimings(total_s=0.5)).send(letter())
     finally:
         is_over.set()
         thread.join()

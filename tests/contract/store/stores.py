@@ -15,8 +15,9 @@ from authsvc.domain.values.emails import Email
 from authsvc.domain.values.identifiers import SessionId, UserId, new_id
 from authsvc.store.revocations import SqlRevocationLog
 from authsvc.store.sessions import SqlSessionStore
-from authsvc.store.sql import Database
+from authsvc.store.sql import Database, SqlTimings
 from authsvc.store.users import SqlCredentialStore, SqlUserStore
+from tests.timings import UNHURRIED
 
 if TYPE_CHECKING:
     pass
@@ -42,10 +43,10 @@ class WallClock:
         return self.now
 
 
-def open_database(url: str, *, pool_size: int = 20) -> Database:
-    """A database with a breaker that stays out of the way of races."""
+def open_database(url: str, *, pool_size: int = 20, timings: SqlTimings = UNHURRIED.sql) -> Database:
+    """A database that waits for as long as it takes, with a breaker that stays out of the way of races."""
     breaker = CircuitBreaker(failure_threshold=1000, clock=time.monotonic)
-    return Database(url, breaker=breaker, clock=time.monotonic, pool_size=pool_size)
+    return Database(url, breaker=breaker, clock=time.monotonic, pool_size=pool_size, timings=timings)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,13 @@ import pytest
 
 from authsvc.domain.audit import NOWHERE, Action
 from authsvc.domain.tokens.keys import generate
-from authsvc.store.key_folder import REREAD_S, KeyFolder
+from authsvc.store.key_folder import FolderTimings, KeyFolder
 from tests.contract.cache.clients import in_threads
 from tests.contract.copies.redis_side import Stopwatch
 from tests.contract.store.key_files import HOUR_OLD, NOW, Audit, add_key, names
+from tests.timings import UNHURRIED
+
+REREAD_S = FolderTimings().reread_s
 
 
 @pytest.fixture
@@ -43,7 +46,7 @@ def audit() -> Audit:
 @pytest.fixture
 def opened(path, clock, audit) -> Callable[[], KeyFolder]:
     """Open the folder, as a process does at its start."""
-    return lambda: KeyFolder(path, clock, audit)
+    return lambda: KeyFolder(path, clock, audit, UNHURRIED.keys)
 
 
 def test_the_folder_is_read_at_the_start(opened, path, clock):
@@ -201,7 +204,7 @@ def test_a_folder_that_cannot_be_listed_leaves_the_ring_as_it_was(opened, path, 
 def test_a_service_does_not_start_on_a_folder_that_is_not_there(tmp_path, clock, audit):
     """Better no start than one without keys."""
     with pytest.raises(FileNotFoundError):
-        KeyFolder(tmp_path / "nowhere", clock, audit)
+        KeyFolder(tmp_path / "nowhere", clock, audit, UNHURRIED.keys)
 
 
 def test_an_emptied_folder_is_an_empty_ring_until_it_is_filled_again(opened, path, clock):

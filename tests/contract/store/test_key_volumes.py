@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 
 from authsvc.domain.tokens.keys import KeyRing, generate
-from authsvc.store.key_folder import REREAD_S, KeyFolder
+from authsvc.store.key_folder import FolderTimings, KeyFolder
 from tests.contract.copies.redis_side import Stopwatch
 from tests.contract.store.key_files import HOUR_OLD, NOW, Audit, add_key, names
-from tests.patience import as_configured
+from tests.timings import UNHURRIED
+
+REREAD_S = FolderTimings().reread_s
 
 
 @pytest.fixture
@@ -62,7 +64,7 @@ def test_a_changed_kubernetes_secret_is_noticed(tmp_path, clock, audit):
     """Added, replaced under the same name, removed: the links stay the same, what they lead to does not."""
     (first, one), (second, two) = generate("ES256", NOW - timedelta(hours=1)), generate("EdDSA", NOW)
     volume = SecretVolume(tmp_path / "secret", {first: one})
-    keys = KeyFolder(volume.path, clock, audit)
+    keys = KeyFolder(volume.path, clock, audit, UNHURRIED.keys)
 
     seen = [names(keys)]
     for files in ({first: one, second: two}, {first: two}, {first: one}, {second: two}):
@@ -83,7 +85,7 @@ def test_a_secret_that_is_swapped_all_the_time_never_loses_a_key_that_stays(tmp_
     """However a look and a swap fall together, the key that every version has is in the ring."""
     (first, one), (second, two) = generate("ES256", NOW - timedelta(hours=1)), generate("EdDSA", NOW)
     volume = SecretVolume(tmp_path / "secret", {first: one})
-    keys = KeyFolder(volume.path, clock, audit)
+    keys = KeyFolder(volume.path, clock, audit, UNHURRIED.keys)
     is_over = threading.Event()
 
     def swap() -> None:
@@ -142,7 +144,7 @@ class Gate:
 
 def test_after_a_long_idle_time_nobody_gets_the_old_ring(folder, clock, audit):
     """Requests that come together wait for the one that looks, and do not look again themselves."""
-    keys = KeyFolder(folder, clock, audit)
+    keys = KeyFolder(folder, clock, audit, UNHURRIED.keys)
     (folder / HOUR_OLD).unlink()
     clock.tick(1000)
     folder.before_listing = gate = Gate()
@@ -172,8 +174,7 @@ def test_a_disk_that_hangs_costs_one_thread_and_a_second(folder, clock, audit, c
     hanging.start()
     assert gate.reached.wait(60)
     began = time.monotonic()
-    with as_configured("authsvc.store.key_folder"):
-        meanwhile = [keys() for _ in range(30)]
+    meanwhile = [keys() for _ in range(30)]
     took_s = time.monotonic() - began
     gate.opened.set()
     hanging.join(60)
@@ -188,7 +189,7 @@ def test_a_disk_that_hangs_costs_one_thread_and_a_second(folder, clock, audit, c
 
 def test_a_file_that_is_just_being_written_is_read_when_it_is_whole(folder, clock, audit):
     """Copied over the same name, it is empty for a moment: no token dies of that."""
-    keys = KeyFolder(folder, clock, audit)
+    keys = KeyFolder(folder, clock, audit, UNHURRIED.keys)
     file = folder / HOUR_OLD
     content = file.read_bytes()
     file.write_bytes(b"")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import select, update
 
-from authsvc.domain.accounts.mails import LEASE_S, MailState, Template, new_mail
+from authsvc.domain.accounts.mails import MailState, MailTimings, Template, new_mail
 from authsvc.domain.accounts.tickets import Purpose, TicketSecrets, new_ticket
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.values.emails import Email
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from authsvc.domain.audit import Event
     from authsvc.domain.users import User
     from tests.contract.store.stores import Stores
+
+LEASE_S = MailTimings().lease_s
 
 SECRETS = TicketSecrets(b"k" * 32)
 SENDERS, MAILS = 4, 60
@@ -136,8 +138,12 @@ def test_a_claim_takes_no_more_than_it_asks_for_and_urgent_mails_first(stores, o
     stores.clock.tick(1)
     urgent = [ask(stores, Template.PASSWORD_CHANGED, f"n{number}@example.com") for number in range(3)]
 
-    first = [delivery.mail.id for delivery in outbox.claim(most=4, now=stores.clock(), owner="a")]
-    second = [delivery.mail.id for delivery in outbox.claim(most=4, now=stores.clock(), owner="b")]
+    first = [
+        delivery.mail.id for delivery in outbox.claim(most=4, now=stores.clock(), owner="a", lease_s=LEASE_S)
+    ]
+    second = [
+        delivery.mail.id for delivery in outbox.claim(most=4, now=stores.clock(), owner="b", lease_s=LEASE_S)
+    ]
 
     assert first == [*sorted(mail.id for mail in urgent), min(mail.id for mail in asked)]
     assert second == sorted(mail.id for mail in asked)[1:]
@@ -146,7 +152,7 @@ def test_a_claim_takes_no_more_than_it_asks_for_and_urgent_mails_first(stores, o
 def test_the_mails_of_a_sender_that_died_wait_for_its_lease(stores, outbox, recorder):
     """Nobody sends them before, somebody does afterwards."""
     mail = ask(stores, Template.PASSWORD_CHANGED, "ada@example.com")
-    outbox.claim(most=10, now=stores.clock(), owner="dead")
+    outbox.claim(most=10, now=stores.clock(), owner="dead", lease_s=LEASE_S)
     run = run_of(stores, recorder)
 
     stores.clock.tick(LEASE_S - 1)
@@ -161,9 +167,9 @@ def test_the_mails_of_a_sender_that_died_wait_for_its_lease(stores, outbox, reco
 def test_a_sender_that_comes_back_too_late_changes_nothing(stores, outbox):
     """Another has the mail by then, and decides what became of it; nor is it given back under them."""
     mail = ask(stores, Template.PASSWORD_CHANGED, "ada@example.com")
-    (taken,) = outbox.claim(most=10, now=stores.clock(), owner="late")
+    (taken,) = outbox.claim(most=10, now=stores.clock(), owner="late", lease_s=LEASE_S)
     stores.clock.tick(LEASE_S)
-    outbox.claim(most=10, now=stores.clock(), owner="other")
+    outbox.claim(most=10, now=stores.clock(), owner="other", lease_s=LEASE_S)
 
     is_written = outbox.settle(taken.mail, MailState.FAILED, owner="late", now=stores.clock())
     outbox.release(taken.mail, owner="late")
@@ -239,7 +245,7 @@ def test_a_refused_mail_has_failed_at_once_and_can_be_tried_by_hand(stores, outb
 def test_a_mail_that_is_being_sent_is_not_tried_by_hand(stores, outbox):
     """Or it would be sent twice."""
     mail = ask(stores, Template.PASSWORD_CHANGED, "ada@example.com")
-    outbox.claim(most=1, now=stores.clock(), owner="somebody")
+    outbox.claim(most=1, now=stores.clock(), owner="somebody", lease_s=LEASE_S)
 
     assert not outbox.retry(mail.id, now=stores.clock(), ends_at=stores.clock())
 

@@ -19,6 +19,7 @@ from authsvc.cache.redis.connections import Pool
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.values.limits import Attempt, Limit
 from authsvc.store.ratelimits import RedisRateLimiter
+from tests.timings import UNHURRIED
 
 CALLERS = 40
 FIVE = Limit(name="login-account", quota=5, window_s=900)
@@ -75,7 +76,7 @@ def embedded() -> Pool:
 
 def real(url: str) -> Pool:
     """Connections to the server at *url*."""
-    return bounded_pool(RedisAddress.from_url(url), size=CALLERS)
+    return bounded_pool(RedisAddress.from_url(url), size=CALLERS, deadlines=UNHURRIED.redis)
 
 
 def at_once(work: Callable[[int], Attempt]) -> list[Attempt]:

@@ -20,8 +20,8 @@ from authsvc.domain.values.identifiers import SessionId, TokenId, UserId, new_id
 from authsvc.store.revocations import LOG_LOCK
 from tests.contract.cache.clients import in_threads
 from tests.contract.store.stores import Stores
-from tests.patience import LONG_S
 from tests.processes import wait_until
+from tests.timings import LONG_S
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

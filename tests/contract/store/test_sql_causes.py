@@ -11,13 +11,14 @@ import pytest
 
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.store.postgres.causes import Cause, cause_of
+from authsvc.store.sql import SqlTimings
 from tests.contract.store.stores import open_database
-from tests.patience import as_configured
 from tests.processes import HOST, free_port
 from tests.servers import PostgresServer
 from tests.servers.binaries import is_here, pgbouncer_binary
 from tests.servers.certificates import self_signed
 from tests.servers.pgbouncer import PgBouncer
+from tests.timings import UNHURRIED
 
 #: The first line of pg_hba.conf that fits decides.
 HBA = """
@@ -48,9 +49,9 @@ def server() -> Iterator[PostgresServer]:
         yield running
 
 
-def cause_at(url: str) -> Cause:
+def cause_at(url: str, timings: SqlTimings = UNHURRIED.sql) -> Cause:
     """Why the database of *url* does not answer; nothing of the URL is in the refusal."""
-    with closing(open_database(url)) as made, pytest.raises(StoreUnavailable) as refusal:
+    with closing(open_database(url, timings=timings)) as made, pytest.raises(StoreUnavailable) as refusal:
         made.ping()
     cause = cause_of(refusal.value)
     assert refusal.value.store == f"sql: {cause.name}"
@@ -94,8 +95,7 @@ def test_each_refusal_has_a_name_of_its_own(server, place, name):
 def test_a_server_that_is_silent_is_named(private_postgres):
     """A firewall that drops packets looks the same."""
     private_postgres.pause()
-    with as_configured("authsvc.store.sql"):
-        assert cause_at(private_postgres.url).name == "no answer in time"
+    assert cause_at(private_postgres.url, SqlTimings()).name == "no answer in time"
     private_postgres.resume()
 
 

@@ -16,13 +16,12 @@ from sqlalchemy import func, select, text
 from authsvc.cache.breaker import State
 from authsvc.domain.errors import LastAdmin, StoreUnavailable
 from authsvc.domain.values.identifiers import new_id
-from authsvc.settings.postgresql import SERVER_SETTINGS
+from authsvc.settings.postgresql import SERVER_SETTINGS, SERVER_TIMEOUTS
 from authsvc.store.migrations import upgrade
-from authsvc.store.sql import Database
+from authsvc.store.sql import Database, SqlTimings
 from authsvc.store.tables import clients
 from tests.contract.cache.clients import in_threads
 from tests.contract.store.stores import Stores, open_database
-from tests.patience import as_configured
 from tests.processes import HOST, free_port
 from tests.servers import PostgresServer
 from tests.servers.binaries import is_here, pgbouncer_binary
@@ -105,7 +104,7 @@ def shown(made: Database, name: str, *, reading: bool = True) -> str:
 @pytest.mark.parametrize("reading", [True, False], ids=["read", "transaction"])
 def test_every_unit_of_work_has_the_settings_that_the_code_relies_on(database, reading):
     """Whatever the database's owner has set for others."""
-    names = ("transaction_isolation", "client_encoding", *SERVER_SETTINGS)
+    names = ("transaction_isolation", "client_encoding", *SERVER_SETTINGS, *SERVER_TIMEOUTS)
     for _ in range(2):
         found = {name: shown(database, name, reading=reading) for name in names}
         assert found["datestyle"].startswith("ISO")
@@ -115,7 +114,7 @@ def test_every_unit_of_work_has_the_settings_that_the_code_relies_on(database, r
         } == {
             "transaction_isolation": "read committed",
             "client_encoding": "UTF8",
-            **{name: value for name, value in SERVER_SETTINGS.items() if "timeout" not in name},
+            **SERVER_SETTINGS,
         }
         assert {found[name] for name in names if "timeout" in name} == {"1min"}
 
@@ -171,7 +170,8 @@ def test_of_two_admins_one_stays(database):
 
 def test_a_slow_statement_is_given_up_by_the_server(server, way):
     """Also where a pooler drops what a session begins with: else it would go on for nobody."""
-    with as_configured("authsvc.store.sql"), closing(open_database(way(server.create_database()))) as made:
+    url = way(server.create_database())
+    with closing(open_database(url, timings=SqlTimings())) as made:
         for unit in (made.read, made.transaction):
             with pytest.raises(StoreUnavailable, match="QueryCanceled"), unit() as connection:
                 connection.execute(text("SELECT pg_sleep(60)"))
@@ -236,9 +236,10 @@ class TestSeveralHosts:
 
     def test_a_silent_host_costs_one_answer_and_is_asked_last_from_then_on(self, server):
         """Two seconds of waiting leave no time for the next host; the next connection asks that one first."""
-        with PostgresServer() as silent, as_configured("authsvc.store.sql"):
+        with PostgresServer() as silent:
             silent.pause()
-            with closing(open_database(self.urls(silent.url, server.url))) as made:
+            urls = self.urls(silent.url, server.url)
+            with closing(open_database(urls, timings=SqlTimings())) as made:
                 with pytest.raises(StoreUnavailable, match="no answer in time"):
                     made.ping()
                 assert shown(made, "port") == str(server.port)

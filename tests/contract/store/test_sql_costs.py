@@ -14,6 +14,7 @@ from authsvc.cache.breaker import CircuitBreaker
 from authsvc.store.postgres.connecting import IDLE_S, DeadlineConnection
 from authsvc.store.sql import Database, DatabaseEvents
 from tests.contract.store.stores import Stores
+from tests.timings import UNHURRIED
 
 
 class Clock:
@@ -49,6 +50,7 @@ def listening(url: str, clock: Clock) -> Iterator[tuple[Stores, list[str]]]:
         clock=clock,
         pool_size=1,
         events=DatabaseEvents(on_connect=listen),
+        timings=UNHURRIED.sql,
     )
     with closing(database):
         yield Stores.over(database), said

@@ -17,33 +17,18 @@ from sqlalchemy.exc import IntegrityError
 from authsvc.cache.breaker import CircuitBreaker, State
 from authsvc.domain.errors import NotFound, StoreUnavailable
 from authsvc.domain.values.clocks import Monotonic
-from authsvc.store.sql import CONNECT_S, DEADLINE_S, Database
+from authsvc.store.sql import Database, SqlTimings
 from tests.contract.cache.clients import in_threads
 from tests.contract.copies.redis_side import Stopwatch
-from tests.patience import as_configured, patience
 from tests.processes import free_port, wait_until
 from tests.servers import PostgresServer
+from tests.timings import UNHURRIED
 
 FAILURES_TO_OPEN = 5
 
 
 #: Nobody waits for so long, however busy the machine.
 HOPELESS_S = 20
-
-
-@pytest.fixture(autouse=True)
-def in_haste(patient) -> Iterator[None]:
-    """Wait for SQL as the service does."""
-    with as_configured("authsvc.store.sql"):
-        yield
-
-
-@contextmanager
-def database(url: str, *, pool_size: int = 2, clock: Monotonic = time.monotonic) -> Iterator[Database]:
-    """A database as the service has it, with its breaker, whose *clock* may be another."""
-    breaker = CircuitBreaker(clock=clock)
-    with closing(Database(url, breaker=breaker, clock=time.monotonic, pool_size=pool_size)) as made:
-        yield made
 
 
 def ask(made: Database) -> object:
@@ -56,6 +41,26 @@ def transact(made: Database) -> object:
     """One query in a transaction."""
     with made.transaction() as connection:
         return connection.execute(text("SELECT 1")).scalar_one()
+
+
+@contextmanager
+def database(
+    url: str, *, pool_size: int = 2, clock: Monotonic = time.monotonic, timings: SqlTimings | None = None
+) -> Iterator[Database]:
+    """A database as the service has it, with its breaker, whose *clock* may be another."""
+    breaker = CircuitBreaker(clock=clock)
+    made = Database(url, breaker=breaker, clock=time.monotonic, pool_size=pool_size, timings=timings)
+    with closing(made):
+        yield made
+
+
+def unhurried(made: Database, work: Callable[[Database], object] = ask) -> object:
+    """What *work* returns, for which there is time."""
+    made.timings = UNHURRIED.sql
+    try:
+        return work(made)
+    finally:
+        made.timings = SqlTimings()
 
 
 def seconds_to_refuse(work: Callable[[], object], *, cause: str = "sql") -> float:
@@ -88,21 +93,19 @@ class TestHanging:
 
     def test_a_hanging_server_is_given_up_within_three_seconds(self, own_postgres):
         """With a connection from before, and without one; a query, and one in a transaction."""
-        assert (DEADLINE_S, CONNECT_S) == (2.5, 2)
+        assert (SqlTimings().deadline_s, SqlTimings().connect_s) == (2.5, 2)
         with ExitStack() as stack:
             works = [
-                partial(work, stack.enter_context(database(own_postgres.url)))
+                (work, stack.enter_context(database(own_postgres.url)))
                 for work in (ask, transact, ask, transact)
             ]
-            with patience():
-                assert [work() for work in works[:2]] == [1, 1]
+            assert [unhurried(made, work) for work, made in works[:2]] == [1, 1]
 
             with paused(own_postgres):
-                waits = in_threads(*(partial(seconds_to_refuse, work) for work in works))
+                waits = in_threads(*(partial(seconds_to_refuse, partial(work, made)) for work, made in works))
 
             assert max(waits) < HOPELESS_S
-            with patience():
-                assert [work() for work in works] == [1] * 4
+            assert [unhurried(made, work) for work, made in works] == [1] * 4
 
     def test_a_server_that_hangs_within_a_transaction_is_given_up(self, own_postgres):
         """Statement, roll-back and the connection's return to the pool together."""
@@ -118,8 +121,7 @@ class TestHanging:
                 assert seconds_to_refuse(hang) < HOPELESS_S
             finally:
                 own_postgres.resume()
-            with patience():
-                assert ask(made) == 1
+            assert unhurried(made) == 1
 
     def test_after_five_failures_nobody_waits(self, own_postgres):
         """The breaker answers at once; after its pause one query closes it."""
@@ -139,8 +141,7 @@ class TestHanging:
                 seconds_to_refuse(partial(transact, made), cause="breaker open")
 
             clock.tick(2.05)  # the breaker's own pause
-            with patience():
-                assert [ask(made) for _ in range(3)] == [1, 1, 1]
+            assert [unhurried(made) for _ in range(3)] == [1, 1, 1]
 
 
 class TestLocks:
@@ -219,7 +220,7 @@ class TestPool:
 
     def test_a_restarted_server_is_used_at_once(self, own_postgres):
         """The connections from before are found dead, and made anew, without an error to anybody."""
-        with patience(), database(own_postgres.url) as made:
+        with database(own_postgres.url, timings=UNHURRIED.sql) as made:
             with made.read() as one, made.read() as two:
                 one.execute(text("SELECT 1"))
                 two.execute(text("SELECT 1"))

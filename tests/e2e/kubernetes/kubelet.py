@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Self
 from authsvc.cli.keys import generate_key
 from tests import ROOT
 from tests.manifests import kinds, only
-from tests.patient import PATIENT
+from tests.timings import PATIENT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

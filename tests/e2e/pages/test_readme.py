@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests import ROOT
-from tests.patient import PATIENT
 from tests.processes import free_port
 from tests.rig import HOPELESS_S, Service
 from tests.servers.binaries import tool
+from tests.timings import PATIENT
 
 if TYPE_CHECKING:
     from pathlib import Path

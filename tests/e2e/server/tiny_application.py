@@ -15,7 +15,7 @@ from flask import Flask, abort, request
 
 from authsvc.observability.logs import configure
 from authsvc.observability.metrics import make_metrics
-from authsvc.server import ServerOptions, exchange, parking, serve, worker
+from authsvc.server import ServerOptions, ServerTimings, serve
 
 MAX_BYTES = 65_536
 
@@ -79,15 +79,15 @@ class Application(Flask):
 def main(folder: str, port: str, metrics_port: str) -> None:
     """Serve; the body of the child process."""
     configure("info", "json")
-    if patience_s := float(os.environ.get("PATIENCE_S", "0")):
-        parking.READ_DEADLINE_S = parking.LINGER_S = patience_s
-        exchange.SEND_DEADLINE_S = worker.NOTICE_S = patience_s
+    patience_s = float(os.environ["PATIENCE_S"])
+    patient = ServerTimings(read_s=patience_s, linger_s=patience_s, send_s=patience_s, notice_s=patience_s)
     figures = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
     options = ServerOptions(
         host="127.0.0.1",
         port=int(port),
         metrics_port=int(metrics_port),
         workers=2,
+        timings=patient if patience_s else ServerTimings(),
         bodiless="/port",
         lengthy=("/slow",),
         figures=Path(figures) if figures else None,

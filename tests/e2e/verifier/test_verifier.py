@@ -20,11 +20,11 @@ from authsvc.domain.tokens.keys import generate
 from authsvc.verifier import FeedStale, Options, TokenInvalid, Unavailable, Verifier, WhenStale
 from tests import ROOT
 from tests.e2e.verifier.verified import PROMISED_LAG_S, Verified, client_options, play
-from tests.patient import PATIENT
 from tests.processes import wait_until
 from tests.rig import PASSWORD, Service, environment, migrate, run_command
 from tests.servers import drop_database
 from tests.servers.proxy import Mode, TcpProxy
+from tests.timings import PATIENT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

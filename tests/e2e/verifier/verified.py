@@ -15,9 +15,9 @@ from uuid import uuid4
 
 from tests import ROOT
 from tests.e2e.lines import Line, open_lines
-from tests.patient import PATIENT
 from tests.processes import HOST, free_port, wait_until
 from tests.rig import HOPELESS_S, PASSWORD, Service, run_command
+from tests.timings import PATIENT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from authsvc.domain.errors import Invalid, StoreUnavailable
-from authsvc.domain.feed import Cursor, FeedAnswer, FeedQuery, Lookout, RevocationFeed
+from authsvc.domain.feed import Cursor, FeedAnswer, FeedQuery, FeedTimings, Lookout, RevocationFeed
 from authsvc.domain.revocations import Position, Revocation, Sight
 from authsvc.domain.values.identifiers import SessionId, UserId
 from tests.unit.domain.samples import ALICE_ID, NOW, SESSION_ID
@@ -75,7 +75,7 @@ def clock() -> Hand:
 @pytest.fixture
 def feed(log, clock) -> RevocationFeed:
     """A feed in which nobody finds a place, so that nobody waits."""
-    return RevocationFeed(log, Lookout(log, clock, every_s=0.15), clock, places=1)
+    return RevocationFeed(log, Lookout(log, clock, FeedTimings(look_every_s=0.15)), clock, places=1)
 
 
 def read(feed: RevocationFeed, after: Cursor | None = None, *, limit: int = 10) -> FeedAnswer:
@@ -176,7 +176,7 @@ def test_many_who_wait_share_their_looks(log):
     """However many they are, SQL is looked at as often as for one."""
     waits = 6
     clock = Hand()
-    lookout = Lookout(log, clock, every_s=0.01)
+    lookout = Lookout(log, clock, FeedTimings(look_every_s=0.01))
     feed = RevocationFeed(log, lookout, clock, places=waits)
     over = threading.Event()
     query = FeedQuery(after=read(feed).cursor.text(), wait_s=5, limit=10)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from authsvc.domain.audit import AuditFilter, Entry
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.values.identifiers import is_id, lowest_timed_id, new_id, timed_id
-from authsvc.observability.trail import WAIT_S, Tally, TrailWriter
+from authsvc.observability.trail import Tally, TrailTimings, TrailWriter
 from tests.processes import wait_until
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 #: Half of what 20 requests would wait together, if each did.
+WAIT_S = TrailTimings().wait_s
 AT_ONCE_S = 10 * WAIT_S
 TIMES = st.datetimes(min_value=datetime(1970, 1, 1), max_value=datetime(9999, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001
 
