@@ -79,7 +79,7 @@ class Application(Flask):
 def main(folder: str, port: str, metrics_port: str) -> None:
     """Serve; the body of the child process."""
     configure("info", "json")
-    patience_s = float(os.environ["PATIENCE_S"])
+    patience_s = float(os.environ.get("PATIENCE_S", "0"))
     patient = ServerTimings(read_s=patience_s, linger_s=patience_s, send_s=patience_s, notice_s=patience_s)
     figures = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
     options = ServerOptions(
