@@ -32,7 +32,7 @@ from tests.timings import PATIENT
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from authsvc.store.transfers import SqlUserTransfers
+    from authsvc.store.accounts.transfers import SqlUserTransfers
 
 #: Any hash, for users who never log in.
 SOME_HASH = "$2b$04$" + "." * 53

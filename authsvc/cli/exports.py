@@ -9,7 +9,7 @@ from typing import Any
 from authsvc.domain.passwords.hasher import MALFORMED, SCHEME, kind_of_hash
 from authsvc.domain.users import RoleNames, User
 from authsvc.domain.values.clocks import rfc3339
-from authsvc.store.transfers import SqlUserTransfers
+from authsvc.store.accounts.transfers import SqlUserTransfers
 
 
 def exported_users(

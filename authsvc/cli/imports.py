@@ -23,7 +23,7 @@ from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.emails import InvalidEmail, canonical_email
 from authsvc.domain.values.identifiers import UserId, new_id
 from authsvc.domain.values.jsontext import InvalidJson, Json, parse
-from authsvc.store.transfers import Arrival, SqlUserTransfers
+from authsvc.store.accounts.transfers import Arrival, SqlUserTransfers
 
 #: Lines of one transaction: it holds up the log's readers for some ten milliseconds.
 BATCH = 200

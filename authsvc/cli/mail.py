@@ -15,7 +15,7 @@ from authsvc.domain.values.emails import InvalidEmail, canonical_email
 from authsvc.domain.values.identifiers import canonical_id
 from authsvc.mail.transports import MailDeferred, MailRefused, RelayUnavailable
 from authsvc.settings import Settings
-from authsvc.store.mails import SqlOutbox
+from authsvc.store.accounts.mails import SqlOutbox
 from authsvc.wiring import now
 from authsvc.wiring.mail import letters, transport
 from authsvc.wiring.stores import open_database

@@ -18,7 +18,7 @@ from authsvc.domain.audit import Action, Event
 from authsvc.domain.passwords.hasher import pepper_id
 from authsvc.services import Services
 from authsvc.settings import Settings, revealed
-from authsvc.store.transfers import SqlUserTransfers
+from authsvc.store.accounts.transfers import SqlUserTransfers
 from authsvc.wiring import build, now
 from authsvc.wiring.stores import open_database, open_transfers
 

@@ -26,10 +26,10 @@ from authsvc.domain.values.clocks import Clock
 from authsvc.observability.health import Health, LastAnswers, Probes
 from authsvc.services import SecondFactorServices, Services
 from authsvc.settings import RegistrationMode, Settings, revealed
+from authsvc.store.accounts.own_data import SqlOwnData
 from authsvc.store.audit import SqlAuditTrail
 from authsvc.store.clients import SqlClientStore, SqlSecretStore
 from authsvc.store.copies.admin import CacheAdmin
-from authsvc.store.own_data import SqlOwnData
 from authsvc.store.revocations import SqlFeedLog
 from authsvc.wiring.caching import cache_admin
 from authsvc.wiring.mail import Mailing, open_mail

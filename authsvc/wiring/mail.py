@@ -16,10 +16,10 @@ from authsvc.mail.transports import FileTransport, SmtpTransport, Transport
 from authsvc.services import RecoveryServices
 from authsvc.settings import EmailVerification, MailSettings, MailTransport, Settings, revealed
 from authsvc.settings.development import DEVELOPMENT_DIR
+from authsvc.store.accounts.mails import SqlOutbox
+from authsvc.store.accounts.recovery import SqlRecoveryStore
+from authsvc.store.accounts.tickets import SqlTicketStore
 from authsvc.store.copies.users import CachedRecoveryStore
-from authsvc.store.mails import SqlOutbox
-from authsvc.store.recovery import SqlRecoveryStore
-from authsvc.store.tickets import SqlTicketStore
 from authsvc.wiring.parts import Parts
 from authsvc.wiring.timings import Timings
 

@@ -24,13 +24,13 @@ from authsvc.observability.metrics import Metrics, make_metrics
 from authsvc.observability.tracing import Tracing, open_tracing
 from authsvc.observability.trail import TrailWriter
 from authsvc.settings import Settings, available_cores, revealed
+from authsvc.store.accounts.mails import Notices
+from authsvc.store.accounts.users import SqlCredentialStore, SqlUserStore
 from authsvc.store.audit import SqlAuditTrail
 from authsvc.store.copies.users import CachedCredentialStore
 from authsvc.store.key_folder import KeyFolder
-from authsvc.store.mails import Notices
 from authsvc.store.ratelimits import RedisRateLimiter
 from authsvc.store.sessions import SqlSessionStore
-from authsvc.store.users import SqlCredentialStore, SqlUserStore
 from authsvc.wiring.caching import cached_users
 from authsvc.wiring.stores import Stores, open_stores
 from authsvc.wiring.timings import Timings

@@ -12,11 +12,11 @@ from authsvc.domain.tokens.keys import KeyRefused
 from authsvc.mail.letters import BadTemplate
 from authsvc.observability.tracing import is_installed
 from authsvc.settings import HttpSettings, Problem, Settings, TracingMode
+from authsvc.store.accounts.users import roles_in_use
 from authsvc.store.copies import preflight as copies
 from authsvc.store.key_folder import read_key
 from authsvc.store.migrations import why_unfit
 from authsvc.store.postgres.causes import cause_of
-from authsvc.store.users import roles_in_use
 from authsvc.wiring.caching import key_space, single_client
 from authsvc.wiring.mail import letters
 from authsvc.wiring.stores import open_database

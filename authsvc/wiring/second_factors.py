@@ -14,8 +14,8 @@ from authsvc.domain.tokens.derived import KeyPurpose, derived_key
 from authsvc.domain.values.encryption import DataKeys
 from authsvc.services import SecondFactorServices
 from authsvc.settings import Settings, revealed
-from authsvc.store.factors import SqlFactorStore, SqlTryStore
-from authsvc.store.mails import Notices
+from authsvc.store.accounts.factors import SqlFactorStore, SqlTryStore
+from authsvc.store.accounts.mails import Notices
 from authsvc.wiring.parts import Parts
 
 

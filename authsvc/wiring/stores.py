@@ -17,13 +17,13 @@ from authsvc.observability.health import LastAnswers
 from authsvc.observability.metrics import BREAKER_NUMBERS, Metrics
 from authsvc.observability.tracing import Tracing
 from authsvc.settings import Settings
+from authsvc.store.accounts.transfers import SqlUserTransfers
 from authsvc.store.copies.index import IndexKeys, RedisIndex
 from authsvc.store.copies.marker import FreshnessMarker
 from authsvc.store.copies.ownership import Ownership, installation_id
 from authsvc.store.copies.reconciler import Heartbeat, Reconciler
 from authsvc.store.revocations import SqlRevocationLog
 from authsvc.store.sql import POOL_SIZE, Database, DatabaseEvents
-from authsvc.store.transfers import SqlUserTransfers
 from authsvc.wiring.caching import Redis, open_redis
 from authsvc.wiring.timings import Timings
 

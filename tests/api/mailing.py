@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from authsvc.mail.sender import MailRun
 from authsvc.settings import Settings
-from authsvc.store.mails import SqlOutbox
+from authsvc.store.accounts.mails import SqlOutbox
 from authsvc.wiring.mail import letters
 from authsvc.wiring.stores import open_database
 from tests.timings import UNHURRIED

@@ -17,7 +17,7 @@ from sqlalchemy import func, select
 from authsvc.domain.accounts.mails import Template, new_mail
 from authsvc.domain.values.emails import Email
 from authsvc.settings import Settings
-from authsvc.store.mails import add_mail
+from authsvc.store.accounts.mails import add_mail
 from authsvc.store.tables import mails
 from authsvc.wiring import now
 from authsvc.wiring.stores import open_database

@@ -12,9 +12,9 @@ from authsvc.cache.warmer import Warmer, Warming
 from authsvc.domain.errors import NotFound, StoreUnavailable
 from authsvc.domain.users import UserFilter, UserStore
 from authsvc.domain.values.identifiers import UserId
+from authsvc.store.accounts.users import recent_user_ids
 from authsvc.store.copies.users import UserCaches, page_words
 from authsvc.store.sql import Database
-from authsvc.store.users import recent_user_ids
 
 #: At most so many users are warmed, those who logged in last.
 WARM_LIMIT = 1_000

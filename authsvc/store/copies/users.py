@@ -26,11 +26,11 @@ from authsvc.domain.values.clocks import Clock, Monotonic
 from authsvc.domain.values.emails import Email
 from authsvc.domain.values.identifiers import UserId, is_id
 from authsvc.domain.values.jsontext import Json
-from authsvc.store.mails import NO_NOTICES, Notices
-from authsvc.store.recovery import SqlRecoveryStore
+from authsvc.store.accounts.mails import NO_NOTICES, Notices
+from authsvc.store.accounts.recovery import SqlRecoveryStore
+from authsvc.store.accounts.users import SqlCredentialStore
 from authsvc.store.revocations import SqlRevocationLog
 from authsvc.store.sql import Database
-from authsvc.store.users import SqlCredentialStore
 
 #: What a registration and a login return.
 Kept = TypeVar("Kept", Committed[User], Committed[User] | None)

@@ -18,10 +18,10 @@ from authsvc.domain.errors import InvalidCredentials, NotFound
 from authsvc.domain.users import Profile, User
 from authsvc.domain.values.emails import Email
 from authsvc.domain.values.identifiers import UserId, new_id
+from authsvc.store.accounts.transfers import SqlUserTransfers
 from authsvc.store.copies.users import UserCaches
 from authsvc.store.revocations import SqlRevocationLog
 from authsvc.store.tables import revocations, users
-from authsvc.store.transfers import SqlUserTransfers
 from authsvc.wiring import now
 from tests.contract.cache.clients import in_threads
 from tests.contract.copies.test_users import Processes, key, lookups, open_processes

@@ -18,9 +18,9 @@ from authsvc.domain.values.emails import Email
 from authsvc.mail.letters import Letters, Sender
 from authsvc.mail.sender import MailRun
 from authsvc.mail.transports import MailDeferred, MailRefused, RelayUnavailable
-from authsvc.store.mails import SqlOutbox, add_mail
+from authsvc.store.accounts.mails import SqlOutbox, add_mail
+from authsvc.store.accounts.tickets import add_ticket
 from authsvc.store.tables import mails, tickets
-from authsvc.store.tickets import add_ticket
 from tests.contract.cache.clients import in_threads
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from authsvc.domain.errors import StoreUnavailable
+from authsvc.store.accounts.transfers import PAUSES_S, SqlUserTransfers
 from authsvc.store.tables import metadata
-from authsvc.store.transfers import PAUSES_S, SqlUserTransfers
 from tests.contract.store.stores import Stores, open_database
 from tests.servers.proxy import Mode, TcpProxy
 from tests.transfers import arrival

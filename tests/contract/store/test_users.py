@@ -12,7 +12,7 @@ from authsvc.domain.errors import EmailTaken, LastAdmin, NotFound, StoreUnavaila
 from authsvc.domain.users import User, UserFilter
 from authsvc.domain.values.emails import Email
 from authsvc.domain.values.identifiers import UserId, new_id
-from authsvc.store.users import roles_in_use
+from authsvc.store.accounts.users import roles_in_use
 from tests.contract.cache.clients import in_threads
 from tests.contract.store.stores import HASH, Stores
 

@@ -34,13 +34,13 @@ from authsvc.domain.users import BUILT_IN, Role, User, UserFilter
 from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.emails import Email
 from authsvc.domain.values.identifiers import SessionId, UserId
-from authsvc.store.factors import use_up
-from authsvc.store.mails import NO_NOTICES, Notices
+from authsvc.store.accounts.factors import use_up
+from authsvc.store.accounts.mails import NO_NOTICES, Notices
+from authsvc.store.accounts.tickets import end_tickets_of
 from authsvc.store.revocations import SqlRevocationLog
 from authsvc.store.sessions import add_session, end_oldest_beyond, end_sessions_of, locked_user
 from authsvc.store.sql import Database, is_taken
 from authsvc.store.tables import USER_COLUMNS, from_user, split_roles, to_user, users
-from authsvc.store.tickets import end_tickets_of
 
 #: Taken by whoever takes an admin away, so that two do not each count on the other one.
 ADMIN_LOCK = 0x61757468_0002

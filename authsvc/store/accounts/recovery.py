@@ -22,13 +22,13 @@ from authsvc.domain.revocations import Committed, Revocation
 from authsvc.domain.users import User
 from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.identifiers import SessionId, UserId
-from authsvc.store.mails import Notices, add_mail
+from authsvc.store.accounts.mails import Notices, add_mail
+from authsvc.store.accounts.tickets import add_ticket, end_tickets_of, use_ticket
+from authsvc.store.accounts.users import CREDENTIAL_COLUMNS, refusing_taken, to_credentials
 from authsvc.store.revocations import SqlRevocationLog
 from authsvc.store.sessions import end_sessions_of, locked_user
 from authsvc.store.sql import Database
 from authsvc.store.tables import USER_COLUMNS, from_user, tickets, to_user, users
-from authsvc.store.tickets import add_ticket, end_tickets_of, use_ticket
-from authsvc.store.users import CREDENTIAL_COLUMNS, refusing_taken, to_credentials
 
 #: There is no such store where no mails are sent.
 _NOTICES = Notices(are_sent=True)

@@ -46,7 +46,7 @@ from authsvc.domain.users import User
 from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.encryption import DataKeys, Encrypted
 from authsvc.domain.values.identifiers import SessionId, UserId
-from authsvc.store.mails import Notices
+from authsvc.store.accounts.mails import Notices
 from authsvc.store.revocations import NOBODY, SqlRevocationLog
 from authsvc.store.sessions import end_sessions_of, locked_user
 from authsvc.store.sql import Database

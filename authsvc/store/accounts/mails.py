@@ -24,9 +24,9 @@ from authsvc.domain.accounts.mails import Delivery, Mail, MailId, MailState, Tem
 from authsvc.domain.accounts.tickets import Purpose, Ticket
 from authsvc.domain.users import User
 from authsvc.domain.values.emails import Email
+from authsvc.store.accounts.tickets import to_ticket
 from authsvc.store.sql import Database
 from authsvc.store.tables import USER_COLUMNS, mails, tickets, to_user, users
-from authsvc.store.tickets import to_ticket
 
 _FIELDS = tuple(
     column.name
