@@ -130,8 +130,8 @@ class _View:
     began_s: float
 
 
-class Lookout:
-    """Looks at SQL for all who wait in this process: one of them at a time, and only as often as needed."""
+class LogWatcher:
+    """Reads the head of the log for all who wait in this process: one read at a time, as often as needed."""
 
     def __init__(self, log: FeedLog, monotonic: Monotonic, timings: FeedTimings | None = None) -> None:
         self._log = log
@@ -191,9 +191,11 @@ class Lookout:
 class RevocationFeed:
     """Answers readers; at most *places* of them wait at a time, so that threads are left for all else."""
 
-    def __init__(self, log: FeedLog, lookout: Lookout, monotonic: Monotonic, *, places: int = PLACES) -> None:
+    def __init__(
+        self, log: FeedLog, watcher: LogWatcher, monotonic: Monotonic, *, places: int = PLACES
+    ) -> None:
         self._log = log
-        self._lookout = lookout
+        self._watcher = watcher
         self._monotonic = monotonic
         self._places = threading.BoundedSemaphore(places)
 
@@ -212,7 +214,7 @@ class RevocationFeed:
         with self._place() as has_place:
             may_wait = has_place and not is_reset
             until_s = arrived_s + (query.wait_s if may_wait else 0)
-            wait = partial(self._lookout.wait, since_s=arrived_s, until_s=until_s, is_over=is_over)
+            wait = partial(self._watcher.wait, since_s=arrived_s, until_s=until_s, is_over=is_over)
             entries, view = self._news(start.seq, query.limit, wait)
         if view.head < start.seq and view.began_s >= arrived_s:
             # SQL went back while the reader waited.

@@ -94,12 +94,12 @@ class Received:
         return rest
 
 
-class Outlet:
+class ResponseSender:
     """
-    Sends on sockets that never block; *waiters* threads at most wait for clients to take what they asked for.
+    Sends on sockets that never block; at most *waiters* threads wait for clients that read slowly.
 
-    They wait *within_s* seconds for an answer as a whole, from when the client does not take a piece at once.
-    Whoever reads slowly beyond that number is cut off: threads are for answering.
+    They wait *within_s* seconds for an answer as a whole, from the first piece that the client does not take
+    at once.  Further slow clients are cut off, so that threads are left for answering.
     """
 
     def __init__(self, waiters: int, *, within_s: float) -> None:
@@ -199,10 +199,10 @@ class ErrorLog(io.TextIOBase):
 class Answer(Response):  # type: ignore[misc]  # gunicorn has no annotations
     """A response that names no product, and sends head and body in one packet where they fit."""
 
-    def __init__(self, request: Request, sock: socket.socket, cfg: Config, outlet: Outlet) -> None:
+    def __init__(self, request: Request, sock: socket.socket, cfg: Config, sender: ResponseSender) -> None:
         super().__init__(request, sock, cfg)
         self.headers_sent: bool
-        self._outlet = outlet
+        self._sender = sender
         self._unsent = b""
         self._deadline = 0.0
 
@@ -231,7 +231,7 @@ class Answer(Response):  # type: ignore[misc]  # gunicorn has no annotations
     def _send(self, data: bytes) -> None:
         unsent, self._unsent = self._unsent, b""
         if unsent or data:
-            self._deadline = self._outlet.send(self.sock, unsent + data, self._deadline)
+            self._deadline = self._sender.send(self.sock, unsent + data, self._deadline)
 
 
 def opening(version: tuple[int, int], status: str, *, closes: bool) -> str:
@@ -270,7 +270,8 @@ def refuse(sock: socket.socket, client_ip: str, error: BaseException) -> None:
     else:
         log.info("request.refused", extra=fields | {"reason": type(error).__name__})
     try:
-        sock.send(_problem(status, request_id))  # whoever has no room for it has not read what came before
+        # A full buffer means that the client is not reading: the rest is dropped.
+        sock.send(_problem(status, request_id))
     except OSError as lost:
         log.debug("connection.lost", extra=fields | {"reason": type(lost).__name__})
 

@@ -18,7 +18,7 @@ from typing import Final, NamedTuple, Protocol
 
 from authsvc.server.arrival import Arrival, Progress
 from authsvc.server.checks import CheckReader, CheckRequest
-from authsvc.server.exchange import ClientLost, Outlet, opening_of_grant
+from authsvc.server.exchange import ClientLost, ResponseSender, opening_of_grant
 from authsvc.server.parking import Connection, ParkingWorker, WaitQueue
 
 log = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ class LaneWorker(ParkingWorker):
     def __init__(self, *args: object) -> None:
         super().__init__(*args)
         self.lane: CheckLane | None = None
-        self.outlet = Outlet(max(1, self.cfg.threads // SLOW_SHARE), within_s=self.timings.send_s)
+        self.sender = ResponseSender(max(1, self.cfg.threads // SLOW_SHARE), within_s=self.timings.send_s)
         self._reader: CheckReader
         #: Connections whose check is in the read under way, or in the next.
         self.checking_conns = WaitQueue()
@@ -305,7 +305,7 @@ class LaneWorker(ParkingWorker):
     def _send_rest(self, sock: socket.socket, data: bytes, *, closes: bool) -> bool:
         """Whether the connection can serve another request."""
         try:
-            self.outlet.send(sock, data, 0.0)
+            self.sender.send(sock, data, 0.0)
         except ClientLost as lost:
             log.debug("connection.lost", extra={"reason": str(lost)})
             return False

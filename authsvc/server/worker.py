@@ -137,7 +137,7 @@ class Worker(LaneWorker):
         """Run the application; True if the connection stays open."""
         request._expected_100_continue = False  # noqa: SLF001 - the main loop has said so, or wants no body
         answer, environ = wsgi.create(
-            request, conn.sock, conn.client, conn.server, self.cfg, Answer, (self.outlet,)
+            request, conn.sock, conn.client, conn.server, self.cfg, Answer, (self.sender,)
         )
         if "HTTP_HOST" not in environ and request.version >= (1, 1):
             raise InvalidHeader("HOST")

@@ -15,7 +15,7 @@ from authsvc.domain.authentication import Authentication
 from authsvc.domain.batches import Batches
 from authsvc.domain.clients import Acquaintances, ClientProof, ClientRegistry, SecretUses
 from authsvc.domain.credentials import OwnAccount
-from authsvc.domain.feed import Lookout, RevocationFeed
+from authsvc.domain.feed import LogWatcher, RevocationFeed
 from authsvc.domain.preferences import PreferenceBook
 from authsvc.domain.sessions import RefreshTokens, SessionDirectory, SessionPolicy
 from authsvc.domain.tokens.access import TokenSigner
@@ -146,7 +146,7 @@ def _client_proof(parts: Parts) -> ClientProof:
 
 def _feed(parts: Parts) -> RevocationFeed:
     log = SqlFeedLog(parts.stores.database, parts.stores.log, parts.clock)
-    return RevocationFeed(log, Lookout(log, time.monotonic, parts.timings.feed), time.monotonic)
+    return RevocationFeed(log, LogWatcher(log, time.monotonic, parts.timings.feed), time.monotonic)
 
 
 def _own_data(parts: Parts) -> OwnDataExport:

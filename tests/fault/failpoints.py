@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from authsvc import wiring
 from authsvc.cli import main
 from authsvc.domain.revocations import Revocations
-from authsvc.server.exchange import Outlet
+from authsvc.server.exchange import ResponseSender
 from authsvc.store.copies.index import RedisIndex
 from authsvc.store.sessions import SqlSessionStore
 from authsvc.store.sql import Database
@@ -51,7 +51,7 @@ def run() -> None:
     _wrap(folder, SqlSessionStore, "rotate", before=BEFORE_COMMIT, after=AFTER_COMMIT)
     _wrap(folder, Revocations, "publish", after=AFTER_REDIS)
     _wrap(folder, RedisIndex, "remember", after=AFTER_REDIS)
-    _wrap(folder, Outlet, "send", before=BEFORE_ANSWER)
+    _wrap(folder, ResponseSender, "send", before=BEFORE_ANSWER)
     _set_clock(folder)
     sys.exit(main())
 

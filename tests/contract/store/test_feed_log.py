@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import replace
 
-from authsvc.domain.feed import FeedQuery, FeedTimings, Lookout, RevocationFeed
+from authsvc.domain.feed import FeedQuery, FeedTimings, LogWatcher, RevocationFeed
 from authsvc.domain.values.identifiers import SessionId, TokenId, UserId, new_id
 from authsvc.store.revocations import SqlFeedLog
 from tests.contract.store.stores import Stores
@@ -27,7 +27,7 @@ class Undone(Exception):
 def feed_over(stores: Stores) -> RevocationFeed:
     """A feed that looks as often as it can."""
     log = SqlFeedLog(stores.database, stores.log, stores.clock)
-    return RevocationFeed(log, Lookout(log, time.monotonic, FAST), time.monotonic, places=1)
+    return RevocationFeed(log, LogWatcher(log, time.monotonic, FAST), time.monotonic, places=1)
 
 
 def write_at_random(stores: Stores, seed: int, committed: list[int]) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from authsvc.domain.errors import Invalid, StoreUnavailable
-from authsvc.domain.feed import Cursor, FeedAnswer, FeedQuery, FeedTimings, Lookout, RevocationFeed
+from authsvc.domain.feed import Cursor, FeedAnswer, FeedQuery, FeedTimings, LogWatcher, RevocationFeed
 from authsvc.domain.revocations import Position, Revocation, Sight
 from authsvc.domain.values.identifiers import SessionId, UserId
 from tests.unit.domain.samples import ALICE_ID, NOW, SESSION_ID
@@ -75,7 +75,7 @@ def clock() -> Hand:
 @pytest.fixture
 def feed(log, clock) -> RevocationFeed:
     """A feed in which nobody finds a place, so that nobody waits."""
-    return RevocationFeed(log, Lookout(log, clock, FeedTimings(look_every_s=0.15)), clock, places=1)
+    return RevocationFeed(log, LogWatcher(log, clock, FeedTimings(look_every_s=0.15)), clock, places=1)
 
 
 def read(feed: RevocationFeed, after: Cursor | None = None, *, limit: int = 10) -> FeedAnswer:
@@ -96,7 +96,7 @@ def test_a_cursor_survives_its_way_to_a_client(seq, trace):
 @given(st.text(max_size=40) | st.binary(max_size=40).map(lambda data: data.decode("latin-1")))
 def test_what_is_no_cursor_is_refused_in_words(text):
     """Whatever a client makes up: a refusal, never a crash."""
-    feed = RevocationFeed(MemoryLog(), Lookout(MemoryLog(), Hand()), Hand(), places=1)
+    feed = RevocationFeed(MemoryLog(), LogWatcher(MemoryLog(), Hand()), Hand(), places=1)
     try:
         read_text = Cursor.parse(text).text()
     except ValueError:
@@ -152,7 +152,7 @@ def test_a_busy_log_leaves_the_view_as_it_was(feed, log, clock):
 def test_a_log_that_was_never_seen_has_no_answer(log, clock):
     """Neither busy nor away: there is nothing to say yet."""
     log.is_busy = True
-    feed = RevocationFeed(log, Lookout(log, clock), clock, places=1)
+    feed = RevocationFeed(log, LogWatcher(log, clock), clock, places=1)
 
     with pytest.raises(StoreUnavailable):
         read(feed)
@@ -176,8 +176,8 @@ def test_many_who_wait_share_their_looks(log):
     """However many they are, SQL is looked at as often as for one."""
     waits = 6
     clock = Hand()
-    lookout = Lookout(log, clock, FeedTimings(look_every_s=0.01))
-    feed = RevocationFeed(log, lookout, clock, places=waits)
+    watcher = LogWatcher(log, clock, FeedTimings(look_every_s=0.01))
+    feed = RevocationFeed(log, watcher, clock, places=waits)
     over = threading.Event()
     query = FeedQuery(after=read(feed).cursor.text(), wait_s=5, limit=10)
     log.looks = 0
