@@ -19,6 +19,7 @@ from authsvc.api import (
     health,
     me,
     oauth2,
+    passkeys,
     preferences,
     recovery,
     sessions,
@@ -83,6 +84,10 @@ def _by_setting(services: Services) -> Iterator[Blueprint]:
         yield factors.blp
         yield factors.me
         yield factors.admin
+    if services.passkeys is not None:
+        yield passkeys.me
+        yield passkeys.blp
+        yield passkeys.well_known
     yield recovery.quiet if services.registration is RegistrationMode.QUIET else auth.registration
 
 

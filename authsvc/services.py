@@ -9,6 +9,7 @@ from authsvc.domain.accounts.addresses import Addresses
 from authsvc.domain.accounts.challenges import ChallengeTexts
 from authsvc.domain.accounts.factors import FactorBook
 from authsvc.domain.accounts.own_data import OwnDataExport
+from authsvc.domain.accounts.passkeys import PasskeyBook, PasskeyLogin
 from authsvc.domain.accounts.recovery import Recovery
 from authsvc.domain.accounts.second_factor import SecondFactors, SecondLogin
 from authsvc.domain.audit import AuditBook, AuditLog
@@ -51,6 +52,14 @@ class SecondFactorServices:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PasskeyServices:
+    """Passkeys; made only where second factors are on and there is an RP ID."""
+
+    book: PasskeyBook
+    login: PasskeyLogin
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
     """Made by wiring, one per process, after the fork."""
 
@@ -74,6 +83,8 @@ class Services:
     recovery: RecoveryServices | None
     #: None where SECOND_FACTORS is off.
     second_factors: SecondFactorServices | None
+    #: None where there is no WEBAUTHN_RP_ID.
+    passkeys: PasskeyServices | None
     users: UserDirectory
     own_data: OwnDataExport
     preferences: PreferenceBook

@@ -110,6 +110,8 @@ class Lies:
     counter: int | None = None
     public_key: Mapping[int, object] | None = None
     credential_id: bytes | None = None
+    #: Register under this id.
+    registers: bytes | None = None
     user_handle: bytes | None = None
 
 
@@ -141,7 +143,7 @@ class Authenticator:
         """Register, as ``navigator.credentials.create`` does; options as they came from the service."""
         offered = [one["alg"] for one in options["pubKeyCredParams"]]
         assert self.algorithm in offered, offered
-        private, credential_id = new_key(self.algorithm), secrets.token_bytes(32)
+        private, credential_id = new_key(self.algorithm), lies.registers or secrets.token_bytes(32)
         key = Key(private, unb64(options["user"]["id"]), 1 if self.counts else 0)
         self.keys[credential_id] = key
         public = cbor(dict(lies.public_key if lies.public_key is not None else cose_key(private)))

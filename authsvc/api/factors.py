@@ -10,6 +10,7 @@ from authsvc.api.frame.context import (
     client_ip,
     identity,
     second_factors,
+    services,
     user_agent,
 )
 from authsvc.api.frame.guards import counted, public, requires
@@ -27,10 +28,11 @@ from authsvc.api.schemas.factors import (
     SecondLoginBody,
 )
 from authsvc.api.users import user_named
+from authsvc.domain.accounts.challenges import Aim
 from authsvc.domain.accounts.factors import Enrolment, Factor, FactorId, FactorList
 from authsvc.domain.accounts.opening import TokenPair
 from authsvc.domain.accounts.second_factor import Answer
-from authsvc.domain.errors import NotFound
+from authsvc.domain.errors import CodeInvalid, NotFound
 from authsvc.domain.values.identifiers import canonical_id
 
 blp = Blueprint("second", __name__, url_prefix="/v1/auth", description="The second step of a login.")
@@ -52,7 +54,7 @@ def log_in(form: tuple[str, AnswerForm]) -> tuple[TokenPair, int, dict[str, str]
     challenge, answer = form
     pair = second_factors().login.log_in(
         challenge,
-        judged(answer),
+        judged(answer, Aim.PASSKEY_SECOND),
         ip=client_ip(),
         user_agent=user_agent(),
         device_token=request.headers.get(DEVICE_HEADER, ""),
@@ -132,9 +134,13 @@ def reset(user_id: str) -> Response:
     return revoked(second_factors().factors.reset(user_named(user_id), actor=identity().user_id))
 
 
-def judged(form: AnswerForm) -> Answer:
-    """The answer of *form*, to be judged."""
-    second = second_factors().second
+def judged(form: AnswerForm, passkey_aim: Aim) -> Answer:
+    """The answer of *form*, to be judged; a passkey's is over options with *passkey_aim*."""
+    second, passkeys = second_factors().second, services().passkeys
+    if form.credential is not None:
+        if passkeys is None:
+            raise CodeInvalid("there are no passkeys")
+        return passkeys.book.answer(form.credential, passkey_aim)
     if form.code is not None:
         return second.code(form.code)
     return second.recovery_code(form.recovery_code or "")

@@ -21,7 +21,7 @@ from authsvc.wiring.preflight import (
     local_problems,
     ownership_problems,
     problems,
-    stored_role_warnings,
+    stored_warnings,
 )
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 #: Imported once before the workers fork: they share the memory and start at once.
 PRELOAD = ("authsvc.app", "authsvc.wiring", "psycopg_binary", "sqlalchemy.dialects.postgresql.psycopg")
+#: The same where there are passkeys.
+PRELOAD_OF_PASSKEYS = ("authsvc.domain.accounts.webauthn",)
 
 STDERR = 2
 
@@ -109,7 +111,7 @@ def run_check(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     found = problems(settings, options.timings) if options.connect else local_problems(settings)
     if found:
         raise SettingsError(found)
-    stored = stored_role_warnings(settings, options.timings) if options.connect else ()
+    stored = stored_warnings(settings, options.timings) if options.connect else ()
     for warning in (*settings.warnings, *stored):
         _warn(warning)
     print("the settings are complete and consistent", file=sys.stderr)
@@ -159,7 +161,7 @@ def _upgrade(options: argparse.Namespace, settings: Settings) -> str:
 
 
 def _serve(options: argparse.Namespace, settings: Settings) -> int:
-    warnings = (*settings.warnings, *stored_role_warnings(settings, options.timings))
+    warnings = (*settings.warnings, *stored_warnings(settings, options.timings))
     with without_unused():
         from authsvc.api.frame.docs import HASHING_PATHS, VERIFY_PATH
         from authsvc.observability.health import LastAnswers
@@ -190,7 +192,7 @@ def _serve(options: argparse.Namespace, settings: Settings) -> int:
         timings=options.server_timings or ServerTimings(),
         log_level=settings.log.level.value,
         figures=settings.http.figures_dir,
-        preload=PRELOAD,
+        preload=(*PRELOAD, *(PRELOAD_OF_PASSKEYS if settings.passkeys.rp_id is not None else ())),
         bodiless=VERIFY_PATH,
         lengthy=HASHING_PATHS,
     )

@@ -180,7 +180,7 @@ class Authentication:
             is_right = self.proof.holds(attempt.password, credentials)
             if credentials is None or not is_right or not credentials.user.is_active:
                 raise self._refused(attempt, credentials)
-            self._require_proven_address(credentials)
+            self.require_proven_address(credentials)
             if credentials.has_factor:
                 raise self.second_step.required(credentials, attempt.device_id)
             return self._open_session(credentials, attempt, device)
@@ -233,7 +233,7 @@ class Authentication:
         found = self.credentials.by_email(email)
         return known_device(self.devices, attempt.device_token, found, self.clock()) if found else None
 
-    def _require_proven_address(self, proven: Credentials) -> None:
+    def require_proven_address(self, proven: Credentials) -> None:
         """Raise EmailUnverified where the address must be proven, and send a mail now and then."""
         if self.verification is None or not self.verification.is_required or proven.user.email_verified:
             return

@@ -62,7 +62,8 @@ class UsedUp:
     """
     What a right second factor uses up, in the transaction of what it opens.
 
-    Where somebody was faster, that transaction raises CodeInvalid and opens nothing.
+    Where somebody was faster, that transaction raises CodeInvalid and opens nothing; CounterNotRisen where a
+    passkey's counter is not above the last one.
     """
 
     user_id: UserId
@@ -73,8 +74,10 @@ class UsedUp:
     #: A TOTP by its id, and the step of the code.
     totp: tuple[str, int] | None = None
     recovery_digest: bytes | None = field(default=None, repr=False)
-    #: What the count of tries is set back to.
-    tries: int = 0
+    #: A passkey by its id, and the counter that it showed.
+    passkey: tuple[str, int] | None = None
+    #: What the count of tries is set back to; None where no try was counted.
+    tries: int | None = 0
 
 
 class CredentialStore(Protocol):

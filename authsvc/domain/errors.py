@@ -9,6 +9,7 @@ AuthError
 ├── RefreshReused           refresh_reused
 ├── SessionOver             session_ended
 ├── CodeInvalid             code_invalid
+│   └── CounterNotRisen     code_invalid        (user_id, factor_id)
 ├── StepUpRequired          step_up_required    (requirement)
 ├── Forbidden               forbidden
 ├── EmailUnverified         email_unverified
@@ -20,6 +21,7 @@ AuthError
 ├── NotFound                not_found
 ├── EmailTaken              email_taken
 ├── TooMany                 too_many
+├── PasskeyKnown            passkey_known
 ├── LastAdmin               last_admin
 ├── PreconditionFailed      precondition_failed
 ├── Invalid                 validation_failed   (errors: field path -> messages)
@@ -35,6 +37,7 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from authsvc.domain.values.identifiers import UserId
     from authsvc.domain.values.levels import Requirement
     from authsvc.domain.values.limits import Attempt
 
@@ -85,6 +88,15 @@ class CodeInvalid(AuthError):
     """A ticket, a code, a link or a second factor is wrong, used or expired; callers never learn which."""
 
     code = "code_invalid"
+
+
+class CounterNotRisen(CodeInvalid):
+    """The counter of a passkey did not rise: it may have been copied (WebAuthn Level 3 §6.1.1)."""
+
+    def __init__(self, user_id: UserId, factor_id: str) -> None:
+        super().__init__("the counter did not rise")
+        self.user_id = user_id
+        self.factor_id = factor_id
 
 
 class StepUpRequired(AuthError):
@@ -161,6 +173,12 @@ class TooMany(AuthError):
     """There are as many of them as there may be."""
 
     code = "too_many"
+
+
+class PasskeyKnown(AuthError):
+    """This passkey is registered already."""
+
+    code = "passkey_known"
 
 
 class LastAdmin(AuthError):

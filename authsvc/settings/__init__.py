@@ -14,7 +14,7 @@ from authsvc.settings.accounts import (
     SmtpTls,
     TokenSettings,
 )
-from authsvc.settings.factors import SecondFactorSettings
+from authsvc.settings.factors import PasskeySettings, SecondFactorSettings
 from authsvc.settings.infrastructure import (
     CacheSettings,
     DatabaseSettings,
@@ -46,6 +46,7 @@ __all__ = [
     "LogSettings",
     "MailSettings",
     "MailTransport",
+    "PasskeySettings",
     "PasswordSettings",
     "Problem",
     "RedisSettings",

@@ -39,7 +39,7 @@ _OWN = (PREFIX, "BCRYPT_", "CACHE_CB_", "CACHE_KEY_", "CACHE_LOCK_", "RATE_LIMIT
 #: Other programs may have names that begin so: one that is like no setting is a warning.
 _SHARED = (
     *("CACHE_", "JWT_", "PASSWORD_", "REDIS_", "REFRESH_"),
-    *("SESSION_", "TOKEN_", "TRACING_", "TRUSTED_"),
+    *("SESSION_", "TOKEN_", "TRACING_", "TRUSTED_", "WEBAUTHN_"),
 )
 #: Settings of earlier releases, and why they are gone.
 REMOVED = {"CACHE_STALE_TTL": "nothing that is cached is served stale"}

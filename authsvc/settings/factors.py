@@ -1,12 +1,13 @@
-"""Second factors: whether accounts can have them, and the keys that protect their secrets."""
+"""Second factors: whether accounts can have them, the keys that protect their secrets, and passkeys."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
+from urllib.parse import urlsplit
 
-from authsvc.settings import kinds
-from authsvc.settings.declaration import optional, setting
+from authsvc.settings import kinds, locations
+from authsvc.settings.declaration import ReadSoFar, optional, setting
 from authsvc.settings.reader import Problem
 
 if TYPE_CHECKING:
@@ -39,6 +40,66 @@ class SecondFactorSettings:
     data_key_previous: Secret | None = optional(
         "DATA_KEY_PREVIOUS", _STRONG, "A second key, which decrypts alone, while `DATA_KEY` is changed"
     )
+
+
+def _rp_id(known: ReadSoFar) -> str | None:
+    return cast("str | None", known.read["WEBAUTHN_RP_ID"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PasskeySettings:
+    """Whom passkeys are for; there are none without an RP ID."""
+
+    title: ClassVar = "Passkeys"
+
+    rp_id: str | None = optional(
+        "WEBAUTHN_RP_ID",
+        locations.rp_id(),
+        "Domain that passkeys belong to; another one makes all passkeys useless. Needs `SECOND_FACTORS=on`",
+        otherwise="none: no passkeys",
+    )
+    rp_name: str | None = optional(
+        "WEBAUTHN_RP_NAME",
+        kinds.matching(
+            r"[A-Za-z0-9][A-Za-z0-9 ._&+'-]{0,63}", "1 to 64 letters, digits, spaces, `. _ & + ' -`"
+        ),
+        "Name that browsers show beside it",
+        otherwise="the RP ID",
+        computed=_rp_id,
+    )
+    origins: tuple[str, ...] = setting(
+        "WEBAUTHN_ORIGINS",
+        locations.webauthn_origins(),
+        "Origins whose pages may use passkeys, compared letter by letter; needed with an RP ID."
+        " One at least is within the domain; browsers take others only by `/.well-known/webauthn`",
+        otherwise="none",
+        computed=lambda _: (),
+    )
+
+
+def passkey_problems(passkeys: PasskeySettings, reader: Reader) -> Iterator[Problem]:
+    """Passkeys belong to a domain, and are used by its pages over TLS."""
+    names = ("WEBAUTHN_RP_ID", "WEBAUTHN_ORIGINS")
+    if not reader.is_sound(*names):
+        return
+    if passkeys.rp_id is None:
+        for name in reader.given("WEBAUTHN_RP_NAME", "WEBAUTHN_ORIGINS"):
+            yield Problem(name=name, message="has no meaning without WEBAUTHN_RP_ID; expected both")
+        return
+    web = [urlsplit(origin) for origin in passkeys.origins if not origin.startswith("android:")]
+    hosts = [origin.hostname or "" for origin in web]
+    if not any(f".{host}".endswith(f".{passkeys.rp_id}") for host in hosts):
+        message = f"has no web origin within {passkeys.rp_id}, the WEBAUTHN_RP_ID; expected one at least"
+        yield Problem(name="WEBAUTHN_ORIGINS", message=message)
+    local = {"localhost"} if reader.is_development else set()
+    if any(origin.scheme != "https" and origin.hostname not in local for origin in web):
+        yield Problem(name="WEBAUTHN_ORIGINS", message="has an http:// origin; expected https://")
+
+
+def passkey_warnings(passkeys: PasskeySettings, factors: SecondFactorSettings) -> Iterator[str]:
+    """Passkeys that nobody can have."""
+    if passkeys.rp_id is not None and not factors.is_on:
+        yield "WEBAUTHN_RP_ID has no effect: SECOND_FACTORS is off"
 
 
 def second_factor_problems(factors: SecondFactorSettings, reader: Reader) -> Iterator[Problem]:

@@ -19,6 +19,9 @@ _HOST = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_.])?")
 _ADDRESS = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<name>[^\[\]:]+)):(?P<port>[0-9]+)")
 _NETWORK = re.compile(r"[0-9A-Fa-f:.]+(/[0-9]{1,3})?")
 _ORIGIN = re.compile(r"https?://(?:[a-z0-9_]+(?:[.-]+[a-z0-9_]+)*|\[[0-9a-f:.]+\])(?::[1-9][0-9]*)?")
+#: SHA-256 of the certificate that an application was signed with, in base64url.
+_ANDROID = re.compile(r"android:apk-key-hash:[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]")
+_DOMAIN = re.compile(r"(?=.{1,253}$)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
 _MAILBOX = re.compile(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@(?=.{1,253}$)[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+")
 _REDIS_PATH = re.compile(r"/?|/(0|[1-9][0-9]{0,3})")
 _ENCODING_ADVICE = "percent-encode what is special in its user name or password"
@@ -64,6 +67,21 @@ def origins() -> Kind[tuple[str, ...]]:
     expected = (
         "origins as browsers send them, such as `https://app.example.com,http://localhost:3000`, or nothing"
     )
+    return Kind(expected=expected, parse=parse)
+
+
+def rp_id() -> Kind[str]:
+    """A WebAuthn RP ID: the host of an origin as browsers write it, and no address."""
+    return Kind(expected="a host name in lower case such as `example.com`, no address", parse=_rp_id)
+
+
+def webauthn_origins() -> Kind[tuple[str, ...]]:
+    """Origins as they are in client data: of web pages, and of Android applications."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        return tuple(item if _ANDROID.fullmatch(item) else _origin(item) for item in _items(text))
+
+    expected = "origins such as `https://app.example.com`, separated by commas; also `android:apk-key-hash:…`"
     return Kind(expected=expected, parse=parse)
 
 
@@ -178,6 +196,13 @@ def _origin(item: str) -> str:
     if not is_plain:
         raise wrong
     return item
+
+
+def _rp_id(text: str) -> str:
+    # A last label of digits makes it an address, whole or shortened (WHATWG URL).
+    if not _DOMAIN.fullmatch(text) or text.rpartition(".")[2].isdigit():
+        raise InvalidValue(f"is {shown(text)}")
+    return text
 
 
 def _check_letters(text: str) -> None:

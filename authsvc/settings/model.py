@@ -48,6 +48,7 @@ class Settings:
     registration: accounts.RegistrationSettings = section(accounts.RegistrationSettings)
     machines: accounts.MachineSettings = section(accounts.MachineSettings)
     second_factors: factors.SecondFactorSettings = section(factors.SecondFactorSettings)
+    passkeys: factors.PasskeySettings = section(factors.PasskeySettings)
     cache: infrastructure.CacheSettings = section(infrastructure.CacheSettings)
     warnings: tuple[str, ...] = ()
 
@@ -84,6 +85,7 @@ def _problems(draft: Settings, reader: Reader) -> Iterator[Problem]:
     yield from checks.link_problems(draft.mail, reader)
     yield from checks.registration_problems(draft.registration, draft.mail, reader)
     yield from factors.second_factor_problems(draft.second_factors, reader)
+    yield from factors.passkey_problems(draft.passkeys, reader)
     if not draft.is_development:
         yield from checks.production_problems(draft.database, draft.passwords, reader)
         yield from risks.weak_secrets(reader)
@@ -94,6 +96,7 @@ def _warnings(draft: Settings, reader: Reader) -> Iterator[str]:
     yield from risks.http_warnings(draft.http)
     yield from risks.issuer_warnings(draft.tokens)
     yield from risks.limit_warnings(draft.limits)
+    yield from factors.passkey_warnings(draft.passkeys, draft.second_factors)
     yield from checks.ignored_names(reader.env, all_names())
     if draft.is_development:
         yield from risks.redis_warnings(draft.redis, reader)

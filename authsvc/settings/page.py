@@ -38,8 +38,8 @@ repeats a secret.
   (`SESSION_IDLE_TLL`, `TRUSTED_PROXY`, `DATABASE_URI`); the message says what was probably meant. What is
   only like a setting and may be another program's name (`DATABASE_URI`, `SESSION_TTL`) is a warning where
   that setting is there, too. So are other unknown names that begin with `CACHE_`, `JWT_`, `PASSWORD_`,
-  `REDIS_`, `REFRESH_`, `SESSION_`, `TOKEN_`, `TRACING_` or `TRUSTED_`. `AUTHSVC_BIN`, which start scripts
-  use, is ignored.
+  `REDIS_`, `REFRESH_`, `SESSION_`, `TOKEN_`, `TRACING_`, `TRUSTED_` or `WEBAUTHN_`. `AUTHSVC_BIN`, which
+  start scripts use, is ignored.
 - **Kubernetes service links** (`REDIS_SERVICE_HOST`, `REDIS_PORT_6379_TCP`) are ignored, but not where a
   Service is named `authsvc`, and not `REDIS_PORT=tcp://…`, which takes the place of a setting: set
   `enableServiceLinks: false`.

@@ -34,7 +34,7 @@ from authsvc.store.revocations import SqlFeedLog
 from authsvc.wiring.caching import cache_admin
 from authsvc.wiring.mail import Mailing, open_mail
 from authsvc.wiring.parts import Parts, make_parts
-from authsvc.wiring.second_factors import open_second_factors
+from authsvc.wiring.second_factors import open_passkeys, open_second_factors
 from authsvc.wiring.timings import Timings
 
 
@@ -84,6 +84,7 @@ def build(
         limits=parts.limits,
         metrics=parts.metrics,
         own_data=_own_data(parts),
+        passkeys=open_passkeys(parts, second_factors, authentication),
         polled=stores.redis.polled,
         preferences=PreferenceBook(parts.users, parts.revocations),
         recovery=mail.services if mail else None,

@@ -12,11 +12,13 @@ from authsvc.domain.tokens.keys import KeyRefused
 from authsvc.mail.letters import BadTemplate
 from authsvc.observability.tracing import is_installed
 from authsvc.settings import HttpSettings, Problem, Settings, TracingMode
+from authsvc.store.accounts.passkeys import orphaned_passkeys
 from authsvc.store.accounts.users import roles_in_use
 from authsvc.store.copies import preflight as copies
 from authsvc.store.key_folder import read_key
 from authsvc.store.migrations import why_unfit
 from authsvc.store.postgres.causes import cause_of
+from authsvc.store.sql import Database
 from authsvc.wiring.caching import key_space, single_client
 from authsvc.wiring.mail import letters
 from authsvc.wiring.stores import open_database
@@ -48,10 +50,21 @@ def ownership_problems(settings: Settings, timings: Timings | None = None) -> tu
         return tuple(copies.ownership_problems(client, database, key_space(settings.cache), settings.redis))
 
 
-def stored_role_warnings(settings: Settings, timings: Timings | None = None) -> list[str]:
-    """Roles that users have and the settings do not name; raises StoreUnavailable."""
+def stored_warnings(settings: Settings, timings: Timings | None = None) -> list[str]:
+    """What is stored and has no effect with these settings; raises StoreUnavailable."""
     with closing(open_database(settings, timings)) as database:
-        in_use = roles_in_use(database)
+        return [*_role_warnings(settings, database), *_passkey_warnings(settings, database)]
+
+
+def _passkey_warnings(settings: Settings, database: Database) -> list[str]:
+    rp_id = settings.passkeys.rp_id
+    count = orphaned_passkeys(database, rp_id) if settings.second_factors.is_on and rp_id else 0
+    text = f"WEBAUTHN_RP_ID is {rp_id}, and passkeys belong to another one ({count}): they open nothing"
+    return [text] if count else []
+
+
+def _role_warnings(settings: Settings, database: Database) -> list[str]:
+    in_use = roles_in_use(database)
     return [
         f"ROLES does not name {role}, which users have ({count}): it is in no new token and no answer"
         for role, count in sorted(in_use.items())

@@ -5,25 +5,28 @@ from __future__ import annotations
 import hmac
 from urllib.parse import urlsplit
 
+from authsvc.domain.accounts.ceremonies import RelyingParty
 from authsvc.domain.accounts.challenges import ChallengeTexts
 from authsvc.domain.accounts.codes import RecoveryDigests
 from authsvc.domain.accounts.factors import FactorBook
 from authsvc.domain.accounts.opening import SessionOpening
+from authsvc.domain.accounts.passkeys import PasskeyBook, PasskeyLogin
 from authsvc.domain.accounts.second_factor import SecondFactors, SecondLogin
+from authsvc.domain.authentication import Authentication
 from authsvc.domain.tokens.derived import KeyPurpose, derived_key
 from authsvc.domain.values.encryption import DataKeys
-from authsvc.services import SecondFactorServices
+from authsvc.services import PasskeyServices, SecondFactorServices
 from authsvc.settings import Settings, revealed
 from authsvc.store.accounts.factors import SqlFactorStore, SqlTryStore
 from authsvc.store.accounts.mails import Notices
+from authsvc.store.accounts.passkeys import SqlPasskeyStore
 from authsvc.wiring.parts import Parts
 
 
 def open_second_factors(parts: Parts, opening: SessionOpening) -> SecondFactorServices:
     """Everything that has to do with them."""
     settings, stores, clock = parts.settings, parts.stores, parts.clock
-    notices = Notices(are_sent=settings.mail.is_on)
-    store = SqlFactorStore(stores.database, stores.log, clock, notices)
+    notices, store = Notices(are_sent=settings.mail.is_on), _factor_store(parts)
     keys, digests = data_keys(settings), _recovery_digests(settings)
     second = SecondFactors(
         tries=SqlTryStore(stores.database, clock, notices),
@@ -59,6 +62,46 @@ def open_second_factors(parts: Parts, opening: SessionOpening) -> SecondFactorSe
         ),
         challenges=challenges,
     )
+
+
+def open_passkeys(
+    parts: Parts, second_factors: SecondFactorServices | None, authentication: Authentication
+) -> PasskeyServices | None:
+    """Everything that has to do with passkeys; None where second factors are off, or there is no RP ID."""
+    settings = parts.settings.passkeys
+    if second_factors is None or settings.rp_id is None:
+        return None
+    # A process without passkeys does not load what reads them.
+    from authsvc.domain.accounts.webauthn import WebAuthn
+
+    name = settings.rp_name or settings.rp_id
+    party = RelyingParty(id=settings.rp_id, name=name, origins=settings.origins)
+    stores, login = parts.stores, second_factors.login
+    book = PasskeyBook(
+        ceremonies=WebAuthn(party),
+        store=SqlPasskeyStore(stores.database, stores.log, _factor_store(parts)),
+        factors=second_factors.factors,
+        challenges=second_factors.challenges,
+        revocations=parts.revocations,
+        audit=parts.audit,
+        clock=parts.clock,
+    )
+    passkey_login = PasskeyLogin(
+        book=book,
+        second=second_factors.second,
+        credentials=parts.credentials,
+        opening=login.opening,
+        devices=login.devices,
+        audit=parts.audit,
+        clock=parts.clock,
+        require_proven_address=authentication.require_proven_address,
+    )
+    return PasskeyServices(book=book, login=passkey_login)
+
+
+def _factor_store(parts: Parts) -> SqlFactorStore:
+    notices = Notices(are_sent=parts.settings.mail.is_on)
+    return SqlFactorStore(parts.stores.database, parts.stores.log, parts.clock, notices)
 
 
 def data_keys(settings: Settings) -> DataKeys:

@@ -8,7 +8,7 @@ import pytest
 from redis import Redis
 
 from authsvc.settings import Settings
-from authsvc.wiring.preflight import stored_role_warnings
+from authsvc.wiring.preflight import stored_warnings
 from tests.api.driver import Api, MakeApi, Person, at_once, code_of, json_of
 from tests.api.test_tokens import Forge, key_file
 from tests.timings import UNHURRIED
@@ -188,7 +188,7 @@ def test_a_role_that_left_the_setting_is_in_no_new_token_and_no_answer(restarted
     assert person.call("GET", "/v1/me").json["roles"] == ["user", "billing"]
     assert admin.call("GET", "/v1/users?role=editor").status_code == 422
     assert without.verify(person.access) == 200
-    assert stored_role_warnings(Settings.from_env(without.env), UNHURRIED) == [
+    assert stored_warnings(Settings.from_env(without.env), UNHURRIED) == [
         "ROLES does not name editor, which users have (1): it is in no new token and no answer"
     ]
 

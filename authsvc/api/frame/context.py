@@ -14,7 +14,7 @@ from authsvc.domain.clients import Caller
 from authsvc.domain.errors import NotFound
 from authsvc.domain.tokens.access import AccessToken
 from authsvc.domain.users import User
-from authsvc.services import RecoveryServices, SecondFactorServices, Services
+from authsvc.services import PasskeyServices, RecoveryServices, SecondFactorServices, Services
 
 EXTENSION = "authsvc"
 #: Shows, and renews, that somebody logged in on this device before.
@@ -45,6 +45,14 @@ def recovery() -> RecoveryServices:
 def second_factors() -> SecondFactorServices:
     """Second factors; their routes exist only where they are on."""
     found = services().second_factors
+    if found is None:
+        raise NotFound
+    return found
+
+
+def passkeys() -> PasskeyServices:
+    """Passkeys; their routes exist only where there are any."""
+    found = services().passkeys
     if found is None:
         raise NotFound
     return found

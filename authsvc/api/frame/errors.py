@@ -31,6 +31,7 @@ CHALLENGES: dict[type[errors.AuthError], str] = {
     errors.TokenInvalid: f'{CHALLENGE}, error="invalid_token"',
     errors.ClientRefused: 'Basic realm="authsvc", charset="UTF-8"',
     errors.CodeInvalid: "Bearer",
+    errors.CounterNotRisen: "Bearer",
 }
 
 #: Every AuthError with its status; a test asserts that none is left out.
@@ -42,6 +43,7 @@ STATUSES: dict[type[errors.AuthError], int] = {
     errors.RefreshReused: 401,
     errors.SessionOver: 401,
     errors.CodeInvalid: 401,
+    errors.CounterNotRisen: 401,
     errors.StepUpRequired: 401,
     errors.ClientRefused: 401,
     errors.RightMissing: 400,
@@ -53,6 +55,7 @@ STATUSES: dict[type[errors.AuthError], int] = {
     errors.NotFound: 404,
     errors.EmailTaken: 409,
     errors.TooMany: 409,
+    errors.PasskeyKnown: 409,
     errors.LastAdmin: 409,
     errors.PreconditionFailed: 412,
     errors.Invalid: 422,
@@ -80,6 +83,7 @@ DETAILS = {
     "not_found": "There is nothing here.",
     "email_taken": "Another account has this e-mail address.",
     "too_many": "There are as many of them as there may be: remove one first.",
+    "passkey_known": "This passkey is registered already.",
     "last_admin": "The last active admin cannot be demoted, disabled or deleted.",
     "precondition_failed": "It has changed since you read it.",
     "validation_failed": "One or more fields are wrong.",

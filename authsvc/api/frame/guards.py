@@ -26,7 +26,7 @@ from authsvc.domain.errors import (
     TokenInvalid,
     TokenMissing,
 )
-from authsvc.domain.ratelimits import Rule, ip_subject
+from authsvc.domain.ratelimits import OnOutage, Rule, ip_subject
 from authsvc.domain.tokens.checks import require_roles
 from authsvc.domain.tokens.claims import bearer_token
 from authsvc.domain.users import Role
@@ -110,10 +110,10 @@ def _document(view: Callable[..., object], scheme: str) -> None:
 
 
 @contextmanager
-def attempt(rule: Rule) -> Iterator[None]:
+def attempt(rule: Rule, *, on_outage: OnOutage | None = None) -> Iterator[None]:
     """Count one attempt by address; give it back where nothing is judged within."""
     limits = services().limits
-    taken = limits.take(rule, ip_subject(client_ip()))
+    taken = limits.take(rule, ip_subject(client_ip()), on_outage=on_outage)
     try:
         yield
     except (HTTPException, Invalid, HashingBusy, StoreUnavailable):
@@ -121,13 +121,17 @@ def attempt(rule: Rule) -> Iterator[None]:
         raise
 
 
-def limited(rule: Rule) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Count one attempt by address before the view; give it back where the view judged nothing."""
+def limited(rule: Rule, *, on_outage: OnOutage | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """
+    Count one attempt by address before the view; give it back where the view judged nothing.
+
+    *on_outage* takes the place of what *rule* does while nothing can be counted.
+    """
 
     def decorate(view: Callable[P, R]) -> Callable[P, R]:
         @wraps(view)
         def counted(*args: P.args, **kwargs: P.kwargs) -> R:
-            with attempt(rule):
+            with attempt(rule, on_outage=on_outage):
                 return view(*args, **kwargs)
 
         return counted

@@ -10,6 +10,8 @@ from marshmallow import Schema, ValidationError, fields, post_load, validate, va
 from authsvc.api.frame.bodies import Body
 from authsvc.api.schemas.accounts import text
 from authsvc.api.schemas.kinds import Identifier, Time, View
+from authsvc.api.schemas.passkeys import AssertionCredential
+from authsvc.domain.accounts.ceremonies import Assertion
 from authsvc.domain.accounts.factors import Kind
 
 _CODE = {"example": "492039", "description": "Of the authenticator app."}
@@ -18,10 +20,11 @@ _RECOVERY_CODE = {"example": "XD4A-BCID-CPT4-L5C5-DQFI-2YIK"}
 
 @dataclass(frozen=True, slots=True, repr=False)
 class AnswerForm:
-    """The answer to a challenge: exactly one of the two."""
+    """The answer to a challenge: exactly one of the three."""
 
     code: str | None = None
     recovery_code: str | None = None
+    credential: Assertion | None = None
 
 
 class AnswerBody(Body):
@@ -29,12 +32,15 @@ class AnswerBody(Body):
 
     code = fields.String(metadata=_CODE)
     recovery_code = fields.String(metadata=_RECOVERY_CODE)
+    credential = fields.Nested(
+        AssertionCredential, metadata={"description": "Of a passkey, by `toJSON()`; over options for it."}
+    )
 
     @validates_schema
     def one_answer(self, data: dict[str, Any], **_: Any) -> None:
         """Exactly one."""
-        if ("code" in data) == ("recovery_code" in data):
-            raise ValidationError("Send one of code and recovery_code.")
+        if len(data.keys() & {"code", "recovery_code", "credential"}) != 1:
+            raise ValidationError("Send one of code, recovery_code and credential.")
 
 
 class SecondLoginBody(AnswerBody):

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import NewType, Protocol
 
+from authsvc.domain.accounts.ceremonies import Passkey
 from authsvc.domain.accounts.codes import (
     RecoveryDigests,
     base32,
@@ -17,7 +18,6 @@ from authsvc.domain.accounts.codes import (
     new_totp_secret,
     totp_uri,
 )
-from authsvc.domain.accounts.passkeys import NewPasskey
 from authsvc.domain.audit import Action, AuditLog, Event
 from authsvc.domain.credentials import CredentialStore
 from authsvc.domain.errors import CodeInvalid, EmailUnverified, Forbidden, NotFound, StoreUnavailable
@@ -75,7 +75,7 @@ class Factor:
     last_used_at: datetime | None = None
     locked_at: datetime | None = None
     totp: TotpSecret | None = None
-    passkey: NewPasskey | None = None
+    passkey: Passkey | None = None
     #: Of a passkey: the site that it works at.
     rp_id: str | None = None
 

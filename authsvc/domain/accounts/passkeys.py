@@ -1,5 +1,5 @@
 """
-Passkeys (WebAuthn Level 3): what browsers are asked for, and what their answers are worth.
+Passkeys of accounts: registered by their owners, and used to sign in, as a second factor, and for a step-up.
 
 Beginning a ceremony stores nothing: its challenge says by itself whose it is, what for and until when, and is
 authenticated (:mod:`authsvc.domain.accounts.challenges`).
@@ -7,184 +7,225 @@ authenticated (:mod:`authsvc.domain.accounts.challenges`).
 
 from __future__ import annotations
 
-import base64
-import binascii
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
-from uuid import UUID
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
-from authsvc.domain.errors import CodeInvalid
-from authsvc.domain.users import User
-from authsvc.domain.values.identifiers import UserId
+from authsvc.domain.accounts.ceremonies import (
+    Assertion,
+    Attestation,
+    Ceremonies,
+    Passkey,
+    creation_options,
+    request_options,
+)
+from authsvc.domain.accounts.challenges import Aim, Challenge, ChallengeTexts, new_challenge
+from authsvc.domain.accounts.codes import new_recovery_codes
+from authsvc.domain.accounts.factors import AnswerKind, Factor, FactorBook, FactorId, Kind
+from authsvc.domain.accounts.opening import LoginOrigin, SessionOpening, TokenPair
+from authsvc.domain.accounts.second_factor import Answer, SecondFactors, Tried
+from authsvc.domain.audit import Action, AuditLog, Event
+from authsvc.domain.credentials import Credentials, CredentialStore, UsedUp, known_device
+from authsvc.domain.errors import CodeInvalid, NotFound, TooMany
+from authsvc.domain.revocations import Committed, Outcome, Revocations
+from authsvc.domain.tokens.access import AccessToken
+from authsvc.domain.tokens.devices import DeviceTokens
+from authsvc.domain.values.clocks import Clock
+from authsvc.domain.values.identifiers import SessionId, UserId, new_id
+from authsvc.domain.values.levels import Method
 
-#: COSE algorithms that are asked for, the best first, and the key type of each: ES256, EdDSA, RS256.
-ALGORITHMS = {-7: 2, -8: 1, -257: 3}
 MOST_PASSKEYS = 10
-#: How long a browser may take, in milliseconds; as long as the challenge is good.
-TIMEOUT_MS = 300_000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RelyingParty:
-    """Whom passkeys are for: the RP ID, its name, and the origins whose pages may use them."""
+class PasskeyStore(Protocol):
+    """The rows, in SQL; each method is one transaction.  Raises StoreUnavailable."""
 
-    id: str
-    name: str
-    #: Compared letter by letter.
-    origins: tuple[str, ...]
+    def of_credential(self, credential_id: bytes) -> Factor | None:
+        """The passkey with that id, a locked one, too."""
 
-    @property
-    def related_origins(self) -> tuple[str, ...]:
-        """The web origins; browsers look there before a page outside the RP ID uses its passkeys."""
-        return tuple(origin for origin in self.origins if origin.startswith("https://"))
+    def add(
+        self, factor: Factor, challenge: Challenge, digests: Sequence[bytes], *, keep: SessionId
+    ) -> Committed[bool]:
+        """
+        Add *factor* and use *challenge* up.
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Passkey:
-    """One row: a public key, and what is known of its authenticator."""
-
-    id: str
-    user_id: UserId
-    credential_id: bytes
-    #: A COSE key.
-    public_key: bytes = field(repr=False)
-    sign_count: int
-    is_backup_eligible: bool
-    #: It showed user verification when it was registered.
-    verified_user: bool
-    transports: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewPasskey:
-    """What a registration brings."""
-
-    credential_id: bytes
-    public_key: bytes = field(repr=False)
-    sign_count: int
-    is_backup_eligible: bool
-    verified_user: bool
-    transports: tuple[str, ...]
+        True if it is the first factor: then recovery codes with these *digests* are stored, and every session
+        but *keep* ends.  Raises CodeInvalid, NotFound, PasskeyKnown, TooMany.
+        """
 
 
 @dataclass(frozen=True, slots=True)
-class Verified:
-    """What a good assertion shows."""
+class NewPasskey:
+    """A passkey that was registered, and the recovery codes that came with a first factor."""
 
-    sign_count: int
-    is_user_verified: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Attestation:
-    """The answer to a registration, its bytes in base64url, as browsers write it in JSON."""
-
-    client_data_type: ClassVar = "webauthn.create"
-
-    id: str
-    client_data: str
-    attestation_object: str
-    transports: tuple[str, ...] = ()
-
-    def credential_id(self) -> bytes:
-        """The id as bytes; raises CodeInvalid."""
-        return decoded(self.id)
+    factor: Factor
+    recovery_codes: list[str] | None = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Assertion:
-    """The answer to an authentication, its bytes in base64url, as browsers write it in JSON."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PasskeyBook:
+    """The passkeys of an account: registered by their owner, and asked for where the account is known."""
 
-    client_data_type: ClassVar = "webauthn.get"
+    ceremonies: Ceremonies
+    store: PasskeyStore
+    factors: FactorBook
+    challenges: ChallengeTexts
+    revocations: Revocations
+    audit: AuditLog
+    clock: Clock
 
-    id: str
-    client_data: str
-    authenticator_data: str
-    signature: str
-    user_handle: str | None = None
+    def begin_registration(self, user_id: UserId) -> dict[str, Any]:
+        """Options for another passkey; raises EmailUnverified, TooMany."""
+        user, known = self.factors.require_may_add(user_id), self._passkeys_of(user_id)
+        if len(known) >= MOST_PASSKEYS:
+            raise TooMany
+        text = self._challenge(Aim.PASSKEY_REGISTRATION, user_id)
+        return creation_options(self.ceremonies.party, user, text, self._at_this_site(known))
 
-    def credential_id(self) -> bytes:
-        """The id as bytes; raises CodeInvalid."""
-        return decoded(self.id)
+    def register(self, token: AccessToken, answer: Attestation, name: str | None) -> Outcome[NewPasskey]:
+        """
+        Add the passkey of *answer*; recovery codes come with the first factor.
+
+        Raises CodeInvalid, EmailUnverified, PasskeyKnown, TooMany.
+        """
+        self.factors.require_may_add(token.user_id)
+        challenge = self._answered(answer, Aim.PASSKEY_REGISTRATION, token.user_id)
+        factor = self._new_factor(token.user_id, self.ceremonies.registered(answer), name)
+        codes = new_recovery_codes()
+        digests = self.factors.digests.of_all(token.user_id, codes)
+        committed = self.store.add(factor, challenge, digests, keep=token.session_id)
+        outcome = self.revocations.publish(committed)
+        event = Event(Action.FACTOR_ADDED, user_id=token.user_id, session_id=token.session_id)
+        self.audit.record(replace(event, detail=Kind.PASSKEY.value))
+        return Outcome(NewPasskey(factor, codes if outcome.value else None), outcome.is_complete)
+
+    def begin(self, aim: Aim, user_id: UserId | None = None) -> dict[str, Any]:
+        """
+        Options to sign: with a passkey of the account *user_id*, or of anybody, with user verification.
+
+        Raises NotFound where the account has none that can be used.
+        """
+        party, text = self.ceremonies.party, self._challenge(aim, user_id)
+        if user_id is None:
+            return request_options(party, text, (), verify_user=True)
+        usable = self._at_this_site(one for one in self._passkeys_of(user_id) if not one.is_locked)
+        if not usable:
+            raise NotFound
+        return request_options(party, text, usable, verify_user=False)
+
+    def answer(self, assertion: Assertion, aim: Aim) -> Answer:
+        """An assertion as a second factor."""
+
+        def judge(credentials: Credentials, _tried: Tried) -> UsedUp:
+            return self.judge(assertion, aim, credentials.user.id)
+
+        return Answer(AnswerKind.PASSKEY, judge)
+
+    def judge(self, assertion: Assertion, aim: Aim, owner: UserId | None) -> UsedUp:
+        """What a good *assertion* uses up; its challenge was made for *owner*.  Raises CodeInvalid."""
+        challenge = self._answered(assertion, aim, owner)
+        factor = self.store.of_credential(assertion.credential_id())
+        if factor is None or factor.passkey is None or factor.is_locked:
+            raise CodeInvalid("no such passkey, or it is locked")
+        if owner not in {None, factor.user_id}:
+            raise CodeInvalid("a passkey of another user")
+        shown = self.ceremonies.verified(assertion, factor.passkey, factor.user_id)
+        return UsedUp(
+            user_id=factor.user_id,
+            shown=Method.VERIFIED_PASSKEY if shown.is_user_verified else Method.PASSKEY,
+            challenges=((challenge.id, challenge.expires_at),),
+            passkey=(factor.id, shown.sign_count),
+            tries=None,
+        )
+
+    def _challenge(self, aim: Aim, user_id: UserId | None) -> str:
+        return self.challenges.text(new_challenge(aim, now=self.clock(), user_id=user_id))
+
+    def _answered(self, answer: Attestation | Assertion, aim: Aim, owner: UserId | None) -> Challenge:
+        """The challenge that *answer* is about, if we made it for *owner* to *aim* at."""
+        text = self.ceremonies.challenge_of(answer)
+        challenge = self.challenges.read(text, aim, now=self.clock())
+        if challenge.user_id != owner:
+            raise CodeInvalid("a challenge of another user")
+        return challenge
+
+    def _passkeys_of(self, user_id: UserId) -> list[Factor]:
+        return [factor for factor in self.factors.of_user(user_id).factors if factor.kind is Kind.PASSKEY]
+
+    def _at_this_site(self, found: Iterable[Factor]) -> list[Passkey]:
+        """Those of *found* that an authenticator would use here."""
+        rp_id = self.ceremonies.party.id
+        return [one.passkey for one in found if one.passkey is not None and one.rp_id == rp_id]
+
+    def _new_factor(self, user_id: UserId, passkey: Passkey, name: str | None) -> Factor:
+        now = self.clock()
+        return Factor(
+            id=FactorId(new_id()),
+            user_id=user_id,
+            name=name,
+            created_at=now,
+            confirmed_at=now,
+            passkey=passkey,
+            rp_id=self.ceremonies.party.id,
+        )
 
 
-class Ceremonies(Protocol):
-    """Judges the answers of authenticators; whatever is wrong is CodeInvalid."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PasskeyLogin:
+    """Signing in with a passkey alone: it is two factors in one, so it has to show user verification."""
 
-    @property
-    def party(self) -> RelyingParty:
-        """Whom they are for."""
+    book: PasskeyBook
+    second: SecondFactors
+    credentials: CredentialStore
+    opening: SessionOpening
+    devices: DeviceTokens
+    audit: AuditLog
+    clock: Clock
+    #: Raises EmailUnverified where nobody logs in without a proven address.
+    require_proven_address: Callable[[Credentials], None]
 
-    def challenge_of(self, answer: Attestation | Assertion) -> str:
-        """The challenge that *answer* is about; whether we made it is for the caller to find out."""
+    def log_in(self, assertion: Assertion, origin: LoginOrigin, device_token: str) -> TokenPair:
+        """
+        Open a session for the owner of the passkey; it says by its user handle who that is.
 
-    def registered(self, answer: Attestation) -> NewPasskey:
-        """What *answer* registers."""
+        Raises CodeInvalid, EmailUnverified, StoreUnavailable.
+        """
+        self.opening.signer.require_key(self.clock())
+        try:
+            pair = self._opened(assertion, origin, device_token)
+        except CodeInvalid as refusal:
+            self.audit.record(
+                Event(
+                    Action.LOGIN_FAILED,
+                    client_ip=origin.ip,
+                    device_id=origin.device_id,
+                    detail=AnswerKind.PASSKEY.value,
+                )
+            )
+            self.second.on_result(AnswerKind.PASSKEY.value, refusal.code)
+            self.second.lock_copied(refusal)
+            raise
+        self.second.on_result(AnswerKind.PASSKEY.value, "ok")
+        return pair
 
-    def verified(self, answer: Assertion, passkey: Passkey) -> Verified:
-        """What *answer* shows, if *passkey* signed it."""
+    def _opened(self, assertion: Assertion, origin: LoginOrigin, device_token: str) -> TokenPair:
+        used_up = self.book.judge(assertion, Aim.PASSKEY_LOGIN, None)
+        if assertion.user_handle is None or used_up.shown is not Method.VERIFIED_PASSKEY:
+            raise CodeInvalid("no user handle, or no user verification")
+        credentials = self._owner(used_up.user_id)
+        self.require_proven_address(credentials)
+        device = known_device(self.devices, device_token, credentials, self.clock())
+        known = replace(origin, device=device)
+        pair = self.opening.open(credentials, known, used_up.shown, used_up=used_up)
+        if pair is None:
+            raise CodeInvalid("the user has changed meanwhile")
+        return pair
 
-
-def creation_options(
-    party: RelyingParty, user: User, challenge: str, known: Iterable[Passkey]
-) -> dict[str, Any]:
-    """``PublicKeyCredentialCreationOptionsJSON`` for another passkey of *user*."""
-    return {
-        "rp": {"id": party.id, "name": party.name},
-        "user": {
-            "id": encoded(UUID(user.id).bytes),
-            "name": user.email,
-            "displayName": user.name or user.email,
-        },
-        "challenge": challenge,
-        "pubKeyCredParams": [{"type": "public-key", "alg": number} for number in ALGORITHMS],
-        "timeout": TIMEOUT_MS,
-        "excludeCredentials": _descriptors(known),
-        "authenticatorSelection": {
-            "residentKey": "preferred",
-            "requireResidentKey": False,
-            "userVerification": "preferred",
-        },
-        "attestation": "none",
-    }
-
-
-def request_options(
-    party: RelyingParty, challenge: str, allowed: Iterable[Passkey], *, verify_user: bool
-) -> dict[str, Any]:
-    """``PublicKeyCredentialRequestOptionsJSON``; none *allowed*: any passkey of this site."""
-    return {
-        "challenge": challenge,
-        "timeout": TIMEOUT_MS,
-        "rpId": party.id,
-        "allowCredentials": _descriptors(allowed),
-        "userVerification": "required" if verify_user else "preferred",
-    }
-
-
-def decoded(text: str) -> bytes:
-    """The bytes of *text*, base64url in its one canonical form without padding; raises CodeInvalid."""
-    try:
-        raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise CodeInvalid("not base64url") from error
-    if encoded(raw) != text:
-        raise CodeInvalid("not the canonical base64url")
-    return raw
-
-
-def encoded(raw: bytes) -> str:
-    """*raw* in base64url without padding."""
-    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
-
-
-def _descriptors(passkeys: Iterable[Passkey]) -> list[dict[str, Any]]:
-    return [
-        {
-            "type": "public-key",
-            "id": encoded(passkey.credential_id),
-            **({"transports": list(passkey.transports)} if passkey.transports else {}),
-        }
-        for passkey in passkeys
-    ]
+    def _owner(self, user_id: UserId) -> Credentials:
+        try:
+            found = self.credentials.by_user(user_id)
+        except NotFound as error:
+            raise CodeInvalid("the user is gone") from error
+        if not found.user.is_active:
+            raise CodeInvalid("the user is disabled")
+        return found

@@ -32,7 +32,14 @@ from authsvc.domain.accounts.mails import Template
 from authsvc.domain.accounts.opening import LoginOrigin, SessionOpening, TokenPair
 from authsvc.domain.audit import Action, AuditLog, Event
 from authsvc.domain.credentials import Credentials, CredentialStore, UsedUp, known_device
-from authsvc.domain.errors import AuthError, CodeInvalid, NotFound, SecondFactorRequired, StoreUnavailable
+from authsvc.domain.errors import (
+    AuthError,
+    CodeInvalid,
+    CounterNotRisen,
+    NotFound,
+    SecondFactorRequired,
+    StoreUnavailable,
+)
 from authsvc.domain.ratelimits import Limits, OnOutage, Rule, account_subject, device_subject
 from authsvc.domain.tokens.devices import Device, DeviceTokens
 from authsvc.domain.values.clocks import Clock
@@ -74,7 +81,7 @@ class TryStore(Protocol):
         With *challenge* that is: it is of an earlier round, or the password has changed.
         """
 
-    def failed(self, user_id: UserId, notices: tuple[Template, ...], *, lock: Factor | None) -> None:
+    def failed(self, user_id: UserId, notices: tuple[Template, ...], *, lock: str | None) -> None:
         """Write what wrong answers led to: *notices* to the user, and the end of the factor *lock*."""
 
 
@@ -160,6 +167,7 @@ class SecondFactors:
         except CodeInvalid as refusal:
             self.on_result(answer.kind.value, refusal.code)
             self._failed(credentials, answer.kind, tried)
+            self.lock_copied(refusal)
             raise
         except AuthError as refusal:
             self.on_result(answer.kind.value, refusal.code)
@@ -167,6 +175,11 @@ class SecondFactors:
         self.on_result(answer.kind.value, "ok")
         if answer.kind is AnswerKind.RECOVERY_CODE:
             self.audit.record(Event(Action.RECOVERY_USED, user_id=credentials.user.id))
+
+    def lock_copied(self, refusal: CodeInvalid) -> None:
+        """Lock the passkey that *refusal* is about, if there may be a copy of it, and tell its owner."""
+        if isinstance(refusal, CounterNotRisen):
+            self._lock(refusal.user_id, AnswerKind.PASSKEY, refusal.factor_id, ())
 
     def _counted(self, credentials: Credentials, kind: AnswerKind, challenge: Challenge | None) -> Tried:
         tried = self.tries.count(credentials.user.id, kind, challenge)
@@ -197,14 +210,15 @@ class SecondFactors:
         self.audit.record(Event(Action.SECOND_FACTOR_FAILED, user_id=user_id, detail=kind.value))
         if tried is None:
             return
-        totp = tried.totp
-        locks = totp is not None and totp.totp is not None and totp.totp.failures >= MOST_FAILURES
-        notices = [Template.SECOND_FACTOR_FAILED] if tried.ends_round else []
-        if locks:
-            notices.append(Template.FACTOR_LOCKED)
-            self.audit.record(Event(Action.FACTOR_LOCKED, user_id=user_id, detail=kind.value))
-        if notices:
-            self.tries.failed(user_id, tuple(notices), lock=totp if locks else None)
+        totp, notices = tried.totp, (Template.SECOND_FACTOR_FAILED,) if tried.ends_round else ()
+        if totp is not None and totp.totp is not None and totp.totp.failures >= MOST_FAILURES:
+            self._lock(user_id, kind, totp.id, notices)
+        elif notices:
+            self.tries.failed(user_id, notices, lock=None)
+
+    def _lock(self, user_id: UserId, kind: AnswerKind, factor_id: str, notices: tuple[Template, ...]) -> None:
+        self.audit.record(Event(Action.FACTOR_LOCKED, user_id=user_id, detail=kind.value))
+        self.tries.failed(user_id, (*notices, Template.FACTOR_LOCKED), lock=factor_id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,11 +18,11 @@ from fido2 import cbor
 from fido2.cose import RS256, CoseKey
 from fido2.webauthn import AttestationObject, AuthenticatorData
 
-from authsvc.domain.accounts.passkeys import (
+from authsvc.domain.accounts.ceremonies import (
     ALGORITHMS,
+    Answer,
     Assertion,
     Attestation,
-    NewPasskey,
     Passkey,
     RelyingParty,
     Verified,
@@ -30,6 +30,7 @@ from authsvc.domain.accounts.passkeys import (
 )
 from authsvc.domain.errors import CodeInvalid
 from authsvc.domain.values import jsontext
+from authsvc.domain.values.identifiers import UserId
 
 #: Bytes of a credential's id (WebAuthn Level 3 §4, §5.8.3).
 MIN_ID_BYTES, MAX_ID_BYTES = 16, 1023
@@ -49,12 +50,14 @@ class WebAuthn:
 
     party: RelyingParty
 
-    def challenge_of(self, answer: Attestation | Assertion) -> str:
+    def challenge_of(self, answer: Answer) -> str:
         """
         The challenge that *answer* is about, in base64url.
 
         Its type and origin are checked here; whether we made the challenge is for the caller to find out.
         """
+        if answer.type != "public-key" or answer.raw_id != answer.id:
+            raise CodeInvalid("another kind of credential, or two ids")
         with _refusing():
             members = jsontext.parse(decoded(answer.client_data), max_depth=CLIENT_DATA_DEPTH)
             if not isinstance(members, dict) or members.get("type") != answer.client_data_type:
@@ -65,7 +68,7 @@ class WebAuthn:
                 raise CodeInvalid("from a frame in a page of another origin")
             return str(members["challenge"])
 
-    def registered(self, answer: Attestation) -> NewPasskey:
+    def registered(self, answer: Attestation) -> Passkey:
         """What *answer* registers; the attestation statement is ignored."""
         with _refusing():
             credential_id = answer.credential_id()
@@ -76,7 +79,7 @@ class WebAuthn:
             if not MIN_ID_BYTES <= len(credential_id) <= MAX_ID_BYTES:
                 raise CodeInvalid("an id that is too short or too long")
             _check_key(attested.public_key)
-            return NewPasskey(
+            return Passkey(
                 credential_id=credential_id,
                 public_key=cbor.encode(dict(attested.public_key)),
                 sign_count=data.counter,
@@ -85,11 +88,11 @@ class WebAuthn:
                 transports=answer.transports,
             )
 
-    def verified(self, answer: Assertion, passkey: Passkey) -> Verified:
+    def verified(self, answer: Assertion, passkey: Passkey, owner: UserId) -> Verified:
         """
-        What *answer* shows, if *passkey* signed it.
+        What *answer* shows, if it was signed with *passkey*, for its *owner*.
 
-        Whether its counter has risen is decided where the counter is stored.
+        Whether the counter has risen is decided where it is stored.
         """
         with _refusing():
             data = self._authenticator_data(decoded(answer.authenticator_data))
@@ -98,7 +101,7 @@ class WebAuthn:
             if data.is_backup_eligible() != passkey.is_backup_eligible:
                 raise CodeInvalid("backup eligibility has changed")
             handle = answer.user_handle
-            if handle is not None and decoded(handle) != UUID(passkey.user_id).bytes:
+            if handle is not None and decoded(handle) != UUID(owner).bytes:
                 raise CodeInvalid("another user")
             message = bytes(data) + sha256(decoded(answer.client_data)).digest()
             key = CoseKey.parse(cbor.decode(passkey.public_key))  # type: ignore[arg-type]  # a map, as stored

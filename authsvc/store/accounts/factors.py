@@ -25,6 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
+from authsvc.domain.accounts.ceremonies import Passkey
 from authsvc.domain.accounts.challenges import Challenge
 from authsvc.domain.accounts.factors import (
     MOST_FAILURES,
@@ -37,10 +38,9 @@ from authsvc.domain.accounts.factors import (
     totp_owner,
 )
 from authsvc.domain.accounts.mails import Template
-from authsvc.domain.accounts.passkeys import NewPasskey
 from authsvc.domain.accounts.second_factor import MOST_TRIES, Tried
 from authsvc.domain.credentials import UsedUp
-from authsvc.domain.errors import CodeInvalid, NotFound
+from authsvc.domain.errors import CodeInvalid, CounterNotRisen, NotFound
 from authsvc.domain.revocations import Committed, Revocation
 from authsvc.domain.users import User
 from authsvc.domain.values.clocks import Clock
@@ -217,7 +217,7 @@ class SqlTryStore:
             totp = _tried_totp(connection, user_id) if kind is AnswerKind.TOTP else None
             return Tried(tries=tries, totp=totp)
 
-    def failed(self, user_id: UserId, notices: tuple[Template, ...], *, lock: Factor | None) -> None:
+    def failed(self, user_id: UserId, notices: tuple[Template, ...], *, lock: str | None) -> None:
         """Write what wrong answers led to: *notices* to the user, and the end of the factor *lock*."""
         now = self._clock()
         with self._database.transaction() as connection:
@@ -226,7 +226,7 @@ class SqlTryStore:
             except NotFound:
                 return
             if lock is not None:
-                locked = update(factors).where(factors.c.id == lock.id, factors.c.locked_at.is_(None))
+                locked = update(factors).where(factors.c.id == lock, factors.c.locked_at.is_(None))
                 connection.execute(locked.values(locked_at=now))
             for notice in notices:
                 self._notices.add(connection, notice, (user.email,), now)
@@ -238,14 +238,18 @@ def use_up(connection: Connection, used_up: UsedUp, now: datetime, notices: Noti
 
     Raises CodeInvalid where somebody was faster: then nothing is opened.
     """
-    # First: it locks the user's row.
-    connection.execute(update(users).where(users.c.id == used_up.user_id).values(factor_tries=used_up.tries))
+    if used_up.tries is not None:
+        # First: it locks the user's row.
+        back = update(users).where(users.c.id == used_up.user_id).values(factor_tries=used_up.tries)
+        connection.execute(back)
     for ident, end in used_up.challenges:
-        _spend(connection, ident, end)
+        spend(connection, ident, end)
     if used_up.totp is not None:
         _use_step(connection, used_up.user_id, *used_up.totp, now)
     if used_up.recovery_digest is not None:
         _use_recovery_code(connection, used_up.user_id, used_up.recovery_digest, now, notices)
+    if used_up.passkey is not None:
+        _use_passkey(connection, used_up.user_id, *used_up.passkey, now)
 
 
 def add_factor(connection: Connection, factor: Factor) -> None:
@@ -270,9 +274,7 @@ def to_factor(row: RowMapping) -> Factor:
     fields: dict[str, Any] = {name: row[factors.c[name]] for name in _SHARED}
     if row[factors.c.kind] == Kind.PASSKEY:
         known: dict[str, Any] = {name: row[factors.c[name]] for name in _OF_PASSKEYS}
-        return Factor(
-            **fields, passkey=NewPasskey(**known, transports=tuple(row[factors.c.transports] or ()))
-        )
+        return Factor(**fields, passkey=Passkey(**known, transports=tuple(row[factors.c.transports] or ())))
     secret = Encrypted(row[factors.c.key_id], row[factors.c.secret])
     totp = TotpSecret(secret=secret, last_step=row[factors.c.last_step], failures=row[factors.c.failures])
     return Factor(**fields, totp=totp)
@@ -345,6 +347,18 @@ def _use_step(connection: Connection, user_id: UserId, factor_id: str, step: int
         raise CodeInvalid("this step was used before")
 
 
+def _use_passkey(connection: Connection, user_id: UserId, factor_id: str, count: int, now: datetime) -> None:
+    """Store *count*, which has risen; authenticators without a counter show 0 each time."""
+    this = and_(factors.c.user_id == user_id, factors.c.id == factor_id, factors.c.locked_at.is_(None))
+    has_risen = factors.c.sign_count < count if count else factors.c.sign_count == 0
+    used = update(factors).where(this, has_risen).values(sign_count=count, last_used_at=now)
+    if connection.execute(used).rowcount == 1:
+        return
+    if connection.execute(select(factors.c.id).where(this)).first() is None:
+        raise CodeInvalid("this passkey was removed or locked")
+    raise CounterNotRisen(user_id, factor_id)
+
+
 def _use_recovery_code(
     connection: Connection, user_id: UserId, digest: bytes, now: datetime, notices: Notices
 ) -> None:
@@ -357,7 +371,8 @@ def _use_recovery_code(
     notices.add(connection, Template.RECOVERY_USED, (email,), now)
 
 
-def _spend(connection: Connection, ident: str, end: datetime) -> None:
+def spend(connection: Connection, ident: str, end: datetime) -> None:
+    """Use up the challenge *ident* in the caller's transaction; raises CodeInvalid if it was used before."""
     dialect: Any = postgresql if connection.dialect.name == "postgresql" else sqlite
     added = dialect.insert(spent).values(id=ident, expires_at=end).on_conflict_do_nothing()
     if connection.execute(added.returning(spent.c.id)).first() is None:

@@ -24,6 +24,7 @@ LIMIT = Limit(name="login-ip", quota=5, window_s=900)
 REFUSED = Attempt(limit=LIMIT, subject="s", allowed=False, remaining=0, reset_s=7)
 ARGUMENTS: dict[type[AuthError], tuple[object, ...]] = {
     errors.Invalid: ({"email": ["is wrong"]},),
+    errors.CounterNotRisen: ("secret user", "secret factor"),
     errors.StepUpRequired: (Requirement(acr=Acr.AAL2, max_age_s=300),),
     errors.SecondFactorRequired: ("challenge", 300, ("totp",)),
     errors.RateLimited: (REFUSED,),
@@ -90,6 +91,7 @@ def test_codes_and_statuses_are_those_of_the_contract():
         (403, "wrong_password"),
         (404, "not_found"),
         (409, "email_taken"),
+        (409, "passkey_known"),
         (409, "last_admin"),
         (409, "too_many"),
         (412, "precondition_failed"),

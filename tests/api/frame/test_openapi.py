@@ -183,7 +183,7 @@ def test_answers_say_what_is_always_there(pg_api):
     """Every member is required but those that some answers lack: a typed client need not ask for each."""
     found = specification(pg_api)
     sometimes = {
-        "ProblemView": {"errors"},
+        "ProblemView": {"errors", "challenge", "expires_in", "methods"},
         "IntrospectionView": {
             *("token_type", "sub", "sid", "roles", "iss", "aud", "iat", "exp", "jti"),
             *("acr", "amr", "auth_time"),
@@ -265,6 +265,7 @@ def test_every_refusal_is_described_as_a_problem(pg_api):
                     assert is_probe or content == expected, (method, path, status)
     assert set(found["components"]["schemas"]["ProblemView"]["properties"]) == {
         "type", "title", "status", "detail", "code", "request_id", "errors",
+        "challenge", "expires_in", "methods",
     }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from tests.api.driver import Api, code_of
 from tests.api.mailing import MAIL
+from tests.api.passkeys import PASSKEYS
 from tests.api.second_factors import FACTORS
 
 PUBLIC, USER, ADMIN, CLIENT = "public", "user", "admin", "client"
@@ -81,6 +82,17 @@ OF_FACTORS = {
     "POST /v1/me/recovery-codes": USER,
     "DELETE /v1/users/<user_id>/factors": ADMIN,
 }
+#: Those of passkeys.
+OF_PASSKEYS = {
+    "POST /v1/me/passkeys": USER,
+    "POST /v1/me/passkeys/options": USER,
+    "POST /v1/auth/passkey": PUBLIC,
+    "POST /v1/auth/passkey/options": PUBLIC,
+    # By the challenge in its body.
+    "POST /v1/auth/login/second/options": PUBLIC,
+    "POST /v1/auth/step-up/options": USER,
+    "GET /.well-known/webauthn": PUBLIC,
+}
 QUIET = {"POST /v1/auth/register/confirm": PUBLIC}
 #: Views of Flask and flask-smorest, which carry no declaration of ours.
 THEIRS = {"/openapi.json"}
@@ -122,8 +134,9 @@ def test_the_table_is_complete_and_every_view_declares_what_it_says(pg_api):
             {**MAIL, "REGISTRATION": "off"},
             {route: role for route, role in BY_MAIL.items() if route != "POST /v1/users"},
         ),
+        (PASSKEYS, OF_FACTORS | OF_PASSKEYS),
     ],
-    ids=["mail", "factors", "quiet", "off"],
+    ids=["mail", "factors", "quiet", "off", "passkeys"],
 )
 def test_the_table_is_complete_with_what_settings_bring(make_api, settings, more):
     """Each setting brings its routes, guarded as the table says, and no other ones."""

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from authsvc.domain.accounts.passkeys import (
+from authsvc.domain.accounts.ceremonies import (
     Assertion,
     Attestation,
     Passkey,
@@ -66,6 +66,8 @@ def attestation(shown: dict[str, Any]) -> Attestation:
     response = shown["response"]
     return Attestation(
         id=shown["id"],
+        raw_id=shown["rawId"],
+        type=shown["type"],
         client_data=response["clientDataJSON"],
         attestation_object=response["attestationObject"],
         transports=tuple(response["transports"]),
@@ -77,6 +79,8 @@ def assertion(shown: dict[str, Any]) -> Assertion:
     response = shown["response"]
     return Assertion(
         id=shown["id"],
+        raw_id=shown["rawId"],
+        type=shown["type"],
         client_data=response["clientDataJSON"],
         authenticator_data=response["authenticatorData"],
         signature=response["signature"],
@@ -88,17 +92,7 @@ def register(authenticator: Authenticator, lies: Lies = HONEST) -> Passkey:
     """A passkey of Ada's, as the service would store it."""
     answer = attestation(authenticator.create(creation_options(PARTY, ADA, CHALLENGE, ()), lies))
     assert CEREMONIES.challenge_of(answer) == CHALLENGE
-    new = CEREMONIES.registered(answer)
-    return Passkey(
-        id="f",
-        user_id=ADA.id,
-        credential_id=new.credential_id,
-        public_key=new.public_key,
-        sign_count=new.sign_count,
-        is_backup_eligible=new.is_backup_eligible,
-        verified_user=new.verified_user,
-        transports=new.transports,
-    )
+    return CEREMONIES.registered(answer)
 
 
 def sign(authenticator: Authenticator, lies: Lies = HONEST) -> dict[str, Any]:
@@ -111,7 +105,7 @@ def judge(shown: dict[str, Any], passkey: Passkey):
     answer = assertion(shown)
     if CEREMONIES.challenge_of(answer) != CHALLENGE:
         raise CodeInvalid("a challenge that nobody made")
-    return CEREMONIES.verified(answer, passkey)
+    return CEREMONIES.verified(answer, passkey, ADA.id)
 
 
 @pytest.mark.parametrize("algorithm", [ES256, EDDSA, RS256])
@@ -210,7 +204,7 @@ def test_backup_eligibility_that_was_lost_is_refused():
         judge(sign(authenticator, Lies(without=BE)), passkey)
 
 
-FIELDS = ("id", "clientDataJSON", "authenticatorData", "signature", "userHandle")
+FIELDS = ("id", "rawId", "clientDataJSON", "authenticatorData", "signature", "userHandle")
 
 
 @pytest.mark.parametrize("algorithm", [ES256, EDDSA, RS256])
@@ -220,7 +214,7 @@ def test_every_bit_of_every_field_counts(name, algorithm):
     authenticator = Authenticator(algorithm=algorithm)
     passkey = register(authenticator)
     shown = sign(authenticator)
-    holder = shown if name == "id" else shown["response"]
+    holder = shown if name in shown else shown["response"]
     good = unb64(holder[name])
 
     for position in range(len(good)):
@@ -247,7 +241,7 @@ def test_base64url_has_one_form(name, change):
     authenticator = Authenticator()
     passkey = register(authenticator)
     shown = sign(authenticator)
-    holder = shown if name == "id" else shown["response"]
+    holder = shown if name in shown else shown["response"]
     holder[name] = change(holder[name])
 
     with pytest.raises(CodeInvalid):
@@ -274,6 +268,16 @@ def test_the_user_handle_may_be_absent():
     del shown["response"]["userHandle"]
 
     assert judge(shown, passkey).is_user_verified
+
+
+@pytest.mark.parametrize("kind", ["", "password", "Public-Key"])
+def test_a_credential_of_another_kind_is_refused(kind):
+    """There is one."""
+    authenticator = Authenticator()
+    passkey = register(authenticator)
+
+    with pytest.raises(CodeInvalid):
+        judge(sign(authenticator) | {"type": kind}, passkey)
 
 
 def test_another_key_does_not_sign_for_a_passkey():
@@ -347,22 +351,20 @@ def test_the_attestation_statement_is_ignored():
 def test_no_bytes_of_a_stranger_are_a_failure(raw):
     """Attestation objects and authenticator data of any bytes are refused, and nothing else happens."""
     text = b64(raw)
+    same: dict[str, Any] = {"id": text, "raw_id": text, "type": "public-key", "client_data": text}
     passkey = Passkey(
-        id="f",
-        user_id=ADA.id,
         credential_id=raw,
         public_key=cbor(EC_KEY),
         sign_count=0,
         is_backup_eligible=False,
         verified_user=True,
+        transports=(),
     )
 
     with pytest.raises(CodeInvalid):
-        CEREMONIES.registered(Attestation(id=text, client_data=text, attestation_object=text))
+        CEREMONIES.registered(Attestation(**same, attestation_object=text))
     with pytest.raises(CodeInvalid):
-        CEREMONIES.verified(
-            Assertion(id=text, client_data=text, authenticator_data=text, signature=text), passkey
-        )
+        CEREMONIES.verified(Assertion(**same, authenticator_data=text, signature=text), passkey, ADA.id)
 
 
 @given(st.binary(max_size=80))

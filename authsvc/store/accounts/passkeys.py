@@ -1,0 +1,64 @@
+"""Passkeys in SQL: they are found by their credential, and added with what a first factor brings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import func, select
+
+from authsvc.domain.accounts.challenges import Challenge
+from authsvc.domain.accounts.factors import Factor, Kind
+from authsvc.domain.accounts.passkeys import MOST_PASSKEYS
+from authsvc.domain.errors import PasskeyKnown, StoreUnavailable, TooMany
+from authsvc.domain.revocations import Committed
+from authsvc.domain.values.identifiers import SessionId
+from authsvc.store.accounts.factors import SqlFactorStore, add_factor, spend, to_factor
+from authsvc.store.revocations import SqlRevocationLog
+from authsvc.store.sessions import locked_user
+from authsvc.store.sql import Database, is_taken
+from authsvc.store.tables import factors
+
+
+class SqlPasskeyStore:
+    """Passkeys as rows of the table of factors; each method is one transaction."""
+
+    def __init__(self, database: Database, log: SqlRevocationLog, of_factors: SqlFactorStore) -> None:
+        self._database = database
+        self._log = log
+        self._of_factors = of_factors
+
+    def of_credential(self, credential_id: bytes) -> Factor | None:
+        """The passkey with that id, a locked one, too."""
+        found = select(factors).where(factors.c.credential_id == credential_id)
+        with self._database.read() as connection:
+            row = connection.execute(found).mappings().first()
+        return to_factor(row) if row else None
+
+    def add(
+        self, factor: Factor, challenge: Challenge, digests: Sequence[bytes], *, keep: SessionId
+    ) -> Committed[bool]:
+        """Add *factor* and use *challenge* up; True if it is the first factor of its user."""
+        theirs = select(func.count()).where(
+            factors.c.user_id == factor.user_id, factors.c.kind == Kind.PASSKEY.value
+        )
+        try:
+            with self._database.transaction() as connection:
+                # The lock lets one registration at a time count.
+                user = locked_user(connection, factor.user_id)
+                spend(connection, challenge.id, challenge.expires_at)
+                if connection.execute(theirs).scalar_one() >= MOST_PASSKEYS:
+                    raise TooMany
+                add_factor(connection, factor)
+                is_first, entries = self._of_factors.added(connection, user, digests, keep=keep)
+                return Committed(is_first, self._log.append(connection, entries))
+        except StoreUnavailable as error:
+            if is_taken(error, factors.c.credential_id):
+                raise PasskeyKnown from error
+            raise
+
+
+def orphaned_passkeys(database: Database, rp_id: str) -> int:
+    """How many passkeys belong to another RP ID: browsers never use them here."""
+    others = select(func.count()).where(factors.c.kind == Kind.PASSKEY.value, factors.c.rp_id != rp_id)
+    with database.read() as connection:
+        return connection.execute(others).scalar_one()
