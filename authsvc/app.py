@@ -78,8 +78,9 @@ def _by_setting(services: Services) -> Iterator[Blueprint]:
         yield recovery.admin
         if services.registration is not RegistrationMode.OFF:
             yield recovery.invitations
-    if services.has_machines:
+    if services.machines is not None:
         yield clients.blp
+        yield oauth2.machines
     if services.second_factors is not None:
         yield factors.blp
         yield factors.me
@@ -95,7 +96,7 @@ def create_app(services: Services) -> Application:
     """The whole application over *services*."""
     app = Flask(__name__, static_folder=None)
     app.config.update(
-        docs.openapi(services.introspection.profile.issuer),
+        docs.openapi(services.introspection.profile.issuer, has_machines=services.machines is not None),
         MAX_CONTENT_LENGTH=READ_BYTES,
         PROVIDE_AUTOMATIC_OPTIONS=False,
         **(docs.PUBLISHED if services.http.api_docs else {}),
@@ -115,13 +116,16 @@ def create_app(services: Services) -> Application:
         app.register_blueprint(docs.blp)
     hooks.install(app)
     errors.install(app)
-    answers = services.tracing.around(
-        CheckAnswers(services.checks, services.tracing.trace_id), docs.VERIFY_PATH
-    )
+    answers = CheckAnswers(services.checks, services.tracing.trace_id)
+    by_path = {path: services.tracing.around(answers, path) for path in _check_paths(services)}
     shared = CrossOrigin(PlainRequests(app.wsgi_app), frozenset(services.http.cors_origins))
-    checked = ForwardAuth(answers, shared)
+    checked = ForwardAuth(by_path, shared)
     app.wsgi_app = MetricsPort(checked, services.metrics, services.http.metrics_port)  # type: ignore[method-assign]
     return Application(app, services, app, _lane(services))
+
+
+def _check_paths(services: Services) -> tuple[str, ...]:
+    return docs.check_paths(has_machines=services.machines is not None)
 
 
 def _lane(services: Services) -> CheckLane | None:
@@ -133,4 +137,5 @@ def _lane(services: Services) -> CheckLane | None:
         ring=services.ring,
         sample=services.tracing.sample,
         metrics_port=services.http.metrics_port,
+        paths=_check_paths(services),
     )

@@ -15,7 +15,8 @@ from authsvc.domain.accounts.second_factor import SecondFactors, SecondLogin
 from authsvc.domain.audit import AuditBook, AuditLog
 from authsvc.domain.authentication import Authentication
 from authsvc.domain.batches import Batches
-from authsvc.domain.clients import ClientProof, ClientRegistry
+from authsvc.domain.client_authentication import ClientProof
+from authsvc.domain.clients import ClientRegistry
 from authsvc.domain.credentials import OwnAccount
 from authsvc.domain.feed import RevocationFeed
 from authsvc.domain.preferences import PreferenceBook
@@ -24,6 +25,7 @@ from authsvc.domain.sessions import SessionDirectory
 from authsvc.domain.tokens.checks import PolledIndex, TokenChecks
 from authsvc.domain.tokens.introspection import Introspection
 from authsvc.domain.tokens.keys import KeySource
+from authsvc.domain.tokens.machines import MachineTokens
 from authsvc.domain.users import UserDirectory
 from authsvc.observability.health import Health
 from authsvc.observability.metrics import Metrics
@@ -77,8 +79,8 @@ class Services:
     feed: RevocationFeed
     introspection: Introspection
     registration: RegistrationMode
-    #: Services get tokens of their own.
-    has_machines: bool
+    #: Issues tokens to clients; None where MACHINES is off.
+    machines: MachineTokens | None
     #: None where MAIL_TRANSPORT is off.
     recovery: RecoveryServices | None
     #: None where SECOND_FACTORS is off.

@@ -10,15 +10,25 @@ from flask import Response, jsonify, request
 from werkzeug.exceptions import BadRequest
 
 from authsvc.api.frame.bodies import FORM, Blueprint, read_form
-from authsvc.api.frame.context import caller, services
+from authsvc.api.frame.context import caller, issuer_of_tokens, services
 from authsvc.api.frame.errors import OAUTH_PREFIX, OAuthErrorView
-from authsvc.api.frame.guards import public, requires_client
-from authsvc.api.schemas.tokens import IntrospectionView, MetadataView, TokenForm
+from authsvc.api.frame.guards import counted, public, requires_client
+from authsvc.api.schemas.tokens import (
+    GrantForm,
+    IntrospectionView,
+    MachineTokenView,
+    MetadataView,
+    TokenForm,
+)
 from authsvc.domain.clients import Right
-from authsvc.domain.errors import NotFound
-from authsvc.domain.tokens.introspection import ActiveToken, Introspection
+from authsvc.domain.errors import GrantUnsupported, NotFound
+from authsvc.domain.tokens.access import MachineToken
+from authsvc.domain.tokens.introspection import ActiveToken, Introspection, Kind
+from authsvc.domain.tokens.machines import NewMachineToken
 
 blp = Blueprint("oauth2", __name__, description="Standard endpoints for standard clients.")
+#: Its route exists only where MACHINES is on.
+machines = Blueprint("oauth2_token", __name__, description="Tokens for services.")
 #: Where RFC 8414 §3 puts the metadata of an issuer that has a path.
 of_path = FlaskBlueprint("metadata_of_path", __name__)
 
@@ -28,6 +38,7 @@ JWKS_MAX_AGE_S = 300
 METADATA_MAX_AGE_S = 3600
 
 INTROSPECT, REVOKE, JWKS = OAUTH_PREFIX + "introspect", OAUTH_PREFIX + "revoke", "/.well-known/jwks.json"
+TOKEN, CLIENT_CREDENTIALS = OAUTH_PREFIX + "token", "client_credentials"
 METADATA = "/.well-known/oauth-authorization-server"
 AUTH_METHODS = ["client_secret_basic"]
 
@@ -47,7 +58,8 @@ _REFUSALS = {
     "401": _json("`invalid_client`", OAuthErrorView),
     "503": _json("`temporarily_unavailable`", OAuthErrorView),
     "default": _json(
-        "`invalid_request` (400, 413, 415); `unauthorized_client` (400); `temporarily_unavailable` (429)",
+        "`invalid_request` (400, 413, 415); `unauthorized_client` (400); `temporarily_unavailable` (429);"
+        " for tokens also `unsupported_grant_type`, `invalid_scope` (400)",
         OAuthErrorView,
     ),
 }
@@ -60,18 +72,37 @@ def introspect() -> Response:
     """Say whether a token is good on this very request, and whose it is (RFC 7662)."""
     sees_refresh = caller().client.has(Right.INTROSPECT_REFRESH)
     found = _introspection().describe(_token(), sees_refresh=sees_refresh)
-    return jsonify(_described(found) if found else {"active": False})
+    if found is None:
+        return jsonify(active=False)
+    return jsonify(_described_machine(found) if isinstance(found, MachineToken) else _described(found))
 
 
 @blp.post(REVOKE)
-@requires_client(Right.REVOKE)
+@requires_client()
 @blp.doc(requestBody=_FORM, responses={"200": {"description": "It is worth nothing now."}, **_REFUSALS})
 def revoke() -> Response:
-    """End the session of an access or a refresh token (RFC 7009)."""
-    _introspection().revoke(_token())
+    """End the session of an access or a refresh token, or a client's own token (RFC 7009)."""
+    _introspection().revoke(_token(), by=caller().client)
     response = Response()
     del response.headers["Content-Type"]
     return response
+
+
+@machines.post(TOKEN)
+@counted(lambda metrics: metrics.machine_token)
+@requires_client(Right.TOKEN)
+@machines.doc(
+    requestBody={"required": True, "content": {FORM: {"schema": GrantForm}}},
+    responses={"200": _json("The token", MachineTokenView), **_REFUSALS},
+)
+def token() -> Response:
+    """Issue an access token to the client that asks (RFC 6749 §4.4)."""
+    form = read_form(request)
+    if "grant_type" not in form or "client_secret" in form:
+        raise BadRequest
+    if form["grant_type"] != CLIENT_CREDENTIALS:
+        raise GrantUnsupported
+    return jsonify(_issued(issuer_of_tokens().issue(caller(), form.get("scope"))))
 
 
 @blp.get(METADATA)
@@ -80,7 +111,8 @@ def revoke() -> Response:
 def metadata() -> Response:
     """Say where the endpoints are, and what they take (RFC 8414)."""
     issuer = services().introspection.profile.issuer
-    return _public(_metadata(issuer, issuer.rstrip("/")), METADATA_MAX_AGE_S)
+    has_machines = services().machines is not None
+    return _public(_metadata(issuer, issuer.rstrip("/"), has_machines=has_machines), METADATA_MAX_AGE_S)
 
 
 @of_path.get(f"{METADATA}/<path:issuer_path>")
@@ -138,16 +170,45 @@ def _described(token: ActiveToken) -> dict[str, object]:
     return members | (token.level.claims() if token.level else {})
 
 
-def _metadata(issuer: str, base: str) -> dict[str, object]:
-    """What works, and nothing else: there is no authorization and no token endpoint."""
+def _described_machine(token: MachineToken) -> dict[str, object]:
+    """The active token of a machine; RFC 6749 §3.3 has no text for no scopes."""
+    members: dict[str, object] = {
+        "active": True,
+        "token_type": Kind.ACCESS.value,
+        "client_id": token.client_id,
+        "sub": token.client_id,
+        "sid": token.session_id,
+        "iss": token.issuer,
+        "aud": token.audience,
+        "iat": token.issued_at,
+        "exp": token.expires_at,
+        "jti": token.token_id,
+    }
+    return members | _scope(token.scopes)
+
+
+def _issued(made: NewMachineToken) -> dict[str, object]:
+    """A new token as RFC 6749 §5.1 has it."""
+    members = {"access_token": made.access_token, "token_type": "Bearer", "expires_in": made.expires_in}
+    return members | _scope(made.scopes)
+
+
+def _scope(scopes: tuple[str, ...]) -> dict[str, object]:
+    return {"scope": " ".join(scopes)} if scopes else {}
+
+
+def _metadata(issuer: str, base: str, *, has_machines: bool) -> dict[str, object]:
+    """What works, and nothing else: there is no authorization endpoint."""
+    token = {"token_endpoint": base + TOKEN, "token_endpoint_auth_methods_supported": AUTH_METHODS}
     return {
         "issuer": issuer,
         "jwks_uri": base + JWKS,
+        **(token if has_machines else {}),
         "introspection_endpoint": base + INTROSPECT,
         "introspection_endpoint_auth_methods_supported": AUTH_METHODS,
         "revocation_endpoint": base + REVOKE,
         "revocation_endpoint_auth_methods_supported": AUTH_METHODS,
         # Required, and empty for want of any; left out, the grants would mean two that there are not.
         "response_types_supported": [],
-        "grant_types_supported": [],
+        "grant_types_supported": [CLIENT_CREDENTIALS] if has_machines else [],
     }

@@ -12,17 +12,18 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
 from authsvc.api.frame.context import request_id_from, request_id_of
-from authsvc.api.frame.docs import VERIFY_PATH
+from authsvc.api.frame.docs import VERIFY_ANY_PATH, VERIFY_MACHINE_PATH, VERIFY_PATH
 from authsvc.api.frame.errors import NOT_STORED, Problem, answer, problem_of
 from authsvc.api.frame.guards import required_bearer
 from authsvc.domain.errors import AuthError, Forbidden, StoreUnavailable
-from authsvc.domain.tokens.access import REMEMBERED, AccessToken
-from authsvc.domain.tokens.checks import PolledIndex, PolledReads, TokenChecks, require_level, require_roles
+from authsvc.domain.tokens.access import REMEMBERED, MachineToken, Token
+from authsvc.domain.tokens.checks import PolledIndex, PolledReads, TokenChecks
 from authsvc.domain.tokens.claims import bearer_token
+from authsvc.domain.tokens.demands import Admitted, Demand
 from authsvc.domain.tokens.keys import KeyRing, KeySource
 from authsvc.domain.values.levels import Acr, Requirement
 from authsvc.observability.logs import bind_request
@@ -32,6 +33,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+#: Where gateways ask, and whose tokens are let in there.
+CHECK_PATHS = {
+    VERIFY_PATH: Admitted.PEOPLE,
+    VERIFY_MACHINE_PATH: Admitted.MACHINES,
+    VERIFY_ANY_PATH: Admitted.BOTH,
+}
+_OF_PEOPLE = ("X-Auth-User-Id", "X-Auth-Session-Id", "X-Auth-Roles")
+_OF_MACHINES = ("X-Auth-Client-Id", "X-Auth-Scopes")
 _ACRS = frozenset(Acr)
 #: Seconds, in one spelling.
 _AGE = re.compile(r"0|[1-9][0-9]{0,8}")
@@ -41,16 +50,22 @@ _MARK = "\0"
 
 @dataclass(frozen=True, slots=True)
 class ForwardAuth:
-    """Has checks answered by *answer*, and everything else by *application*; WSGI (PEP 3333), like both."""
+    """Has checks answered by *answers*, by their paths, and all else by *application*; WSGI (PEP 3333)."""
 
-    answer: WSGIApplication
+    answers: Mapping[str, WSGIApplication]
     application: WSGIApplication
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Look at the path alone."""
         path: str = environ.get("PATH_INFO", "")
-        is_check = path.startswith(VERIFY_PATH) and path[len(VERIFY_PATH) : len(VERIFY_PATH) + 1] in {"", "/"}
-        return (self.answer if is_check else self.application)(environ, start_response)
+        answers = self.answers.get(check_path(path)) if path.startswith(VERIFY_PATH) else None
+        return (answers or self.application)(environ, start_response)
+
+
+def check_path(path: str) -> str:
+    """*path* without the sub-path that a gateway appended, if it is that of a check."""
+    end = path.find("/", len(VERIFY_PATH))
+    return path if end < 0 else path[:end]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,40 +82,40 @@ class CheckAnswers:
         request_id = request_id_of(environ)
         bind_request(request_id, self.trace_id(environ))
         try:
-            token = self._check(environ)
+            token, admitted = self._check(environ)
         except AuthError as error:
             return answer(problem_of(error), request_id, environ, start_response)
         except Exception:
             # The edge: a gateway takes a 500 for a denial, and the log has the cause.
             log.exception("verify.crashed")
             return answer(Problem(status=500, code="internal_error"), request_id, environ, start_response)
-        start_response("200 OK", _granted(token, request_id))
+        start_response("200 OK", _granted(token, admitted, request_id))
         return (b"",)
 
-    def _check(self, environ: WSGIEnvironment) -> AccessToken:
-        token = self.checks.check(required_bearer(environ.get("HTTP_AUTHORIZATION")))
-        query: str = environ.get("QUERY_STRING", "")
-        if query:
-            wanted = wanted_by(query)
-            if wanted is None or not (self.has_levels or wanted.level.is_nothing):
-                raise Forbidden
-            require_roles(token, wanted.roles)
-            require_level(token, wanted.level, self.checks.clock())
-        return token
+    def _check(self, environ: WSGIEnvironment) -> tuple[Token, Admitted]:
+        token = self.checks.check_any(required_bearer(environ.get("HTTP_AUTHORIZATION")))
+        path, query = check_path(environ["PATH_INFO"]), environ.get("QUERY_STRING", "")
+        demand = demand_of(path, query, has_levels=self.has_levels)
+        if demand is None:
+            raise Forbidden
+        demand.require(token, self.checks.clock().timestamp())
+        return token, demand.admitted
 
 
 class Prepared:
-    """A token whose signature held, with all that an answer about it needs."""
+    """A token whose signature held, with all that an answer about it on one path needs."""
 
-    __slots__ = ("before_id", "begins_s", "behind_id", "ends_s", "index_keys", "keys", "level", "roles")
+    __slots__ = ("before_id", "begins_s", "behind_id", "ends_s", "index_keys", "is_admitted", "keys", "token")
 
-    def __init__(self, token: AccessToken, index_keys: bytes, window_s: tuple[int, int]) -> None:
+    def __init__(self, token: Token, path: str, index_keys: bytes, window_s: tuple[int, int]) -> None:
+        self.token = token
         self.keys = token.keys
-        self.roles = frozenset[str](token.roles)
-        self.level = token.level
         self.index_keys = index_keys
         self.begins_s, self.ends_s = window_s
-        headers = "".join(f"{name}: {value}\r\n" for name, value in _granted(token, _MARK))
+        admitted = CHECK_PATHS[path]
+        #: True if it is good for a check that asks for nothing more.
+        self.is_admitted = Demand(admitted=admitted).is_met_by(token, self.begins_s)
+        headers = "".join(f"{name}: {value}\r\n" for name, value in _granted(token, admitted, _MARK))
         before, _, behind = headers.partition(_MARK)
         #: The answer's head, but for how every answer begins, up to the request id and from it on.
         self.before_id, self.behind_id = before.encode("latin-1"), f"{behind}\r\n".encode("latin-1")
@@ -121,10 +136,14 @@ class CheckLane:
     sample: Callable[[str], bool]
     metrics_port: int
     has_levels: bool = False
-    path: str = VERIFY_PATH
+    paths: tuple[str, ...] = (VERIFY_PATH,)
     _recent: KeyRing | None = field(default=None, init=False)
     _now_s: float = field(default=0.0, init=False)
-    _known: dict[bytes, Prepared] = field(default_factory=dict, init=False, repr=False)
+    #: By path, then by the whole header.
+    _known: dict[str, dict[bytes, Prepared]] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._known = {path: {} for path in self.paths}
 
     @property
     def reads(self) -> PolledReads:
@@ -135,7 +154,8 @@ class CheckLane:
         """Begin a round of the server's loop; True if there is something to be asked."""
         ring = self.ring.recent()
         if ring is not None and ring is not self._recent:
-            self._known.clear()
+            for known in self._known.values():
+                known.clear()
             self._recent = ring
         self._now_s = self.checks.clock().timestamp()
         return ring is not None and self.index.is_open()
@@ -144,20 +164,15 @@ class CheckLane:
         """Decide whether the check is to be traced."""
         return self.sample(traceparent.decode("latin-1"))
 
-    def prepare(self, authorization: bytes, query: str) -> Prepared | None:
-        """The check of a token that is known, in time, and has the roles and the level that are wanted."""
-        known = self._known.get(authorization) or self._learn(authorization)
+    def prepare(self, authorization: bytes, path: str, query: str) -> Prepared | None:
+        """The check of a token that is known, in time, and has what is asked for."""
+        known = self._known[path].get(authorization) or self._learn(authorization, path)
         if known is None or not known.begins_s <= self._now_s < known.ends_s:
             return None
-        return known if not query or self._has_wanted(known, query) else None
-
-    def _has_wanted(self, known: Prepared, query: str) -> bool:
-        wanted = wanted_by(query)
-        if wanted is None or not wanted.roles <= known.roles:
-            return False
-        return wanted.level.is_nothing or (
-            self.has_levels and wanted.level.is_met_by(known.level, self._now_s)
-        )
+        if not query:
+            return known if known.is_admitted else None
+        demand = demand_of(path, query, has_levels=self.has_levels)
+        return known if demand is not None and demand.is_met_by(known.token, self._now_s) else None
 
     def request_id(self, given: bytes) -> bytes:
         """The client's id if it is sane, else a new one."""
@@ -185,16 +200,17 @@ class CheckLane:
         """Load new signing keys before a check needs them; may block."""
         self.ring.refresh()
 
-    def _learn(self, authorization: bytes) -> Prepared | None:
+    def _learn(self, authorization: bytes, path: str) -> Prepared | None:
         """A token whose signature is remembered, by the whole header that it is in."""
         text = _plain_bearer(authorization)
         token = self.checks.reader.recall(text, self._recent) if text and self._recent else None
         if token is None:
             return None
-        while len(self._known) >= REMEMBERED:
-            del self._known[next(iter(self._known))]
-        known = Prepared(token, self.index.keys_of(token.keys), self.checks.reader.window_s(token))
-        self._known[authorization] = known
+        remembered = self._known[path]
+        while len(remembered) >= REMEMBERED:
+            del remembered[next(iter(remembered))]
+        window_s = self.checks.reader.window_s(token)
+        known = remembered[authorization] = Prepared(token, path, self.index.keys_of(token.keys), window_s)
         return known
 
 
@@ -204,32 +220,48 @@ def _plain_bearer(authorization: bytes) -> str | None:
     return text if text and len(authorization) == len("Bearer ") + len(text) else None
 
 
-class Wanted(NamedTuple):
-    """What a check asks for beyond a good token."""
-
-    roles: frozenset[str]
-    level: Requirement
-
-
 @lru_cache(maxsize=256)
-def wanted_by(query: str) -> Wanted | None:
-    """All that the query string asks for, the strictest where repeated; None if there is no such level."""
+def demand_of(path: str, query: str, *, has_levels: bool) -> Demand | None:
+    """All that a check on *path* asks for, the strictest where repeated; None if there is no such level."""
     asked = parse_qs(query, keep_blank_values=True)
     classes, ages = asked.get("acr", []), asked.get("max_age", [])
     if not all(map(_ACRS.__contains__, classes)) or not all(map(_AGE.fullmatch, ages)):
         return None
     strongest = max(map(Acr, classes), key=lambda acr: acr.rank, default=None)
-    level = Requirement(acr=strongest, max_age_s=min(map(int, ages), default=None))
-    return Wanted(frozenset(asked.get("role", ())), level)
+    return Demand(
+        admitted=CHECK_PATHS[path],
+        roles=frozenset(asked.get("role", ())),
+        # One that is no scope is in no token.
+        scopes=frozenset(asked.get("scope", ())),
+        level=Requirement(acr=strongest, max_age_s=min(map(int, ages), default=None)),
+        has_levels=has_levels,
+    )
 
 
-def _granted(token: AccessToken, request_id: str) -> list[tuple[str, str]]:
+def _granted(token: Token, admitted: Admitted, request_id: str) -> list[tuple[str, str]]:
     """Who is asking, for the service behind the gateway."""
     return [
-        ("X-Auth-User-Id", token.user_id),
-        ("X-Auth-Session-Id", token.session_id),
-        ("X-Auth-Roles", ",".join(token.roles)),
+        *_identity(token, admitted),
         ("X-Request-Id", request_id),
         ("Content-Length", "0"),
         *NOT_STORED,
     ]
+
+
+def _identity(token: Token, admitted: Admitted) -> list[tuple[str, str]]:
+    """
+    The headers that name the caller.
+
+    Where machines are let in, those of the other kind are there and empty: so they replace what the client
+    sent under their names, also where a gateway only overwrites.
+    """
+    if isinstance(token, MachineToken):
+        person = dict.fromkeys(_OF_PEOPLE, "")
+        return [
+            *person.items(),
+            ("X-Auth-Client-Id", token.client_id),
+            ("X-Auth-Scopes", ",".join(token.scopes)),
+        ]
+    values = (token.user_id, token.session_id, ",".join(token.roles))
+    machine = () if admitted is Admitted.PEOPLE else _OF_MACHINES
+    return [*zip(_OF_PEOPLE, values, strict=True), *dict.fromkeys(machine, "").items()]

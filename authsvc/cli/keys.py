@@ -164,12 +164,12 @@ def _folder(options: argparse.Namespace, env: Mapping[str, str]) -> Path:
 
 
 def _lifetime_s(env: Mapping[str, str]) -> int:
-    """The lifetime of an access token, in seconds; the service's, if the environment is the service's."""
+    """The longest life of an access token, in seconds; the service's, if the environment is the service's."""
     reader = Reader(env)
-    lifetime_s = reader.value(VARIABLES["REDIS_AUTH_TOKEN_TTL"])
+    lifetimes_s = [reader.value(VARIABLES[name]) for name in ("REDIS_AUTH_TOKEN_TTL", "MACHINE_TOKEN_TTL")]
     if reader.problems:
         raise SettingsError(reader.problems)
-    return cast("int", lifetime_s)
+    return max(cast("list[int]", lifetimes_s))
 
 
 def _require_unused(ring: KeyRing, key: SigningKey, lifetime_s: int) -> None:

@@ -163,7 +163,7 @@ def _upgrade(options: argparse.Namespace, settings: Settings) -> str:
 def _serve(options: argparse.Namespace, settings: Settings) -> int:
     warnings = (*settings.warnings, *stored_warnings(settings, options.timings))
     with without_unused():
-        from authsvc.api.frame.docs import HASHING_PATHS, VERIFY_PATH
+        from authsvc.api.frame.docs import HASHING_PATHS, check_paths
         from authsvc.observability.health import LastAnswers
 
     pipe = logs.configure(settings.log.level.value, settings.log.format.value)
@@ -193,7 +193,7 @@ def _serve(options: argparse.Namespace, settings: Settings) -> int:
         log_level=settings.log.level.value,
         figures=settings.http.figures_dir,
         preload=(*PRELOAD, *(PRELOAD_OF_PASSKEYS if settings.passkeys.rp_id is not None else ())),
-        bodiless=VERIFY_PATH,
+        bodiless=check_paths(has_machines=settings.machines.is_on),
         lengthy=HASHING_PATHS,
     )
     serve(served, load)

@@ -41,6 +41,7 @@ from authsvc.domain.sessions import (
     recognise,
 )
 from authsvc.domain.tokens.access import AccessToken, TokenReader
+from authsvc.domain.tokens.checks import require_person
 from authsvc.domain.tokens.devices import Device, DeviceTokens
 from authsvc.domain.users import Profile, User, UserStore
 from authsvc.domain.values.clocks import Clock
@@ -213,9 +214,11 @@ class Authentication:
 
         Raises:
             TokenInvalid: neither is given, one is forged, or they name two sessions; nothing ends.
+            Forbidden: *access* is a machine's.
             StoreUnavailable.
         """
-        token = self.reader.read_expired(access, now=self.clock()) if access is not None else None
+        shown = self.reader.read_expired(access, now=self.clock()) if access is not None else None
+        token = require_person(shown) if shown is not None else None
         named = {token.session_id} if token else set()
         if refresh is not None:
             named.add(self._refreshable(refresh))

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import hmac
-import logging
 import re
 import secrets
-import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
@@ -15,13 +12,10 @@ from enum import StrEnum
 from typing import NewType, Protocol
 
 from authsvc.domain.audit import Action, AuditLog, Event
-from authsvc.domain.errors import ClientRefused, Invalid, NotFound, StoreUnavailable
-from authsvc.domain.ratelimits import Limits, Rule, ip_subject
+from authsvc.domain.errors import Invalid, NotFound
 from authsvc.domain.revocations import Committed, Outcome, Revocations
-from authsvc.domain.values.clocks import Clock, Monotonic
-from authsvc.domain.values.identifiers import canonical_id, is_id, new_id
-
-log = logging.getLogger(__name__)
+from authsvc.domain.values.clocks import Clock
+from authsvc.domain.values.identifiers import canonical_id, new_id
 
 ClientId = NewType("ClientId", str)
 SecretId = NewType("SecretId", str)
@@ -35,17 +29,6 @@ MOST_SECRETS = 2
 MOST_SCOPES = 32
 SCOPE_PATTERN = r"[a-z0-9._:/-]{1,64}"
 _SCOPE = re.compile(SCOPE_PATTERN)
-#: How long a client that SQL has confirmed is believed while SQL is away (seconds).
-REMEMBERED_S = 300.0
-#: Clients remembered at most.
-REMEMBERED = 1024
-#: Where the day of a secret's last use could not be stored, it is tried again after so long (seconds).
-NOTE_AGAIN_S = 60.0
-
-#: Looked up for an id of wrong form, so that it costs what an unknown one costs; never given to a client.
-NOBODY = ClientId("00000000-0000-0000-0000-000000000000")
-#: Compared with where there is no client; no secret is known to have it.
-_NO_DIGESTS = {SecretId(NOBODY): SecretDigest("0" * 64)}
 
 
 class Right(StrEnum):
@@ -149,24 +132,6 @@ class ClientChange:
         keeps_scopes = set(client.scopes) <= set(wanted.scopes)
         keeps_right = wanted.has(Right.TOKEN) or not client.has(Right.TOKEN)
         return wanted if keeps_scopes and keeps_right else replace(wanted, epoch=client.epoch + 1)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClientCredentials:
-    """What a caller says to be a client's id and secret; both may be anything."""
-
-    client_id: str
-    secret: str = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Caller:
-    """A client that has shown its secret; *is_remembered* if SQL was away and could not confirm it."""
-
-    client: Client
-    is_remembered: bool
-    #: The one that was shown; None where SQL was away.
-    secret_id: SecretId | None = None
 
 
 class ClientStore(Protocol):
@@ -326,126 +291,3 @@ def _in_order(scopes: Sequence[str]) -> tuple[str, ...]:
 
 def _rights(may: Collection[Right]) -> tuple[Right, ...]:
     return tuple(right for right in Right if right in may)
-
-
-class Acquaintances:
-    """
-    The clients that SQL confirmed to this process lately, for when it cannot be asked.
-
-    Keeps digests of id and secret together, at most REMEMBERED of them, each for REMEMBERED_S seconds.
-    """
-
-    def __init__(self, monotonic: Monotonic) -> None:
-        self._monotonic = monotonic
-        self._met: dict[bytes, tuple[Client, float]] = {}
-        self._lock = threading.Lock()
-
-    def met(self, credentials: ClientCredentials, client: Client) -> None:
-        """SQL has just confirmed *credentials*."""
-        with self._lock:
-            self._met.pop(_pair_digest(credentials), None)
-            while len(self._met) >= REMEMBERED:
-                del self._met[next(iter(self._met))]
-            self._met[_pair_digest(credentials)] = (client, self._monotonic())
-
-    def forget(self, credentials: ClientCredentials) -> None:
-        """SQL has just refused *credentials*."""
-        with self._lock:
-            self._met.pop(_pair_digest(credentials), None)
-
-    def recall(self, credentials: ClientCredentials) -> Client | None:
-        """The client that *credentials* were confirmed to be, at most REMEMBERED_S seconds ago."""
-        client, at_s = self._met.get(_pair_digest(credentials), (None, 0.0))
-        return client if client and self._monotonic() - at_s <= REMEMBERED_S else None
-
-
-class SecretUses:
-    """Stores the day on which a secret was last used: one write a day, whose failure refuses nobody."""
-
-    def __init__(self, store: SecretStore, clock: Clock, monotonic: Monotonic) -> None:
-        self._store = store
-        self._clock = clock
-        self._monotonic = monotonic
-        #: When a write failed last; a database that reads alone is not asked with every request.
-        self._failed_s: float | None = None
-
-    def note(self, client: Client, secret: Secret) -> None:
-        """SQL has just confirmed *secret*."""
-        today = self._clock().date()
-        is_noted = secret.last_used_on is not None and secret.last_used_on >= today
-        if is_noted or (self._failed_s is not None and self._monotonic() - self._failed_s < NOTE_AGAIN_S):
-            return
-        try:
-            self._store.note_use(client.id, secret.id, today)
-        except StoreUnavailable as error:
-            self._failed_s = self._monotonic()
-            log.warning("client.use_unnoted", extra={"client_id": client.id, "cause": error.store})
-        else:
-            self._failed_s = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClientProof:
-    """Authenticates clients."""
-
-    store: ClientStore
-    uses: SecretUses
-    known: Acquaintances
-    limits: Limits
-    audit: AuditLog
-
-    def authenticate(self, credentials: ClientCredentials, *, client_ip: str) -> Caller:
-        """
-        Whose *credentials* these are: one query, and the same work whether the client is known.
-
-        A right secret is never limited; wrong ones are counted by address.  While SQL is away, whoever
-        it confirmed in the last REMEMBERED_S seconds is still accepted.
-
-        Raises:
-            ClientRefused: unknown client or wrong secret.
-            RateLimited: the same, once too often.
-            StoreUnavailable: SQL is away, and these credentials are not remembered.
-        """
-        try:
-            stored = self.store.find(_asked_for(credentials.client_id))
-        except StoreUnavailable:
-            remembered = self.known.recall(credentials)
-            if remembered is None:
-                raise
-            return Caller(client=remembered, is_remembered=True)
-        # Also for an unknown client: what is compared takes the same time, whoever it is.
-        shown_id = _matching(stored.digests if stored else _NO_DIGESTS, secret_digest(credentials.secret))
-        shown = stored.client.secret(shown_id) if stored and shown_id else None
-        if stored is None or shown is None:
-            raise self._refused(credentials, stored, client_ip)
-        self.known.met(credentials, stored.client)
-        self.uses.note(stored.client, shown)
-        return Caller(client=stored.client, is_remembered=False, secret_id=shown.id)
-
-    def _refused(
-        self, credentials: ClientCredentials, stored: StoredClient | None, client_ip: str
-    ) -> ClientRefused:
-        """The one refusal, counted and written down; raises RateLimited instead, once too often."""
-        self.known.forget(credentials)
-        self.limits.take(Rule.CLIENT_IP, ip_subject(client_ip))
-        # An id that nobody has may be a secret in the wrong place: it is not written down.
-        tried = stored.client.id if stored else None
-        self.audit.record(Event(Action.CLIENT_REFUSED, client_ip=client_ip, detail=tried))
-        return ClientRefused()
-
-
-def _matching(digests: Mapping[SecretId, SecretDigest], presented: SecretDigest) -> SecretId | None:
-    """Whose digest *presented* is; compared in constant time."""
-    matching = [one for one, digest in digests.items() if hmac.compare_digest(digest, presented)]
-    return matching[0] if matching else None
-
-
-def _asked_for(client_id: str) -> ClientId:
-    return ClientId(client_id) if is_id(client_id) else NOBODY
-
-
-def _pair_digest(credentials: ClientCredentials) -> bytes:
-    """Of id and secret; the length in front keeps ``a, bc`` and ``ab, c`` apart."""
-    parts = (credentials.client_id, credentials.secret)
-    encoded = [part.encode("utf-8", "surrogatepass") for part in parts]
-    return hashlib.sha256(b"%d:" % len(encoded[0]) + b"".join(encoded)).digest()

@@ -18,6 +18,9 @@ AuthError
 ├── WrongPassword           wrong_password
 ├── ClientRefused           invalid_client
 ├── RightMissing            unauthorized_client
+├── GrantUnsupported        unsupported_grant_type
+├── InvalidScope            invalid_scope
+├── ScopeMissing            insufficient_scope
 ├── NotFound                not_found
 ├── EmailTaken              email_taken
 ├── TooMany                 too_many
@@ -155,6 +158,24 @@ class RightMissing(AuthError):
     """The client is known but lacks the right; on an OAuth route (RFC 6749 §5.2)."""
 
     code = "unauthorized_client"
+
+
+class GrantUnsupported(AuthError):
+    """The token endpoint knows no such ``grant_type`` (RFC 6749 §5.2)."""
+
+    code = "unsupported_grant_type"
+
+
+class InvalidScope(AuthError):
+    """The client asked for a scope that it does not have (RFC 6749 §5.2)."""
+
+    code = "invalid_scope"
+
+
+class ScopeMissing(AuthError):
+    """The token is good, it lacks a scope that is asked for (RFC 6750 §3.1)."""
+
+    code = "insufficient_scope"
 
 
 class NotFound(AuthError):

@@ -12,7 +12,6 @@ from typing import Protocol
 
 from authsvc.domain.audit import Action, AuditLog, Event
 from authsvc.domain.errors import RateLimited, StoreUnavailable
-from authsvc.domain.tokens.devices import Device
 from authsvc.domain.values.identifiers import SessionId
 from authsvc.domain.values.limits import Attempt, Limit
 
@@ -74,6 +73,14 @@ _OF_ACCOUNTS = {
     *(Rule.LOGIN_ACCOUNT, Rule.LOGIN_DEVICE, Rule.PASSWORD_SESSION, Rule.PASSWORD_ACCOUNT),
     Rule.SECOND_FACTOR,
 }
+
+
+class Numbered(Protocol):
+    """A device, by the number that is its own."""
+
+    @property
+    def nonce(self) -> bytes:
+        """The number."""
 
 
 class RateLimiter(Protocol):
@@ -156,7 +163,7 @@ def account_subject(account: str) -> str:
     return sha256(account.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def device_subject(account: str, device: Device) -> str:
+def device_subject(account: str, device: Numbered) -> str:
     """The subject of a device: that of its account, and the device's own number."""
     return f"{account}.{device.nonce.hex()}"
 

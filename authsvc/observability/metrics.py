@@ -44,6 +44,10 @@ _LOGINS = (
 )
 _REGISTRATIONS = (*_ALWAYS, errors.EmailTaken.code, errors.HashingBusy.code)
 _REFRESHES = (*_ALWAYS, errors.RefreshInvalid.code, errors.RefreshReused.code, errors.SessionOver.code)
+_MACHINE_TOKENS = (
+    *("ok", "malformed", errors.ClientRefused.code, errors.RightMissing.code, errors.GrantUnsupported.code),
+    *(errors.InvalidScope.code, errors.RateLimited.code, errors.StoreUnavailable.code),
+)
 _CHECKS = (
     *((result, source) for result in ("active", "revoked") for source in (Source.REDIS, Source.SQL)),
     *((result, Source.NONE) for result in ("invalid", "unavailable")),
@@ -158,6 +162,14 @@ class Metrics:
     )
     refresh: Callable[[str], None] = _made(
         _Maker.counts, "authsvc_refreshes", "Refreshes by result.", "result", known=_REFRESHES
+    )
+    #: ``ok``, or the code of the refusal.
+    machine_token: Callable[[str], None] = _made(
+        _Maker.counts,
+        "authsvc_machine_tokens",
+        "Tokens that clients asked for.",
+        "result",
+        known=_MACHINE_TOKENS,
     )
     logout: Callable[[], None] = _made(_Maker.counter, "authsvc_logouts", "Sessions ended by their users.")
     #: Result and source: ``("active", "redis")``; *times* for many at once.

@@ -26,9 +26,10 @@ _CHUNK_SIZE = re.compile(rb"([0-9a-f]+)[ \t]*(?:;[^\r\n]*)?", re.IGNORECASE)
 _FIRST_LINE_1_1 = re.compile(rb"(?:\r\n)?[^\r\n]* HTTP/1\.1\r\n")
 
 
-def heads_below(path: str) -> re.Pattern[bytes]:
-    """Return what matches the beginning of a request on *path*, or on one below it."""
-    return re.compile(rb"(?:\r\n)?[^ \r\n]+ %b[/? ]" % re.escape(path.encode()))
+def heads_below(*paths: str) -> re.Pattern[bytes]:
+    """Return what matches the beginning of a request on one of *paths*, or on a path below."""
+    any_path = b"|".join(re.escape(path.encode()) for path in paths)
+    return re.compile(rb"(?:\r\n)?[^ \r\n]+ (?:%b)[/? ]" % any_path)
 
 
 class Progress(Enum):

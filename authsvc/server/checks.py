@@ -21,6 +21,7 @@ MAX_REMEMBERED_BYTES: Final = 2048
 class CheckRequest(NamedTuple):
     """What a check says, stripped."""
 
+    path: str
     query: str
     authorization: bytes
     request_id: bytes
@@ -59,18 +60,18 @@ def _kind_of(name: bytes) -> str:
 
 
 class CheckReader:
-    """Reads requests that are checks beyond doubt: GET or HEAD *path*, whole, alone, without a body."""
+    """Reads requests that are checks beyond doubt: GET or HEAD on *paths*, whole, alone, without a body."""
 
-    def __init__(self, path: str) -> None:
-        target = rb"(?:GET|HEAD) %b(?:\?([A-Za-z0-9_.~%%&=+-]{0,1024}))? HTTP/1\.1" % re.escape(path.encode())
-        line = re.compile(target)
+    def __init__(self, *paths: str) -> None:
+        any_path = b"|".join(re.escape(path.encode()) for path in paths)
+        line = re.compile(rb"(?:GET|HEAD) (%b)(?:\?([A-Za-z0-9_.~:/%%&=+-]{0,1024}))? HTTP/1\.1" % any_path)
 
         @lru_cache(maxsize=256)
-        def query_of(first: bytes) -> str | None:
+        def target_of(first: bytes) -> tuple[str, str] | None:
             found = line.fullmatch(first)
-            return (found[1] or b"").decode() if found else None
+            return (found[1].decode(), (found[2] or b"").decode()) if found else None
 
-        self._query_of = query_of
+        self._target_of = target_of
         self._known: dict[bytes, CheckRequest] = {}
 
     def read(self, data: bytes) -> CheckRequest | None:
@@ -92,17 +93,17 @@ class CheckReader:
         if len(data) > MAX_FIELD_BYTES or data[-4:] != b"\r\n\r\n" or data.translate(None, _TAKEN):
             return None
         first, *fields = data[:-4].split(b"\r\n")
-        query = self._query_of(first)
+        target = self._target_of(first)
         lines = len(fields) + 2
         is_sane = lines <= MAX_FIELDS and data.count(b"\n") == lines and data.count(b"\r") == lines
-        found = _fields_of(fields) if query is not None and is_sane else None
-        if query is None or found is None or _HOST not in found or _AUTHORIZATION not in found:
+        found = _fields_of(fields) if target is not None and is_sane else None
+        if target is None or found is None or _HOST not in found or _AUTHORIZATION not in found:
             return None
         closes = _CLOSES.get(found.get(_CONNECTION, b"").lower())
         if closes is None:
             return None
         return CheckRequest(
-            query,
+            *target,
             found[_AUTHORIZATION],
             found.get(_REQUEST_ID, b""),
             found.get(_TRACEPARENT, b""),

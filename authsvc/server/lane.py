@@ -25,6 +25,11 @@ log = logging.getLogger(__name__)
 
 #: Checks in one read: Redis is not kept from others for longer than a tenth of a millisecond.
 MAX_BATCH: Final = 64
+#: The rest of the loop, with its signals, waits for checks for so long at most (seconds).
+ROUNDS_S: Final = 0.5
+UPKEEP_S: Final = 0.5
+#: How often the master is told that the loop goes round; gunicorn does it in every round.
+NOTIFY_S: Final = 0.5
 #: One thread in so many may wait for clients that read slowly.
 SLOW_SHARE: Final = 4
 
@@ -58,8 +63,8 @@ class PolledReads(Protocol):
 class CheckLane(Protocol):
     """What an application brings along to have checks answered here; none of it waits or raises."""
 
-    #: Checks are requests for this path, on any port but the other.
-    path: str
+    #: Checks are requests for these paths, on any port but the other.
+    paths: Sequence[str]
     metrics_port: int
 
     @property
@@ -69,7 +74,7 @@ class CheckLane(Protocol):
     def open(self) -> bool:
         """Begin a round; True if there is something to be asked."""
 
-    def prepare(self, authorization: bytes, query: str) -> Prepared | None:
+    def prepare(self, authorization: bytes, path: str, query: str) -> Prepared | None:
         """The check, if it can be asked about."""
 
     def is_sampled(self, traceparent: bytes) -> bool:
@@ -129,13 +134,13 @@ class LaneWorker(ParkingWorker):
         super().load_wsgi()
         self.lane = getattr(self.wsgi, "lane", None)
         if self.lane is not None:
-            self._reader = CheckReader(self.lane.path)
+            self._reader = CheckReader(*self.lane.paths)
 
     def notify(self) -> None:
         """Tell the master that the loop goes round."""
         now_s = time.monotonic()
         if now_s >= self._notify_at_s:
-            self._notify_at_s = now_s + self.timings.notify_s
+            self._notify_at_s = now_s + NOTIFY_S
             super().notify()
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
@@ -144,7 +149,7 @@ class LaneWorker(ParkingWorker):
         if lane is None:
             super().wait_for_and_dispatch_events(timeout)
             return
-        ends_s = time.monotonic() + self.timings.checks_s
+        ends_s = time.monotonic() + ROUNDS_S
         while True:
             left_s = max(0.0, lane.reads.due_s - time.monotonic()) if self._batch else timeout
             self._is_open = None
@@ -162,7 +167,7 @@ class LaneWorker(ParkingWorker):
 
     def _begin_upkeep(self, lane: CheckLane) -> None:
         if self._upkeep is None or self._upkeep.done():
-            self._upkeep_at_s = time.monotonic() + self.timings.upkeep_s
+            self._upkeep_at_s = time.monotonic() + UPKEEP_S
             self._upkeep = self.tpool.submit(_keep_up, lane)
 
     def _receive(self, conn: Connection) -> None:
@@ -195,7 +200,7 @@ class LaneWorker(ParkingWorker):
         request = self._reader.read(data)
         if request is None or not self._has_room(lane):
             return False
-        check = lane.prepare(request.authorization, request.query)
+        check = lane.prepare(request.authorization, request.path, request.query)
         if check is None:
             return False
         conn.is_sampled = lane.is_sampled(request.traceparent)

@@ -118,8 +118,8 @@ class ParkingWorker(ThreadWorker):  # type: ignore[misc]
         self.keepalived_conns = WaitQueue()
         self.held_bytes = 0
         self.timings: ServerTimings = self.app.options.timings
-        bodiless: str = self.app.options.bodiless
-        self._bodiless = heads_below(bodiless) if bodiless else None
+        bodiless: tuple[str, ...] = self.app.options.bodiless
+        self._bodiless = heads_below(*bodiless) if bodiless else None
 
     def accept(self, listener: BaseSocket) -> None:
         """Take a new connection and park it; where too many are open, a silent one gives way."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import date
 from typing import Any
 
-from sqlalchemy import Connection, Select, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Select, delete, exists, func, insert, or_, select, update
 
 from authsvc.domain.clients import (
     MOST_SECRETS,
@@ -21,10 +21,12 @@ from authsvc.domain.clients import (
 )
 from authsvc.domain.errors import NotFound, TooMany
 from authsvc.domain.revocations import Committed
+from authsvc.domain.tokens.access import MachineToken
+from authsvc.domain.tokens.machines import MachineStanding
 from authsvc.domain.values.identifiers import SessionId, UserId
 from authsvc.store.revocations import SqlRevocationLog
 from authsvc.store.sql import Database
-from authsvc.store.tables import client_secrets, clients
+from authsvc.store.tables import client_secrets, clients, revocations
 
 _WITH_SECRETS = (
     select(clients, client_secrets)
@@ -120,6 +122,38 @@ class SqlSecretStore:
             if str(secret_id) == client_id:  # one that an older version added
                 _locked(connection, client_id)
             connection.execute(used)
+
+
+class SqlMachineTokenStore:
+    """What SQL knows of the tokens of machines."""
+
+    def __init__(self, database: Database, log: SqlRevocationLog) -> None:
+        self._database = database
+        self._log = log
+
+    def standing(self, token: MachineToken, /) -> MachineStanding | None:
+        """The client of *token*, in one query; None where it or the secret is gone."""
+        statement = _WITH_SECRETS.add_columns(_is_revoked(token)).where(clients.c.id == token.client_id)
+        with self._database.read() as connection:
+            rows = connection.execute(statement).mappings().all()
+        client = _to_stored(rows).client if rows else None
+        if client is None or client.secret(token.session_id) is None:
+            return None
+        return MachineStanding(client=client, is_revoked=rows[0]["is_revoked"])
+
+    def revoke(self, token: MachineToken, /) -> Committed[None]:
+        """Add to the log that this one token is dead; the entry is repeated where it is there already."""
+        draft = self._log.draft_end(token.user_id, None, "revoked", token_id=token.token_id)
+        with self._database.transaction() as connection:
+            if connection.execute(select(_is_revoked(token))).scalar_one():
+                return Committed(None, (draft,))
+            return Committed(None, self._log.append(connection, [draft]))
+
+
+def _is_revoked(token: MachineToken) -> ColumnElement[bool]:
+    """True where the log has an entry of that one token."""
+    entry = exists().where(revocations.c.token_id == token.token_id, revocations.c.session_id.is_(None))
+    return entry.label("is_revoked")
 
 
 def _locked(connection: Connection, client_id: ClientId) -> StoredClient:

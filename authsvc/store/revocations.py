@@ -42,7 +42,15 @@ from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.identifiers import SessionId, TokenId, UserId
 from authsvc.store.sql import Database, milliseconds
 from authsvc.store.statements import Statement
-from authsvc.store.tables import USER_COLUMNS, from_revocation, revocations, to_revocation, to_user, users
+from authsvc.store.tables import (
+    USER_COLUMNS,
+    clients,
+    from_revocation,
+    revocations,
+    to_revocation,
+    to_user,
+    users,
+)
 
 #: Any number that no other user of the database takes: the letters "auth", then a purpose.
 LOG_LOCK = 0x61757468_0001
@@ -82,7 +90,6 @@ class SqlRevocationLog:
 
     *users_live* is the same for entries about a user, whose cached copies may outlive their tokens.
     *following* is what the log is read over: writers that are slow must not take its connection away.
-    It is read, and users are changed, *page* rows at a time.
     """
 
     def __init__(
@@ -93,11 +100,9 @@ class SqlRevocationLog:
         clock: Clock,
         users_live: timedelta = timedelta(),
         following: Database | None = None,
-        page: int = PAGE,
     ) -> None:
         self._database = database
         self._following = following or database
-        self._page = page
         self._copies_live = copies_live
         self._users_live = max(copies_live, users_live)
         self._clock = clock
@@ -119,9 +124,9 @@ class SqlRevocationLog:
         )  # fmt: skip
 
     def draft_end(
-        self, user_id: UserId, session_id: SessionId, reason: str, *, token_id: TokenId | None = None
+        self, user_id: UserId, session_id: SessionId | None, reason: str, *, token_id: TokenId | None = None
     ) -> Revocation:
-        """An entry that ends *session_id*."""
+        """An entry that ends *session_id*; without one it ends the token *token_id* alone."""
         now = self._clock()
         return Revocation(
             seq=0, at=now, reason=reason, expires_at=now + self._copies_live,
@@ -201,7 +206,7 @@ class SqlRevocationLog:
         after, upto = -1, max((high for _, high in ranges), default=-1)
         within = or_(false(), *(between(revocations.c.seq, low, high) for low, high in ranges))
         while after < upto:
-            statement = _between(after, upto, self._clock()).where(within).limit(self._page)
+            statement = _between(after, upto, self._clock()).where(within).limit(PAGE)
             with self._following.read() as connection:
                 rows = connection.execute(statement).mappings().all()
             if not rows:
@@ -218,7 +223,7 @@ class SqlRevocationLog:
         """
         after = NOBODY
         while after:
-            batch = select(users.c.id).where(users.c.id > after).order_by(users.c.id).limit(self._page)
+            batch = select(users.c.id).where(users.c.id > after).order_by(users.c.id).limit(PAGE)
             raised = (
                 update(users)
                 .where(users.c.id.in_(batch))
@@ -231,6 +236,15 @@ class SqlRevocationLog:
                 drafts = [self.draft(user, "restored", epoch=user.epoch, drops_all=True) for user in found]
                 self.append(connection, drafts)
             after = max((user.id for user in found), default="")
+        self._cut_clients_off(by=by)
+
+    def _cut_clients_off(self, *, by: int) -> None:
+        """The same for the tokens of machines: there are few clients, one transaction does."""
+        raised = update(clients).values(epoch=clients.c.epoch + by).returning(clients.c.id, clients.c.epoch)
+        with self._following.transaction() as connection:
+            rows = connection.execute(raised).all()
+            drafts = [self.draft_cut_off(row.id, "restored", epoch=row.epoch) for row in rows]
+            self.append(connection, drafts)
 
     def skip_to(self, seq: int) -> None:
         """

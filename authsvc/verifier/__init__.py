@@ -5,18 +5,21 @@ A library of its own: the standard library, PyJWT with cryptography, and the ser
 ``authsvc.verifier.flask`` and ``authsvc.verifier.asgi`` are for web frameworks.
 """
 
-from authsvc.verifier.claims import Acr, Claims, Level
-from authsvc.verifier.core import Options, Verifier, WhenStale
+from authsvc.verifier.claims import Acr, Claims, Level, MachineClaims
+from authsvc.verifier.core import Verifier, presented
 from authsvc.verifier.errors import (
     FeedStale,
     KeysUnknown,
     RoleMissing,
+    ScopeMissing,
     StepUpRequired,
     TokenInvalid,
     TokenMissing,
     Unavailable,
     VerifierError,
+    WrongKind,
 )
+from authsvc.verifier.options import Options, WhenStale
 from authsvc.verifier.refusals import Refusal, refusal
 
 __all__ = [
@@ -25,9 +28,11 @@ __all__ = [
     "FeedStale",
     "KeysUnknown",
     "Level",
+    "MachineClaims",
     "Options",
     "Refusal",
     "RoleMissing",
+    "ScopeMissing",
     "StepUpRequired",
     "TokenInvalid",
     "TokenMissing",
@@ -35,5 +40,7 @@ __all__ = [
     "Verifier",
     "VerifierError",
     "WhenStale",
+    "WrongKind",
+    "presented",
     "refusal",
 ]

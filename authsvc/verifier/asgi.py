@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from functools import partial
 from typing import Any, Final
 
-from authsvc.verifier.claims import Claims
-from authsvc.verifier.core import Verifier
+from authsvc.verifier.claims import Claims, MachineClaims
+from authsvc.verifier.core import Verifier, presented
 from authsvc.verifier.errors import TokenInvalid, VerifierError
 from authsvc.verifier.refusals import refusal
 
@@ -38,11 +38,23 @@ async def authenticate(
 
     On a thread of the event loop's pool: keys may have to be fetched, or the service asked.
     """
+    header = _authorization(scope)
+    return await asyncio.to_thread(verifier.authenticate, header, roles, acr=acr, max_age_s=max_age_s)
+
+
+async def authenticate_machine(
+    verifier: Verifier, scope: Scope, scopes: Collection[str] = ()
+) -> MachineClaims:
+    """The same for a machine; raises what :meth:`Verifier.verify_machine` does, and TokenMissing."""
+    token = presented(_authorization(scope))
+    return await asyncio.to_thread(verifier.verify_machine, token, scopes)
+
+
+def _authorization(scope: Scope) -> str | None:
     given = [value for name, value in scope["headers"] if name.lower() == b"authorization"]
     if len(given) > 1:
         raise TokenInvalid("more than one Authorization header")
-    header = given[0].decode("latin-1") if given else None
-    return await asyncio.to_thread(verifier.authenticate, header, roles, acr=acr, max_age_s=max_age_s)
+    return given[0].decode("latin-1") if given else None
 
 
 class Guarded:

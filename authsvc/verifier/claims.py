@@ -4,19 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from authsvc.domain.tokens.claims import Claims, InvalidToken, Rules, bearer_token
+from authsvc.domain.tokens.claims import (
+    Claims,
+    CommonClaims,
+    InvalidToken,
+    MachineClaims,
+    Rules,
+    bearer_token,
+)
 from authsvc.domain.tokens.claims import read as read_claims
 from authsvc.domain.values.levels import Acr, Level, Requirement
 from authsvc.verifier.errors import TokenInvalid
 from authsvc.verifier.keys import VerifyingKey
 
-__all__ = ["Acr", "Claims", "FindKey", "Level", "Requirement", "Rules", "bearer_token", "read"]
+__all__ = [
+    "Acr",
+    "Claims",
+    "CommonClaims",
+    "FindKey",
+    "Level",
+    "MachineClaims",
+    "Requirement",
+    "Rules",
+    "bearer_token",
+    "read",
+]
 
 #: The key with an id; None if there is none.  Raises KeysUnknown.
 FindKey = Callable[[str], VerifyingKey | None]
 
 
-def read(text: str, rules: Rules, find_key: FindKey, *, now_s: float) -> Claims:
+def read(text: str, rules: Rules, find_key: FindKey, *, now_s: float) -> Claims | MachineClaims:
     """
     The claims of *text*, valid at *now_s* (seconds since the epoch); says nothing of revocation.
 

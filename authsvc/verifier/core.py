@@ -4,161 +4,33 @@ from __future__ import annotations
 
 import math
 import os
-import ssl
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
-from enum import Enum
+from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
-from typing import Any, Final, Self
+from typing import Final, Self
 
-from authsvc.verifier.claims import Acr, Claims, Requirement, Rules, bearer_token, read
+from authsvc.verifier.claims import Acr, Claims, MachineClaims, Requirement, Rules, bearer_token, read
 from authsvc.verifier.errors import (
     FeedStale,
     RoleMissing,
+    ScopeMissing,
     StepUpRequired,
     TokenInvalid,
     TokenMissing,
     Unavailable,
+    WrongKind,
 )
 from authsvc.verifier.feed import MOST_WAIT_S, Clocks, Feed, View
 from authsvc.verifier.introspection import Introspection
 from authsvc.verifier.keys import KeySet
+from authsvc.verifier.options import Options, WhenStale
 from authsvc.verifier.transport import Answer, Connection, Origin
 
-#: What the variables of :meth:`Options.from_env` begin with.
-PREFIX: Final = "AUTHSVC_VERIFIER_"
 JWKS_PATH: Final = "/.well-known/jwks.json"
-#: Staleness below this (seconds) would be reached between two answers of a healthy service.
-LEAST_STALENESS_S: Final = 1.0
 #: Of the staleness, the part that one wait may take: an answer that never comes is noticed, and asked again.
 WAIT_SHARE: Final = 1 / 3
-
-
-class WhenStale(Enum):
-    """What becomes of a good token while revocations are not known recently enough."""
-
-    #: Raise FeedStale.
-    REFUSE = "refuse"
-    #: Ask the service about each; raise Unavailable where it does not answer.
-    INTROSPECT = "introspect"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """
-    Where the service is, what its tokens must say, and how sure one has to be.
-
-    ``url`` is where the service is reached, ``issuer`` and ``audience`` are its ``JWT_ISSUER`` and
-    ``JWT_AUDIENCE``; a client is registered with ``authsvc clients create``.
-    """
-
-    url: str
-    client_id: str
-    client_secret: str = field(repr=False)
-    issuer: str
-    audience: str
-    #: The longest life of a token (seconds), the service's ``REDIS_AUTH_TOKEN_TTL``; None: not checked.
-    lifetime_s: int | None = None
-    #: How far clocks may be apart (seconds).
-    leeway_s: int = 5
-    #: The oldest knowledge of revocations that a yes may rest on (seconds).
-    max_staleness_s: float = 10.0
-    when_stale: WhenStale = WhenStale.REFUSE
-    #: How long one request to the service may take (seconds).
-    deadline_s: float = 2.0
-    #: How long the first checks of a process wait for the feed (seconds, from its start).
-    start_within_s: float = 2.0
-    #: A key id that the service does not publish is not looked for again within this time (seconds).
-    refetch_keys_s: float = 10.0
-    #: Introspections at a time.
-    introspections: int = 8
-    #: None: the system's certificates, host names checked.
-    tls: ssl.SSLContext | None = None
-
-    def __post_init__(self) -> None:
-        if self.max_staleness_s < LEAST_STALENESS_S:
-            raise ValueError(f"max_staleness_s must be at least {LEAST_STALENESS_S:g}")
-        # It refuses an address that is none.
-        self.origin()
-
-    @classmethod
-    def from_env(cls, environ: Mapping[str, str] = os.environ) -> Self:
-        """
-        The options that *environ* holds under ``AUTHSVC_VERIFIER_*``, each under its name in upper case.
-
-        ``CLIENT_SECRET_FILE`` is a file with the secret, ``CA_FILE`` a PEM file of the certificates to trust.
-        A variable that is set to nothing counts as not set.
-
-        Raises:
-            ValueError: with every variable that is missing, unknown or wrong, and the value of none.
-        """
-        given = {name: text for name, text in environ.items() if name.startswith(PREFIX) and text}
-        problems = [f"{name} is unknown" for name in given if name not in _VARIABLES]
-        values: dict[str, Any] = {}
-        for name in given.keys() & _VARIABLES.keys():
-            option, read, kind = _VARIABLES[name]
-            try:
-                values[option] = read(given[name])
-            except (ValueError, OSError):
-                problems.append(f"{name} is not {kind}")
-        problems += [f"{name} and {name}_FILE are both set" for name in given if f"{name}_FILE" in given]
-        required = {one.name for one in fields(cls) if one.default is MISSING}
-        problems += [f"{PREFIX}{option.upper()} is missing" for option in required - values.keys()]
-        if problems:
-            raise ValueError("; ".join(sorted(problems)))
-        return cls(**values)
-
-    def origin(self) -> Origin:
-        """Where requests go, and in whose name."""
-        return Origin(url=self.url, client_id=self.client_id, client_secret=self.client_secret, tls=self.tls)
-
-
-def _seconds(text: str) -> float:
-    number = float(text)
-    if not 0 < number < math.inf:
-        raise ValueError("not a length of time")
-    return number
-
-
-def _count(text: str) -> int:
-    if not (text.isascii() and text.isdecimal()):
-        raise ValueError("not a number without a sign")
-    return int(text)
-
-
-def _secret(path: str) -> str:
-    secret = Path(path).read_text(encoding="utf-8").removesuffix("\n")
-    if not secret:
-        raise ValueError("empty")
-    return secret
-
-
-def _trusting(path: str) -> ssl.SSLContext:
-    return ssl.create_default_context(cafile=path)
-
-
-#: Variables: the option of each, how it is read, and what a wrong value is not.
-_VARIABLES: Final[Mapping[str, tuple[str, Callable[[str], Any], str]]] = {
-    PREFIX + "URL": ("url", str, "a text"),
-    PREFIX + "CLIENT_ID": ("client_id", str, "a text"),
-    PREFIX + "CLIENT_SECRET": ("client_secret", str, "a text"),
-    PREFIX + "CLIENT_SECRET_FILE": ("client_secret", _secret, "a file that holds a secret"),
-    PREFIX + "ISSUER": ("issuer", str, "a text"),
-    PREFIX + "AUDIENCE": ("audience", str, "a text"),
-    PREFIX + "LIFETIME_S": ("lifetime_s", _count, "a whole number"),
-    PREFIX + "LEEWAY_S": ("leeway_s", _count, "a whole number"),
-    PREFIX + "MAX_STALENESS_S": ("max_staleness_s", _seconds, "a positive number"),
-    PREFIX + "WHEN_STALE": ("when_stale", WhenStale, "refuse or introspect"),
-    PREFIX + "DEADLINE_S": ("deadline_s", _seconds, "a positive number"),
-    PREFIX + "START_WITHIN_S": ("start_within_s", _seconds, "a positive number"),
-    PREFIX + "REFETCH_KEYS_S": ("refetch_keys_s", _seconds, "a positive number"),
-    PREFIX + "INTROSPECTIONS": ("introspections", _count, "a whole number"),
-    PREFIX + "CA_FILE": ("tls", _trusting, "a PEM file that can be read"),
-}
 
 
 class _Process:
@@ -208,6 +80,7 @@ class Verifier:
             issuer=options.issuer,
             audience=options.audience,
             lifetime_s=options.lifetime_s,
+            machine_lifetime_s=options.machine_lifetime_s,
             leeway_s=options.leeway_s,
         )
         self._is_closed = False
@@ -229,16 +102,13 @@ class Verifier:
         Raises:
             TokenMissing: no header, another scheme, or a scheme without a token.
         """
-        token = bearer_token(authorization)
-        if token is None:
-            raise TokenMissing("no bearer token")
-        return self.verify(token, roles, acr=acr, max_age_s=max_age_s)
+        return self.verify(presented(authorization), roles, acr=acr, max_age_s=max_age_s)
 
     def verify(
         self, token: str, roles: Iterable[str] = (), *, acr: str | None = None, max_age_s: int | None = None
     ) -> Claims:
         """
-        The claims of *token* if it is good and its user has all of *roles*.
+        The claims of *token* if it is a person's, it is good, and its user has all of *roles*.
 
         With *acr* (``aal1``, ``aal2`` or ``phr``) the user must have logged in so strongly, or more so; with
         *max_age_s* they must have proven who they are within so many seconds.
@@ -248,19 +118,56 @@ class Verifier:
 
         Raises:
             TokenInvalid: forged, expired, revoked, its session over or its user changed.
+            WrongKind: good, and a machine's.
             RoleMissing: good, without one of *roles*.
             StepUpRequired: good, without what *acr* or *max_age_s* asks for.
             KeysUnknown: the key to verify with cannot be fetched now.
             FeedStale, Unavailable: whether it was revoked cannot be said now.
         """
-        wanted = Requirement(acr=Acr(acr) if acr is not None else None, max_age_s=max_age_s)
-        here = self._here()
-        claims = read(token, self._rules, here.keys.find, now_s=self._clocks.wall_s())
-        self._refuse_if_revoked(here, token, claims)
-        if not frozenset(roles) <= set(claims.roles):
-            raise RoleMissing("a role is missing")
-        if not wanted.is_met_by(claims.level, self._clocks.wall_s()):
-            raise StepUpRequired(wanted)
+        wanted = _requirement(acr, max_age_s)
+        claims = self._good(token)
+        if isinstance(claims, MachineClaims):
+            raise WrongKind("a machine's token")
+        self._require(claims, frozenset(roles), wanted)
+        return claims
+
+    def verify_machine(self, token: str, scopes: Iterable[str] = ()) -> MachineClaims:
+        """
+        The claims of *token* if it is a machine's, it is good, and has all of *scopes*.
+
+        Raises what :meth:`verify` does, and ScopeMissing: good, without one of *scopes*.
+        """
+        claims = self._good(token)
+        if not isinstance(claims, MachineClaims):
+            raise WrongKind("a person's token")
+        _require_scopes(claims, frozenset(scopes))
+        return claims
+
+    def verify_any(
+        self,
+        token: str,
+        roles: Iterable[str] = (),
+        scopes: Iterable[str] = (),
+        *,
+        acr: str | None = None,
+        max_age_s: int | None = None,
+    ) -> Claims | MachineClaims:
+        """
+        The claims of *token* if it is good: with all of *roles* a person's, with all of *scopes* a machine's.
+
+        With *roles* alone no machine is accepted, with *scopes* alone no person.  Raises what
+        :meth:`verify` and :meth:`verify_machine` do.
+        """
+        wanted, roles, scopes = _requirement(acr, max_age_s), frozenset(roles), frozenset(scopes)
+        claims = self._good(token)
+        if isinstance(claims, MachineClaims):
+            if roles and not scopes:
+                raise WrongKind("a machine's token")
+            _require_scopes(claims, scopes)
+        else:
+            if scopes and not roles:
+                raise WrongKind("a person's token")
+            self._require(claims, roles, wanted)
         return claims
 
     def wait_ready(self, timeout_s: float) -> bool:
@@ -287,6 +194,19 @@ class Verifier:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
+    def _good(self, token: str) -> Claims | MachineClaims:
+        """The claims of *token*, which is not revoked."""
+        here = self._here()
+        claims = read(token, self._rules, here.keys.find, now_s=self._clocks.wall_s())
+        self._refuse_if_revoked(here, token, claims)
+        return claims
+
+    def _require(self, claims: Claims, roles: frozenset[str], wanted: Requirement) -> None:
+        if not roles <= set(claims.roles):
+            raise RoleMissing("a role is missing")
+        if not wanted.is_met_by(claims.level, self._clocks.wall_s()):
+            raise StepUpRequired(wanted)
+
     def _begin_anew(self) -> None:
         """Have nothing again: in a forked child the parent's thread is missing, and its locks may be held."""
         self._making = threading.Lock()
@@ -306,7 +226,7 @@ class Verifier:
                 self._process = made
             return self._process
 
-    def _refuse_if_revoked(self, here: _Process, token: str, claims: Claims) -> None:
+    def _refuse_if_revoked(self, here: _Process, token: str, claims: Claims | MachineClaims) -> None:
         """Raise unless *token* is known to be alive."""
         # One read: knowledge and its age belong together.
         view = here.feed.view or self._first_view(here)
@@ -323,6 +243,23 @@ class Verifier:
         left_s = here.born_s + self._options.start_within_s - self._clocks.monotonic_s()
         here.feed.caught_up.wait(max(0.0, left_s))
         return here.feed.view
+
+
+def presented(authorization: str | None) -> str:
+    """The token in the value of an ``Authorization`` header; raises TokenMissing."""
+    token = bearer_token(authorization)
+    if token is None:
+        raise TokenMissing("no bearer token")
+    return token
+
+
+def _requirement(acr: str | None, max_age_s: int | None) -> Requirement:
+    return Requirement(acr=Acr(acr) if acr is not None else None, max_age_s=max_age_s)
+
+
+def _require_scopes(claims: MachineClaims, scopes: frozenset[str]) -> None:
+    if not scopes <= set(claims.scopes):
+        raise ScopeMissing("a scope is missing")
 
 
 def _after_fork(reference: weakref.ref[Verifier]) -> None:

@@ -4,7 +4,9 @@ What a verifier says instead of claims.  ``str(error)`` is for the log, never fo
 VerifierError
 ├── TokenMissing            401, no bearer token
 ├── TokenInvalid            401, forged, expired, revoked or malformed: callers never learn which
+├── WrongKind               403, a machine's token where a person's is asked for, or the other way round
 ├── RoleMissing             403, a good token without a role that is asked for
+├── ScopeMissing            403, a good token without a scope that is asked for
 ├── StepUpRequired          401, a good token whose user has to prove again who they are  (requirement)
 └── Unavailable             503, nothing can be said now  (retry_after_s)
     ├── KeysUnknown         the signing keys could not be fetched
@@ -31,8 +33,16 @@ class TokenInvalid(VerifierError):
     """The token is worth nothing; the text says why, for the log."""
 
 
+class WrongKind(VerifierError):
+    """The token is good; it is a machine's where a person's is asked for, or the other way round."""
+
+
 class RoleMissing(VerifierError):
     """The token is good, its user lacks a role."""
+
+
+class ScopeMissing(VerifierError):
+    """The token is good, it lacks a scope."""
 
 
 class StepUpRequired(VerifierError):

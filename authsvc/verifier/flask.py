@@ -8,8 +8,8 @@ from typing import ParamSpec, TypeVar, cast
 
 from flask import Response, g, request
 
-from authsvc.verifier.claims import Claims
-from authsvc.verifier.core import Verifier
+from authsvc.verifier.claims import Claims, MachineClaims
+from authsvc.verifier.core import Verifier, presented
 from authsvc.verifier.errors import VerifierError
 from authsvc.verifier.refusals import refusal
 
@@ -22,13 +22,35 @@ def requires(
 ) -> Callable[[Callable[P, R]], Callable[P, R | Response]]:
     """Let a view be called only with a token that :meth:`Verifier.verify` accepts with these arguments."""
 
+    def read() -> Claims:
+        return verifier.authenticate(
+            request.headers.get("Authorization"), roles, acr=acr, max_age_s=max_age_s
+        )
+
+    return _guard(read)
+
+
+def requires_machine(
+    verifier: Verifier, *scopes: str
+) -> Callable[[Callable[P, R]], Callable[P, R | Response]]:
+    """Let a view be called only with a token that :meth:`Verifier.verify_machine` accepts for *scopes*."""
+
+    def read() -> MachineClaims:
+        return verifier.verify_machine(presented(request.headers.get("Authorization")), scopes)
+
+    return _guard(read)
+
+
+def _guard(
+    read: Callable[[], Claims | MachineClaims],
+) -> Callable[[Callable[P, R]], Callable[P, R | Response]]:
+    """Let a view be called once *read* returns the caller's claims; answer with its refusal otherwise."""
+
     def decorate(view: Callable[P, R]) -> Callable[P, R | Response]:
         @wraps(view)
         def guarded(*args: P.args, **kwargs: P.kwargs) -> R | Response:
             try:
-                g.authsvc_claims = verifier.authenticate(
-                    request.headers.get("Authorization"), roles, acr=acr, max_age_s=max_age_s
-                )
+                g.authsvc_claims = read()
             except VerifierError as error:
                 refused = refusal(error)
                 return Response(refused.body, refused.status, list(refused.headers))
@@ -37,6 +59,11 @@ def requires(
         return guarded
 
     return decorate
+
+
+def machine() -> MachineClaims:
+    """The calling service, in a view that :func:`requires_machine` guards."""
+    return cast("MachineClaims", g.authsvc_claims)
 
 
 def claims() -> Claims:

@@ -8,7 +8,7 @@ from http import HTTPStatus
 from typing import Final
 from urllib.parse import urlencode
 
-from authsvc.verifier.claims import Claims
+from authsvc.verifier.claims import CommonClaims
 from authsvc.verifier.errors import Unavailable
 from authsvc.verifier.transport import Connection, Origin, TransportError
 
@@ -24,7 +24,7 @@ class Introspection:
         self._places = threading.BoundedSemaphore(places)
         self._idle: list[Connection] = []
 
-    def is_active(self, token: str, claims: Claims) -> bool:
+    def is_active(self, token: str, claims: CommonClaims) -> bool:
         """
         Whether *token*, which says *claims*, is good now.
 
@@ -52,7 +52,7 @@ class Introspection:
         except IndexError:
             return Connection(self._origin)
 
-    def _ask(self, token: str, claims: Claims) -> bool:
+    def _ask(self, token: str, claims: CommonClaims) -> bool:
         form = urlencode({"token": token, "token_type_hint": "access_token"})
         connection = self._connection()
         answer = connection.request("POST", PATH, body=form, deadline_s=self._deadline_s)

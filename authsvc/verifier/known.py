@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from authsvc.verifier.claims import Claims
+from authsvc.verifier.claims import Claims, MachineClaims
 
 
 class Until(NamedTuple):
@@ -49,9 +49,11 @@ class Known:
     def __len__(self) -> int:
         return len(self.sessions) + len(self.tokens) + len(self.epochs)
 
-    def is_dead(self, claims: Claims) -> bool:
+    def is_dead(self, claims: Claims | MachineClaims) -> bool:
         """True if a token with *claims* is revoked, its session over, or its user cut off since."""
-        epoch, _ = self.epochs.get(claims.user_id, (0, None))
+        # The feed names a machine's client where it names a user, and its secret where it names a session.
+        owner = claims.client_id if isinstance(claims, MachineClaims) else claims.user_id
+        epoch, _ = self.epochs.get(owner, (0, None))
         return claims.session_id in self.sessions or claims.token_id in self.tokens or claims.epoch < epoch
 
     def add(self, news: News) -> None:

@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from authsvc.domain.values.problems import MEDIA_TYPE, problem_body
-from authsvc.verifier.errors import RoleMissing, StepUpRequired, TokenMissing, Unavailable, VerifierError
+from authsvc.verifier.errors import (
+    RoleMissing,
+    ScopeMissing,
+    StepUpRequired,
+    TokenMissing,
+    Unavailable,
+    VerifierError,
+    WrongKind,
+)
 
 _CHALLENGE = 'Bearer realm="{realm}"'
 
@@ -24,8 +32,9 @@ def refusal(error: VerifierError, *, realm: str = "authsvc") -> Refusal:
     challenge = _CHALLENGE.format(realm=realm)
     if isinstance(error, Unavailable):
         return _refusal(503, "unavailable", ("Retry-After", str(error.retry_after_s)))
-    if isinstance(error, RoleMissing):
-        return _refusal(403, "forbidden", ("WWW-Authenticate", f'{challenge}, error="insufficient_scope"'))
+    if isinstance(error, RoleMissing | ScopeMissing | WrongKind):
+        code = "insufficient_scope" if isinstance(error, ScopeMissing) else "forbidden"
+        return _refusal(403, code, ("WWW-Authenticate", f'{challenge}, error="insufficient_scope"'))
     if isinstance(error, StepUpRequired):
         asked = f"{challenge}, {error.requirement.challenge}"
         return _refusal(401, "step_up_required", ("WWW-Authenticate", asked))

@@ -13,7 +13,8 @@ from authsvc.domain.accounts.second_factor import SecondFactorsOff
 from authsvc.domain.audit import AuditBook
 from authsvc.domain.authentication import Authentication
 from authsvc.domain.batches import Batches
-from authsvc.domain.clients import Acquaintances, ClientProof, ClientRegistry, SecretUses
+from authsvc.domain.client_authentication import Acquaintances, ClientProof, SecretUses
+from authsvc.domain.clients import ClientRegistry
 from authsvc.domain.credentials import OwnAccount
 from authsvc.domain.feed import LogWatcher, RevocationFeed
 from authsvc.domain.preferences import PreferenceBook
@@ -21,6 +22,7 @@ from authsvc.domain.sessions import RefreshTokens, SessionDirectory, SessionPoli
 from authsvc.domain.tokens.access import TokenSigner
 from authsvc.domain.tokens.checks import TokenChecks
 from authsvc.domain.tokens.introspection import Introspection
+from authsvc.domain.tokens.machines import MachineTokens
 from authsvc.domain.users import UserDirectory
 from authsvc.domain.values.clocks import Clock
 from authsvc.observability.health import Health, LastAnswers, Probes
@@ -28,7 +30,7 @@ from authsvc.services import SecondFactorServices, Services
 from authsvc.settings import RegistrationMode, Settings, revealed
 from authsvc.store.accounts.own_data import SqlOwnData
 from authsvc.store.audit import SqlAuditTrail
-from authsvc.store.clients import SqlClientStore, SqlSecretStore
+from authsvc.store.clients import SqlClientStore, SqlMachineTokenStore, SqlSecretStore
 from authsvc.store.copies.admin import CacheAdmin
 from authsvc.store.revocations import SqlFeedLog
 from authsvc.wiring.caching import cache_admin
@@ -64,6 +66,7 @@ def build(
     second_factors = open_second_factors(parts, opening) if settings.second_factors.is_on else None
     authentication = _authentication(parts, opening, mail, second_factors)
     checks = _checks(parts)
+    machines = _machines(parts)
     return Services(
         account=_account(parts, directory),
         audit=AuditBook(SqlAuditTrail(stores.database)),
@@ -77,11 +80,11 @@ def build(
         compare=stores.heartbeat.beat,
         events=parts.audit,
         feed=_feed(parts),
-        has_machines=settings.machines.is_on,
         health=_health(parts, mail, cache),
         http=settings.http,
-        introspection=_introspection(parts, authentication, checks),
+        introspection=_introspection(parts, authentication, checks, machines),
         limits=parts.limits,
+        machines=machines if settings.machines.is_on else None,
         metrics=parts.metrics,
         own_data=_own_data(parts),
         passkeys=open_passkeys(parts, second_factors, authentication),
@@ -112,6 +115,7 @@ def _checks(parts: Parts) -> TokenChecks:
         reader=parts.reader,
         index=parts.stores.index,
         sessions=parts.sessions,
+        machines=SqlMachineTokenStore(parts.stores.database, parts.stores.log),
         observe=parts.metrics.token_check,
         clock=parts.clock,
     )
@@ -209,9 +213,25 @@ def _refresh_tokens(parts: Parts) -> RefreshTokens:
     return RefreshTokens(revealed(parts.settings.tokens.secret))
 
 
-def _introspection(parts: Parts, authentication: Authentication, checks: TokenChecks) -> Introspection:
+def _machines(parts: Parts) -> MachineTokens:
+    stores = parts.stores
+    return MachineTokens(
+        signer=TokenSigner(stores.profile, parts.ring),
+        store=SqlMachineTokenStore(stores.database, stores.log),
+        issued=stores.index,
+        revocations=parts.revocations,
+        limits=parts.limits,
+        audit=parts.audit,
+        clock=parts.clock,
+    )
+
+
+def _introspection(
+    parts: Parts, authentication: Authentication, checks: TokenChecks, machines: MachineTokens
+) -> Introspection:
     return Introspection(
         checks=checks,
+        machines=machines,
         sessions=parts.sessions,
         refresh_tokens=_refresh_tokens(parts),
         log_out=authentication.log_out,

@@ -100,10 +100,10 @@ def revocation_log(
     settings: Settings, database: Database, clock: Clock, *, following: Database | None = None
 ) -> SqlRevocationLog:
     """The log in *database*, with lives that fit those of tokens and cached users."""
-    tokens, cache = settings.tokens, settings.cache
+    profile, cache = _profile(settings), settings.cache
     return SqlRevocationLog(
         database,
-        copies_live=timedelta(seconds=tokens.access_ttl_s + tokens.leeway_s + COPY_MARGIN_S),
+        copies_live=timedelta(seconds=profile.longest_s + profile.leeway_s + COPY_MARGIN_S),
         # A Redis that was away, and kept what it had, must still be told what changed when it comes back.
         users_live=timedelta(seconds=cache.ttl_s * LONGEST_TTL + COPY_MARGIN_S),
         clock=clock,
@@ -162,6 +162,7 @@ def _profile(settings: Settings) -> TokenProfile:
         issuer=tokens.issuer,
         audience=tokens.audience,
         lifetime_s=tokens.access_ttl_s,
+        machine_lifetime_s=settings.machines.ttl_s,
         leeway_s=tokens.leeway_s,
         has_client_id=tokens.has_client_id,
         roles=RoleNames(tokens.roles),

@@ -47,7 +47,14 @@ RESERVED = {
         # observability: the folder of the metrics' files has its name in a variable of prometheus_client's.
         # verifier: a library of its own, whose options may come from its user's environment.
         frozenset(
-            {"settings", "cli", "server", "observability.metrics", "observability.figures", "verifier.core"}
+            {
+                "settings",
+                "cli",
+                "server",
+                "observability.metrics",
+                "observability.figures",
+                "verifier.options",
+            }
         ),
     ),
 }

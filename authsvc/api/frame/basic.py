@@ -6,7 +6,7 @@ import base64
 import re
 from urllib.parse import unquote_plus
 
-from authsvc.domain.clients import ClientCredentials
+from authsvc.domain.client_authentication import ClientCredentials
 from authsvc.domain.errors import ClientRefused
 
 _BASIC = re.compile(r"basic +(?P<pair>[A-Za-z0-9+/]+={0,2})", re.IGNORECASE)

@@ -10,9 +10,10 @@ from typing import Any, cast
 
 from flask import current_app, g, request
 
-from authsvc.domain.clients import Caller
+from authsvc.domain.client_authentication import Caller
 from authsvc.domain.errors import NotFound
 from authsvc.domain.tokens.access import AccessToken
+from authsvc.domain.tokens.machines import MachineTokens
 from authsvc.domain.users import User
 from authsvc.services import PasskeyServices, RecoveryServices, SecondFactorServices, Services
 
@@ -53,6 +54,14 @@ def second_factors() -> SecondFactorServices:
 def passkeys() -> PasskeyServices:
     """Passkeys; their routes exist only where there are any."""
     found = services().passkeys
+    if found is None:
+        raise NotFound
+    return found
+
+
+def issuer_of_tokens() -> MachineTokens:
+    """What issues tokens to clients; its route exists only where it does."""
+    found = services().machines
     if found is None:
         raise NotFound
     return found

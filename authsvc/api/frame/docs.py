@@ -15,6 +15,7 @@ from flask_smorest import Api
 from authsvc.api.frame.context import services
 from authsvc.api.frame.errors import ProblemView
 from authsvc.api.frame.guards import public
+from authsvc.domain.clients import SCOPE_PATTERN
 from authsvc.domain.values.problems import MEDIA_TYPE
 from authsvc.settings.kinds import ROLE_PATTERN
 
@@ -39,6 +40,8 @@ _ASSETS = {
 
 #: Where gateways ask; answered before Flask.
 VERIFY_PATH = "/v1/auth/verify"
+VERIFY_MACHINE_PATH = f"{VERIFY_PATH}-machine"
+VERIFY_ANY_PATH = f"{VERIFY_PATH}-any"
 #: Where anybody can have a password hashed.
 HASHING_PATHS = ("/v1/auth/login", "/v1/auth/register", "/v1/auth/password/reset")
 
@@ -66,33 +69,57 @@ _PAGE = """<!doctype html>
 _COMMON_REFUSALS = {"DEFAULT_ERROR": "Any other refusal.", "UNPROCESSABLE_ENTITY": "`validation_failed`"}
 
 
-def _verify_path() -> dict[str, Any]:
-    """The check, which is answered before Flask and so is unknown to it."""
+def check_paths(*, has_machines: bool) -> tuple[str, ...]:
+    """Where gateways ask; the paths for machines exist only with them."""
+    return (VERIFY_PATH, VERIFY_MACHINE_PATH, VERIFY_ANY_PATH) if has_machines else (VERIFY_PATH,)
+
+
+def _check_operations(*, has_machines: bool) -> dict[str, Any]:
+    """The checks, which are answered before Flask and so are unknown to it."""
+    person = "`X-Auth-User-Id`, `X-Auth-Session-Id`, `X-Auth-Roles`"
+    machine = "`X-Auth-Client-Id`, `X-Auth-Scopes`"
+    about = {
+        VERIFY_PATH: ("Check a person's access token for a gateway.", ("role",), person),
+        VERIFY_MACHINE_PATH: ("The same for a machine's.", ("scope",), machine),
+        VERIFY_ANY_PATH: ("The same for either.", ("role", "scope"), f"{person}, or {machine}"),
+    }
+    paths = check_paths(has_machines=has_machines)
+    return {path: {"get": _check_operation(path, *about[path])} for path in paths}
+
+
+_PATTERNS = {"role": ROLE_PATTERN, "scope": SCOPE_PATTERN}
+
+
+def _check_operation(path: str, summary: str, parameters: tuple[str, ...], headers: str) -> dict[str, Any]:
     schema = {"$ref": f"#/components/schemas/{ProblemView.__name__}"}
     problem = {"content": {MEDIA_TYPE: {"schema": schema}}}
-    role = {
-        "in": "query",
-        "name": "role",
-        "schema": {"type": "array", "items": {"type": "string", "pattern": f"^{ROLE_PATTERN}$"}},
-    }
-    check = {
+    missing = " or ".join(f"a {name}" for name in parameters)
+    scope = "; `insufficient_scope`" if "scope" in parameters else ""
+    return {
         "tags": ["auth"],
-        "summary": "Check an access token for a gateway.",
+        "summary": summary,
         "description": "Any method, on this path or any below it, is the same check; no body is read.",
-        "operationId": _operation_id("get", VERIFY_PATH),
+        "operationId": _operation_id("get", path),
         "security": [{"bearer": []}],
-        "parameters": [role],
+        "parameters": [_asked_for(name) for name in parameters],
         "responses": {
-            "200": {"description": "Good: `X-Auth-User-Id`, `X-Auth-Session-Id`, `X-Auth-Roles` say whose."},
+            "200": {"description": f"Good: {headers} say whose."},
             "401": {"description": "`token_missing`, `token_invalid`", **problem},
-            "403": {"description": "`forbidden`: a role is missing", **problem},
+            "403": {"description": f"`forbidden`{scope}: {missing} is missing", **problem},
             "503": {"description": "`unavailable`", **problem},
         },
     }
-    return {VERIFY_PATH: {"get": check}}
 
 
-def openapi(issuer: str) -> dict[str, Any]:
+def _asked_for(name: str) -> dict[str, Any]:
+    return {
+        "in": "query",
+        "name": name,
+        "schema": {"type": "array", "items": {"type": "string", "pattern": f"^{_PATTERNS[name]}$"}},
+    }
+
+
+def openapi(issuer: str, *, has_machines: bool) -> dict[str, Any]:
     """Flask's configuration for the description of the service that is published as *issuer*."""
     schemes = {
         "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "at+jwt"},
@@ -102,7 +129,7 @@ def openapi(issuer: str) -> dict[str, Any]:
         "info": {"description": "Auth and sessions for microservices; errors are RFC 9457 problems."},
         "servers": [{"url": urlsplit(issuer).path.rstrip("/") or "/"}],
         "components": {"securitySchemes": schemes},
-        "paths": _verify_path(),
+        "paths": _check_operations(has_machines=has_machines),
     }
     return {
         "API_TITLE": "authsvc",

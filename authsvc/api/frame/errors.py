@@ -32,6 +32,7 @@ CHALLENGES: dict[type[errors.AuthError], str] = {
     errors.ClientRefused: 'Basic realm="authsvc", charset="UTF-8"',
     errors.CodeInvalid: "Bearer",
     errors.CounterNotRisen: "Bearer",
+    errors.ScopeMissing: f'{CHALLENGE}, error="insufficient_scope"',
 }
 
 #: Every AuthError with its status; a test asserts that none is left out.
@@ -47,7 +48,10 @@ STATUSES: dict[type[errors.AuthError], int] = {
     errors.StepUpRequired: 401,
     errors.ClientRefused: 401,
     errors.RightMissing: 400,
+    errors.GrantUnsupported: 400,
+    errors.InvalidScope: 400,
     errors.Forbidden: 403,
+    errors.ScopeMissing: 403,
     errors.EmailUnverified: 403,
     errors.SecondFactorRequired: 403,
     errors.RegistrationClosed: 403,
@@ -75,7 +79,10 @@ DETAILS = {
     "step_up_required": "Prove again who you are, with a step-up; the challenge says what is needed.",
     "invalid_client": "Authenticate as a registered client, with HTTP Basic in the Authorization header.",
     "unauthorized_client": "This client was not given the right to do that.",
+    "unsupported_grant_type": "The only grant type here is client_credentials.",
+    "invalid_scope": "This client does not have that scope.",
     "forbidden": "A role or a right is missing.",
+    "insufficient_scope": "The access token lacks a scope.",
     "email_unverified": "Prove your e-mail address first, with the code that was mailed to you.",
     "second_factor_required": "The password is right. Answer the challenge with a second factor.",
     "registration_closed": "Accounts are made by invitation or by the operators.",
@@ -101,18 +108,18 @@ DETAILS = {
 OAUTH_PREFIX = "/v1/oauth2/"
 #: What they are told; no character that RFC 6749 §5.2 forbids.
 _OAUTH_DETAILS = {
-    400: "Send one form with the parameter token, no parameter twice, and the secret in the header alone.",
+    400: "Send one form with the parameters of the route, none twice, and the secret in the header alone.",
     401: DETAILS["invalid_client"],
     404: DETAILS["not_found"],
     405: DETAILS["method_not_allowed"],
     413: DETAILS["too_large"],
     415: "Send a form in UTF-8, uncompressed: application/x-www-form-urlencoded.",
-    429: "Too many wrong client secrets. Try again later.",
+    429: DETAILS["rate_limited"],
     500: DETAILS["internal_error"],
     503: DETAILS["unavailable"],
 }
 #: Codes that RFC 6749 §5.2 has itself; all others are told by their status.
-_OAUTH_CODES = {errors.RightMissing.code}
+_OAUTH_CODES = {errors.RightMissing.code, errors.GrantUnsupported.code, errors.InvalidScope.code}
 
 #: What may be a field's name or place in a list.  A caller makes up names, too: no text of theirs that
 #: does not look like one, be it markup or a secret in the wrong place, is repeated to them.

@@ -82,7 +82,7 @@ def requires(role: Role, *, reads_user: bool = False) -> Callable[[Callable[P, R
     return decorate
 
 
-def requires_client(right: Right) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def requires_client(right: Right | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Declare that a registered client with *right* has to show its secret; it is in ``caller()``."""
 
     def decorate(view: Callable[P, R]) -> Callable[P, R]:
@@ -91,7 +91,7 @@ def requires_client(right: Right) -> Callable[[Callable[P, R]], Callable[P, R]]:
             credentials = basic_credentials(request.headers.get("Authorization"))
             g.client = services().clients.authenticate(credentials, client_ip=client_ip())
             bind_actor(g.client.client.id)
-            if not g.client.client.has(right):
+            if right is not None and not g.client.client.has(right):
                 raise RightMissing if request.path.startswith(OAUTH_PREFIX) else Forbidden
             return view(*args, **kwargs)
 

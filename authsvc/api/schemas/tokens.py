@@ -16,13 +16,31 @@ class TokenForm(Schema):
     token_type_hint = fields.String(metadata={"description": "Not needed, and never in the way."})
 
 
+class GrantForm(Schema):
+    """What a client sends for a token of its own."""
+
+    grant_type = fields.String(required=True, metadata={"enum": ["client_credentials"]})
+    scope = fields.String(metadata={"description": "With spaces between; without it all of them."})
+
+
+class MachineTokenView(Schema):
+    """A token of a client (RFC 6749 §5.1)."""
+
+    access_token = fields.String(required=True)
+    token_type = fields.String(required=True, metadata={"enum": ["Bearer"]})
+    expires_in = fields.Integer(required=True)
+    scope = fields.String(metadata={"description": "Left out for a client without scopes."})
+
+
 class IntrospectionView(Schema):
     """A token; one that is not active has ``active`` alone."""
 
     active = fields.Boolean(required=True)
     token_type = fields.String(metadata={"enum": ["access_token", "refresh_token"]})
-    sub = fields.UUID(metadata={"description": "The user"})
-    sid = fields.UUID(metadata={"description": "The session"})
+    sub = fields.UUID(metadata={"description": "The user, or the machine's client"})
+    client_id = fields.UUID(metadata={"description": "Of machines alone"})
+    scope = fields.String(metadata={"description": "Of machines alone"})
+    sid = fields.UUID(metadata={"description": "The session, or the secret that the machine showed"})
     roles = fields.List(fields.String(metadata={"pattern": f"^{ROLE_PATTERN}$"}))
     iss = fields.String()
     aud = fields.String()
@@ -39,8 +57,12 @@ class IntrospectionView(Schema):
 class MetadataView(View):
     """Where the endpoints are, and what they take (RFC 8414 §2)."""
 
+    sometimes = frozenset({"token_endpoint", "token_endpoint_auth_methods_supported"})
+
     issuer = fields.URL()
     jwks_uri = fields.URL()
+    token_endpoint = fields.URL()
+    token_endpoint_auth_methods_supported = fields.List(fields.String())
     introspection_endpoint = fields.URL()
     introspection_endpoint_auth_methods_supported = fields.List(fields.String())
     revocation_endpoint = fields.URL()

@@ -10,9 +10,19 @@ from datetime import datetime
 
 from jwt.utils import base64url_encode
 
+from authsvc.domain.clients import Client, ClientId, SecretId
 from authsvc.domain.errors import TokenInvalid
 from authsvc.domain.revocations import TokenKeys
-from authsvc.domain.tokens.claims import CLIENT_ID, JWS, TYPE, Claims, InvalidToken, Rules, read
+from authsvc.domain.tokens.claims import (
+    CLIENT_ID,
+    JWS,
+    TYPE,
+    Claims,
+    InvalidToken,
+    MachineClaims,
+    Rules,
+    read,
+)
 from authsvc.domain.tokens.keys import KeyRing, SigningKey
 from authsvc.domain.users import BUILT_IN, RoleNames, User
 from authsvc.domain.values.identifiers import SessionId, TokenId, UserId, new_id
@@ -46,6 +56,41 @@ class AccessToken(Claims):
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineToken(MachineClaims):
+    """The same of a machine: a client that showed one of its secrets."""
+
+    token_id: TokenId
+    client_id: ClientId
+    digest: str
+
+    @property
+    def user_id(self) -> UserId:
+        """Whose it is, for the index and the log: a client stands there where a user does."""
+        return UserId(self.client_id)
+
+    @property
+    def secret_id(self) -> SecretId:
+        """The secret that was shown; it stands where a session does."""
+        return SecretId(self.session_id)
+
+    @property
+    def keys(self) -> TokenKeys:
+        """What the revocation index needs to look this token up."""
+        return TokenKeys(
+            token_id=self.token_id,
+            session_id=SessionId(self.session_id),
+            user_id=self.user_id,
+            roles=self.scopes,
+            epoch=self.epoch,
+            digest=self.digest,
+        )
+
+
+#: A person's or a machine's.
+Token = AccessToken | MachineToken
+
+
 def is_about(token: AccessToken, user: User) -> bool:
     """
     True if *token* was issued to *user* as they are now.
@@ -62,12 +107,18 @@ class TokenProfile(Rules):
     """What every token of this service has in common; ``lifetime_s`` and ``leeway_s`` in seconds."""
 
     lifetime_s: int
+    machine_lifetime_s: int = 600
     #: False while readers of version 0.1.0 are there, which refuse a claim that they do not know.
     has_client_id: bool = True
     #: True where tokens say how their user has shown who they are.
     has_levels: bool = False
     #: No token names others.
     roles: RoleNames = field(default_factory=RoleNames)
+
+    @property
+    def longest_s(self) -> int:
+        """No token that is issued now lives longer (seconds)."""
+        return max(self.lifetime_s, self.machine_lifetime_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +158,28 @@ class TokenSigner:
             level=level if self.profile.has_levels else None,
             digest="",
         )
-        text = _sign(token, self.ring().signer(now), has_client_id=self.profile.has_client_id)
+        text = _sign(_claims_of(token, self.profile), self.ring().signer(now))
+        return text, replace(token, digest=signed_digest(text))
+
+    def issue_to_machine(
+        self, client: Client, secret_id: SecretId, scopes: tuple[str, ...], *, now: datetime
+    ) -> tuple[str, MachineToken]:
+        """A token of *client*, which has shown the secret *secret_id*, for *scopes*."""
+        issued_at = int(now.timestamp())
+        token = MachineToken(
+            token_id=TokenId(new_id()),
+            session_id=secret_id,
+            client_id=client.id,
+            scopes=scopes,
+            epoch=client.epoch,
+            issued_at=issued_at,
+            not_before=issued_at - self.profile.leeway_s,
+            expires_at=issued_at + self.profile.machine_lifetime_s,
+            issuer=self.profile.issuer,
+            audience=self.profile.audience,
+            digest="",
+        )
+        text = _sign(_claims_of_machine(token), self.ring().signer(now))
         return text, replace(token, digest=signed_digest(text))
 
 
@@ -115,26 +187,25 @@ class TokenReader:
     """
     Verifies access tokens; says nothing of revocation.
 
-    A signature that held is remembered by the whole text of its token, never whether the token lives, for
-    the last *most* tokens; the memory goes with the key ring, so a removed key takes its tokens along.
+    A signature that held is remembered by the whole text of its token, never whether the token lives;
+    the memory goes with the key ring, so a removed key takes its tokens along.
     """
 
-    def __init__(self, profile: TokenProfile, ring: Callable[[], KeyRing], *, most: int = REMEMBERED) -> None:
+    def __init__(self, profile: TokenProfile, ring: Callable[[], KeyRing]) -> None:
         self._profile = profile
         self._ring = ring
-        self._most = most
-        self._remembered: tuple[KeyRing, dict[str, AccessToken]] = (ring(), {})
+        self._remembered: tuple[KeyRing, dict[str, Token]] = (ring(), {})
         #: For writers of the memory alone: a token that is remembered is found without it.
         self._lock = threading.Lock()
 
-    def read(self, text: str, *, now: datetime) -> AccessToken:
+    def read(self, text: str, *, now: datetime) -> Token:
         """The token in *text*, valid at *now*; raises TokenInvalid for everything else."""
         token = self.read_expired(text, now=now)
         if now.timestamp() >= self.window_s(token)[1]:
             raise TokenInvalid("expired")
         return token
 
-    def read_expired(self, text: str, *, now: datetime) -> AccessToken:
+    def read_expired(self, text: str, *, now: datetime) -> Token:
         """The same, but its time may be over: good enough to end its session."""
         ring, remembered = self._remembered
         if ring is not self._ring():
@@ -143,34 +214,29 @@ class TokenReader:
         if token is None:
             token = self._verify(text, ring)
             with self._lock:
-                self._remember(remembered, text, token)
+                _remember(remembered, text, token)
         if now.timestamp() < self.window_s(token)[0]:
             raise TokenInvalid("from the future")
         return token
 
-    def window_s(self, token: AccessToken) -> tuple[int, int]:
+    def window_s(self, token: Token) -> tuple[int, int]:
         """From when on, and until when, *token* is in time: seconds since the epoch, the leeway included."""
         return token.window_s(self._profile.leeway_s)
 
-    def recall(self, text: str, ring: KeyRing) -> AccessToken | None:
+    def recall(self, text: str, ring: KeyRing) -> Token | None:
         """The token in *text* if its signature is remembered to hold by *ring*; its time may be over."""
         known, remembered = self._remembered
         return remembered.get(text) if known is ring else None
 
-    def _remember(self, remembered: dict[str, AccessToken], text: str, token: AccessToken) -> None:
-        """Keep *token*, forgetting the oldest when the memory is full."""
-        while len(remembered) >= self._most:
-            del remembered[next(iter(remembered))]
-        remembered[text] = token
-
-    def _verify(self, text: str, ring: KeyRing) -> AccessToken:
+    def _verify(self, text: str, ring: KeyRing) -> Token:
         """Signature and claims of *text*, by a key of *ring*."""
         try:
             claims = read(text, self._profile, ring.by_id.get)
         except InvalidToken as error:
             raise TokenInvalid(str(error)) from error
         named = {one.name: getattr(claims, one.name) for one in fields(claims)}
-        return AccessToken(**named, digest=signed_digest(text))
+        kind = MachineToken if isinstance(claims, MachineClaims) else AccessToken
+        return kind(**named, digest=signed_digest(text))
 
 
 def signed_digest(text: str) -> str:
@@ -184,9 +250,21 @@ def signed_digest(text: str) -> str:
     return base64url_encode(hashlib.sha256(signed.encode()).digest()).decode()
 
 
-def _sign(token: AccessToken, key: SigningKey, *, has_client_id: bool) -> str:
-    """The compact form of *token*, signed by *key*."""
-    claims: dict[str, Json] = {
+def _claims_of(token: AccessToken, profile: TokenProfile) -> dict[str, Json]:
+    claims: dict[str, Json] = {**_common_claims(token), "roles": list(token.roles)}
+    if profile.has_client_id:
+        claims["client_id"] = CLIENT_ID
+    if token.level is not None:
+        claims.update(token.level.claims())
+    return claims
+
+
+def _claims_of_machine(token: MachineToken) -> dict[str, Json]:
+    return {**_common_claims(token), "client_id": token.client_id, "scope": " ".join(token.scopes)}
+
+
+def _common_claims(token: Token) -> dict[str, Json]:
+    return {
         "iss": token.issuer,
         "aud": token.audience,
         "sub": token.user_id,
@@ -195,13 +273,19 @@ def _sign(token: AccessToken, key: SigningKey, *, has_client_id: bool) -> str:
         "exp": token.expires_at,
         "jti": token.token_id,
         "sid": token.session_id,
-        "roles": list(token.roles),
         "epoch": token.epoch,
     }
-    if has_client_id:
-        claims["client_id"] = CLIENT_ID
-    if token.level is not None:
-        claims.update(token.level.claims())
+
+
+def _sign(claims: dict[str, Json], key: SigningKey) -> str:
+    """The compact form of a token with *claims*, signed by *key*."""
     header = {"typ": TYPE, "kid": key.kid}
     payload = canonical(claims).encode()
     return JWS.encode(payload, key.private, algorithm=key.algorithm, headers=header)
+
+
+def _remember(remembered: dict[str, Token], text: str, token: Token) -> None:
+    """Keep *token*, forgetting the oldest when the memory is full."""
+    while len(remembered) >= REMEMBERED:
+        del remembered[next(iter(remembered))]
+    remembered[text] = token

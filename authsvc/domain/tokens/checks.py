@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from authsvc.domain.errors import Forbidden, StepUpRequired, StoreUnavailable, TokenInvalid
 from authsvc.domain.revocations import IndexAnswer, TokenKeys, Verdict, judge
 from authsvc.domain.sessions import Standing
-from authsvc.domain.tokens.access import AccessToken, TokenReader, is_about
+from authsvc.domain.tokens.access import AccessToken, MachineToken, Token, TokenReader, is_about
+from authsvc.domain.tokens.machines import MachineStanding
 from authsvc.domain.users import Role, User
 from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.identifiers import SessionId
@@ -41,12 +44,22 @@ class TokenIndex(Protocol):
     def refill(self, token: AccessToken, standing: Standing | None) -> None:
         """Put back what SQL knows; never over a tombstone or a higher epoch."""
 
+    def refill_machine(self, token: MachineToken, standing: MachineStanding | None) -> None:
+        """The same of a machine's token."""
+
 
 class Standings(Protocol):
     """What SQL holds of a session and its user; raises StoreUnavailable."""
 
     def standing(self, session_id: SessionId, /) -> Standing | None:
         """The session with its user; None where either is gone."""
+
+
+class MachineStandings(Protocol):
+    """What SQL holds of a client and its secrets; raises StoreUnavailable."""
+
+    def standing(self, token: MachineToken, /) -> MachineStanding | None:
+        """The client of *token*; None where it or the secret is gone."""
 
 
 class CheckObserver(Protocol):
@@ -101,37 +114,43 @@ class TokenChecks:
     reader: TokenReader
     index: TokenIndex
     sessions: Standings
+    machines: MachineStandings
     observe: CheckObserver
     clock: Clock
 
     def check(self, text: str) -> AccessToken:
         """
-        The claims of *text* if it is good on this very request.
+        The claims of *text* if it is the token of a person, and good on this very request.
 
         Raises:
             TokenInvalid: forged, expired, revoked, its session over or its user changed.
+            Forbidden: the good token of a machine.
             StoreUnavailable: neither store can prove an answer.
         """
+        return require_person(self.check_any(text))
+
+    def check_any(self, text: str) -> Token:
+        """The same for people and machines; a machine's token is bad once its secret or client is gone."""
         token = self._read(text)
         return self._decide(token, self._ask_index(token))
 
     def check_with_user(self, text: str) -> tuple[AccessToken, User | None]:
-        """The same, and the token's user where the answer of Redis had a copy; who gets none asks for it."""
+        """Like :meth:`check`, with the token's user if the answer of Redis had a copy; None: ask for it."""
         token = self._read(text)
         try:
             answer, user = self.index.look_up_with_user(token.keys)
         except StoreUnavailable:
-            return self._decide(token, Verdict.UNKNOWN), None
-        return self._decide(token, judge(token.keys, answer)), user
+            return require_person(self._decide(token, Verdict.UNKNOWN)), None
+        return require_person(self._decide(token, judge(token.keys, answer))), user
 
-    def _read(self, text: str) -> AccessToken:
+    def _read(self, text: str) -> Token:
         try:
             return self.reader.read(text, now=self.clock())
         except TokenInvalid:
             self.observe("invalid", Source.NONE)
             raise
 
-    def _decide(self, token: AccessToken, verdict: Verdict) -> AccessToken:
+    def _decide(self, token: Token, verdict: Verdict) -> Token:
         """*token*, if it is good: by the *verdict* of Redis, or where that has none by SQL."""
         if verdict is Verdict.UNKNOWN:
             return self._ask_sql(token)
@@ -152,7 +171,7 @@ class TokenChecks:
             self.observe(Verdict.ACTIVE.value, Source.REDIS, times=good)
         return are_good
 
-    def _ask_index(self, token: AccessToken) -> Verdict:
+    def _ask_index(self, token: Token) -> Verdict:
         """What Redis proves of *token*; an outage proves nothing."""
         try:
             answer = self.index.look_up(token.keys)
@@ -160,26 +179,37 @@ class TokenChecks:
             return Verdict.UNKNOWN
         return judge(token.keys, answer)
 
-    def _ask_sql(self, token: AccessToken) -> AccessToken:
+    def _ask_sql(self, token: Token) -> Token:
         """What SQL says of *token*; Redis is told, if it listens."""
         try:
-            standing = self.sessions.standing(token.session_id)
+            is_good, tell_redis = self._by_sql(token)
         except StoreUnavailable:
             self.observe("unavailable", Source.NONE)
             raise
-        is_good = standing is not None and is_about(token, standing.user) and standing.is_good(self.clock())
         self.observe("active" if is_good else "revoked", Source.SQL)
-        self._refill(token, standing)
+        # The answer stands without it; the next check asks SQL again.  Counted by the client's hooks.
+        with suppress(StoreUnavailable):
+            tell_redis()
         if not is_good:
             raise TokenInvalid("revoked")
         return token
 
-    def _refill(self, token: AccessToken, standing: Standing | None) -> None:
-        try:
-            self.index.refill(token, standing)
-        except StoreUnavailable:
-            # The answer stands without it; the next check asks SQL again.  Counted by the client's hooks.
-            return
+    def _by_sql(self, token: Token) -> tuple[bool, Callable[[], None]]:
+        """Whether *token* is good, and what tells Redis."""
+        if isinstance(token, MachineToken):
+            machine = self.machines.standing(token)
+            is_good = machine is not None and machine.is_good_for(token)
+            return is_good, partial(self.index.refill_machine, token, machine)
+        standing = self.sessions.standing(token.session_id)
+        is_good = standing is not None and is_about(token, standing.user) and standing.is_good(self.clock())
+        return is_good, partial(self.index.refill, token, standing)
+
+
+def require_person(token: Token) -> AccessToken:
+    """*token*; raises Forbidden for that of a machine."""
+    if isinstance(token, MachineToken):
+        raise Forbidden
+    return token
 
 
 def require_roles(token: AccessToken, wanted: frozenset[str]) -> None:

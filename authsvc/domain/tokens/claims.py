@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, TypedDict
 
 from jwt import PyJWS
 from jwt.exceptions import PyJWTError
@@ -31,6 +31,7 @@ _BEARER = re.compile(r"bearer(?: +(?P<token>.*))?", re.IGNORECASE | re.DOTALL)
 _COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 #: The same as the setting ROLES accepts; this module cannot import settings.
 _ROLE = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+_SCOPE = re.compile(r"[a-z0-9._:/-]{1,64}")
 _METHOD = re.compile(r"[a-z]{1,16}")
 _HEADER = {"alg", "kid", "typ"}
 #: Signs and verifies with asymmetric algorithms alone.
@@ -54,22 +55,19 @@ class Key(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Claims:
-    """What a token says whose signature held; times in seconds since the epoch."""
+class CommonClaims:
+    """What every token says whose signature held; times in seconds since the epoch."""
 
-    user_id: str
+    #: A machine's is the id of the secret that it showed.
     session_id: str
     token_id: str
-    roles: tuple[str, ...]
-    #: The cut-off counter of the user when the token was issued.
+    #: The cut-off counter of the user, or client, when the token was issued.
     epoch: int
     issued_at: int
     not_before: int
     expires_at: int
     issuer: str
     audience: str
-    #: How the user has shown who they are; None where the token does not say.
-    level: Level | None = None
 
     def window_s(self, leeway_s: int) -> tuple[int, int]:
         """From when on, and until when, the token is in time: the first second, and the first one after."""
@@ -77,12 +75,32 @@ class Claims:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Claims(CommonClaims):
+    """What the token of a person says."""
+
+    user_id: str
+    roles: tuple[str, ...]
+    #: How the user has shown who they are; None where the token does not say.
+    level: Level | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineClaims(CommonClaims):
+    """What the token of a machine says: a registered client that calls in its own name."""
+
+    client_id: str
+    scopes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """What every token must have; ``lifetime_s`` and ``leeway_s`` in seconds, None: any lifetime."""
+    """What every token must have; lifetimes and ``leeway_s`` in seconds, None: any lifetime."""
 
     issuer: str
     audience: str
+    #: That of a person's token, and of a machine's.
     lifetime_s: int | None = None
+    machine_lifetime_s: int | None = None
     leeway_s: int = 5
 
 
@@ -92,7 +110,7 @@ def bearer_token(header: str | None) -> str | None:
     return found["token"] or None if found else None
 
 
-def read(text: str, rules: Rules, find_key: Callable[[str], Key | None]) -> Claims:
+def read(text: str, rules: Rules, find_key: Callable[[str], Key | None]) -> Claims | MachineClaims:
     """
     The claims of *text*; says nothing of time and revocation.
 
@@ -127,12 +145,13 @@ def _named_key(header: Json, find_key: Callable[[str], Key | None]) -> Key:
     return key
 
 
-def _accepted(members: Json, rules: Rules) -> Claims:
+def _accepted(members: Json, rules: Rules) -> Claims | MachineClaims:
     """*members* as claims: a known set of them, each of its type."""
     if not isinstance(members, dict) or frozenset(members) not in _SETS_OF_CLAIMS:
         raise InvalidToken("claims")
     claims = _SETS_OF_CLAIMS[frozenset(members)](members, rules)
-    if rules.lifetime_s is not None and claims.expires_at - claims.issued_at > rules.lifetime_s:
+    most_s = rules.machine_lifetime_s if isinstance(claims, MachineClaims) else rules.lifetime_s
+    if most_s is not None and claims.expires_at - claims.issued_at > most_s:
         raise InvalidToken("lives longer than it may")
     return claims
 
@@ -142,17 +161,43 @@ def _of_person(members: Mapping[str, Json], rules: Rules) -> Claims:
     _constant(members.get("client_id", CLIENT_ID), CLIENT_ID)
     return Claims(
         user_id=_identifier(members["sub"]),
-        session_id=_identifier(members["sid"]),
-        token_id=_identifier(members["jti"]),
         roles=_roles(members["roles"]),
-        epoch=_natural(members["epoch"]),
-        issued_at=_natural(members["iat"]),
-        not_before=_natural(members["nbf"]),
-        expires_at=_natural(members["exp"]),
-        issuer=_constant(members["iss"], rules.issuer),
-        audience=_constant(members["aud"], rules.audience),
         level=_level(members),
+        **_common(members, rules),
     )
+
+
+def _of_machine(members: Mapping[str, Json], rules: Rules) -> MachineClaims:
+    """The claims of a token that a client got with its secret: RFC 9068 §2.2 wants its id in two places."""
+    client_id = _identifier(members["sub"])
+    _constant(members["client_id"], client_id)
+    return MachineClaims(client_id=client_id, scopes=_scopes(members["scope"]), **_common(members, rules))
+
+
+def _common(members: Mapping[str, Json], rules: Rules) -> _Common:
+    return {
+        "session_id": _identifier(members["sid"]),
+        "token_id": _identifier(members["jti"]),
+        "epoch": _natural(members["epoch"]),
+        "issued_at": _natural(members["iat"]),
+        "not_before": _natural(members["nbf"]),
+        "expires_at": _natural(members["exp"]),
+        "issuer": _constant(members["iss"], rules.issuer),
+        "audience": _constant(members["aud"], rules.audience),
+    }
+
+
+class _Common(TypedDict):
+    """The fields of CommonClaims."""
+
+    session_id: str
+    token_id: str
+    epoch: int
+    issued_at: int
+    not_before: int
+    expires_at: int
+    issuer: str
+    audience: str
 
 
 def _level(members: Mapping[str, Json]) -> Level | None:
@@ -168,14 +213,18 @@ def _level(members: Mapping[str, Json]) -> Level | None:
 _ACRS: Final = frozenset(Acr)
 #: All three or none: tokens have them while there are second factors.
 _LEVEL: Final = frozenset({"acr", "amr", "auth_time"})
-_PERSON = frozenset({"iss", "aud", "sub", "iat", "nbf", "exp", "jti", "sid", "roles", "epoch", "client_id"})
+_COMMON = frozenset({"iss", "aud", "sub", "iat", "nbf", "exp", "jti", "sid", "epoch", "client_id"})
+_PERSON = _COMMON | {"roles"}
 #: Every set of claims that a token may have, and what reads it; any other set is refused.
-_SETS_OF_CLAIMS: Final[Mapping[frozenset[str], Callable[[Mapping[str, Json], Rules], Claims]]] = {
+_SETS_OF_CLAIMS: Final[
+    Mapping[frozenset[str], Callable[[Mapping[str, Json], Rules], Claims | MachineClaims]]
+] = {
     _PERSON: _of_person,
     _PERSON | _LEVEL: _of_person,
     # Version 0.1.0 wrote no client_id; its tokens are good until they expire.
     _PERSON - {"client_id"}: _of_person,
     (_PERSON - {"client_id"}) | _LEVEL: _of_person,
+    _COMMON | {"scope"}: _of_machine,
 }
 
 
@@ -198,6 +247,14 @@ def _constant(value: Json, expected: str) -> str:
     if value != expected:
         raise InvalidToken("issued by or for somebody else")
     return expected
+
+
+def _scopes(value: Json) -> tuple[str, ...]:
+    """Names of scopes, each once, with one space between two (RFC 8693 §4.2); there may be none."""
+    names = value.split(" ") if isinstance(value, str) and value else []
+    if not isinstance(value, str) or not all(map(_SCOPE.fullmatch, names)) or len(set(names)) != len(names):
+        raise InvalidToken("scopes")
+    return tuple(names)
 
 
 def _methods(value: Json) -> tuple[str, ...]:

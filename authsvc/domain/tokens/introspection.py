@@ -7,19 +7,20 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from authsvc.domain.errors import RefreshInvalid, StoreUnavailable, TokenInvalid
-from authsvc.domain.revocations import Outcome
+from authsvc.domain.clients import Client, Right
+from authsvc.domain.errors import RefreshInvalid, RightMissing, StoreUnavailable, TokenInvalid
+from authsvc.domain.revocations import Committed, Outcome
 from authsvc.domain.sessions import (
     Presented,
     RefreshToken,
     RefreshTokens,
     Session,
-    Standing,
     parse_refresh_token,
     recognise,
 )
-from authsvc.domain.tokens.access import AccessToken, TokenProfile
+from authsvc.domain.tokens.access import AccessToken, MachineToken, TokenProfile
 from authsvc.domain.tokens.checks import Standings, TokenChecks
+from authsvc.domain.tokens.machines import MachineTokens
 from authsvc.domain.users import Role
 from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.identifiers import SessionId, TokenId, UserId
@@ -57,7 +58,10 @@ class ActiveToken:
 class _Away:
     """SQL, found to be away."""
 
-    def standing(self, _session_id: SessionId, /) -> Standing | None:
+    def standing(self, _whose: object, /) -> None:
+        raise StoreUnavailable("sql: found away")
+
+    def revoke(self, _token: MachineToken, /) -> Committed[None]:
         raise StoreUnavailable("sql: found away")
 
     def log_out(self, _access: str | None, _refresh: str | None) -> Outcome[Session | None]:
@@ -73,6 +77,7 @@ class Introspection:
     """
 
     checks: TokenChecks
+    machines: MachineTokens
     sessions: Standings
     refresh_tokens: RefreshTokens
     log_out: LogOut
@@ -81,7 +86,7 @@ class Introspection:
     grace_s: int
     clock: Clock
 
-    def describe(self, text: str, *, sees_refresh: bool) -> ActiveToken | None:
+    def describe(self, text: str, *, sees_refresh: bool) -> ActiveToken | MachineToken | None:
         """
         What *text* stands for, if it is good on this very request; nothing is rotated, used or ended.
 
@@ -97,36 +102,54 @@ class Introspection:
             return self._access(text)
         return self._refresh(refresh) if sees_refresh else None
 
-    def revoke(self, text: str) -> None:
+    def revoke(self, text: str, *, by: Client) -> None:
         """
         End the session of *text*, an access token (it may have expired) or a refresh token.
 
-        A token that is not one of ours has nothing to end.  Repeating is harmless.
+        The token of a machine ends alone, and no client but its own may end it.  One that is not ours has
+        nothing to end.  Repeating is harmless.
 
         Raises:
+            RightMissing: another client's token; or *by* lacks the right, and the token is not its own.
             StoreUnavailable: SQL is away and nothing has ended; or it has, and Redis is yet to hear of it.
         """
-        access, refresh = (None, text) if _is_refresh_token(text) else (text, None)
-        try:
-            outcome = self.log_out(access, refresh)
-        except TokenInvalid:
-            return
-        if not outcome.is_complete:
+        machine = self._machine(text)
+        if not (machine.client_id == by.id if machine else by.has(Right.REVOKE)):
+            raise RightMissing
+        is_complete = self.machines.revoke(machine).is_complete if machine else self._end_session(text)
+        if not is_complete:
             # RFC 7009 §2.2.1: the token is to be taken for alive, and revoked again.
             raise StoreUnavailable("redis: revoked in SQL alone")
+
+    def _machine(self, text: str) -> MachineToken | None:
+        """The token of a machine in *text*, if there is one."""
+        try:
+            token = self.checks.reader.read_expired(text, now=self.clock())
+        except TokenInvalid:
+            return None
+        return token if isinstance(token, MachineToken) else None
+
+    def _end_session(self, text: str) -> bool:
+        """End the session of *text*, if it names one; False while Redis is yet to hear of it."""
+        access, refresh = (None, text) if _is_refresh_token(text) else (text, None)
+        try:
+            return self.log_out(access, refresh).is_complete
+        except TokenInvalid:
+            return True
 
     def without_sql(self) -> Introspection:
         """The same for a request that has just waited for SQL in vain: it does not wait again."""
         away = _Away()
-        checks = replace(self.checks, sessions=away)
-        return replace(self, checks=checks, sessions=away, log_out=away.log_out)
+        checks = replace(self.checks, sessions=away, machines=away)
+        machines = replace(self.machines, store=away)
+        return replace(self, checks=checks, machines=machines, sessions=away, log_out=away.log_out)
 
-    def _access(self, text: str) -> ActiveToken | None:
+    def _access(self, text: str) -> ActiveToken | MachineToken | None:
         try:
-            token = self.checks.check(text)
+            token = self.checks.check_any(text)
         except TokenInvalid:
             return None
-        return _described(token)
+        return token if isinstance(token, MachineToken) else _described(token)
 
     def _refresh(self, token: RefreshToken) -> ActiveToken | None:
         """Good is what a refresh would take: the current one, or its parent within the grace time."""

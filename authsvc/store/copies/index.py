@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -22,10 +22,12 @@ from authsvc.domain.revocations import (
     TokenKeys,
 )
 from authsvc.domain.sessions import Standing
-from authsvc.domain.tokens.access import AccessToken, TokenProfile, is_about
+from authsvc.domain.tokens.access import AccessToken, MachineToken, Token, TokenProfile, is_about
+from authsvc.domain.tokens.machines import MachineStanding
 from authsvc.domain.users import User
 from authsvc.domain.values.clocks import Clock, Monotonic
 from authsvc.domain.values.emails import Email
+from authsvc.domain.values.identifiers import UserId
 
 ENDED = "ended"
 
@@ -143,8 +145,15 @@ class RedisIndex:
 
     def remember(self, token: AccessToken, email: Email) -> None:
         """Note *token* as issued, its session as alive, its user's epoch; never over a tombstone."""
+        self._remember(token, {"email": email})
+
+    def remember_machine(self, token: MachineToken) -> None:
+        """The same of a machine: its secret stands where a session does, its client where a user does."""
+        self._remember(token, {})
+
+    def _remember(self, token: Token, more: Mapping[str, object]) -> None:
         life_s = self._life_s(token)
-        record = json.dumps({"digest": token.digest, **_record(token, email, life_s)})
+        record = json.dumps({"digest": token.digest, **_record(token, life_s), **more})
         key = self.key_names.token(token.token_id)
         self._send([("SET", key, record, "EX", life_s), *self._alive(token)])
 
@@ -159,12 +168,21 @@ class RedisIndex:
             self._send([self._tombstone(token.session_id, self._longest_ms())])
             return
         user, session = standing.user, standing.session
-        commands = [self._epoch_command(user, self._longest_ms())]
+        commands = [self._epoch_command(user.id, user.epoch)]
         if session.revoked_at is not None:
             commands.append(self._tombstone(session.id, self._longest_ms()))
         elif is_about(token, user) and standing.is_good(self.clock()):
-            commands = [self._put_back(token, user.email), *self._alive(token)]
+            commands = [self._put_back(token, {"email": user.email}), *self._alive(token)]
         self._send(commands)
+
+    def refill_machine(self, token: MachineToken, standing: MachineStanding | None) -> None:
+        """The same of a machine: without a standing its client or secret is gone."""
+        if standing is None:
+            self._send([self._tombstone(token.session_id, self._longest_ms())])
+        elif standing.is_good_for(token):
+            self._send([self._put_back(token, {}), *self._alive(token)])
+        else:
+            self._send([self._epoch_command(token.user_id, standing.client.epoch)])
 
     def write(
         self, entries: Sequence[Revocation], *, then: Command | None = None, are_news: bool = True
@@ -205,15 +223,15 @@ class RedisIndex:
             commands.extend(self.drop_copies(entry.user_id, entry.email, spared))
         return commands
 
-    def _put_back(self, token: AccessToken, email: Email) -> Command:
+    def _put_back(self, token: Token, more: Mapping[str, object]) -> Command:
         """The command for the record of a token that SQL vouches for."""
         life_s = self._life_s(token)
-        record = json.dumps(_record(token, email, life_s))
+        record = json.dumps({**_record(token, life_s), **more})
         return self.record_script.command(
             [self.key_names.token(token.token_id)], [record, life_s, BOUND_RECORD.decode()]
         )
 
-    def _alive(self, token: AccessToken) -> list[Command]:
+    def _alive(self, token: Token) -> list[Command]:
         """The commands for the session and the epoch of a token that is good now."""
         margin_ms = self._copy_ms(token)
         return [
@@ -224,29 +242,28 @@ class RedisIndex:
     def _tombstone(self, session_id: str, life_ms: int) -> Command:
         return ("SET", self.key_names.session(session_id), ENDED, "PX", life_ms)
 
-    def _epoch_command(self, user: User, life_ms: int) -> Command:
-        return self.epoch_script.command([self.key_names.epoch(user.id)], [user.epoch, life_ms])
+    def _epoch_command(self, user_id: UserId, epoch: int) -> Command:
+        return self.epoch_script.command([self.key_names.epoch(user_id)], [epoch, self._longest_ms()])
 
-    def _life_s(self, token: AccessToken) -> int:
+    def _life_s(self, token: Token) -> int:
         """What is left of *token* (seconds), one at least: Redis takes no less."""
         return max(1, token.expires_at - int(self.clock().timestamp()))
 
-    def _copy_ms(self, token: AccessToken) -> int:
+    def _copy_ms(self, token: Token) -> int:
         """How long copies about *token* matter."""
         left_s = max(0, token.expires_at - int(self.clock().timestamp()))
         return (left_s + self.profile.leeway_s + COPY_MARGIN_S) * 1000
 
     def _longest_ms(self) -> int:
         """How long copies about any token that is issued now matter."""
-        return (self.profile.lifetime_s + self.profile.leeway_s + COPY_MARGIN_S) * 1000
+        return (self.profile.longest_s + self.profile.leeway_s + COPY_MARGIN_S) * 1000
 
 
-def _record(token: AccessToken, email: Email, life_s: int) -> dict[str, object]:
+def _record(token: Token, life_s: int) -> dict[str, object]:
     """What Redis holds of a token that was issued."""
     return {
         "user_id": token.user_id,
-        "email": email,
-        "roles": token.roles,
+        "roles": token.keys.roles,
         "session_id": token.session_id,
         "epoch": token.epoch,
         "expires_in": life_s,

@@ -52,7 +52,9 @@ def test_every_error_of_the_domain_has_its_answer(kind):
     assert body["type"] == f"urn:authsvc:problem:{kind.code}"
     assert body["request_id"] == "the-id"
     assert "secret" not in json.dumps(body) + json.dumps(problem.headers)
-    assert ("WWW-Authenticate" in problem.headers) == (problem.status == 401)
+    # RFC 6750 §3.1: a scope that is missing is said in a challenge, too.
+    is_challenged = problem.status == 401 or kind is errors.ScopeMissing
+    assert ("WWW-Authenticate" in problem.headers) == is_challenged
     assert ("Retry-After" in problem.headers) == (problem.status in {429, 503})
 
 
@@ -75,6 +77,9 @@ def test_codes_and_statuses_are_those_of_the_contract():
     """Clients match on them."""
     assert {(status, kind.code) for kind, status in STATUSES.items()} == {
         (400, "unauthorized_client"),
+        (400, "unsupported_grant_type"),
+        (400, "invalid_scope"),
+        (403, "insufficient_scope"),
         (401, "token_missing"),
         (401, "token_invalid"),
         (401, "invalid_credentials"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.api.driver import Api, code_of
+from tests.api.gateway import basic
 from tests.api.mailing import MAIL
 from tests.api.passkeys import PASSKEYS
 from tests.api.second_factors import FACTORS
@@ -94,6 +95,19 @@ OF_PASSKEYS = {
     "GET /.well-known/webauthn": PUBLIC,
 }
 QUIET = {"POST /v1/auth/register/confirm": PUBLIC}
+#: The routes that there are with services that get tokens of their own.
+OF_MACHINES = {
+    "POST /v1/oauth2/token": CLIENT,
+    "GET /v1/clients": ADMIN,
+    "POST /v1/clients": ADMIN,
+    "GET /v1/clients/<client_id>": ADMIN,
+    "PATCH /v1/clients/<client_id>": ADMIN,
+    "DELETE /v1/clients/<client_id>": ADMIN,
+    "POST /v1/clients/<client_id>/secrets": ADMIN,
+    "DELETE /v1/clients/<client_id>/secrets/<secret_id>": ADMIN,
+}
+#: Public, and take the token of a person.
+TAKES_TOKEN = ("POST /v1/auth/logout", "GET /v1/auth/verify")
 #: Views of Flask and flask-smorest, which carry no declaration of ours.
 THEIRS = {"/openapi.json"}
 GUARDED = [(route, role) for route, role in ROUTES.items() if role in {USER, ADMIN}]
@@ -114,7 +128,7 @@ def declared(api: Api) -> dict[str, str | None]:
 def call(api: Api, route: str, **options):
     """One request to *route*, with an id where it wants one."""
     method, path = route.split(" ")
-    for name in ("<user_id>", "<session_id>", "<factor_id>"):
+    for name in ("<user_id>", "<session_id>", "<factor_id>", "<client_id>", "<secret_id>"):
         path = path.replace(name, "7d8b1d0e-0a53-4be4-93f9-0b0a8bfc1c11")
     return api.call(method, path, **options)
 
@@ -146,6 +160,30 @@ def test_the_table_is_complete_with_what_settings_bring(make_api, settings, more
     for route in (route for route, role in more.items() if role in {USER, ADMIN}):
         answer = call(api, route, json={})
         assert (answer.status_code, code_of(answer)) == (401, "token_missing")
+
+
+def test_machines_bring_their_routes_and_are_let_in_on_no_other(make_api):
+    """403 on every route of users and admins, and on a public one that takes a token: they have no role."""
+    api = make_api(MACHINES="on", **MAIL)
+    everything = ROUTES | BY_MAIL | OF_MACHINES
+    assert declared(api) == everything
+    made = api.services.client_registry.create("orders", scopes=["orders:read"])
+    form = {"grant_type": "client_credentials"}
+    answer = api.call("POST", "/v1/oauth2/token", data=form, headers=basic(made.client.id, made.secret))
+    token = answer.json["access_token"]
+    assert api.call("GET", "/v1/auth/verify-machine", token=token).status_code == 200
+
+    guarded = [route for route, role in everything.items() if role in {USER, ADMIN}]
+    refused = {route: call(api, route, token=token, json={}) for route in (*guarded, *TAKES_TOKEN)}
+
+    assert {route: (one.status_code, code_of(one)) for route, one in refused.items()} == dict.fromkeys(
+        refused, (403, "forbidden")
+    )
+    person, admin = api.someone(), api.an_admin()
+    for route in (route for route, role in OF_MACHINES.items() if role == ADMIN):
+        assert code_of(call(api, route, json={})) == "token_missing"
+        assert call(api, route, token=person.access, json={}).status_code == 403
+        assert call(api, route, token=admin.access, json={}).status_code != 403
 
 
 @pytest.mark.parametrize(("route", "role"), GUARDED)

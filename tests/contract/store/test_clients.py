@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import insert, select
 
+from authsvc.domain.client_authentication import NOBODY
 from authsvc.domain.clients import (
     MOST_SECRETS,
-    NOBODY,
     USUAL_RIGHTS,
     Client,
     ClientId,

@@ -88,7 +88,7 @@ def main(folder: str, port: str, metrics_port: str) -> None:
         metrics_port=int(metrics_port),
         workers=2,
         timings=patient if patience_s else ServerTimings(),
-        bodiless="/port",
+        bodiless=("/port",),
         lengthy=("/slow",),
         figures=Path(figures) if figures else None,
     )

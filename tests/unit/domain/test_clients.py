@@ -10,22 +10,18 @@ from typing import TYPE_CHECKING
 import pytest
 
 from authsvc.domain.audit import Action, Event
-from authsvc.domain.clients import (
-    MOST_SCOPES,
+from authsvc.domain.client_authentication import (
     NOBODY,
     NOTE_AGAIN_S,
     REMEMBERED,
     REMEMBERED_S,
     Acquaintances,
     Caller,
-    ClientChange,
     ClientCredentials,
     ClientProof,
-    ClientRegistry,
-    NewClient,
-    Right,
     SecretUses,
 )
+from authsvc.domain.clients import MOST_SCOPES, ClientChange, ClientRegistry, NewClient, Right
 from authsvc.domain.errors import ClientRefused, Invalid, NotFound, RateLimited, StoreUnavailable
 from authsvc.domain.ratelimits import Limits, Rule
 from authsvc.domain.revocations import Proof, Revocation, Revocations

@@ -122,7 +122,7 @@ def test_a_limit_that_is_off_asks_nobody(rule, audit) -> None:
 
 
 @pytest.mark.parametrize(
-    "rule", sorted(set(Rule) - {Rule.REFRESH, Rule.CLIENT_IP, Rule.CODE_IP, Rule.EXPORT})
+    "rule", sorted(set(Rule) - {Rule.REFRESH, Rule.CLIENT_IP, Rule.CODE_IP, Rule.EXPORT, Rule.TOKEN_CLIENT})
 )
 def test_what_guesses_or_creates_is_refused_uncounted(rule, audit) -> None:
     """Login and registration answer 503 while attempts cannot be counted."""
@@ -148,7 +148,7 @@ def test_every_rule_has_an_answer_to_an_outage() -> None:
     allowed = {rule for rule, answer in ON_OUTAGE.items() if answer is OnOutage.ALLOW}
 
     assert set(ON_OUTAGE) == set(Rule)
-    assert allowed == {Rule.REFRESH, Rule.CLIENT_IP, Rule.CODE_IP, Rule.EXPORT}
+    assert allowed == {Rule.REFRESH, Rule.CLIENT_IP, Rule.CODE_IP, Rule.EXPORT, Rule.TOKEN_CLIENT}
 
 
 def test_a_device_is_counted_apart_and_written_down_with_its_account(audit) -> None:

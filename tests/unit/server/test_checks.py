@@ -30,6 +30,7 @@ def configured() -> Config:
     return config
 
 
+PATHS = (PATH, f"{PATH}-machine", f"{PATH}-any")
 CONFIG = configured()
 
 
@@ -44,10 +45,11 @@ def parsed(data: bytes) -> CheckRequest | None:
     for name, value in request.headers:
         fields[name] = f"{fields[name]},{value}" if name in fields else value
     has_body = {"CONTENT-LENGTH", "TRANSFER-ENCODING"} & fields.keys()
-    is_check = request.method in {"GET", "HEAD"} and request.path == PATH and request.version == (1, 1)
+    is_check = request.method in {"GET", "HEAD"} and request.path in PATHS and request.version == (1, 1)
     if has_body or not is_check or "HOST" not in fields or parser.unreader.take_buffered():
         return None
     return CheckRequest(
+        request.path,
         request.query,
         fields.get("AUTHORIZATION", "").encode("latin-1"),
         fields.get("X-REQUEST-ID", "").encode("latin-1"),
@@ -58,7 +60,7 @@ def parsed(data: bytes) -> CheckRequest | None:
 
 def test_whatever_is_taken_means_the_same_to_the_parser():
     """Sane, odd, malformed, pipelined, smuggling: taken and understood alike, or not taken."""
-    reader = CheckReader(PATH)
+    reader = CheckReader(*PATHS)
     taken = 0
     for pieces in Checks(Random(7), TOKENS).generate(COUNT):
         data = b"".join(pieces)
@@ -78,14 +80,14 @@ SANE = (
 
 def test_any_byte_in_any_place_means_the_same_or_is_not_taken():
     """Each byte of a sane request is every other byte in turn, is missing, or is there twice."""
-    reader = CheckReader(PATH)
+    reader = CheckReader(*PATHS)
     for at in range(len(SANE)):
         bent = [SANE[:at] + bytes([byte]) + SANE[at + 1 :] for byte in range(256)]
         for data in (*bent, SANE[:at] + SANE[at + 1 :], SANE[: at + 1] + SANE[at:]):
             request = reader.read(data)
             assert request is None or request == parsed(data), data
 
-    assert reader.read(SANE) == CheckRequest("role=admin", b"Bearer a.b.c", b"r", b"", closes=False)
+    assert reader.read(SANE) == CheckRequest(PATH, "role=admin", b"Bearer a.b.c", b"r", b"", closes=False)
 
 
 ODD_FIELDS = (
@@ -108,17 +110,36 @@ def test_one_odd_field_is_enough(field):
     """What frames a message, comes twice, or is not written as fields are, is for the parser to judge."""
     odd = SANE[:-2] + field + b"\r\n\r\n"
 
-    assert CheckReader(PATH).read(odd) is None
+    assert CheckReader(*PATHS).read(odd) is None
 
 
 def test_requests_are_remembered_by_all_their_bytes():
     """The second of the same bytes means the same, and one that differs in a byte is read anew."""
-    reader = CheckReader(PATH)
+    reader = CheckReader(*PATHS)
     first = b"GET /v1/auth/verify HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer a.b.c\r\n\r\n"
     other = first.replace(b"a.b.c", b"a.b.d")
 
     assert [reader.read(data) for data in (first, other, first)] == [
-        CheckRequest("", b"Bearer a.b.c", b"", b"", closes=False),
-        CheckRequest("", b"Bearer a.b.d", b"", b"", closes=False),
-        CheckRequest("", b"Bearer a.b.c", b"", b"", closes=False),
+        CheckRequest(PATH, "", b"Bearer a.b.c", b"", b"", closes=False),
+        CheckRequest(PATH, "", b"Bearer a.b.d", b"", b"", closes=False),
+        CheckRequest(PATH, "", b"Bearer a.b.c", b"", b"", closes=False),
     ]
+
+
+@pytest.mark.parametrize(
+    ("target", "read"),
+    [
+        ("-machine?scope=orders:read/all", (f"{PATH}-machine", "scope=orders:read/all")),
+        ("-any", (f"{PATH}-any", "")),
+        ("-machine/orders/7", None),
+        ("-machines", None),
+        ("-an", None),
+    ],
+)
+def test_each_path_is_told_from_the_others(target, read):
+    """With the query that belongs to it; what is none of them is for the parser."""
+    data = SANE.replace(b"?role=admin", target.encode())
+    request = CheckReader(*PATHS).read(data)
+
+    assert (request and (request.path, request.query)) == read
+    assert request is None or request == parsed(data)

@@ -14,7 +14,12 @@ from authsvc.verifier.transport import Answer
 from tests.unit.domain.samples import ALICE_ID, NOW, PROFILE, SESSION_ID, TOKEN_ID, signing_key
 
 NOW_S = NOW.timestamp()
-RULES = Rules(issuer=PROFILE.issuer, audience=PROFILE.audience, lifetime_s=PROFILE.lifetime_s)
+RULES = Rules(
+    issuer=PROFILE.issuer,
+    audience=PROFILE.audience,
+    lifetime_s=PROFILE.lifetime_s,
+    machine_lifetime_s=PROFILE.machine_lifetime_s,
+)
 OTHER_ID = "00000000-0000-4000-8000-0000000000ff"
 
 

@@ -54,6 +54,7 @@ REGISTRY = joserfc_jwt.JWTClaimsRegistry(
     exp={"essential": True},
 )
 FIELDS = [name for name in verifier.Claims.__dataclass_fields__ if name != "level"]
+MACHINE_FIELDS = list(verifier.MachineClaims.__dataclass_fields__)
 
 # RFC 9864 prefers the name Ed25519, which few libraries know yet.
 pytestmark = pytest.mark.filterwarnings("ignore:EdDSA is deprecated:joserfc.errors.SecurityWarning")
@@ -65,7 +66,7 @@ def of_service(text: str, now_s: float) -> tuple[Any, ...] | None:
         token = SERVICE.read(text, now=datetime.fromtimestamp(now_s, UTC))
     except ServiceRefusal:
         return None
-    return tuple(getattr(token, name) for name in FIELDS) + _parts(token.level)
+    return members(token)
 
 
 def of_verifier(text: str, now_s: float) -> tuple[Any, ...] | None:
@@ -74,6 +75,13 @@ def of_verifier(text: str, now_s: float) -> tuple[Any, ...] | None:
         claims = verifier.read(text, RULES, FIND, now_s=now_s)
     except TokenInvalid:
         return None
+    return members(claims)
+
+
+def members(claims: verifier.Claims | verifier.MachineClaims) -> tuple[Any, ...]:
+    """All that *claims* say."""
+    if isinstance(claims, verifier.MachineClaims):
+        return tuple(getattr(claims, name) for name in MACHINE_FIELDS)
     return tuple(getattr(claims, name) for name in FIELDS) + _parts(claims.level)
 
 
@@ -86,9 +94,11 @@ def of_another_library(text: str) -> tuple[Any, ...]:
     token = joserfc_jwt.decode(text, KEY_SET, algorithms=list(ALGORITHMS))
     REGISTRY.validate(token.claims)
     assert token.header["typ"] == "at+jwt"
-    names = ("sub", "sid", "jti", "roles", "epoch", "iat", "nbf", "exp", "iss", "aud")
-    values = [token.claims[name] for name in names]
-    values[3] = tuple(sorted(values[3], key=lambda role: (role != "user", role != "admin", role)))
+    common = [token.claims[name] for name in ("sid", "jti", "epoch", "iat", "nbf", "exp", "iss", "aud")]
+    if "scope" in token.claims:
+        return (*common, token.claims["sub"], tuple(filter(None, token.claims["scope"].split(" "))))
+    roles = tuple(sorted(token.claims["roles"], key=lambda role: (role != "user", role != "admin", role)))
+    values = [*common, token.claims["sub"], roles]
     if token.claims.keys() & LEVEL_CLAIMS.keys():
         values += [token.claims["acr"], tuple(token.claims["amr"]), token.claims["auth_time"]]
     return tuple(values)
@@ -131,7 +141,9 @@ def test_a_level_is_taken(acr, changes):
     text = claiming(**LEVEL_CLAIMS | {"acr": acr} | changes)
 
     assert taken(text)
-    assert verifier.read(text, RULES, FIND, now_s=NOW_S).level == replace(LEVEL, acr=acr)
+    claims = verifier.read(text, RULES, FIND, now_s=NOW_S)
+    assert isinstance(claims, verifier.Claims)
+    assert claims.level == replace(LEVEL, acr=acr)
 
 
 @pytest.mark.parametrize(
@@ -168,6 +180,66 @@ def test_a_proof_that_another_clock_dates_ahead_is_taken():
     assert taken(claiming(**LEVEL_CLAIMS | {"auth_time": CLAIMS["iat"] + 5}))
 
 
+#: Turns the sample into the claims of a machine.
+MACHINE: dict[str, Any] = {
+    "roles": WITHOUT,
+    "client_id": CLAIMS["sub"],
+    "scope": "orders:read orders:write",
+    "exp": CLAIMS["iat"] + 600,
+}
+
+
+def test_the_token_of_a_machine_is_taken():
+    """It says whose it is and what it is for, and is told from a person's."""
+    text = claiming(**MACHINE)
+
+    assert taken(text)
+    claims = verifier.read(text, RULES, FIND, now_s=NOW_S)
+    assert isinstance(claims, verifier.MachineClaims)
+    assert (claims.client_id, claims.scopes) == (CLAIMS["sub"], ("orders:read", "orders:write"))
+
+
+@pytest.mark.parametrize(
+    ("scope", "scopes"),
+    [
+        ("", ()),
+        ("a", ("a",)),
+        ("a" * 64, ("a" * 64,)),
+        ("a/b a.b a_b a-b a:b", ("a/b", "a.b", "a_b", "a-b", "a:b")),
+        *((scope, None) for scope in (" ", "a ", " a", "a  b", "a\tb", "a\n", "A", "a,b", "a a", "a" * 65)),
+        *((scope, None) for scope in (None, 1, True, ["a"], {"a": 1})),
+    ],
+)
+def test_scopes_are_names_each_once_with_a_space_between(scope, scopes):
+    """One spelling: what is read otherwise elsewhere is refused."""
+    text = claiming(**MACHINE | {"scope": scope})
+
+    assert taken(text) == (scopes is not None)
+    if scopes is not None:
+        claims = verifier.read(text, RULES, FIND, now_s=NOW_S)
+        assert isinstance(claims, verifier.MachineClaims)
+        assert claims.scopes == scopes
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"client_id": "authsvc"},
+        {"client_id": CLAIMS["sid"]},
+        {"client_id": WITHOUT},
+        {"sub": "authsvc"},
+        {"scope": WITHOUT},
+        {"roles": ["user"]},
+        LEVEL_CLAIMS,
+        {"exp": CLAIMS["iat"] + 601},
+        *({name: WITHOUT} for name in ("iss", "aud", "sub", "iat", "nbf", "exp", "jti", "sid", "epoch")),
+    ],
+)
+def test_a_machine_is_no_person_and_a_person_no_machine(changes):
+    """Exactly its claims, one id in both places, and a life of its own length."""
+    assert not taken(claiming(**MACHINE | changes))
+
+
 _ODD = st.one_of(
     st.none(),
     st.booleans(),
@@ -185,7 +257,7 @@ _ODD = st.one_of(
     name=st.sampled_from([*CLAIMS, *LEVEL_CLAIMS, "extra", "scope"]),
     value=_ODD,
     again=st.sampled_from([*CLAIMS, *LEVEL_CLAIMS]),
-    base=st.sampled_from([{}, LEVEL_CLAIMS]),
+    base=st.sampled_from([{}, LEVEL_CLAIMS, MACHINE]),
 )
 def test_changed_claims_are_read_alike_or_refused(name, value, again, base):
     """Left out, of another type, out of range, one too many: signed well, and refused or read as it is."""

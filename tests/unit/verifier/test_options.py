@@ -44,6 +44,7 @@ def test_every_option_can_be_set(tmp_path):
             "AUTHSVC_VERIFIER_CLIENT_SECRET": "",
             "AUTHSVC_VERIFIER_CLIENT_SECRET_FILE": str(secret),
             "AUTHSVC_VERIFIER_LIFETIME_S": "3600",
+            "AUTHSVC_VERIFIER_MACHINE_LIFETIME_S": "600",
             "AUTHSVC_VERIFIER_LEEWAY_S": "0",
             "AUTHSVC_VERIFIER_MAX_STALENESS_S": "1.5",
             "AUTHSVC_VERIFIER_WHEN_STALE": "introspect",

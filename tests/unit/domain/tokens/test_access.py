@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from authsvc.domain.errors import TokenInvalid
-from authsvc.domain.tokens.access import REMEMBERED, AccessToken, TokenReader, TokenSigner, is_about
+from authsvc.domain.tokens import access as tokens
+from authsvc.domain.tokens.access import AccessToken, TokenReader, TokenSigner, is_about
 from authsvc.domain.tokens.keys import KeyRing, SigningKey
 from tests.unit.domain.samples import (
     ALICE_ID,
@@ -39,10 +40,10 @@ from tests.unit.domain.samples import (
 ALGORITHMS = ["ES256", "EdDSA", "RS256"]
 
 
-def reader(keys: KeyRing | None = None, *, most: int = REMEMBERED) -> TokenReader:
+def reader(keys: KeyRing | None = None) -> TokenReader:
     """A reader of the ring *keys*, by default of one ES256 key."""
     fixed = keys or ring()
-    return TokenReader(PROFILE, lambda: fixed, most=most)
+    return TokenReader(PROFILE, lambda: fixed)
 
 
 def issue(keys: KeyRing, *, not_after_s: float = 86_400, **changes: Any) -> tuple[str, AccessToken]:
@@ -114,7 +115,9 @@ def test_the_sample_claims_are_good():
     """So that each change below is the cause of its refusal."""
     assert reader().read(claiming(), now=NOW).token_id == TOKEN_ID
     assert reader().read(claiming(nbf=ISSUED_AT + 5, exp=ISSUED_AT), now=NOW)
-    assert reader().read(claiming(roles=["admin", "user"]), now=NOW).roles == ("user", "admin")
+    token = reader().read(claiming(roles=["admin", "user"]), now=NOW)
+    assert isinstance(token, AccessToken)
+    assert token.roles == ("user", "admin")
 
 
 def claims_in(text: str) -> dict[str, Any]:
@@ -358,11 +361,12 @@ class CountedRing(KeyRing):
         return {key.kid: key for key in self.keys}
 
 
-def test_a_signature_is_verified_once_and_the_memory_is_bounded():
+def test_a_signature_is_verified_once_and_the_memory_is_bounded(monkeypatch):
     """The oldest is forgotten first; nothing a caller sends makes the process grow."""
+    monkeypatch.setattr(tokens, "REMEMBERED", 2)
     keys = CountedRing(ring().keys)
     first, second, third = (issue(ring())[0] for _ in range(3))
-    remembering = reader(keys, most=2)
+    remembering = reader(keys)
 
     def verifications(text: str) -> int:
         before = keys.looked_up

@@ -26,7 +26,8 @@ from tests.unit.domain.samples import (
 )
 
 if TYPE_CHECKING:
-    from authsvc.domain.tokens.access import AccessToken
+    from authsvc.domain.tokens.access import AccessToken, MachineToken
+    from authsvc.domain.tokens.machines import MachineStanding
     from authsvc.domain.users import User
 
 #: Of the one token that is checked here, without its digest: each test signs it anew.
@@ -62,6 +63,21 @@ class Index:
         if not self.takes_refills:
             raise StoreUnavailable("redis")
         self.refills.append((token, standing))
+
+    def refill_machine(self, token: MachineToken, standing: MachineStanding | None) -> None:
+        """Note nothing: these tests are about people."""
+        raise AssertionError((token, standing))
+
+
+class NoMachines:
+    """Clients, of whom these tests ask nothing."""
+
+    def standing(self, token: MachineToken, /) -> MachineStanding | None:
+        """Nobody asks."""
+        raise AssertionError(token)
+
+
+NO_MACHINES = NoMachines()
 
 
 @dataclass
@@ -106,6 +122,7 @@ def check(
         reader=TokenReader(PROFILE, lambda: keys),
         index=index,
         sessions=cast("SessionStore", sql),
+        machines=NO_MACHINES,
         observe=lambda *what, times=1: observed.extend([what] * times),
         clock=lambda: NOW,
     )
