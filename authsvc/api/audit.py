@@ -43,13 +43,17 @@ def own_events(wanted: AuditFilter) -> dict[str, object]:
 def export() -> dict[str, object]:
     """Everything that is kept about the caller."""
     found = services().own_data.read(identity().user_id)
-    members = {
+    members: dict[str, object] = {
         "account": found.user,
         "preferences": found.user.preferences,
         "sessions": [listed(session) for session in found.sessions],
         "events": [shown(entry) for entry in found.events],
     }
-    return members if services().recovery is None else {**members, "mails": found.mails}
+    if services().recovery is not None:
+        members["mails"] = found.mails
+    if services().second_factors is not None:
+        members["factors"] = found.factors
+    return members
 
 
 def shown(entry: Entry) -> dict[str, object]:

@@ -86,7 +86,11 @@ def run_show(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     with closing(open_services(options, env)) as services, somebody(email):
         user = services.users.called(email)
         living = len(services.sessions.of_user(user.id))
-        print(json.dumps({**described(user, services.users.roles), "sessions": living}))
+        shown = {**described(user, services.users.roles), "sessions": living}
+        if services.second_factors is not None:
+            found = services.second_factors.factors.of_user(user.id)
+            shown["factors"] = [factor.kind.value for factor in found.factors]
+    print(json.dumps(shown))
     return 0
 
 

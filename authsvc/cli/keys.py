@@ -1,4 +1,4 @@
-"""Commands for signing keys: generate, list, retire."""
+"""Commands for keys: generate, list and retire those that sign; move data to another data key."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import cast
@@ -48,6 +49,10 @@ def add_keys(parser: argparse.ArgumentParser) -> None:
     retiring.add_argument("key", metavar="KID", help="the key's kid, or the name of its file")
     retiring.add_argument("--force", action="store_true", help="also if that ends living tokens")
     retiring.set_defaults(run=run_retire)
+    moving = actions.add_parser(
+        "reencrypt", help="encrypt under DATA_KEY what DATA_KEY_PREVIOUS encrypted, while the service runs"
+    )
+    moving.set_defaults(run=run_reencrypt)
     for action in (listing, retiring):
         action.add_argument("--dir", type=Path, help="default: JWT_KEYS_DIR, else that of `authsvc dev`")
 
@@ -85,6 +90,23 @@ def run_retire(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     _remove(folder, [each.file_name for each in ring.keys if each.kid == key.kid])
     print(json.dumps(_described(key, signs=False) | {"state": "retired"}))
     _tell(_what_is_left(KeyRing.of(each for each in ring.keys if each.kid != key.kid)))
+    return 0
+
+
+def run_reencrypt(_options: argparse.Namespace, env: Mapping[str, str]) -> int:
+    """Move the secrets of second factors to the current key, in small steps."""
+    from authsvc.cli.admin import migrated
+    from authsvc.store.factors import reencrypt
+    from authsvc.wiring.second_factors import data_keys
+    from authsvc.wiring.stores import open_database
+
+    settings = migrated(env)
+    if not settings.second_factors.is_on:
+        raise ValueError("there are no second factors: SECOND_FACTORS is off")
+    keys = data_keys(settings)
+    with closing(open_database(settings)) as database:
+        moved = sum(reencrypt(database, keys))
+    print(json.dumps({"reencrypted": moved, "key_id": keys.current}))
     return 0
 
 

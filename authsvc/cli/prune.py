@@ -22,7 +22,9 @@ TELL_EVERY = 10_000
 def add_action(database: Any) -> None:
     """Add this module's action to those of ``db``."""
     pruning = database.add_parser(
-        "prune", help="delete expired sessions, old entries of the revocation log, dead tickets and old mails"
+        "prune",
+        help="delete expired sessions, old entries of the revocation log, dead tickets, old mails and what is"
+        " left of second factors",
     )
     pruning.set_defaults(run=run_prune)
 
@@ -37,6 +39,8 @@ def run_prune(options: argparse.Namespace, env: Mapping[str, str]) -> int:
             "revocations": _total("revocations", pruning.revocations(before=before)),
             "mails": _total("mails", pruning.mails(before=now() - MAILS_KEPT)),
             "tickets": _total("tickets", pruning.tickets(before=before)),
+            "spent": _total("spent", pruning.spent(before=before)),
+            "enrolments": _total("enrolments", pruning.enrolments(before=before)),
         }
     print(json.dumps({"deleted": deleted, "before": rfc3339(before)}))
     return 0

@@ -28,6 +28,11 @@ def add_actions(users: Any) -> None:
     )
     invite.add_argument("email", metavar="EMAIL")
     invite.set_defaults(run=run_invite)
+    factors = users.add_parser(
+        "reset-factors", help="remove a user's second factors; every session ends, devices are forgotten"
+    )
+    factors.add_argument("email", metavar="EMAIL")
+    factors.set_defaults(run=run_reset_factors)
     verify = users.add_parser("verify", help="take addresses for proven without a mail")
     whom = verify.add_mutually_exclusive_group(required=True)
     whom.add_argument("email", metavar="EMAIL", nargs="?")
@@ -59,6 +64,18 @@ def run_invite(options: argparse.Namespace, env: Mapping[str, str]) -> int:
         elif not recovery.invite_again(email):
             raise ValueError("EMAIL has an account with a password: `users send-reset` lets its owner in")
     print(json.dumps({"id": found.id, "email": email}))
+    return 0
+
+
+def run_reset_factors(options: argparse.Namespace, env: Mapping[str, str]) -> int:
+    """Remove all second factors of a user."""
+    email = canonical(options.email, "EMAIL")
+    with closing(open_services(env)) as services, somebody(email):
+        if services.second_factors is None:
+            raise ValueError("there are no second factors: SECOND_FACTORS is off")
+        user = services.users.called(email)
+        services.second_factors.factors.reset(user.id, actor=None)
+    print(json.dumps({"id": user.id, "email": email}))
     return 0
 
 

@@ -17,6 +17,7 @@ from authsvc.settings import Settings, SettingsError, available_cores
 from authsvc.settings.development import KEYS_DIR, ensure_development_files
 from authsvc.settings.page import settings_page
 from authsvc.wiring.preflight import (
+    factor_problems,
     listening_problems,
     local_problems,
     ownership_problems,
@@ -90,7 +91,9 @@ def run_dev(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     if found := tuple(listening_problems(settings.http)):
         raise SettingsError(found)
     _upgrade(options, settings)
-    if not settings.redis.is_in_memory and (found := ownership_problems(settings, options.timings)):
+    timings = options.timings
+    of_redis = () if settings.redis.is_in_memory else ownership_problems(settings, timings)
+    if found := (*of_redis, *factor_problems(settings, timings)):
         raise SettingsError(found)
     return _serve(options, settings)
 

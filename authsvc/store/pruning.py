@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Column, ColumnElement, delete, exists, func, select
 
 from authsvc.store.sql import Database
-from authsvc.store.tables import mails, revocations, sessions, tickets
+from authsvc.store.tables import factors, mails, revocations, sessions, spent, tickets
 
 #: How long rows stay after their end: clocks differ, and verifiers elsewhere come back with old cursors.
 MARGIN = timedelta(days=1)
@@ -53,6 +53,15 @@ class SqlPruning:
         """Delete tickets that expired before *before*, but for those that a mail still names."""
         named = exists().where(mails.c.ticket_id == tickets.c.id)
         return self._walk(tickets.c.id, _LOWEST_ID, tickets.c.expires_at < before, ~named)
+
+    def spent(self, *, before: datetime) -> Iterator[int]:
+        """Delete the marks of what was used once and could not be used any more before *before*."""
+        return self._walk(spent.c.id, _LOWEST_ID, spent.c.expires_at < before)
+
+    def enrolments(self, *, before: datetime) -> Iterator[int]:
+        """Delete second factors that nobody confirmed, begun before *before*."""
+        is_waiting = factors.c.confirmed_at.is_(None)
+        return self._walk(factors.c.id, _LOWEST_ID, is_waiting, factors.c.created_at < before)
 
     def _walk(self, key: Column[Any], after: object, *conditions: ColumnElement[bool]) -> Iterator[int]:
         """Each step begins where the last one ended: it does not pass what was deleted again and again."""

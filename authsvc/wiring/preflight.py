@@ -15,12 +15,14 @@ from authsvc.settings import HttpSettings, Problem, Settings, TracingMode
 from authsvc.store.accounts.passkeys import orphaned_passkeys
 from authsvc.store.accounts.users import roles_in_use
 from authsvc.store.copies import preflight as copies
+from authsvc.store.factors import has_factors, key_ids_in_use
 from authsvc.store.key_folder import read_key
 from authsvc.store.migrations import why_unfit
 from authsvc.store.postgres.causes import cause_of
 from authsvc.store.sql import Database
 from authsvc.wiring.caching import key_space, single_client
 from authsvc.wiring.mail import letters
+from authsvc.wiring.second_factors import data_keys
 from authsvc.wiring.stores import open_database
 from authsvc.wiring.timings import Timings
 
@@ -28,12 +30,33 @@ from authsvc.wiring.timings import Timings
 def problems(settings: Settings, timings: Timings | None = None) -> tuple[Problem, ...]:
     """Everything that stands in the way of serving; connects, within a few seconds, and tells no secret."""
     of_stores = (*_database(settings, timings), *_redis(settings, timings))
-    return (*local_problems(settings), *(of_stores or ownership_problems(settings, timings)))
+    of_rows = of_stores or (*ownership_problems(settings, timings), *factor_problems(settings, timings))
+    return (*local_problems(settings), *of_rows)
 
 
 def local_problems(settings: Settings) -> tuple[Problem, ...]:
     """What is wrong with keys and mail templates, and what is not installed; connects to nothing."""
     return (*_keys(settings), *_tracing(settings), *_templates(settings))
+
+
+def factor_problems(settings: Settings, timings: Timings | None = None) -> Iterator[Problem]:
+    """Second factors that this process would let people past, or cannot read; raises StoreUnavailable."""
+    with closing(open_database(settings, timings)) as database:
+        if settings.second_factors.is_on:
+            known = data_keys(settings).by_id
+            unknown = {key: count for key, count in key_ids_in_use(database).items() if key not in known}
+            if unknown:
+                message = f"decrypts {sum(unknown.values())} secrets of second factors not, which another"
+                yield Problem(
+                    name="DATA_KEY",
+                    message=f"{message} key encrypted; expected that key in DATA_KEY_PREVIOUS",
+                )
+        elif has_factors(database):
+            yield Problem(
+                name="SECOND_FACTORS",
+                message="is off, and accounts have second factors, without which passwords alone would let"
+                " people in; expected on",
+            )
 
 
 def database_problems(settings: Settings, timings: Timings | None = None) -> tuple[Problem, ...]:

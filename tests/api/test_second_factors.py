@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -439,8 +440,8 @@ def test_a_login_beside_the_first_factor_is_over_or_was_before(pg_api):
         person = pg_api.someone()
         enrolment = enrol(person)
         code = App(enrolment["secret"], pg_api.clock).code()
-        calls = [lambda p=person: pg_api.log_in(p.email)] * 7
-        calls.append(lambda p=person, e=enrolment, c=code: confirm(p, e["id"], c))
+        calls = [partial(pg_api.log_in, person.email)] * 7
+        calls.append(partial(confirm, person, enrolment["id"], code))
 
         *logins, confirmed = at_once(lambda call: call(), calls, threads=8)
 

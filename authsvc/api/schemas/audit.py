@@ -8,6 +8,7 @@ from typing import Any
 from marshmallow import RAISE, Schema, ValidationError, fields, post_load, validate
 
 from authsvc.api.schemas.accounts import MAX_PAGE, SessionView, UserView
+from authsvc.api.schemas.factors import FactorView
 from authsvc.api.schemas.kinds import Identifier, Time, TimeInQuery, View, Whole
 from authsvc.domain.audit import OPERATIONAL, Action, AuditFilter
 
@@ -114,11 +115,12 @@ class AccountView(UserView):
 class OwnDataView(View):
     """Everything that is kept about one person; parts that are off are left out."""
 
-    sometimes = frozenset({"mails"})
+    sometimes = frozenset({"mails", "factors"})
 
     account = fields.Nested(AccountView)
     preferences = fields.Dict(keys=fields.String())
     sessions = fields.List(fields.Nested(SessionView))
+    factors = fields.List(fields.Nested(FactorView))
     mails = fields.List(fields.Nested(MailView))
     events = fields.List(fields.Nested(OwnEventView))
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from authsvc.domain.accounts.factors import Factor
 from authsvc.domain.accounts.mails import Mail
 from authsvc.domain.audit import Action, AuditLog, Entry, Event
 from authsvc.domain.ratelimits import Limits, Rule
@@ -23,6 +24,8 @@ class OwnData:
 
     user: User
     sessions: Sequence[Session]
+    #: Their secrets are not for an export.
+    factors: Sequence[Factor]
     mails: Sequence[Mail]
     events: Sequence[Entry]
 

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 _NONCE_BYTES = 12
 
 
-class Undecryptable(Exception):
+class Undecryptable(ValueError):
     """The text was encrypted under another key, or for another owner, or is damaged."""
 
 

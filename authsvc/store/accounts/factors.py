@@ -421,7 +421,8 @@ def key_ids_in_use(database: Database) -> dict[str, int]:
         select(factors.c.key_id, func.count()).where(factors.c.key_id.is_not(None)).group_by(factors.c.key_id)
     )
     with database.read() as connection:
-        return dict(connection.execute(statement).tuples())
+        rows = connection.execute(statement).all()
+    return {row[0]: row[1] for row in rows}
 
 
 def has_factors(database: Database) -> bool:

@@ -9,6 +9,7 @@ from authsvc.domain.audit import PERSONAL
 from authsvc.domain.errors import NotFound
 from authsvc.domain.values.identifiers import UserId
 from authsvc.store.accounts.mails import to_mail
+from authsvc.store.accounts.factors import factors_of
 from authsvc.store.sql import Database
 from authsvc.store.tables import (
     USER_COLUMNS,
@@ -47,6 +48,7 @@ class SqlOwnData:
             return OwnData(
                 user=user,
                 sessions=[to_session(one) for one in connection.execute(own_sessions).mappings()],
+                factors=factors_of(connection, user_id).factors,
                 mails=[to_mail(one) for one in connection.execute(own_mails).mappings()],
                 events=[to_entry(one) for one in connection.execute(own_events).mappings()],
             )

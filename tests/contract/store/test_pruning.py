@@ -6,11 +6,14 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
-from sqlalchemy import func, select
+from sqlalchemy import func, insert, select
 
+from authsvc.domain.accounts.factors import Factor, FactorId, TotpSecret
+from authsvc.domain.values.encryption import Encrypted
 from authsvc.domain.values.identifiers import SessionId, UserId, new_id
+from authsvc.store.factors import add_factor, factors_of
 from authsvc.store.pruning import MARGIN, SqlPruning
-from authsvc.store.tables import revocations, sessions
+from authsvc.store.tables import revocations, sessions, spent
 from tests.contract.cache.clients import in_threads
 
 if TYPE_CHECKING:
@@ -60,6 +63,35 @@ def test_sessions_go_a_margin_after_their_end_and_not_before(stores):
     assert stores.sessions.standing(ended.id) is None
     assert stores.sessions.standing(younger.id) is not None
     assert stores.users.get(alice.id)
+
+
+def test_what_is_left_of_second_factors_goes_a_margin_after_its_end(stores):
+    """Marks of what was used once, and enrolments that nobody confirmed; what is in force stays."""
+    alice = stores.register()
+    now = stores.clock()
+
+    def factor(confirmed_at: datetime | None) -> Factor:
+        secret = TotpSecret(secret=Encrypted("key", b"text"))
+        ident = FactorId(new_id())
+        return Factor(
+            id=ident, user_id=alice.id, name=None, created_at=now, confirmed_at=confirmed_at, totp=secret
+        )
+
+    with stores.database.transaction() as connection:
+        connection.execute(insert(spent).values(id=new_id(), expires_at=now))
+        for confirmed_at in (None, now):
+            add_factor(connection, factor(confirmed_at))
+    pruning = SqlPruning(stores.database)
+
+    stores.clock.tick(MARGIN.total_seconds())
+    early = [sum(pruning.spent(before=cutoff(stores))), sum(pruning.enrolments(before=cutoff(stores)))]
+    stores.clock.tick(1)
+    late = [sum(pruning.spent(before=cutoff(stores))), sum(pruning.enrolments(before=cutoff(stores)))]
+
+    assert (early, late) == ([0, 0], [1, 1])
+    with stores.database.read() as connection:
+        (left,) = factors_of(connection, alice.id).factors
+    assert left.confirmed_at == now
 
 
 def test_no_session_that_lives_is_touched(stores):
