@@ -93,18 +93,18 @@ def run_retire(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     return 0
 
 
-def run_reencrypt(_options: argparse.Namespace, env: Mapping[str, str]) -> int:
+def run_reencrypt(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Move the secrets of second factors to the current key, in small steps."""
     from authsvc.cli.admin import migrated
     from authsvc.store.factors import reencrypt
     from authsvc.wiring.second_factors import data_keys
     from authsvc.wiring.stores import open_database
 
-    settings = migrated(env)
+    settings = migrated(options, env)
     if not settings.second_factors.is_on:
         raise ValueError("there are no second factors: SECOND_FACTORS is off")
     keys = data_keys(settings)
-    with closing(open_database(settings)) as database:
+    with closing(open_database(settings, options.timings)) as database:
         moved = sum(reencrypt(database, keys))
     print(json.dumps({"reencrypted": moved, "key_id": keys.current}))
     return 0

@@ -70,7 +70,7 @@ def run_invite(options: argparse.Namespace, env: Mapping[str, str]) -> int:
 def run_reset_factors(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Remove all second factors of a user."""
     email = canonical(options.email, "EMAIL")
-    with closing(open_services(env)) as services, somebody(email):
+    with closing(open_services(options, env)) as services, somebody(email):
         if services.second_factors is None:
             raise ValueError("there are no second factors: SECOND_FACTORS is off")
         user = services.users.called(email)
