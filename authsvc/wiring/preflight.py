@@ -12,10 +12,10 @@ from authsvc.domain.tokens.keys import KeyRefused
 from authsvc.mail.letters import BadTemplate
 from authsvc.observability.tracing import is_installed
 from authsvc.settings import HttpSettings, Problem, Settings, TracingMode
+from authsvc.store.accounts.factors import has_factors, key_ids_in_use
 from authsvc.store.accounts.passkeys import orphaned_passkeys
 from authsvc.store.accounts.users import roles_in_use
 from authsvc.store.copies import preflight as copies
-from authsvc.store.factors import has_factors, key_ids_in_use
 from authsvc.store.key_folder import read_key
 from authsvc.store.migrations import why_unfit
 from authsvc.store.postgres.causes import cause_of

@@ -8,8 +8,8 @@ from authsvc.domain.accounts.own_data import OwnData
 from authsvc.domain.audit import PERSONAL
 from authsvc.domain.errors import NotFound
 from authsvc.domain.values.identifiers import UserId
-from authsvc.store.accounts.mails import to_mail
 from authsvc.store.accounts.factors import factors_of
+from authsvc.store.accounts.mails import to_mail
 from authsvc.store.sql import Database
 from authsvc.store.tables import (
     USER_COLUMNS,

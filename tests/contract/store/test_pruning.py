@@ -11,7 +11,7 @@ from sqlalchemy import func, insert, select
 from authsvc.domain.accounts.factors import Factor, FactorId, TotpSecret
 from authsvc.domain.values.encryption import Encrypted
 from authsvc.domain.values.identifiers import SessionId, UserId, new_id
-from authsvc.store.factors import add_factor, factors_of
+from authsvc.store.accounts.factors import add_factor, factors_of
 from authsvc.store.pruning import MARGIN, SqlPruning
 from authsvc.store.tables import revocations, sessions, spent
 from tests.contract.cache.clients import in_threads
