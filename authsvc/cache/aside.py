@@ -1,11 +1,11 @@
 """
 Cache-aside with a leased fill: what was loaded is stored only if nothing was invalidated meanwhile.
 
-A reader that misses takes a lease beside the key, loads, and stores in one atomic step that finds the
-lease still its own and no newer row in place.  An invalidation, sent after the commit, deletes the
-lease and then the key: whoever loaded before the commit cannot store, whoever takes a lease after it
-loads after it.  A reader that finds the lease taken waits, with ``single_flight``, or loads for itself
-and does not store.
+A reader that misses takes a lease beside the key, loads, and stores in one atomic step that finds the lease
+still its own and no newer row in place.  An invalidation, sent after the commit, deletes the lease and then
+the key.  A reader that loaded before the commit has lost its lease and cannot store; a lease taken later
+means a load after the commit.  A reader that finds the lease taken waits, with ``single_flight``, or loads
+for itself and does not store.
 
 Outcomes for ``CacheEvents.on_lookup``: ``hit``, ``stale``, ``negative`` (these answer the reader),
 ``miss``, ``expired``, ``outdated`` (a tag was dropped), ``untrusted``, ``unavailable``, a
@@ -49,7 +49,7 @@ class Written(Generic[T]):
 @dataclass(frozen=True, slots=True)
 class Aside(Generic[T]):
     """
-    *records*, cached beside the loader that knows the truth.
+    *records*, cached beside a loader that reads the database.
 
     With *single_flight* a record that many miss at once is loaded once.
     """
@@ -80,9 +80,10 @@ class Aside(Generic[T]):
 
     def read(self, ident: str, raw: bytes | None) -> T | Missing:
         """
-        Return the record in *raw*, which was read beside other keys and under the same proof; no round trip.
+        Return the record in *raw*, which was read with other keys and the trusted marker; no round trip.
 
-        Only a hit is told: who gets MISSING asks :meth:`get_or_load`.  For spaces without display and tags.
+        Only a hit is counted: after MISSING the caller asks :meth:`get_or_load`, which counts.  For spaces
+        without display and tags.
         """
         look = self.records.look_in(ident, raw)
         if look.outcome == "hit":
@@ -112,8 +113,8 @@ class Aside(Generic[T]):
         """
         Return those of *idents* that exist, in their order; one *loader* call for what is not cached.
 
-        The loader gets what is missing, without duplicates, and returns what it has, by id.  One round
-        trip when all are cached, three and the load otherwise.  Waits for nobody.
+        The loader gets what is missing, without duplicates, and returns what it has, by id.  One round trip
+        when all are cached, three and the load otherwise.  Never waits for another load.
         """
         looks = self._look_or_nothing(list(dict.fromkeys(idents)))
         for ident in [ident for ident, look in looks.items() if look.outcome == "stale"]:
@@ -147,8 +148,8 @@ class Aside(Generic[T]):
         """
         The same for a change that :meth:`outdate_command` follows: what it returns, and whether it is cached.
 
-        *record_of* takes the record from what *change* returns; MISSING: there is none to put there.  Where
-        Redis fails nothing more is tried: the invalidation that follows says how that ends.
+        *record_of* takes the record from what *change* returns; MISSING: there is none to put there.  If
+        Redis fails nothing more is tried, because an invalidation follows.
         """
         leases = self._lease_to_write(ident)
         if not leases:
@@ -170,7 +171,8 @@ class Aside(Generic[T]):
 
     def outdate_command(self, ident: str, row_version: int) -> Command:
         """
-        Return the command that invalidates *ident* after the commit of *row_version*, sparing what is as new.
+        Return the command that invalidates *ident* after the commit of *row_version*, but keeps a record that
+        is at least as new.
 
         Unlike a drop it may be repeated later: it leaves a newer record in place.
         """
@@ -213,7 +215,7 @@ class Aside(Generic[T]):
         except CacheError:
             outcome = "failed"
         except (TypeError, ValueError):
-            # A record that cannot be stored is a bug of its shape: the one from before goes all the same.
+            # A record that cannot be stored is a bug of its shape; the old record is dropped all the same.
             with suppress(CacheError):
                 self.drop((ident,))
             raise

@@ -6,8 +6,8 @@ closed     every call passes; *failure_threshold* failures within *monitoring_pe
 open       no call passes for *recovery_timeout_s*
 half open  at most *half_open_max_calls* probes pass; the first success closes, a failure opens again
 
-Every change of state starts a new generation, and the result of a call that was let through in an
-older one is ignored: what a hung call reports late says nothing about now.
+Every change of state starts a new generation, and the result of a call that was let through in an older one
+is ignored: a late report of a hung call says nothing about the present.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class State(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Permit:
-    """Leave for one call; goes back with the call's result."""
+    """Permission for one call; given back with its result."""
 
     generation: int
     state: State
@@ -42,8 +42,8 @@ class CircuitBreaker:
     """
     See the module's docstring.  Durations in seconds, *clock* monotonic.
 
-    *on_change* hears of every change of state, in order and outside the lock: it may be slow without
-    holding up more than the thread that happens to deliver.
+    *on_change* hears of every change of state, in order and outside the lock: a slow callback delays only the
+    thread that calls it.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class CircuitBreaker:
     def _admit_probes(self) -> None:
         if self._current.state is State.OPEN:
             self._enter(State.HALF_OPEN)
-        else:  # a probe that never reports must not hold its place for ever
+        else:  # a probe that never reports must not keep its place for ever
             self._since_s, self._probes = self._clock(), 0
 
     def _enter(self, state: State) -> None:

@@ -3,9 +3,9 @@ A cached record as a JSON object that a person can read: the record's own fields
 version of its row and ``_s`` for the version of this shape; ``_t`` for the versions of its tags and
 ``_n`` for a record that is known not to exist, where there are such.
 
-What is read back is believed only if it says of itself that it is the record asked for, in the shape
-asked for.  Nothing is ever unpickled.  A text beyond a size is compressed:
-``z<row version>:<length>:<zlib>``; the version stays readable for the scripts in Redis.
+A value is used only if it names the record and the shape that were asked for.  Nothing is ever unpickled.  A
+text beyond a size is compressed: ``z<row version>:<length>:<zlib>``; the version stays readable for the
+scripts in Redis.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _RESERVED: Final = frozenset({_ROW_VERSION, _SCHEMA, _TAGS, _NEGATIVE})
 
 #: What a negative entry carries: any row of the record is newer.
 NEGATIVE_VERSION: Final = -1
-#: No compressed text may claim more than this: a few bytes of zlib can stand for gigabytes.
+#: The longest text that a compressed value may announce: a few bytes of zlib can expand to gigabytes.
 LARGEST_TEXT_BYTES: Final = 16 << 20
 
 _PACKED: Final = re.compile(rb"z(?:-?[0-9]{1,20}):([0-9]{1,10}):", re.DOTALL)
@@ -40,12 +40,12 @@ class Missing(Enum):
     MISSING = "missing"
 
 
-#: Nothing there.  Not None, which is a value like any other.
+#: There is no value.  Not None, which is a value like any other.
 MISSING: Final = Missing.MISSING
 
 
 class Flaw(StrEnum):
-    """Why a stored value is not believed; short and finite, so that it may label a metric."""
+    """Why a stored value is not used; few short words, fit for the label of a metric."""
 
     UNDECODABLE = "undecodable"
     OTHER_SCHEMA = "other_schema"
@@ -102,7 +102,7 @@ def to_json(value: Json) -> bytes:
 
 
 def from_json(raw: bytes) -> Json | Missing:
-    """Return what *raw* says, unpacked if it is packed; MISSING where it is no JSON."""
+    """Return the value in *raw*, decompressed if it is compressed; MISSING if it is not JSON."""
     text = raw if raw[:1] != b"z" else unpack(raw)
     if text is None:
         return MISSING
@@ -131,7 +131,7 @@ def unpack(raw: bytes) -> bytes | None:
         return None
     unpacking = zlib.decompressobj()
     try:
-        # One byte more than announced is asked for, and never more: that tells a lie from the truth.
+        # Reads at most one byte more than announced: enough to notice a wrong length.
         text = unpacking.decompress(raw[head.end() :], length + 1)
     except zlib.error:
         return None

@@ -1,9 +1,8 @@
 """
 What can go wrong between a service and its Redis.
 
-CacheError
-├── CacheUnavailable   no answer, or one that says "not now"    (reason)
-└── CacheMisuse        the command itself is wrong: a bug on this side, no outage on that one
+CacheError ├── CacheUnavailable no answer, or a refusal for now (reason) └── CacheMisuse the command itself is
+wrong: a bug on our side, not an outage
 
 An error reply is a misuse only where its words say so; all others, those of proxies and of hosted services
 included, are an outage.
@@ -29,8 +28,8 @@ class Reason(StrEnum):
     """Why Redis could not be used; short and finite, so that it may label a metric."""
 
     REFUSED = "refused"  # refused, reset, closed
-    UNRESOLVED = "unresolved"  # the name of the server leads nowhere
-    TLS = "tls"  # no TLS there, or a certificate that is not believed
+    UNRESOLVED = "unresolved"  # the name of the server cannot be resolved
+    TLS = "tls"  # no TLS there, or a certificate that is not trusted
     TIMEOUT = "timeout"
     LOADING = "loading"
     READONLY = "readonly"
@@ -85,8 +84,8 @@ _BY_CLASS: Final[tuple[tuple[tuple[type[Exception], ...], Reason], ...]] = (
     ((driver.ConnectionError,), Reason.REFUSED),
 )
 
-# What the driver has no class for, or hides behind the error of a script (the last two alternatives:
-# servers before 7, and an ACL that denies a command inside a script).
+# Errors for which the driver has no class, or that it hides in the error of a script (the last two
+# alternatives: servers before 7, and an ACL that denies a command inside a script).
 _REFUSAL: Final = re.compile(
     r"(?:ERR )?(?:Error running script .*?: -?)?"
     r"(OOM|READONLY|MISCONF|NOREPLICAS|CLUSTERDOWN|MASTERDOWN|LOADING|BUSY|NOPERM|NOAUTH|WRONGPASS"

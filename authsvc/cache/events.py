@@ -1,4 +1,4 @@
-"""What the cache tells whoever counts."""
+"""Callbacks for what the cache does: for metrics and tracing."""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 __all__ = ["THREADS_PER_WORKER", "ServerOptions", "ServerTimings", "serve"]
 
-#: A thread waits for Redis, for SQL or for its turn to hash: 32 outlast a second in which 30 requests hang
-#: until their deadlines, cost 1 MB, and are more than one interpreter can keep busy.
+#: Threads wait for Redis, for SQL or for the hashing lane.  With 32, others are still answered while 30
+#: requests wait for their deadlines.  They cost 1 MB, and one interpreter cannot keep more busy.
 THREADS_PER_WORKER = 32
 
 
@@ -59,7 +59,8 @@ class ServerOptions:
     preload: tuple[str, ...] = ()
     #: Paths: requests on them and below them are answered after their head, for nobody reads their bodies.
     bodiless: tuple[str, ...] = ()
-    #: Paths: POST requests on them keep a thread for long.  Some threads are never given to them.
+    #: Paths: a POST request on them takes a thread for a long time.  Some threads are reserved for all other
+    #: requests.
     lengthy: tuple[str, ...] = ()
 
 
@@ -71,8 +72,8 @@ def serve(options: ServerOptions, load: Callable[[], WSGIApplication]) -> NoRetu
     ``services``, their ``start()`` is called when the worker is up and their ``close()`` when it ends.
     If it raises, or exits with another status than 0, the whole service exits with a status that is not 0.
     """
-    # Not before: gunicorn trips over a malformed WEB_CONCURRENCY as soon as it is imported, and a command
-    # that starts no server need not wait 0.1 s for it.
+    # Imported here, because importing gunicorn takes 0.1 s and fails on a malformed WEB_CONCURRENCY: only a
+    # command that starts a server needs it.
     from authsvc.server.process import run  # noqa: PLC0415
 
     run(options, load)

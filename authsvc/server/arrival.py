@@ -1,8 +1,8 @@
 """
-How much of a request has arrived: the main loop's guess whether waiting for more makes sense.
+How much of a request has arrived, so that the main loop can decide whether to wait for more.
 
-What the request means is the parser's to say; a thread that parses never waits for bytes, so that a guess
-gone wrong costs the client an answer, and nobody a thread.  Each byte is looked at once.
+Only the parser interprets the request.  It never waits for bytes: if this module is wrong, the client gets an
+error, and no thread is blocked.  Each byte is looked at once.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from enum import Enum, auto
 MAX_LINE_BYTES = 4_094
 MAX_FIELDS = 100
 MAX_FIELD_BYTES = 8_190
-#: Of a head as a whole: what proxies send fits eight times.
+#: The limit of a whole head: eight times what proxies send.
 MAX_HEAD_BYTES = 65_536
-#: Of a body: the 64 KiB that the application takes, a byte that tells it of more, and what gunicorn's reader
-#: of chunks asks for beyond that byte.
+#: The limit of a body: the 64 KiB that the application accepts, one byte more so that it notices a longer
+#: body, and what gunicorn's reader of chunks reads ahead.
 MAX_BODY_BYTES = 65_536 + 1 + 1_024
 #: Of a chunked body with its framing, for clients with small chunks.
 MAX_RAW_BODY_BYTES = 4 * MAX_BODY_BYTES
@@ -33,19 +33,19 @@ def heads_below(*paths: str) -> re.Pattern[bytes]:
 
 
 class Progress(Enum):
-    """What to do with a request of which so much has arrived."""
+    """What to do with a request, given the part that has arrived."""
 
     #: Wait for more.
     PARTIAL = auto()
     #: Answer it.
     WHOLE = auto()
-    #: Let the parser say what is wrong with it: no further byte makes it right.
+    #: It is malformed, whatever follows: let the parser name the error.
     HOPELESS = auto()
     #: Refuse it: the head is too long.
     HEAD_TOO_LONG = auto()
     #: Answer it without the rest of its body, which is too long.
     BODY_TOO_LONG = auto()
-    #: Answer it without its body, of which something is missing and nothing is needed.
+    #: Answer it without its body, which is incomplete and not needed.
     BODY_UNREAD = auto()
 
 
@@ -56,7 +56,7 @@ class Arrival:
 
     def __init__(self) -> None:
         self.data: bytes | bytearray = b""
-        #: True from the end of a head that asks for "100 Continue" on; who has sent it sets it back.
+        #: True once a head has arrived that asks for "100 Continue"; set to False when that was sent.
         self.expects_continue = False
         self._judged = 0
         self._body_at = 0
@@ -93,7 +93,7 @@ class Arrival:
         return self._judge_body() if is_plain else Progress.HOPELESS
 
     def _judge_half_head(self) -> Progress:
-        """Hopeless are a bare LF and an endless first line."""
+        """Malformed are a bare LF and a first line that is too long."""
         data = self.data
         if data.count(b"\n", self._judged) != data.count(b"\r\n", max(self._judged - 1, 0)):
             return Progress.HOPELESS

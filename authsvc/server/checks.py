@@ -1,7 +1,7 @@
 """
-What is a token check beyond doubt, told from its bytes: a small part of HTTP, and None for all the rest.
+Recognises plain token checks by their bytes: a small part of HTTP, and None for everything else.
 
-The parser that reads everything is gunicorn's.  This one has to agree with it on what it takes.
+gunicorn's parser reads everything.  What this one accepts, both must read alike.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from authsvc.server.arrival import MAX_FIELD_BYTES
 
 MAX_FIELDS: Final = 64
-#: Requests whose meaning is remembered by their bytes, and how long they may be: 6 MB at most.
+#: How many requests are remembered by their bytes, and their longest size: 6 MB in all at most.
 REMEMBERED_REQUESTS: Final = 2048
 MAX_REMEMBERED_BYTES: Final = 2048
 
@@ -37,7 +37,7 @@ _REQUEST_ID: Final = "x-request-id"
 _CONNECTION: Final = "connection"
 _TRACEPARENT: Final = "traceparent"
 _READ: Final = frozenset({_HOST, _AUTHORIZATION, _REQUEST_ID, _CONNECTION, _TRACEPARENT})
-#: They frame a message, or may come only once.
+#: Fields that frame a message, or may appear only once.
 _FRAMING: Final = frozenset(
     {"content-length", "transfer-encoding", "content-type", "expect", "upgrade", "trailer", "te"}
 )
@@ -82,7 +82,7 @@ class CheckReader:
         return known
 
     def _remember(self, data: bytes, request: CheckRequest) -> None:
-        """Many clients send the same bytes again and again; those with ids of requests never do."""
+        """Many clients repeat the same bytes; those that send request ids do not, and are not remembered."""
         if request.request_id or request.traceparent or len(data) > MAX_REMEMBERED_BYTES:
             return
         while len(self._known) >= REMEMBERED_REQUESTS:

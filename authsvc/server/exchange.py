@@ -31,7 +31,7 @@ _FORGET = struct.pack("ii", 1, 0)
 
 
 class Refusal(OSError):
-    """A request that is not taken; the text names the fault, and nothing that was sent."""
+    """A request that is refused; the text names the error and repeats nothing of the request."""
 
 
 class BodyBroken(Refusal):
@@ -76,7 +76,7 @@ class Received:
         self._is_cut = False
 
     def fill(self, data: bytes | bytearray, *, is_cut: bool) -> None:
-        """Let *data* be read; *is_cut* tells that the server, not the client, makes an end after it."""
+        """Let *data* be read; *is_cut* says that the server, not the client, ends the body after it."""
         self._data, self._at, self._is_cut = data, 0, is_cut
 
     def recv(self, size: int) -> bytes:
@@ -108,7 +108,7 @@ class ResponseSender:
 
     def send(self, sock: socket.socket, data: bytes, deadline: float) -> float:
         """
-        Send *data*, an answer as a rule fits the socket's buffer.
+        Send *data*; an answer usually fits into the socket's buffer.
 
         *deadline* is for the answer as a whole, on the monotonic clock; 0 is none yet.  Returns it; raises
         ClientLost.
@@ -141,7 +141,7 @@ class ResponseSender:
 
 
 def _forget(sock: socket.socket) -> None:
-    """Let the system not keep what the client has not taken, once the socket closes."""
+    """Make the system discard unsent data when the socket closes."""
     with suppress(OSError):  # as good as closed
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _FORGET)
 
@@ -235,7 +235,7 @@ class Answer(Response):  # type: ignore[misc]  # gunicorn has no annotations
 
 
 def opening(version: tuple[int, int], status: str, *, closes: bool) -> str:
-    """Return how every answer begins: status line, date, and what becomes of the connection."""
+    """Return how every answer begins: status line, date, and whether the connection stays open."""
     return (
         f"HTTP/{version[0]}.{version[1]} {status}\r\n"
         f"Date: {_http_date(int(time.time()))}\r\n"

@@ -1,8 +1,8 @@
 """
 The lane: token checks that are answered in the main loop, many with one read of Redis.
 
-What is exactly such a check, and can be answered with yes at once, is answered here.  All else takes the
-ordinary way, with the very bytes that came in: parser, thread, application.
+Only a plain check that can be answered with *yes* at once is answered here.  Every other request goes, with
+its unchanged bytes, through the parser and a thread to the application.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from authsvc.server.parking import Connection, ParkingWorker, WaitQueue
 
 log = logging.getLogger(__name__)
 
-#: Checks in one read: Redis is not kept from others for longer than a tenth of a millisecond.
+#: Checks in one read: it occupies Redis for less than 0.1 ms.
 MAX_BATCH: Final = 64
 #: The rest of the loop, with its signals, waits for checks for so long at most (seconds).
 ROUNDS_S: Final = 0.5
 UPKEEP_S: Final = 0.5
 #: How often the master is told that the loop goes round; gunicorn does it in every round.
 NOTIFY_S: Final = 0.5
-#: One thread in so many may wait for clients that read slowly.
+#: The share of the threads that may wait for slow clients: one in this many.
 SLOW_SHARE: Final = 4
 
 
@@ -61,7 +61,7 @@ class PolledReads(Protocol):
 
 
 class CheckLane(Protocol):
-    """What an application brings along to have checks answered here; none of it waits or raises."""
+    """What an application provides so that its checks are answered here; no method waits or raises."""
 
     #: Checks are requests for these paths, on any port but the other.
     paths: Sequence[str]
@@ -87,7 +87,10 @@ class CheckLane(Protocol):
         """Begin to ask about all *checks*; False if that cannot be."""
 
     def answers(self, checks: Sequence[Prepared]) -> Sequence[bool] | None:
-        """For each, whether the answer is yes; None while nobody knows.  For all it is no after a failure."""
+        """
+        For each, whether the answer is yes; None while there is no answer yet.  After a failure it is no for
+        all.
+        """
 
     def upkeep(self) -> None:
         """Do what keeps the lane open; called in a thread every half second, for it may wait."""
@@ -106,7 +109,7 @@ def _keep_up(lane: CheckLane) -> None:
     try:
         lane.upkeep()
     except Exception:
-        # The edge of the thread: nobody asks for the outcome.
+        # The end of the thread: nobody looks at its result.
         log.exception("lane.neglected")
 
 
@@ -296,7 +299,7 @@ class LaneWorker(ParkingWorker):
         self.enqueue_req(conn)
 
     def _send_in_thread(self, conn: Connection, data: bytes, *, closes: bool) -> None:
-        """Wait in a thread for a client who does not read."""
+        """Wait in a thread for a client that does not read."""
         self._leave(conn)
         conn.init()
         future = self.tpool.submit(self._send_rest, conn.sock, data, closes=closes)
@@ -321,7 +324,7 @@ class LaneWorker(ParkingWorker):
         if wanted == self._watched:
             return
         if self._watched[0] is not None:
-            # Also where it is closed by now: its descriptor may be a client's in the next moment.
+            # Also if it is closed already: its descriptor may soon be that of a client's connection.
             self.poller.unregister(self._watched[0])
         if sock is not None:
             self.poller.register(sock, wanted[1], self._on_answer)

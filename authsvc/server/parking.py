@@ -1,9 +1,9 @@
 """
-The waiting half of the worker: every connection is parked until a request is there.
+The waiting half of the worker: a connection waits in the main loop until its request has arrived.
 
-Stock ``gthread`` gives a new connection a thread before it has sent a byte, for up to 5 s, and reads
-requests without a deadline: as many silent or slow clients as threads, and nobody else is served.  Here
-the main loop waits and reads; a thread is for a request that has arrived, and never waits for more of it.
+gunicorn's ``gthread`` gives a new connection a thread before it has sent a byte, for up to 5 s, and reads
+requests without a deadline.  So a few silent or slow clients take all threads.  Here the main loop waits and
+reads; a thread gets only complete requests.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from authsvc.server import ServerTimings
 
 PIECE_BYTES = 65_536
-#: Of all requests that a worker holds; beyond, who sends no whole one at once is refused.
+#: The bytes of all requests that a worker holds.  Beyond that, a request that does not arrive at once is
+#: refused.
 MAX_HELD_BYTES = 16 * 1024 * 1024
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -71,13 +72,13 @@ class Connection(TConn):  # type: ignore[misc]  # gunicorn has no annotations
         super().__init__(*args)
         self.parser: RequestParser
         self.arrival = Arrival()
-        #: On the request that a thread has.
+        #: How much of the request had arrived that a thread is answering.
         self.progress = Progress.WHOLE
         #: The queue of connections in which this one waits; None while a thread has it.
         self.queue: WaitQueue | None = None
         #: When the request being received must be complete, on the monotonic clock.
         self.deadline = 0.0
-        #: What it counts for in the worker's sum, until its request is answered.
+        #: Its share of the worker's held bytes, until its request is answered.
         self.held_bytes = 0
         self.received = Received()
         #: Whether the request is to be traced, if the lane has decided it.
@@ -110,10 +111,11 @@ class ParkingWorker(ThreadWorker):  # type: ignore[misc]
 
     def __init__(self, *args: object) -> None:
         super().__init__(*args)
-        #: Connections with a part of a request; those to be closed as soon as the client has seen our end.
+        #: Connections with a part of a request; connections that are closed once the client has read the
+        #: answer.
         self.reading_conns = WaitQueue()
         self.lingering_conns = WaitQueue()
-        # gunicorn's own are deques: to take a connection out of a thousand means to pass over the others.
+        # gunicorn uses deques: removing one of a thousand connections passes over the others.
         self.pending_conns = WaitQueue()
         self.keepalived_conns = WaitQueue()
         self.held_bytes = 0
@@ -122,7 +124,7 @@ class ParkingWorker(ThreadWorker):  # type: ignore[misc]
         self._bodiless = heads_below(*bodiless) if bodiless else None
 
     def accept(self, listener: BaseSocket) -> None:
-        """Take a new connection and park it; where too many are open, a silent one gives way."""
+        """Accept a connection and let it wait; if too many are open, a silent one is closed."""
         try:
             client_sock, address = listener.accept()
         except OSError as error:  # gone again, or no descriptor is left; the next round tries again
@@ -145,7 +147,7 @@ class ParkingWorker(ThreadWorker):  # type: ignore[misc]
         self._receive(conn)
 
     def finish_request(self, conn: Connection, future: Future[bool]) -> None:
-        """Park the connection for its next request, or say good-bye."""
+        """Let the connection wait for its next request, or close it."""
         self._release(conn)
         if future.cancelled() or future.exception() or not future.result():
             self._linger(conn)
@@ -159,7 +161,7 @@ class ParkingWorker(ThreadWorker):  # type: ignore[misc]
             conn.queue = self.keepalived_conns
 
     def murder_pending(self) -> None:
-        """End what has waited too long; half a request is answered for what it is."""
+        """Close what has waited too long; an incomplete request is answered with an error."""
         super().murder_pending()
         now = time.monotonic()
         while self.reading_conns and self.reading_conns[0].deadline <= now:

@@ -37,13 +37,13 @@ log = logging.getLogger(__name__)
 MAX_CONNECTIONS = 4096
 #: Descriptors of a worker that are no client's: pools, keys, log, listeners, figures.
 RESERVED_DESCRIPTORS = 256
-#: So many in a row are replaced at once, then after 0.5 s, 1 s, 2 s and so on.
+#: This many failed workers in a row are replaced at once, further ones after 0.5 s, 1 s, 2 s and so on.
 FREE_DEATHS = 4
 MEMORY_FOLDER = "/dev/shm"  # noqa: S108 - only ever with mkdtemp and unlinked files
 
 
 class Background(Protocol):
-    """What an application brings along that needs threads."""
+    """The part of an application that runs threads."""
 
     def start(self) -> None:
         """Start them; called after the fork."""
@@ -72,7 +72,7 @@ class Service(BaseApplication):  # type: ignore[misc]
         super().__init__(prog="authsvc")
 
     def load_config(self) -> None:
-        """Take the options from here alone: neither command line nor environment has a say."""
+        """Take the options from here alone, not from the command line or the environment."""
         for name, value in gunicorn_options(self.options).items():
             self.cfg.set(name, value)
 
@@ -87,7 +87,7 @@ class Service(BaseApplication):  # type: ignore[misc]
 
 
 class Master(Arbiter):  # type: ignore[misc]
-    """gunicorn's, which gives a worker that died at once a successor only after a pause that grows."""
+    """gunicorn's master; it waits longer and longer before it replaces workers that fail at their start."""
 
     def __init__(self, app: Service) -> None:
         super().__init__(app)

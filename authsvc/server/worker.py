@@ -24,15 +24,16 @@ from authsvc.server.parking import Connection
 
 log = logging.getLogger(__name__)
 
-#: Eighths of the threads that lengthy requests may have: all that wait to be hashed, and a few more.
+#: How many eighths of the threads lengthy requests may take: all that wait for hashing, and a few more.
 GATED_SHARE = 5
 
 
 class Gate:
     """
-    Lets *limit* POST requests on *paths* be in threads at once; the others wait in the loop, in their order.
+    Gives threads to at most *limit* POST requests on *paths* at a time; the others wait in the loop, in
+    order.
 
-    A thread that computes keeps the loop and the other threads from the interpreter.  In a storm of logins,
+    A thread that computes blocks the interpreter for the loop and the other threads.  In a storm of logins,
     most of which are refused, all threads would compute.
     """
 
@@ -113,7 +114,7 @@ class Worker(LaneWorker):
         super().murder_pending()
         if self._accepting and self._refuses_at and time.monotonic() >= self._refuses_at:
             super().set_accept_enabled(enabled=False)
-            # Newcomers shall be refused now, not queue up for an answer that never comes.
+            # New connections must be refused now: they would wait for an answer that never comes.
             for listener in self.sockets:
                 listener.close()
 
@@ -188,7 +189,7 @@ class Worker(LaneWorker):
 
 
 def _is_read(parser: RequestParser) -> bool:
-    """Pass over what the application left of a body; False where its end is not to be found."""
+    """Read the rest of a body that the application did not read; False if its end cannot be found."""
     try:
         return bool(parser.finish_body())
     except (ParseException, NoMoreData, Refusal):

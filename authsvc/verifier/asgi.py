@@ -16,7 +16,7 @@ Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-#: Frameworks have types of their own for the three.
+#: Frameworks have their own types for the three arguments.
 Application = Callable[[Any, Any, Any], Awaitable[None]]
 
 #: Where the application finds the claims, in the scope.

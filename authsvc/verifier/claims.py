@@ -1,4 +1,4 @@
-"""Access tokens, read by the very reader that the service uses; the time is checked here."""
+"""Access tokens, read by the same reader as in the service; the time is checked here."""
 
 from __future__ import annotations
 

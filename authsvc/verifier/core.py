@@ -29,7 +29,8 @@ from authsvc.verifier.options import Options, WhenStale
 from authsvc.verifier.transport import Answer, Connection, Origin
 
 JWKS_PATH: Final = "/.well-known/jwks.json"
-#: Of the staleness, the part that one wait may take: an answer that never comes is noticed, and asked again.
+#: The share of the staleness that one wait may take, so that there is time to notice a lost answer and ask
+#: again.
 WAIT_SHARE: Final = 1 / 3
 
 
@@ -208,7 +209,10 @@ class Verifier:
             raise StepUpRequired(wanted)
 
     def _begin_anew(self) -> None:
-        """Have nothing again: in a forked child the parent's thread is missing, and its locks may be held."""
+        """
+        Start from nothing: in a forked child the parent's threads are missing, and locks may be held for
+        ever.
+        """
         self._making = threading.Lock()
         self._process = None
 
@@ -228,7 +232,7 @@ class Verifier:
 
     def _refuse_if_revoked(self, here: _Process, token: str, claims: Claims | MachineClaims) -> None:
         """Raise unless *token* is known to be alive."""
-        # One read: knowledge and its age belong together.
+        # Read once: what is known and how old it is belong together.
         view = here.feed.view or self._first_view(here)
         if view is not None and view.known.is_dead(claims):
             raise TokenInvalid("revoked")

@@ -1,5 +1,5 @@
 """
-What a verifier says instead of claims.  ``str(error)`` is for the log, never for the caller.
+Why a verifier returns no claims. ``str(error)`` is for the log, never for the caller.
 
 VerifierError
 ├── TokenMissing            401, no bearer token
@@ -30,7 +30,7 @@ class TokenMissing(VerifierError):
 
 
 class TokenInvalid(VerifierError):
-    """The token is worth nothing; the text says why, for the log."""
+    """The token is not valid; the text says why, for the log."""
 
 
 class WrongKind(VerifierError):
@@ -62,8 +62,10 @@ class Unavailable(VerifierError):
 
 
 class KeysUnknown(Unavailable):
-    """There are no signing keys that may be used, or a new key cannot be told from a forged id now."""
+    """
+    There are no signing keys that may be used, or the key id is unknown and the keys cannot be fetched now.
+    """
 
 
 class FeedStale(Unavailable):
-    """What is known of revocations is older than the verifier may go by."""
+    """The known revocations are older than the verifier may rely on."""

@@ -93,7 +93,7 @@ class Feed:
 
     @property
     def age_s(self) -> float:
-        """For how many seconds revocations may have gone unheard; without end before the first view."""
+        """For how many seconds revocations may be unknown here; infinite before the first view."""
         view = self.view
         return self._clocks.monotonic_s() - view.as_of_s if view else math.inf
 
@@ -117,7 +117,7 @@ class Feed:
         except (TransportError, ValueError) as error:
             return self._failed(str(error))
         except Exception:
-            # The edge of the thread: it must outlive what nobody thought of.
+            # The end of the thread: it must go on after an unexpected error.
             log.exception("revocation feed: crashed")
             return self._failed("crashed")
         if self._failures:
@@ -140,7 +140,7 @@ class Feed:
             self._publish(sent_s + page.waited_s)
         did_wait = self._clocks.monotonic_s() - sent_s >= wait_s / 2
         is_idle = self._is_complete and not page.news
-        # Who is not let wait, by a server that is about to stop for one, must not ask in a circle.
+        # A server that does not let us wait, because it is about to stop, must not be asked in a loop.
         return max(page.retry_after_s, FIRST_PAUSE_S if is_idle and not did_wait else 0.0)
 
     def _poll(self, wait_s: float) -> Page:
@@ -150,7 +150,7 @@ class Feed:
             query["after"] = self._cursor
         answer = self._connection.request("GET", f"{PATH}?{urlencode(query)}", deadline_s=wait_s + GRACE_S)
         if answer.status == HTTPStatus.UNPROCESSABLE_ENTITY and self._cursor is not None:
-            # Another version of the service made it.  From the beginning, as after a reset.
+            # The cursor is from another version of the service: start again, as after a reset.
             self._cursor, self._is_complete = None, False
             self._reading = self._reading.without_epochs()
         if answer.status != HTTPStatus.OK:
@@ -158,7 +158,7 @@ class Feed:
         return read_page(answer.body, self._clocks.now())
 
     def _publish(self, as_of_s: float) -> None:
-        """Let checks go by what has been read: first the knowledge, then how recent it is."""
+        """Let checks use what has been read."""
         latest_s = max(as_of_s, self.view.as_of_s) if self.view else as_of_s
         self.view = View(self._reading, latest_s)
         self.caught_up.set()
@@ -170,7 +170,7 @@ class Feed:
             self._on_lag(now.monotonic_s - as_of_s)
 
     def _failed(self, cause: str) -> float:
-        """Note a failure; the pause after it: shorter or longer at random, so that a crowd disperses."""
+        """Note a failure; the pause after it is random, so that many verifiers do not ask at once."""
         self._failures += 1
         if self._failures == 1 and not self._stop.is_set():
             log.warning("revocation feed: lost (%s), trying again", cause)

@@ -1,4 +1,4 @@
-"""The service's own word on a token (RFC 7662), for when the feed is too old to go by."""
+"""Asks the service about a token (RFC 7662), for when the known revocations are too old."""
 
 from __future__ import annotations
 

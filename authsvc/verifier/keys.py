@@ -1,4 +1,7 @@
-"""The issuer's public keys (RFC 7517): fetched when needed, kept as long as they may be, never in a storm."""
+"""
+The issuer's public keys (RFC 7517): fetched when needed, kept while they may be used, and never fetched
+often.
+"""
 
 from __future__ import annotations
 
@@ -57,9 +60,9 @@ class KeySet:
     """
     The keys of one issuer.
 
-    An unknown id makes it fetch them once more, at most once in RETRY_S seconds, however many unknown ids
-    are shown.  One that was looked for and not found is not looked for again within *refetch_s* (seconds).
-    Whoever needs keys while they are being fetched waits for that one answer.
+    An unknown id makes it fetch them once more, at most once in RETRY_S seconds, however many unknown ids are
+    shown.  One that was looked for and not found is not looked for again within *refetch_s* (seconds).
+    Threads that need keys while they are being fetched wait for that one answer.
     """
 
     def __init__(
@@ -129,7 +132,7 @@ class KeySet:
                 self._held = _hold(self._fetch(), now_s)
             except (TransportError, ValueError) as error:
                 log.warning("signing keys not fetched: %s", error)
-            # From the end on: those who waited for a slow failure do not each repeat it.
+            # Counted from the end: threads that waited for a slow failure do not each repeat it.
             self._asked_s = self._monotonic()
 
     def _renew_aside(self) -> None:
@@ -171,7 +174,7 @@ def parse_keys(body: bytes) -> Mapping[str, VerifyingKey]:
     listed = document.get("keys") if isinstance(document, dict) else None
     keys = {}
     for jwk in listed if isinstance(listed, list) else ():
-        # One broken key must not take the others along.
+        # One invalid key must not make the others unusable.
         with suppress(PyJWTError, ValueError, TypeError, KeyError):
             keys[_kid(jwk)] = _verifying_key(jwk)
     if not keys:

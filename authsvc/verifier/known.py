@@ -1,4 +1,4 @@
-"""What a verifier knows to be dead: forgotten when no token can be alive that it is about."""
+"""The revocations that a verifier knows. Each is forgotten when every token that it is about has expired."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Until(NamedTuple):
     """
     When an entry may be forgotten: only when both clocks have passed it.
 
-    The wall clock is the one that tokens expire by, whatever it shows; the monotonic one does not jump.
+    Tokens expire by the wall clock, which may jump; the monotonic clock does not.
     """
 
     wall_s: float
@@ -77,7 +77,7 @@ class Known:
         """
         What stays true in a log that was restored.
 
-        Ids of sessions and tokens are never used again.  A cut-off may be one that the service itself
-        forgot: who signed in since would be refused for it.
+        Ids of sessions and tokens are never used again.  The service may have lost a cut-off in the restore;
+        keeping it would refuse users who logged in since.
         """
         return Known(dict(self.sessions), dict(self.tokens))

@@ -15,12 +15,12 @@ from authsvc.verifier.transport import Origin
 
 #: What the variables of :meth:`Options.from_env` begin with.
 PREFIX: Final = "AUTHSVC_VERIFIER_"
-#: Staleness below this (seconds) would be reached between two answers of a healthy service.
+#: The least staleness (seconds): even with a healthy service, knowledge gets this old between two answers.
 LEAST_STALENESS_S: Final = 1.0
 
 
 class WhenStale(Enum):
-    """What becomes of a good token while revocations are not known recently enough."""
+    """How to treat a valid token while the known revocations are too old."""
 
     #: Raise FeedStale.
     REFUSE = "refuse"
@@ -65,7 +65,7 @@ class Options:
     def __post_init__(self) -> None:
         if self.max_staleness_s < LEAST_STALENESS_S:
             raise ValueError(f"max_staleness_s must be at least {LEAST_STALENESS_S:g}")
-        # It refuses an address that is none.
+        # Refuses an invalid URL.
         self.origin()
 
     @classmethod
@@ -124,7 +124,7 @@ def _trusting(path: str) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=path)
 
 
-#: Variables: the option of each, how it is read, and what a wrong value is not.
+#: Variables: the option of each, how it is read, and the kind of value for the error message.
 _VARIABLES: Final[Mapping[str, tuple[str, Callable[[str], Any], str]]] = {
     PREFIX + "URL": ("url", str, "a text"),
     PREFIX + "CLIENT_ID": ("client_id", str, "a text"),

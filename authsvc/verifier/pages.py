@@ -1,4 +1,4 @@
-"""One answer of the revocation feed: a revocation that is not understood must not be passed over."""
+"""One answer of the revocation feed. An item that is not understood is an error, never skipped."""
 
 from __future__ import annotations
 

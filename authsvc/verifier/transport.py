@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 #: No answer of the service is longer.
 MAX_BODY_BYTES: Final = 4 * 1024 * 1024
-#: What a kept connection fails with when the server has closed it meanwhile.
+#: The errors of a kept connection that the server has closed meanwhile.
 _CLOSED_MEANWHILE = (RemoteDisconnected, ConnectionResetError, BrokenPipeError, ConnectionAbortedError)
 
 
@@ -165,7 +165,7 @@ class _TimedSocket:
         return io.BufferedReader(_TimedReader(self._sock, self.ends_at_s))
 
     def shut_down(self) -> None:
-        """Wake whoever reads or writes."""
+        """Wake a thread that reads or writes."""
         with suppress(OSError):  # it has ended by itself
             self._sock.shutdown(socket.SHUT_RDWR)
 

@@ -1,1 +1,1 @@
-"""How records get into the cache and out of it: looks, leases, loads, and what they may show meanwhile."""
+"""How records are looked up, loaded under a lease, stored and dropped."""

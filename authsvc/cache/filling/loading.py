@@ -66,14 +66,14 @@ class Loading(Generic[T]):
         return {ident: loaded[ident] for ident in looks if ident in loaded}
 
     def refresh(self, ident: str, loader: Loader[T]) -> None:
-        """Have *ident* loaded anew in the background, unless it is already or there is no place for it."""
+        """Have *ident* loaded anew in the background, unless that is under way or too much else is."""
         display = self.records.display
         if display is not None and display.refresher is not None:
             display.refresher.submit(self.records.space.key(ident), partial(self._renew, ident, loader))
 
     def _renew(self, ident: str, loader: Loader[T]) -> None:
-        # Where the loader fails the lease is kept on purpose: until it ends nobody here or elsewhere
-        # tries again, or every reader of a stale record would send another load after a dead database.
+        # Where the loader fails the lease is kept on purpose: until it ends nobody here or elsewhere tries
+        # again, or every reader of a stale record would load from a database that is down.
         leases = self._lease({ident: "stale"}).taken
         if leases:
             self._settle(leases, _by_id(ident, loader(ident)))
@@ -118,7 +118,7 @@ class Loading(Generic[T]):
         return loader(ident)
 
     def _lead(self, leader: _Leader[T], ident: str, loader: Loader[T], look: Lookup[T]) -> T | Missing:
-        leader.load.has_failed = True  # until it has not
+        leader.load.has_failed = True  # reset when it succeeds
         try:
             value = self._load_for_all(leader, ident, loader, look)
             leader.load.has_failed = False
@@ -161,7 +161,7 @@ class Loading(Generic[T]):
         return look
 
     def _look_again(self, ident: str) -> Lookup[T]:
-        """Look without counting: the reader's one question was counted when it was asked."""
+        """Look without counting: the reader's lookup was counted before."""
         try:
             return self.records.look_at(ident)
         except CacheUnavailable:

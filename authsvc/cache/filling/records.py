@@ -13,7 +13,7 @@ from authsvc.cache.keys import Space
 from authsvc.cache.redis.client import CacheClient, Command, Script
 
 T = TypeVar("T")
-#: Lives differ by up to a tenth either way, so that what was stored together does not end together.
+#: Lifetimes differ by up to 10 % either way, so that records stored together do not expire together.
 JITTER: Final = 0.1
 #: Outcomes of a lookup that answer the reader.
 SERVED: Final = frozenset({"hit", "stale", "negative"})

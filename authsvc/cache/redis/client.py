@@ -1,9 +1,9 @@
 """
 The one gateway to Redis.
 
-Every call asks the circuit breaker first, takes a connection from a bounded pool, has a deadline and
-is sent once; where the connection turns out to be closed, reads that change nothing are sent a second
-time, and so is what was provably never sent.  Driver errors leave as :class:`CacheUnavailable` or
+Every call asks the circuit breaker first, takes a connection from a bounded pool, has a deadline and is sent
+once; where the connection turns out to be closed, reads that change nothing are sent a second time, and so is
+a request of which certainly nothing was sent.  Driver errors leave as :class:`CacheUnavailable` or
 :class:`CacheMisuse`.
 
 Replies are Redis' own, undecoded: bytes, int, None, lists.  Make a client per process, after the fork.
@@ -183,8 +183,8 @@ class CacheClient:
             self._breaker.succeeded(permit)
             return
         self._breaker.failed(permit)
-        # Behind an open breaker wait connections that may be as dead as those that opened it, and
-        # READONLY smells of a failover: the next use of each starts anew.
+        # The idle connections may be as broken as those whose failures opened the breaker, and READONLY hints
+        # at a failover: each is made anew before its next use.
         if reason is Reason.READONLY or self._breaker.state is State.OPEN:
             self.connections.suspect()
 

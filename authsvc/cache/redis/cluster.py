@@ -185,7 +185,7 @@ def _round(connections: Callable[[ClusterNode], Connections], flat: Sequence[_Pe
         by_node.setdefault(one.node.name, []).append(one)
     with ExitStack() as borrowed:
         talks: list[_Talk] = []
-        # Always in the same order: two that want the last connections of each other's server would wait.
+        # Always in the same order: else two threads could each hold the last connection that the other needs.
         for _, pending in sorted(by_node.items()):
             pool = connections(pending[0].node)
             wire = pool.acquire()

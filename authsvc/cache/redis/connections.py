@@ -39,7 +39,7 @@ class Wire(Protocol):
     generation: int
     idle_s: float
     released_at_s: float
-    #: Below whatever the driver reads through.
+    #: The socket below the driver's wrappers.
     bare_socket: socket.socket
 
     def connect(self) -> None: ...
@@ -65,7 +65,7 @@ class Pool(Protocol):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RedisAddress:
     """
-    Where a Redis is and who we are to it.
+    The address of a Redis, and how we log in there.
 
     TLS verifies the certificate and its name against the roots in the file *tls_ca*, else the system's;
     *tls_certificate* and *tls_key* name the files of our own, where the server asks for one.
@@ -108,9 +108,9 @@ class Deadlines:
     """
     Seconds to connect, to wait for the next piece of a reply, and to wait for a free connection.
 
-    *total_s* is for all that follows one request, and for a handshake: a reply that drips is never late
-    by its pieces.  A connection that was idle for *idle_s* has to answer a PING before it is used: servers
-    and balancers cut idle connections, and not all of them say so.
+    *total_s* is for all that follows one request, and for a handshake: a reply that arrives in many small
+    pieces would otherwise never be late.  A connection that was idle for *idle_s* has to answer a PING before
+    it is used: servers and balancers cut idle connections, and not all of them say so.
     """
 
     connect_s: float = 0.25
@@ -202,7 +202,7 @@ class _PatientSocket:
 
 
 class _Stamping(AbstractConnection):
-    """A redis-py connection that takes a new stamp whenever it is made."""
+    """A redis-py connection that gets a new generation whenever it is made."""
 
     generations: Generations
     announced_name: str | None
@@ -294,7 +294,7 @@ def bounded_pool(
 
 
 def login_options(address: RedisAddress) -> dict[str, Any]:
-    """Return who we are to *address*, in the driver's words."""
+    """Return the driver's options for logging in at *address*."""
     options: dict[str, Any] = {"username": address.username, "password": address.password, "db": address.db}
     if address.tls:
         options |= {
@@ -306,7 +306,7 @@ def login_options(address: RedisAddress) -> dict[str, Any]:
 
 
 def socket_options(limits: Deadlines, protocol: Literal[2, 3]) -> dict[str, Any]:
-    """Return deadlines, and that nothing is retried or asked behind our back, in the driver's words."""
+    """Return the driver's options for deadlines, without retries and hidden commands."""
     return {
         "socket_connect_timeout": limits.connect_s,
         "socket_timeout": limits.read_s,
@@ -361,8 +361,8 @@ class Connections:
         """
         Open (or remake) connections up to the pool's size, and return how many are open.
 
-        Best effort: stops at the first that cannot be had.  Meanwhile others wait for theirs, so
-        this belongs at the start and after :meth:`suspect`, not on the way of a request.
+        Best effort: stops at the first that cannot be had.  Meanwhile other threads wait for connections, so
+        call it at the start and after :meth:`suspect`, not in a request.
         """
         held: list[Wire] = []
         try:
@@ -380,7 +380,7 @@ class Connections:
         self._pool.disconnect(inuse_connections=False)
 
     def _check(self, wire: Wire) -> None:
-        """Remake *wire* if it does not answer; what cut it has cut those that lay idle beside it."""
+        """Remake *wire* if it does not answer; the other idle connections were probably cut, too."""
         try:
             wire.send_command("PING")
             wire.read_response()

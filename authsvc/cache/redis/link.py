@@ -15,8 +15,8 @@ class Stamped(NamedTuple, Generic[V]):
     """
     Values read in one round trip, and the generation of the very connection they came over.
 
-    Where several servers answered it is the generation of the youngest connection: who trusts that one
-    trusts the others.
+    If several servers answered, it is that of the newest connection: if that one is trusted, so are the
+    others.
     """
 
     values: list[V]
@@ -63,4 +63,4 @@ class Link(Protocol):
         """Return a link for each server that holds keys of its own."""
 
     def vouches(self, marker_key: str, keys: Sequence[str]) -> bool:
-        """True where marker and *keys* share a server: it cannot lose one without the other."""
+        """True if marker and *keys* are on one server, which cannot lose one without the other."""

@@ -2,8 +2,8 @@
 Reads over one connection that a poller watches: for an event loop, which must never wait.
 
 Another thread makes the connection, with all that takes time (name resolution, TLS, log-in, asking
-Sentinels): :meth:`PolledReads.renew`.  The loop adopts it, sends one MGET at a time, and takes the reply
-when it is there.  Whatever goes wrong, the loop closes the connection and somebody renews it later.
+Sentinels): :meth:`PolledReads.renew`.  The loop adopts it, sends one MGET at a time, and takes the reply when
+it is there.  After any error the loop closes the connection, and another thread makes a new one later.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import socket
 
 PIECE_BYTES: Final = 65_536
-#: A connection that did not live so long (seconds) is no reason to make the next one at once.
+#: After a connection that lived for less than this (seconds), the next one is not made at once.
 STABLE_S: Final = 5.0
 #: Between two connections that did not live long: from, up to (seconds), doubled each time.
 SHORTEST_PAUSE_S: Final = 1.0
@@ -35,7 +35,7 @@ _INCOMPLETE: Final = object()
 
 
 def is_available() -> bool:
-    """True where replies can be taken apart without waiting for the rest of them: hiredis does it."""
+    """True if replies can be parsed in pieces without waiting: that needs hiredis."""
     return find_spec("hiredis") is not None
 
 
@@ -134,7 +134,7 @@ class PolledReads:
         try:
             while reply is _INCOMPLETE:
                 piece = sock.recv(PIECE_BYTES)
-                # Nothing is ever sent unasked: whatever comes then would be taken for the next answer.
+                # Redis sends nothing without a request: unexpected bytes would be taken for the next answer.
                 if not piece or not self._wanted:
                     self._fail(Reason.REFUSED)
                 self._reader.feed(piece)

@@ -51,8 +51,8 @@ def sentinel_pool(
     """
     Return a pool like :func:`~authsvc.cache.redis.connections.bounded_pool`, to the primary of the moment.
 
-    A failover breaks the connections; those made afterwards lead to the new primary and have a stamp of
-    their own, so that whoever compared the old one with the truth can tell.
+    A failover breaks the connections; those made afterwards lead to the new primary and have a stamp of their
+    own, so that whoever compared the old primary with SQL notices the change.
     """
     limits = deadlines or Deadlines()
     connection_class = SentinelManagedSSLConnection if address.redis.tls else SentinelManagedConnection

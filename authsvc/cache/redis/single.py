@@ -57,8 +57,8 @@ class SingleServer:
         except DriverConnectionError as error:
             if type(error) is not DriverConnectionError:  # a refusal, not a broken connection
                 raise
-            # What closed this one has closed the others: remake them all, instead of having each
-            # fail once and open the breaker.
+            # The other connections were probably closed, too: remake them all, or each would fail once and
+            # open the breaker.
             self.connections.suspect()
             if not (repeatable or was_never_sent(error)):
                 raise
