@@ -37,6 +37,12 @@ class ServerTimings:
     graceful_s: int = 20
     #: A stopping worker still accepts for so long while it has work, to say to probes that it is not ready.
     notice_s: float = 2.0
+    #: The rest of the loop, with its signals, waits for token checks for so long at most.
+    checks_s: float = 0.5
+    #: How often the lane of checks is looked after, and the master is told that the loop goes round;
+    #: gunicorn tells it in every round.
+    upkeep_s: float = 0.5
+    notify_s: float = 0.5
     #: A worker that lived for less died at once; the pauses between many of those grow up to the second.
     young_s: float = 5.0
     longest_pause_s: float = 30.0

@@ -25,11 +25,6 @@ log = logging.getLogger(__name__)
 
 #: Checks in one read: it occupies Redis for less than 0.1 ms.
 MAX_BATCH: Final = 64
-#: The rest of the loop, with its signals, waits for checks for so long at most (seconds).
-ROUNDS_S: Final = 0.5
-UPKEEP_S: Final = 0.5
-#: How often the master is told that the loop goes round; gunicorn does it in every round.
-NOTIFY_S: Final = 0.5
 #: The share of the threads that may wait for slow clients: one in this many.
 SLOW_SHARE: Final = 4
 
@@ -143,7 +138,7 @@ class LaneWorker(ParkingWorker):
         """Tell the master that the loop goes round."""
         now_s = time.monotonic()
         if now_s >= self._notify_at_s:
-            self._notify_at_s = now_s + NOTIFY_S
+            self._notify_at_s = now_s + self.timings.notify_s
             super().notify()
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
@@ -152,7 +147,7 @@ class LaneWorker(ParkingWorker):
         if lane is None:
             super().wait_for_and_dispatch_events(timeout)
             return
-        ends_s = time.monotonic() + ROUNDS_S
+        ends_s = time.monotonic() + self.timings.checks_s
         while True:
             left_s = max(0.0, lane.reads.due_s - time.monotonic()) if self._batch else timeout
             self._is_open = None
@@ -170,7 +165,7 @@ class LaneWorker(ParkingWorker):
 
     def _begin_upkeep(self, lane: CheckLane) -> None:
         if self._upkeep is None or self._upkeep.done():
-            self._upkeep_at_s = time.monotonic() + UPKEEP_S
+            self._upkeep_at_s = time.monotonic() + self.timings.upkeep_s
             self._upkeep = self.tpool.submit(_keep_up, lane)
 
     def _receive(self, conn: Connection) -> None:

@@ -90,6 +90,7 @@ class SqlRevocationLog:
 
     *users_live* is the same for entries about a user, whose cached copies may outlive their tokens.
     *following* is what the log is read over: writers that are slow must not take its connection away.
+    It is read, and users are changed, *page* rows at a time.
     """
 
     def __init__(
@@ -100,9 +101,11 @@ class SqlRevocationLog:
         clock: Clock,
         users_live: timedelta = timedelta(),
         following: Database | None = None,
+        page: int = PAGE,
     ) -> None:
         self._database = database
         self._following = following or database
+        self._page = page
         self._copies_live = copies_live
         self._users_live = max(copies_live, users_live)
         self._clock = clock
@@ -206,7 +209,7 @@ class SqlRevocationLog:
         after, upto = -1, max((high for _, high in ranges), default=-1)
         within = or_(false(), *(between(revocations.c.seq, low, high) for low, high in ranges))
         while after < upto:
-            statement = _between(after, upto, self._clock()).where(within).limit(PAGE)
+            statement = _between(after, upto, self._clock()).where(within).limit(self._page)
             with self._following.read() as connection:
                 rows = connection.execute(statement).mappings().all()
             if not rows:
@@ -223,7 +226,7 @@ class SqlRevocationLog:
         """
         after = NOBODY
         while after:
-            batch = select(users.c.id).where(users.c.id > after).order_by(users.c.id).limit(PAGE)
+            batch = select(users.c.id).where(users.c.id > after).order_by(users.c.id).limit(self._page)
             raised = (
                 update(users)
                 .where(users.c.id.in_(batch))

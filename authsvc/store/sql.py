@@ -54,6 +54,8 @@ class SqlTimings:
     #: The last two for a transaction that all writers of the revocation log wait for.
     log_lock_s: float = 0.1
     log_idle_s: float = 0.5
+    #: A change of the schema waits no longer for the locks of others: behind it, everybody would wait.
+    upgrade_lock_s: float = 10.0
 
     def server_settings(self) -> dict[str, str]:
         """What is set on a connection to PostgreSQL."""

@@ -187,13 +187,14 @@ class TokenReader:
     """
     Verifies access tokens; says nothing of revocation.
 
-    A signature that held is remembered by the whole text of its token, never whether the token lives;
-    the memory goes with the key ring, so a removed key takes its tokens along.
+    A signature that held is remembered by the whole text of its token, never whether the token lives, for
+    the last *most* tokens; the memory goes with the key ring, so a removed key takes its tokens along.
     """
 
-    def __init__(self, profile: TokenProfile, ring: Callable[[], KeyRing]) -> None:
+    def __init__(self, profile: TokenProfile, ring: Callable[[], KeyRing], *, most: int = REMEMBERED) -> None:
         self._profile = profile
         self._ring = ring
+        self._most = most
         self._remembered: tuple[KeyRing, dict[str, Token]] = (ring(), {})
         #: For writers of the memory alone: a token that is remembered is found without it.
         self._lock = threading.Lock()
@@ -214,7 +215,7 @@ class TokenReader:
         if token is None:
             token = self._verify(text, ring)
             with self._lock:
-                _remember(remembered, text, token)
+                self._remember(remembered, text, token)
         if now.timestamp() < self.window_s(token)[0]:
             raise TokenInvalid("from the future")
         return token
@@ -227,6 +228,12 @@ class TokenReader:
         """The token in *text* if its signature is remembered to hold by *ring*; its time may be over."""
         known, remembered = self._remembered
         return remembered.get(text) if known is ring else None
+
+    def _remember(self, remembered: dict[str, Token], text: str, token: Token) -> None:
+        """Keep *token*, forgetting the oldest when the memory is full."""
+        while len(remembered) >= self._most:
+            del remembered[next(iter(remembered))]
+        remembered[text] = token
 
     def _verify(self, text: str, ring: KeyRing) -> Token:
         """Signature and claims of *text*, by a key of *ring*."""
@@ -282,10 +289,3 @@ def _sign(claims: dict[str, Json], key: SigningKey) -> str:
     header = {"typ": TYPE, "kid": key.kid}
     payload = canonical(claims).encode()
     return JWS.encode(payload, key.private, algorithm=key.algorithm, headers=header)
-
-
-def _remember(remembered: dict[str, Token], text: str, token: Token) -> None:
-    """Keep *token*, forgetting the oldest when the memory is full."""
-    while len(remembered) >= REMEMBERED:
-        del remembered[next(iter(remembered))]
-    remembered[text] = token

@@ -27,15 +27,13 @@ from sqlalchemy import (
 )
 
 from authsvc import __version__
-from authsvc.store.sql import Database
+from authsvc.store.sql import Database, milliseconds
 from authsvc.store.tables import metadata
 
 #: The revision that this version of the service works with: the newest file in ``versions/``.
 NEEDED_REVISION: Final = "0010"
 #: One upgrade at a time, however many start together.
 UPGRADE_LOCK: Final = 0x61757468_0003
-#: A change waits for no longer for the locks of others: behind it, everybody would wait.
-LOCK_WAIT: Final = "10s"
 
 FOLDER: Final = Path(__file__).parent
 
@@ -201,7 +199,8 @@ def _alone(database: Database) -> Iterator[Connection]:
             connection.execute(text("SET LOCAL statement_timeout = 0"))
             connection.execute(text("SET LOCAL lock_timeout = 0"))
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": UPGRADE_LOCK})
-            connection.execute(text("SELECT set_config('lock_timeout', :wait, true)"), {"wait": LOCK_WAIT})
+            wait = {"wait": milliseconds(database.timings.upgrade_lock_s)}
+            connection.execute(text("SELECT set_config('lock_timeout', :wait, true)"), wait)
         else:
             connection.exec_driver_sql("PRAGMA busy_timeout = 30000")
             connection.exec_driver_sql("BEGIN IMMEDIATE")

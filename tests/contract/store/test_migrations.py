@@ -21,7 +21,6 @@ from authsvc.domain.audit import AuditFilter, Entry
 from authsvc.domain.clients import USUAL_RIGHTS
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.values.identifiers import SessionId, UserId, timed_id
-from authsvc.store import migrations
 from authsvc.store.audit import SqlAuditTrail
 from authsvc.store.clients import SqlClientStore
 from authsvc.store.migrations import FOLDER, NEEDED_REVISION, VERSIONS, schema_of, upgrade, why_unfit
@@ -29,6 +28,7 @@ from authsvc.store.sql import Database
 from authsvc.store.tables import metadata
 from tests import ROOT
 from tests.contract.store.stores import Stores, open_database
+from tests.timings import UNHURRIED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -275,10 +275,10 @@ class TestTrouble:
                 upgrade(database)
         assert revision_of(database_url) is None
 
-    def test_a_held_lock_ends_the_upgrade_in_time(self, database_url, monkeypatch):
+    def test_a_held_lock_ends_the_upgrade_in_time(self, database_url):
         """Behind a change that waits for ever, everybody else would wait, too."""
-        monkeypatch.setattr(migrations, "LOCK_WAIT", "100ms")
-        with closing(open_database(database_url)) as database:
+        brief = replace(UNHURRIED.sql, upgrade_lock_s=0.1)
+        with closing(open_database(database_url, timings=brief)) as database:
             upgrade(database)
             _note_in_the_shared_table(database, "0001")
             with database.transaction() as connection:

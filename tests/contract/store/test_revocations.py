@@ -17,9 +17,9 @@ from sqlalchemy import event
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.revocations import Horizon, Sight
 from authsvc.domain.values.identifiers import SessionId, TokenId, UserId, new_id
-from authsvc.store.revocations import LOG_LOCK
+from authsvc.store.revocations import LOG_LOCK, SqlRevocationLog
 from tests.contract.cache.clients import in_threads
-from tests.contract.store.stores import Stores
+from tests.contract.store.stores import COPIES_LIVE, Stores
 from tests.processes import wait_until
 from tests.timings import LONG_S
 
@@ -259,12 +259,12 @@ def test_writers_do_not_wait_for_each_other(postgres_stores):
 class TestCuttingEverybodyOff:
     """After a restore the epochs of SQL must not stay behind those that Redis keeps."""
 
-    def test_every_epoch_rises_whatever_the_number_of_users(self, stores, monkeypatch):
+    def test_every_epoch_rises_whatever_the_number_of_users(self, stores):
         """Steps of two users at a time miss nobody and raise nobody twice."""
-        monkeypatch.setattr("authsvc.store.revocations.PAGE", 2)
+        log = SqlRevocationLog(stores.database, copies_live=COPIES_LIVE, clock=stores.clock, page=2)
         users = [stores.register(f"user{number}") for number in range(5)]
 
-        stores.log.cut_everybody_off(by=3)
+        log.cut_everybody_off(by=3)
 
         after = [stores.users.get(user.id) for user in users]
         assert [user.epoch for user in after] == [user.epoch + 3 for user in users]

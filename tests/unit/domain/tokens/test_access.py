@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from authsvc.domain.errors import TokenInvalid
-from authsvc.domain.tokens import access as tokens
-from authsvc.domain.tokens.access import AccessToken, TokenReader, TokenSigner, is_about
+from authsvc.domain.tokens.access import REMEMBERED, AccessToken, TokenReader, TokenSigner, is_about
 from authsvc.domain.tokens.keys import KeyRing, SigningKey
 from tests.unit.domain.samples import (
     ALICE_ID,
@@ -40,10 +39,10 @@ from tests.unit.domain.samples import (
 ALGORITHMS = ["ES256", "EdDSA", "RS256"]
 
 
-def reader(keys: KeyRing | None = None) -> TokenReader:
+def reader(keys: KeyRing | None = None, *, most: int = REMEMBERED) -> TokenReader:
     """A reader of the ring *keys*, by default of one ES256 key."""
     fixed = keys or ring()
-    return TokenReader(PROFILE, lambda: fixed)
+    return TokenReader(PROFILE, lambda: fixed, most=most)
 
 
 def issue(keys: KeyRing, *, not_after_s: float = 86_400, **changes: Any) -> tuple[str, AccessToken]:
@@ -361,12 +360,11 @@ class CountedRing(KeyRing):
         return {key.kid: key for key in self.keys}
 
 
-def test_a_signature_is_verified_once_and_the_memory_is_bounded(monkeypatch):
+def test_a_signature_is_verified_once_and_the_memory_is_bounded():
     """The oldest is forgotten first; nothing a caller sends makes the process grow."""
-    monkeypatch.setattr(tokens, "REMEMBERED", 2)
     keys = CountedRing(ring().keys)
     first, second, third = (issue(ring())[0] for _ in range(3))
-    remembering = reader(keys)
+    remembering = reader(keys, most=2)
 
     def verifications(text: str) -> int:
         before = keys.looked_up
