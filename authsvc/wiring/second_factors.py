@@ -59,6 +59,7 @@ def open_second_factors(parts: Parts, opening: SessionOpening) -> SecondFactorSe
             opening=opening,
             devices=opening.devices,
             clock=clock,
+            rp_id=settings.passkeys.rp_id,
         ),
         challenges=challenges,
     )

@@ -97,10 +97,12 @@ class FactorList:
     factors: Sequence[Factor]
     recovery_codes_left: int
 
-    @property
-    def methods(self) -> tuple[AnswerKind, ...]:
-        """With what they can answer."""
-        usable = {AnswerKind(factor.kind.value) for factor in self.factors if not factor.is_locked}
+    def methods(self, rp_id: str | None) -> tuple[AnswerKind, ...]:
+        """With what they can answer; a passkey works at its own site alone."""
+        open_ones = [factor for factor in self.factors if not factor.is_locked]
+        usable = {
+            AnswerKind(one.kind.value) for one in open_ones if one.passkey is None or one.rp_id == rp_id
+        }
         if self.recovery_codes_left:
             usable.add(AnswerKind.RECOVERY_CODE)
         return tuple(method for method in AnswerKind if method in usable)

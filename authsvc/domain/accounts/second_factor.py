@@ -232,6 +232,8 @@ class SecondLogin:
     opening: SessionOpening
     devices: DeviceTokens
     clock: Clock
+    #: The site whose passkeys can answer; None: there are no passkeys.
+    rp_id: str | None
 
     def required(self, proven: Credentials, device_id: str | None) -> AuthError:
         """The refusal of a right password alone, with the challenge that a second factor answers."""
@@ -243,7 +245,7 @@ class SecondLogin:
             tries_round=proven.factor_tries // MOST_TRIES,
             device_id=device_id,
         )
-        methods = self.factors.of_user(proven.user.id).methods
+        methods = self.factors.of_user(proven.user.id).methods(self.rp_id)
         return SecondFactorRequired(self.challenges.text(challenge), CHALLENGE_LIFE_S, methods)
 
     def open_challenge(self, text: str) -> tuple[Challenge, Credentials]:
