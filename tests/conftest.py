@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from redis import Redis
 
+from tests.forking import warm_interpreter
 from tests.servers import PostgresServer, RedisServer, Remote, drop_database
 
 if TYPE_CHECKING:
@@ -18,6 +19,13 @@ if TYPE_CHECKING:
 def pytest_configure() -> None:
     """Let a terminated run end as an interrupted one does: with its servers stopped."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _warm() -> Iterator[None]:
+    """Fork processes of the service from one that has loaded its modules."""
+    with warm_interpreter():
+        yield
 
 
 @pytest.fixture(scope="session")

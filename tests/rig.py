@@ -20,6 +20,7 @@ from authsvc.settings import Settings
 from authsvc.store.migrations import upgrade
 from authsvc.wiring.stores import open_database
 from tests import ROOT
+from tests.forking import Process, run_python, start_python
 from tests.processes import HOST, free_port, resume_tree, suspend_tree, wait_until
 from tests.timings import UNHURRIED
 
@@ -91,15 +92,8 @@ def run_command(
     entry: tuple[str, ...] = COMMAND,
 ) -> subprocess.CompletedProcess[str]:
     """Run ``authsvc`` with *arguments* in *folder*, with nothing of this process's environment but PATH."""
-    return subprocess.run(
-        [*entry, *arguments],
-        cwd=folder,
-        env=_process_environment(env),
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=within_s,
-        check=False,
+    return run_python(
+        [*entry, *arguments], cwd=folder, env=_process_environment(env), stdin=stdin, within_s=within_s
     )
 
 
@@ -128,7 +122,7 @@ class Service:
             self.metrics_port = free_port()
         self.env = {**env, "PORT": str(self.port), "METRICS_PORT": str(self.metrics_port)}
         self.log = folder / f"service-{self.port}.log"
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Process | None = None
 
     @property
     def url(self) -> str:
@@ -142,13 +136,12 @@ class Service:
 
     def start(self, *, ready_within_s: float = 120) -> Self:
         """Start, and wait until all workers are ready."""
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
+        with self.log.open("ab") as log, Path(os.devnull).open("rb") as nothing:
+            self.process = start_python(
                 self.command,
                 cwd=self.log.parent,
                 env=_process_environment(self.env),
-                stdout=log,
-                stderr=log,
+                streams=(nothing, log, log),
             )
         try:
             self.wait_ready(ready_within_s)

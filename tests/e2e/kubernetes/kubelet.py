@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Self
 
 from authsvc.cli.keys import generate_key
 from tests import ROOT
+from tests.forking import Process, run_python, start_python
 from tests.manifests import kinds, only
 from tests.timings import PATIENT
 
@@ -80,7 +81,7 @@ class Pod:
         self.documents = documents
         self.spec: Document = only(documents, "Deployment", "authsvc")["spec"]["template"]["spec"]
         (self.container,) = self.spec["containers"]
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Process | None = None
         for volume in self.spec["volumes"]:
             self._volume(volume["name"]).mkdir(parents=True)
         for name, data in secret_data.items():
@@ -112,17 +113,15 @@ class Pod:
         """Run the init containers, one after the other; raises Failed."""
         for container in self.spec["initContainers"]:
             command, env = self._process(container)
-            done = subprocess.run(
-                command, env=env, cwd=self.folder, capture_output=True, text=True, timeout=180, check=False
-            )
+            done = run_python(command, cwd=self.folder, env=env)
             if done.returncode:
                 raise Failed(f"{container['name']}: {done.stderr}")
 
     def start(self) -> Self:
         """Start the container and wait for the startup probe, then for the readiness probe; raises Failed."""
         command, env = self._process(self.container)
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(command, env=env, cwd=self.folder, stdout=log, stderr=log)
+        with self.log.open("ab") as log, Path(os.devnull).open("rb") as nothing:
+            self.process = start_python(command, cwd=self.folder, env=env, streams=(nothing, log, log))
         for kind in ("startupProbe", "readinessProbe"):
             self._wait_for(kind)
         return self
