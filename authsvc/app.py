@@ -94,9 +94,14 @@ def _by_setting(services: Services) -> Iterator[Blueprint]:
 
 def create_app(services: Services) -> Application:
     """The whole application over *services*."""
+    has_levels = services.second_factors is not None
     app = Flask(__name__, static_folder=None)
     app.config.update(
-        docs.openapi(services.introspection.profile.issuer, has_machines=services.machines is not None),
+        docs.openapi(
+            services.introspection.profile.issuer,
+            has_machines=services.machines is not None,
+            has_levels=has_levels,
+        ),
         MAX_CONTENT_LENGTH=READ_BYTES,
         PROVIDE_AUTOMATIC_OPTIONS=False,
         **(docs.PUBLISHED if services.http.api_docs else {}),
@@ -116,7 +121,7 @@ def create_app(services: Services) -> Application:
         app.register_blueprint(docs.blp)
     hooks.install(app)
     errors.install(app)
-    answers = CheckAnswers(services.checks, services.tracing.trace_id)
+    answers = CheckAnswers(services.checks, services.tracing.trace_id, has_levels=has_levels)
     by_path = {path: services.tracing.around(answers, path) for path in _check_paths(services)}
     shared = CrossOrigin(PlainRequests(app.wsgi_app), frozenset(services.http.cors_origins))
     checked = ForwardAuth(by_path, shared)
@@ -138,4 +143,5 @@ def _lane(services: Services) -> CheckLane | None:
         sample=services.tracing.sample,
         metrics_port=services.http.metrics_port,
         paths=_check_paths(services),
+        has_levels=services.second_factors is not None,
     )

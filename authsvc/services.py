@@ -12,6 +12,7 @@ from authsvc.domain.accounts.own_data import OwnDataExport
 from authsvc.domain.accounts.passkeys import PasskeyBook, PasskeyLogin
 from authsvc.domain.accounts.recovery import Recovery
 from authsvc.domain.accounts.second_factor import SecondFactors, SecondLogin
+from authsvc.domain.accounts.step_up import Freshness, StepUps
 from authsvc.domain.audit import AuditBook, AuditLog
 from authsvc.domain.authentication import Authentication
 from authsvc.domain.batches import Batches
@@ -27,6 +28,7 @@ from authsvc.domain.tokens.introspection import Introspection
 from authsvc.domain.tokens.keys import KeySource
 from authsvc.domain.tokens.machines import MachineTokens
 from authsvc.domain.users import UserDirectory
+from authsvc.domain.values.levels import Requirement
 from authsvc.observability.health import Health
 from authsvc.observability.metrics import Metrics
 from authsvc.observability.tracing import Tracing
@@ -51,6 +53,10 @@ class SecondFactorServices:
     second: SecondFactors
     login: SecondLogin
     challenges: ChallengeTexts
+    step_ups: StepUps
+    freshness: Freshness
+    #: What admins need on their routes.
+    admin_level: Requirement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from authsvc.api.frame.bodies import Blueprint
 from authsvc.api.frame.context import identity, services
-from authsvc.api.frame.guards import requires
+from authsvc.api.frame.guards import fresh, requires
 from authsvc.api.schemas.audit import EventPage, EventQuery, OwnDataView, OwnEventPage, OwnEventQuery
 from authsvc.api.sessions import listed
 from authsvc.domain.audit import AuditFilter, Entry
@@ -37,6 +37,7 @@ def own_events(wanted: AuditFilter) -> dict[str, object]:
 
 @blp.get("/me/export")
 @requires("user")
+@fresh(of_everybody=False)
 @blp.response(200, OwnDataView)
 @blp.refuses(429, "`rate_limited`")
 @blp.refuses(503, "`unavailable`")

@@ -13,7 +13,7 @@ from authsvc.api.frame.context import (
     services,
     user_agent,
 )
-from authsvc.api.frame.guards import counted, public, requires
+from authsvc.api.frame.guards import counted, fresh, public, requires
 from authsvc.api.frame.outcomes import revoked
 from authsvc.api.schemas.accounts import TokenPairView
 from authsvc.api.schemas.factors import (
@@ -26,6 +26,8 @@ from authsvc.api.schemas.factors import (
     FactorView,
     RecoveryCodesView,
     SecondLoginBody,
+    SteppedUpView,
+    StepUpBody,
 )
 from authsvc.api.users import user_named
 from authsvc.domain.accounts.challenges import Aim
@@ -62,6 +64,28 @@ def log_in(form: tuple[str, AnswerForm]) -> tuple[TokenPair, int, dict[str, str]
     return pair, 200, {DEVICE_HEADER: pair.device_token or ""}
 
 
+@blp.post("/step-up", tags=["auth"])
+@counted(lambda metrics: metrics.step_up)
+@requires("user")
+@blp.arguments(StepUpBody)
+@blp.doc(parameters=[{"in": "header", "name": DEVICE_HEADER, "schema": {"type": "string"}}])
+@blp.response(200, SteppedUpView)
+@blp.refuses(401, "`code_invalid`, `token_invalid`")
+@blp.refuses(403, "`wrong_password`; `forbidden`: a password, where the account has a second factor")
+@blp.refuses(429, "`rate_limited`")
+@blp.refuses(503, "`busy`, `unavailable`")
+def step_up(proof: str | AnswerForm) -> dict[str, object]:
+    """Prove again who one is, for a new access token that says so; the session goes on."""
+    step_ups, token = second_factors().step_ups, identity()
+    if isinstance(proof, str):
+        outcome = step_ups.by_password(token, proof)
+    else:
+        answer = judged(proof, Aim.PASSKEY_STEP_UP)
+        outcome = step_ups.by_factor(token, answer, request.headers.get(DEVICE_HEADER, ""))
+    issued = {"access_token": outcome.access_token, "expires_in": outcome.expires_in}
+    return issued | outcome.level.claims()
+
+
 @me.get("/factors")
 @requires("user")
 @me.response(200, FactorListView)
@@ -72,6 +96,7 @@ def every() -> FactorList:
 
 @me.patch("/factors/<factor_id>")
 @requires("user")
+@fresh()
 @me.arguments(FactorPatch)
 @me.response(200, FactorView)
 @me.refuses(404, "`not_found`")
@@ -82,6 +107,7 @@ def rename(name: str | None, factor_id: str) -> Factor:
 
 @me.delete("/factors/<factor_id>")
 @requires("user")
+@fresh()
 @me.response(204, description="Removed. If it was the last, every other session has ended.")
 @me.alt_response(202, description="The same, Redis has yet to hear of it.")
 @me.refuses(404, "`not_found`")
@@ -92,6 +118,7 @@ def remove(factor_id: str) -> Response:
 
 @me.post("/factors/totp")
 @requires("user")
+@fresh()
 @me.arguments(FactorName)
 @me.response(201, EnrolmentView)
 @me.refuses(403, "`email_unverified`")
@@ -102,6 +129,7 @@ def enrol(name: str | None) -> Enrolment:
 
 @me.post("/factors/totp/<factor_id>/confirm")
 @requires("user")
+@fresh()
 @me.arguments(CodeBody)
 @me.response(200, RecoveryCodesView)
 @me.alt_response(202, schema=RecoveryCodesView, description="The same, Redis has yet to hear of it.")
@@ -116,6 +144,7 @@ def confirm(form: dict[str, str], factor_id: str) -> tuple[dict[str, object], in
 
 @me.post("/recovery-codes")
 @requires("user")
+@fresh()
 @me.response(201, RecoveryCodesView)
 @me.refuses(404, "`not_found`: there is no second factor")
 def renew_codes() -> dict[str, object]:
@@ -125,6 +154,7 @@ def renew_codes() -> dict[str, object]:
 
 @admin.delete("/<user_id>/factors", tags=["users"])
 @requires("admin")
+@fresh()
 @admin.response(204, description="Removed; every session of the user has ended.")
 @admin.alt_response(202, description="The same, Redis has yet to hear of it.")
 @admin.refuses(403, "`forbidden`: the admin's own")

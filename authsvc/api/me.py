@@ -6,7 +6,7 @@ from flask import Response
 
 from authsvc.api.frame.bodies import Blueprint
 from authsvc.api.frame.context import DEVICE_HEADER, identity, own_user, services
-from authsvc.api.frame.guards import requires
+from authsvc.api.frame.guards import fresh, requires
 from authsvc.api.frame.outcomes import revoked
 from authsvc.api.schemas.accounts import (
     ClosingBody,
@@ -40,6 +40,7 @@ def change_profile(change: Profile) -> User:
 
 @blp.delete("")
 @requires("user")
+@fresh(of_everybody=False)
 @blp.arguments(ClosingBody)
 @blp.response(204, description="The account is gone, with its sessions.")
 @blp.alt_response(202, description="The same, Redis has yet to hear of it.")
@@ -52,6 +53,7 @@ def close(form: ClosingForm) -> Response:
 
 @blp.post("/password")
 @requires("user")
+@fresh(of_everybody=False)
 @blp.arguments(PasswordBody)
 @blp.response(204, description="Changed; every other session has ended.")
 @blp.alt_response(202, description="The same, Redis has yet to hear of it.")

@@ -6,7 +6,7 @@ from flask import Response, request
 
 from authsvc.api.frame.bodies import Blueprint
 from authsvc.api.frame.context import DEVICE_HEADER, client_ip, identity, recovery, services
-from authsvc.api.frame.guards import attempt, counted, limited, public, required_bearer, requires
+from authsvc.api.frame.guards import attempt, counted, fresh, limited, public, required_bearer, requires
 from authsvc.api.frame.outcomes import changed, revoked
 from authsvc.api.schemas.accounts import RegisterBody, UserView
 from authsvc.api.schemas.recovery import (
@@ -136,6 +136,7 @@ def confirm_registration(form: TicketForm) -> tuple[User, int, dict[str, str]]:
 
 @me.post("")
 @requires("user")
+@fresh(of_everybody=False)
 @limited(Rule.MAIL_IP)
 @me.arguments(ChangeBody)
 @me.response(202, ChangeAskedView, description="Codes are on their way.")

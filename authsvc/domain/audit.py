@@ -49,6 +49,7 @@ class Action(StrEnum):
     RECOVERY_USED = "recovery.used"
     RECOVERY_RENEWED = "recovery.renewed"
     SECOND_FACTOR_FAILED = "second_factor.failed"
+    SESSION_STEPPED_UP = "session.stepped_up"
     CACHE_CLEARED = "cache.cleared"
     CLIENT_CREATED = "client.created"
     CLIENT_CHANGED = "client.changed"
@@ -80,7 +81,7 @@ PERSONAL = frozenset(
         *(Action.EMAIL_VERIFIED, Action.EMAIL_CHANGE_ASKED, Action.EMAIL_CHANGED),
         *(Action.FACTOR_ADDED, Action.FACTOR_REMOVED, Action.FACTOR_LOCKED, Action.FACTORS_RESET),
         *(Action.RECOVERY_USED, Action.RECOVERY_RENEWED, Action.SECOND_FACTOR_FAILED),
-        *(Action.SESSION_ENDED, Action.SESSIONS_ENDED),
+        *(Action.SESSION_ENDED, Action.SESSIONS_ENDED, Action.SESSION_STEPPED_UP),
     }
 )
 

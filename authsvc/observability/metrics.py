@@ -64,6 +64,10 @@ _SECOND_FACTORS = tuple(
         errors.StoreUnavailable.code,
     )
 )
+_STEP_UPS = (
+    *(*_ALWAYS, errors.CodeInvalid.code, errors.WrongPassword.code, errors.TokenInvalid.code),
+    *(errors.Forbidden.code, errors.HashingBusy.code),
+)
 _READS = ("get", "get_many", "page")
 _BATCHES = ("create", "lookup", "last_login")
 _FAILURES = tuple(
@@ -260,6 +264,9 @@ class Metrics:
         "method",
         "result",
         known=_SECOND_FACTORS,
+    )
+    step_up: Callable[[str], None] = _made(
+        _Maker.counts, "authsvc_step_ups", "Step-ups by result.", "result", known=_STEP_UPS
     )
     log_dropped: Callable[[], None] = _made(
         _Maker.counter, "authsvc_log_records_dropped", "Log records that nobody read in time."

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from authsvc.settings.kinds import Secret
     from authsvc.settings.reader import Reader
 
+DAY_S = 86_400
+
 _STRONG = kinds.hidden(kinds.STRONG_SECRET)
 
 
@@ -39,6 +41,18 @@ class SecondFactorSettings:
     )
     data_key_previous: Secret | None = optional(
         "DATA_KEY_PREVIOUS", _STRONG, "A second key, which decrypts alone, while `DATA_KEY` is changed"
+    )
+    admin_acr: str = setting(
+        "ADMIN_ACR",
+        kinds.matching("aal1|aal2|phr", "one of `aal1`, `aal2`, `phr`"),
+        "The level that admins need on the routes for admins: with a second factor, or with a passkey",
+        default="aal1",
+    )
+    fresh_s: int = setting(
+        "FRESH_AUTH_SECONDS",
+        kinds.whole(1, DAY_S),
+        "Seconds after a login or a step-up in which nobody has to prove again who they are",
+        default="600",
     )
 
 
@@ -108,5 +122,8 @@ def second_factor_problems(factors: SecondFactorSettings, reader: Reader) -> Ite
         return
     if factors.is_on and factors.data_key is None:
         yield Problem(name="DATA_KEY", message="is missing; SECOND_FACTORS=on needs it")
+    if not factors.is_on and factors.admin_acr != "aal1" and reader.is_sound("ADMIN_ACR"):
+        message = f"is {factors.admin_acr}, which nobody could reach; expected SECOND_FACTORS=on, too"
+        yield Problem(name="ADMIN_ACR", message=message)
     if factors.data_key is None and reader.given("DATA_KEY_PREVIOUS"):
         yield Problem(name="DATA_KEY_PREVIOUS", message="has no meaning without DATA_KEY; expected both")

@@ -63,12 +63,13 @@ def build(
     cache = cache_admin(settings, stores.redis, stores.database, parts.users, parts.metrics)
     directory = _directory(parts)
     opening = _opening(parts)
-    second_factors = open_second_factors(parts, opening) if settings.second_factors.is_on else None
+    account = _account(parts, directory)
+    second_factors = open_second_factors(parts, opening, account) if settings.second_factors.is_on else None
     authentication = _authentication(parts, opening, mail, second_factors)
     checks = _checks(parts)
     machines = _machines(parts)
     return Services(
-        account=_account(parts, directory),
+        account=account,
         audit=AuditBook(SqlAuditTrail(stores.database)),
         authentication=authentication,
         batches=_batches(parts, authentication),

@@ -12,18 +12,22 @@ from authsvc.domain.accounts.factors import FactorBook
 from authsvc.domain.accounts.opening import SessionOpening
 from authsvc.domain.accounts.passkeys import PasskeyBook, PasskeyLogin
 from authsvc.domain.accounts.second_factor import SecondFactors, SecondLogin
+from authsvc.domain.accounts.step_up import Freshness, StepUps
 from authsvc.domain.authentication import Authentication
+from authsvc.domain.credentials import OwnAccount
 from authsvc.domain.tokens.derived import KeyPurpose, derived_key
 from authsvc.domain.values.encryption import DataKeys
+from authsvc.domain.values.levels import Acr, Requirement
 from authsvc.services import PasskeyServices, SecondFactorServices
 from authsvc.settings import Settings, revealed
 from authsvc.store.accounts.factors import SqlFactorStore, SqlTryStore
+from authsvc.store.accounts.levels import SqlLevelStore
 from authsvc.store.accounts.mails import Notices
 from authsvc.store.accounts.passkeys import SqlPasskeyStore
 from authsvc.wiring.parts import Parts
 
 
-def open_second_factors(parts: Parts, opening: SessionOpening) -> SecondFactorServices:
+def open_second_factors(parts: Parts, opening: SessionOpening, account: OwnAccount) -> SecondFactorServices:
     """Everything that has to do with them."""
     settings, stores, clock = parts.settings, parts.stores, parts.clock
     notices, store = Notices(are_sent=settings.mail.is_on), _factor_store(parts)
@@ -62,6 +66,18 @@ def open_second_factors(parts: Parts, opening: SessionOpening) -> SecondFactorSe
             rp_id=settings.passkeys.rp_id,
         ),
         challenges=challenges,
+        step_ups=StepUps(
+            credentials=parts.credentials,
+            levels=SqlLevelStore(stores.database, clock, notices),
+            account=account,
+            second=second,
+            opening=opening,
+            audit=parts.audit,
+        ),
+        freshness=Freshness(
+            credentials=parts.credentials, max_age_s=settings.second_factors.fresh_s, clock=clock
+        ),
+        admin_level=_admin_level(settings),
     )
 
 
@@ -103,6 +119,12 @@ def open_passkeys(
 def _factor_store(parts: Parts) -> SqlFactorStore:
     notices = Notices(are_sent=parts.settings.mail.is_on)
     return SqlFactorStore(parts.stores.database, parts.stores.log, parts.clock, notices)
+
+
+def _admin_level(settings: Settings) -> Requirement:
+    """What ADMIN_ACR asks for; ``aal1`` is nothing: everybody has logged in somehow."""
+    acr = Acr(settings.second_factors.admin_acr)
+    return Requirement(acr=acr if acr is not Acr.AAL1 else None)
 
 
 def data_keys(settings: Settings) -> DataKeys:

@@ -165,6 +165,7 @@ def _profile(settings: Settings) -> TokenProfile:
         machine_lifetime_s=settings.machines.ttl_s,
         leeway_s=tokens.leeway_s,
         has_client_id=tokens.has_client_id,
+        has_levels=settings.second_factors.is_on,
         roles=RoleNames(tokens.roles),
     )
 

@@ -16,6 +16,7 @@ from authsvc.api.frame.context import services
 from authsvc.api.frame.errors import ProblemView
 from authsvc.api.frame.guards import public
 from authsvc.domain.clients import SCOPE_PATTERN
+from authsvc.domain.values.levels import Acr
 from authsvc.domain.values.problems import MEDIA_TYPE
 from authsvc.settings.kinds import ROLE_PATTERN
 
@@ -74,26 +75,33 @@ def check_paths(*, has_machines: bool) -> tuple[str, ...]:
     return (VERIFY_PATH, VERIFY_MACHINE_PATH, VERIFY_ANY_PATH) if has_machines else (VERIFY_PATH,)
 
 
-def _check_operations(*, has_machines: bool) -> dict[str, Any]:
+def _check_operations(*, has_machines: bool, has_levels: bool) -> dict[str, Any]:
     """The checks, which are answered before Flask and so are unknown to it."""
     person = "`X-Auth-User-Id`, `X-Auth-Session-Id`, `X-Auth-Roles`"
     machine = "`X-Auth-Client-Id`, `X-Auth-Scopes`"
+    of_people = ("role", "acr", "max_age") if has_levels else ("role",)
     about = {
-        VERIFY_PATH: ("Check a person's access token for a gateway.", ("role",), person),
+        VERIFY_PATH: ("Check a person's access token for a gateway.", of_people, person),
         VERIFY_MACHINE_PATH: ("The same for a machine's.", ("scope",), machine),
-        VERIFY_ANY_PATH: ("The same for either.", ("role", "scope"), f"{person}, or {machine}"),
+        VERIFY_ANY_PATH: ("The same for either.", (*of_people, "scope"), f"{person}, or {machine}"),
     }
     paths = check_paths(has_machines=has_machines)
     return {path: {"get": _check_operation(path, *about[path])} for path in paths}
 
 
-_PATTERNS = {"role": ROLE_PATTERN, "scope": SCOPE_PATTERN}
+_ITEMS: dict[str, dict[str, Any]] = {
+    "role": {"type": "string", "pattern": f"^{ROLE_PATTERN}$"},
+    "scope": {"type": "string", "pattern": f"^{SCOPE_PATTERN}$"},
+    "acr": {"type": "string", "enum": [acr.value for acr in Acr]},
+    "max_age": {"type": "integer", "minimum": 0},
+}
 
 
 def _check_operation(path: str, summary: str, parameters: tuple[str, ...], headers: str) -> dict[str, Any]:
     schema = {"$ref": f"#/components/schemas/{ProblemView.__name__}"}
     problem = {"content": {MEDIA_TYPE: {"schema": schema}}}
-    missing = " or ".join(f"a {name}" for name in parameters)
+    missing = " or ".join(f"a {name}" for name in parameters if name in {"role", "scope"})
+    step_up = ", `step_up_required`" if "acr" in parameters else ""
     scope = "; `insufficient_scope`" if "scope" in parameters else ""
     return {
         "tags": ["auth"],
@@ -104,7 +112,7 @@ def _check_operation(path: str, summary: str, parameters: tuple[str, ...], heade
         "parameters": [_asked_for(name) for name in parameters],
         "responses": {
             "200": {"description": f"Good: {headers} say whose."},
-            "401": {"description": "`token_missing`, `token_invalid`", **problem},
+            "401": {"description": f"`token_missing`, `token_invalid`{step_up}", **problem},
             "403": {"description": f"`forbidden`{scope}: {missing} is missing", **problem},
             "503": {"description": "`unavailable`", **problem},
         },
@@ -112,14 +120,10 @@ def _check_operation(path: str, summary: str, parameters: tuple[str, ...], heade
 
 
 def _asked_for(name: str) -> dict[str, Any]:
-    return {
-        "in": "query",
-        "name": name,
-        "schema": {"type": "array", "items": {"type": "string", "pattern": f"^{_PATTERNS[name]}$"}},
-    }
+    return {"in": "query", "name": name, "schema": {"type": "array", "items": _ITEMS[name]}}
 
 
-def openapi(issuer: str, *, has_machines: bool) -> dict[str, Any]:
+def openapi(issuer: str, *, has_machines: bool, has_levels: bool) -> dict[str, Any]:
     """Flask's configuration for the description of the service that is published as *issuer*."""
     schemes = {
         "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "at+jwt"},
@@ -129,7 +133,7 @@ def openapi(issuer: str, *, has_machines: bool) -> dict[str, Any]:
         "info": {"description": "Auth and sessions for microservices; errors are RFC 9457 problems."},
         "servers": [{"url": urlsplit(issuer).path.rstrip("/") or "/"}],
         "components": {"securitySchemes": schemes},
-        "paths": _check_operations(has_machines=has_machines),
+        "paths": _check_operations(has_machines=has_machines, has_levels=has_levels),
     }
     return {
         "API_TITLE": "authsvc",

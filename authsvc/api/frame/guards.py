@@ -1,4 +1,4 @@
-"""Who may call a view: ``public``, ``requires(role)``, ``requires_client(right)``; how often: ``limited``."""
+"""Who may call a view: ``public``, ``requires``, ``fresh``, ``requires_client``; how often: ``limited``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flask import g, request
 from werkzeug.exceptions import HTTPException
 
 from authsvc.api.frame.basic import basic_credentials
-from authsvc.api.frame.context import client_ip, services
+from authsvc.api.frame.context import client_ip, identity, services
 from authsvc.api.frame.errors import OAUTH_PREFIX
 from authsvc.domain.audit import bind_actor
 from authsvc.domain.clients import Right
@@ -27,7 +27,8 @@ from authsvc.domain.errors import (
     TokenMissing,
 )
 from authsvc.domain.ratelimits import OnOutage, Rule, ip_subject
-from authsvc.domain.tokens.checks import require_roles
+from authsvc.domain.tokens.access import AccessToken
+from authsvc.domain.tokens.checks import require_level, require_roles
 from authsvc.domain.tokens.claims import bearer_token
 from authsvc.domain.users import Role
 from authsvc.observability.metrics import Metrics
@@ -71,12 +72,42 @@ def requires(role: Role, *, reads_user: bool = False) -> Callable[[Callable[P, R
             else:
                 token = services().checks.check(text)
             require_roles(token, frozenset((role,)))
+            if role == "admin":
+                _require_admin_level(token)
             g.identity = token
             bind_actor(token.user_id)
             return view(*args, **kwargs)
 
         guarded.__access__ = role  # type: ignore[attr-defined]
         _document(guarded, "bearer")
+        return guarded
+
+    return decorate
+
+
+def _require_admin_level(token: AccessToken) -> None:
+    """Raise StepUpRequired unless *token* has the level that ADMIN_ACR asks admins for."""
+    found = services().second_factors
+    if found is not None:
+        require_level(token, found.admin_level, services().checks.clock())
+
+
+def fresh(*, of_everybody: bool = True) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """
+    Declare, below ``requires``, that the caller must have proven a short while ago who they are.
+
+    Not *of_everybody*: those who have a second factor.  Nobody, while there are no second factors.
+    """
+
+    def decorate(view: Callable[P, R]) -> Callable[P, R]:
+        @wraps(view)
+        def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+            found = services().second_factors
+            if found is not None:
+                found.freshness.require(identity(), of_everybody=of_everybody)
+            return view(*args, **kwargs)
+
+        guarded.__fresh__ = "always" if of_everybody else "with a factor"  # type: ignore[attr-defined]
         return guarded
 
     return decorate

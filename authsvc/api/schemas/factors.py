@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from marshmallow import Schema, ValidationError, fields, post_load, validate, validates_schema
 
@@ -13,6 +13,7 @@ from authsvc.api.schemas.kinds import Identifier, Time, View
 from authsvc.api.schemas.passkeys import AssertionCredential
 from authsvc.domain.accounts.ceremonies import Assertion
 from authsvc.domain.accounts.factors import Kind
+from authsvc.domain.values.levels import Acr
 
 _CODE = {"example": "492039", "description": "Of the authenticator app."}
 _RECOVERY_CODE = {"example": "XD4A-BCID-CPT4-L5C5-DQFI-2YIK"}
@@ -30,6 +31,8 @@ class AnswerForm:
 class AnswerBody(Body):
     """One answer: two at once are a mistake."""
 
+    proofs: ClassVar[tuple[str, ...]] = ("code", "recovery_code", "credential")
+
     code = fields.String(metadata=_CODE)
     recovery_code = fields.String(metadata=_RECOVERY_CODE)
     credential = fields.Nested(
@@ -39,8 +42,8 @@ class AnswerBody(Body):
     @validates_schema
     def one_answer(self, data: dict[str, Any], **_: Any) -> None:
         """Exactly one."""
-        if len(data.keys() & {"code", "recovery_code", "credential"}) != 1:
-            raise ValidationError("Send one of code, recovery_code and credential.")
+        if len(data.keys() & set(self.proofs)) != 1:
+            raise ValidationError(f"Send one of {', '.join(self.proofs[:-1])} and {self.proofs[-1]}.")
 
 
 class SecondLoginBody(AnswerBody):
@@ -52,6 +55,29 @@ class SecondLoginBody(AnswerBody):
     def build(self, data: dict[str, Any], **_: Any) -> tuple[str, AnswerForm]:
         """As values."""
         return data.pop("challenge"), AnswerForm(**data)
+
+
+class StepUpBody(AnswerBody):
+    """A second factor; or the password, where the account has none."""
+
+    proofs = ("password", *AnswerBody.proofs)
+
+    password = fields.String(metadata={"example": "correct horse battery staple"})
+
+    @post_load
+    def build(self, data: dict[str, Any], **_: Any) -> str | AnswerForm:
+        """The password, or the answer."""
+        return str(data["password"]) if "password" in data else AnswerForm(**data)
+
+
+class SteppedUpView(View):
+    """An access token of the session, and the level that it says."""
+
+    access_token = fields.String()
+    expires_in = fields.Integer(metadata={"description": "Seconds"})
+    acr = fields.String(metadata={"enum": [acr.value for acr in Acr]})
+    amr = fields.List(fields.String(), metadata={"description": "How the user logged in (RFC 8176)"})
+    auth_time = fields.Integer(metadata={"description": "Now, in seconds since the epoch"})
 
 
 class FactorName(Body):

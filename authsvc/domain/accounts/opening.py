@@ -107,22 +107,26 @@ class SessionOpening:
 
     def pair(self, user: User, session: Session) -> TokenPair:
         """Tokens for *session* as it is now."""
-        now = self.clock()
+        text, token = self.access_token(user, session)
+        return TokenPair(
+            access_token=text,
+            expires_in=token.expires_at - token.issued_at,
+            refresh_token=self.refresh_tokens.mint(session.id, session.counter, session.salt),
+            refresh_expires_in=_seconds_until(session.ends_at, self.clock()),
+            session_id=session.id,
+        )
+
+    def access_token(self, user: User, session: Session) -> tuple[str, AccessToken]:
+        """One access token for *session* as it is now."""
         text, token = self.signer.issue(
-            user, session.id, now=now, not_after=session.ends_at, level=session.level
+            user, session.id, now=self.clock(), not_after=session.ends_at, level=session.level
         )
         try:
             self.issued.remember(token, user.email)
         except StoreUnavailable:
             # Not lost: the first check of this token asks SQL and notes it then.
             self.audit.record(Event(Action.TOKEN_UNRECORDED, user_id=user.id, session_id=session.id))
-        return TokenPair(
-            access_token=text,
-            expires_in=token.expires_at - token.issued_at,
-            refresh_token=self.refresh_tokens.mint(session.id, session.counter, session.salt),
-            refresh_expires_in=_seconds_until(session.ends_at, now),
-            session_id=session.id,
-        )
+        return text, token
 
     def _new_session(self, user: User, origin: LoginOrigin, shown: Sequence[Method]) -> Session:
         now = self.clock()

@@ -75,6 +75,7 @@ BY_MAIL = {
 #: The routes of second factors.
 OF_FACTORS = {
     "POST /v1/auth/login/second": PUBLIC,
+    "POST /v1/auth/step-up": USER,
     "GET /v1/me/factors": USER,
     "PATCH /v1/me/factors/<factor_id>": USER,
     "DELETE /v1/me/factors/<factor_id>": USER,
@@ -112,6 +113,21 @@ TAKES_TOKEN = ("POST /v1/auth/logout", "GET /v1/auth/verify")
 THEIRS = {"/openapi.json"}
 GUARDED = [(route, role) for route, role in ROUTES.items() if role in {USER, ADMIN}]
 CLIENTS = [route for route, role in ROUTES.items() if role == CLIENT]
+
+
+#: Who has to have proven a short while ago who they are: everybody, or those who have a second factor.
+FRESH = {
+    "DELETE /v1/me": "with a factor",
+    "POST /v1/me/password": "with a factor",
+    "POST /v1/me/email": "with a factor",
+    "GET /v1/me/export": "with a factor",
+    "PATCH /v1/me/factors/<factor_id>": "always",
+    "DELETE /v1/me/factors/<factor_id>": "always",
+    "POST /v1/me/factors/totp": "always",
+    "POST /v1/me/factors/totp/<factor_id>/confirm": "always",
+    "POST /v1/me/recovery-codes": "always",
+    "DELETE /v1/users/<user_id>/factors": "always",
+}
 
 
 def declared(api: Api) -> dict[str, str | None]:
@@ -184,6 +200,20 @@ def test_machines_bring_their_routes_and_are_let_in_on_no_other(make_api):
         assert code_of(call(api, route, json={})) == "token_missing"
         assert call(api, route, token=person.access, json={}).status_code == 403
         assert call(api, route, token=admin.access, json={}).status_code != 403
+
+
+def test_the_routes_that_ask_for_a_fresh_proof_are_these(make_api):
+    """What ends, changes or shows an account; and no other ones."""
+    flask = make_api(**MAIL | FACTORS).application.flask
+
+    found = {
+        f"{method} {rule.rule}": flask.view_functions[rule.endpoint].__fresh__
+        for rule in flask.url_map.iter_rules()
+        for method in (rule.methods or set()) - {"HEAD"}
+        if hasattr(flask.view_functions[rule.endpoint], "__fresh__")
+    }
+
+    assert found == FRESH
 
 
 @pytest.mark.parametrize(("route", "role"), GUARDED)

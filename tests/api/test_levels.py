@@ -1,0 +1,411 @@
+"""Levels: what tokens say of a login, what a step-up makes of it, and who asks for it (RFC 9470)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from authsvc.domain.values.identifiers import UserId
+from tests.api.driver import Api, Person, code_of, json_of
+from tests.api.mailing import MAIL
+from tests.api.second_factors import UNLIMITED, Guarded, guarded, refused
+from tests.rig import PASSWORD
+
+if TYPE_CHECKING:
+    from werkzeug.test import TestResponse
+
+VERIFY = "/v1/auth/verify"
+STEP_UP = "/v1/auth/step-up"
+CLAIMS = {"acr", "amr", "auth_time"}
+FRESH_S = 600
+
+
+@pytest.fixture(scope="module")
+def levels_api(make_module_api) -> Api:
+    """An application with second factors, whose clock stands still until a test moves it."""
+    made: Api = make_module_api(**UNLIMITED)
+    made.clock.stop()
+    return made
+
+
+def now_s(api: Api) -> int:
+    """The time of *api*, in whole seconds."""
+    return int(api.clock().timestamp())
+
+
+def level_in(person: Person) -> tuple[Any, Any, Any]:
+    """What the access token says."""
+    claims = person.claims()
+    return claims["acr"], claims["amr"], claims["auth_time"]
+
+
+def step_up(person: Person, **proof: Any) -> TestResponse:
+    """Ask for a step-up."""
+    return person.call("POST", STEP_UP, json=proof)
+
+
+def stepped_up(person: Person, **proof: Any) -> Person:
+    """The same session with the access token of a step-up."""
+    answer = step_up(person, **proof)
+    assert answer.status_code == 200, answer.text
+    pair = person.pair | {"access_token": json_of(answer)["access_token"]}
+    return Person(api=person.api, id=person.id, email=person.email, pair=pair)
+
+
+def asked_for(answer: TestResponse) -> str:
+    """What the challenge of a refusal names."""
+    assert (answer.status_code, code_of(answer)) == (401, "step_up_required"), answer.text
+    challenge = answer.headers["WWW-Authenticate"]
+    begin = 'Bearer error="insufficient_user_authentication"'
+    assert challenge.startswith(begin)
+    return challenge.removeprefix(begin).removeprefix(", ")
+
+
+def test_a_login_with_a_password_is_aal1(levels_api):
+    """All three claims, of the second of the login."""
+    assert level_in(levels_api.someone()) == ("aal1", ["pwd"], now_s(levels_api))
+
+
+def test_a_login_with_a_code_is_aal2(levels_api):
+    """By the app or by a recovery code."""
+    alice = guarded(levels_api)
+    with_app = alice.log_in()
+    challenge = alice.challenge()
+    with_code = json_of(alice.answer(challenge, recovery_code=alice.recovery_codes[0]))
+
+    of_code = Person(api=levels_api, id=alice.person.id, email=alice.email, pair=with_code)
+    assert level_in(with_app) == level_in(of_code) == ("aal2", ["pwd", "otp", "mfa"], now_s(levels_api))
+
+
+def test_a_refresh_keeps_the_level(levels_api):
+    """Its time, too: a refresh proves nothing about anybody."""
+    alice = guarded(levels_api).log_in()
+    before = level_in(alice)
+    levels_api.clock.tick(100)
+
+    refreshed = alice.refresh()
+    repeated = alice.refresh()
+
+    assert level_in(refreshed) == level_in(repeated) == before
+
+
+def test_confirming_a_factor_changes_no_level(levels_api):
+    """The session stays as it was until it steps up."""
+    alice = guarded(levels_api)
+    before = level_in(alice.person)
+
+    assert level_in(alice.person.refresh()) == before
+    assert before[0] == "aal1"
+
+
+def test_a_step_up_by_code_raises_the_level(levels_api):
+    """The answer says what the token says; refreshes keep it; the token before is good as it was."""
+    alice = guarded(levels_api)
+    before = level_in(alice.person)
+    code = alice.next_code()
+
+    answer = step_up(alice.person, code=code)
+
+    found = json_of(answer)
+    stepped = Person(api=levels_api, id=alice.person.id, email=alice.email, pair=alice.person.pair | found)
+    assert answer.status_code == 200
+    assert found.keys() == {"access_token", "expires_in", *CLAIMS}
+    assert level_in(stepped) == ("aal2", ["pwd", "otp", "mfa"], now_s(levels_api))
+    assert level_in(stepped) == (found["acr"], found["amr"], found["auth_time"])
+    assert found["expires_in"] == 3600
+    assert stepped.claims()["sid"] == alice.person.session_id
+    assert level_in(alice.person.refresh()) == level_in(stepped)
+    assert stepped.is_accepted()
+    assert alice.person.is_accepted()
+    assert level_in(alice.person) == before
+
+
+def test_a_step_up_by_recovery_code_is_one_use(levels_api):
+    """In any case and grouping, and then never again."""
+    alice = guarded(levels_api)
+    typed = alice.recovery_codes[1].lower().replace("-", " ")
+
+    assert stepped_up(alice.person, recovery_code=typed).claims()["acr"] == "aal2"
+    assert refused(step_up(alice.person, recovery_code=alice.recovery_codes[1]))
+
+
+def test_a_code_is_used_up_by_whatever_it_opened(levels_api):
+    """A step-up, or the second step of a login: not both."""
+    alice = guarded(levels_api)
+    code = alice.next_code()
+
+    stepped_up(alice.person, code=code)
+
+    assert refused(step_up(alice.person, code=code))
+    assert refused(alice.answer(alice.challenge(), code=code))
+
+
+def test_a_password_renews_the_time_of_an_account_without_a_factor(levels_api):
+    """Its class stays what a password is."""
+    person = levels_api.someone()
+    levels_api.clock.tick(50)
+
+    assert level_in(stepped_up(person, password=PASSWORD)) == ("aal1", ["pwd"], now_s(levels_api))
+
+
+def test_a_password_is_not_enough_for_an_account_with_a_factor(levels_api):
+    """403, right or wrong: nothing is said about the password."""
+    alice = guarded(levels_api)
+
+    for password in (PASSWORD, "wrong"):
+        answer = step_up(alice.person, password=password)
+        assert (answer.status_code, code_of(answer)) == (403, "forbidden")
+
+
+def test_a_wrong_password_is_told_and_ends_nothing(levels_api):
+    """As for a change of password."""
+    person = levels_api.someone()
+
+    answer = step_up(person, password="wrong")
+
+    assert (answer.status_code, code_of(answer)) == (403, "wrong_password")
+    assert person.is_accepted()
+    assert person.refresh().is_accepted()
+
+
+def test_wrong_answers_end_no_session_but_every_open_challenge(levels_api):
+    """Five of them, wherever they were given."""
+    alice = guarded(levels_api)
+    session, challenge = alice.log_in(), alice.challenge()
+
+    assert all(refused(step_up(session, code=alice.app.wrong())) for _ in range(5))
+
+    assert session.is_accepted()
+    assert refused(alice.answer(challenge, code=alice.next_code()))
+    assert stepped_up(session, code=alice.next_code()).is_accepted()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"password": PASSWORD, "code": "123456"},
+        {"code": "123456", "recovery_code": "x"},
+        {"code": 123456},
+        {"code": None},
+        {"credential": {}},
+        {"code": "123456", "more": 1},
+        [],
+    ],
+)
+def test_a_step_up_takes_one_proof(levels_api, body):
+    """None, two, or something else: 422 before anything is judged."""
+    alice = guarded(levels_api)
+
+    answer = alice.person.call("POST", STEP_UP, json=body)
+
+    assert (answer.status_code, code_of(answer)) == (422, "validation_failed")
+
+
+@pytest.mark.parametrize("code", ["", "12345", "1234567", "12 345", "١٢٣٤٥٦", "\x00", "x" * 10_000, "\ud800"])
+def test_whatever_is_no_code_is_a_wrong_one(levels_api, code):
+    """Never a 500."""
+    assert refused(step_up(guarded(levels_api).person, code=code))
+
+
+def test_a_dead_session_cannot_step_up(levels_api):
+    """Nor is the code used up that it showed."""
+    alice = guarded(levels_api)
+    living, dead = alice.log_in(), alice.log_in()
+    levels_api.log_out(access=dead.access)
+    code = alice.next_code()
+
+    answer = step_up(dead, code=code)
+
+    assert (answer.status_code, code_of(answer)) == (401, "token_invalid")
+    assert stepped_up(living, code=code).is_accepted()
+
+
+@pytest.mark.parametrize(
+    ("query", "weak", "strong"),
+    [
+        ("acr=aal1", None, None),
+        ("acr=aal2", 'acr_values="aal2"', None),
+        ("acr=phr", 'acr_values="phr"', 'acr_values="phr"'),
+        ("max_age=300", None, None),
+        ("max_age=99", 'max_age="99"', 'max_age="99"'),
+        ("max_age=100", None, None),
+        ("max_age=0", 'max_age="0"', 'max_age="0"'),
+        ("acr=aal2&max_age=100", 'max_age="100", acr_values="aal2"', None),
+        ("acr=aal1&acr=aal2", 'acr_values="aal2"', None),
+        ("acr=aal2&acr=aal1", 'acr_values="aal2"', None),
+        ("max_age=99&max_age=300", 'max_age="99"', 'max_age="99"'),
+        ("max_age=300&max_age=99", 'max_age="99"', 'max_age="99"'),
+        ("role=user&acr=aal2", 'acr_values="aal2"', None),
+        ("%61cr=aal2", 'acr_values="aal2"', None),
+        ("acr=%61al2&x=1", 'acr_values="aal2"', None),
+    ],
+)
+def test_a_gateway_can_ask_for_a_level(pair, query, weak, strong):
+    """A class or a stronger one, an age, both; the strictest where repeated. 401 says what was asked for."""
+    for person, expected in zip(pair, (weak, strong), strict=True):
+        answer = person.call("GET", f"{VERIFY}?{query}")
+        if expected is None:
+            assert (answer.status_code, answer.data) == (200, b""), answer.text
+        else:
+            assert asked_for(answer) == expected
+
+
+@pytest.fixture(scope="module")
+def pair(levels_api) -> tuple[Person, Person]:
+    """A session at aal1 and one at aal2, both 100 seconds old; the clock stands still."""
+    alice = guarded(levels_api)
+    strong = alice.log_in()
+    weak = levels_api.someone()
+    levels_api.clock.tick(100)
+    return weak, strong
+
+
+MALFORMED = [
+    *("acr=", "acr", "acr=AAL2", "acr=aal3", "acr=aal2,phr", "acr=aal2%20phr", "acr=aal2&acr=x"),
+    *("acr=aal2%00", "acr=aal2;max_age=1"),
+    *("max_age=", "max_age", "max_age=-1", "max_age=+1", "max_age=1.5", "max_age=1e3", "max_age=%D9%A3"),
+    *("max_age=01", "max_age=300s", "max_age=%20300", "max_age=9999999999", "max_age=300&max_age=x"),
+]
+
+
+@pytest.mark.parametrize("query", MALFORMED)
+def test_what_cannot_be_asked_for_is_403(pair, query):
+    """A gateway's mistake lets nobody in, and sends nobody to a step-up that would not help."""
+    for person in pair:
+        answer = person.call("GET", f"{VERIFY}?{query}")
+        assert (answer.status_code, code_of(answer)) == (403, "forbidden")
+
+
+def test_a_role_comes_before_a_level_and_the_token_before_both(pair):
+    """Nobody is sent to a step-up that would not let them in."""
+    weak, _ = pair
+
+    missing_role = weak.call("GET", f"{VERIFY}?role=admin&acr=aal2")
+    forged = weak.api.call("GET", f"{VERIFY}?acr=aal3", token="x")
+
+    assert code_of(missing_role) == "forbidden"
+    assert code_of(forged) == "token_invalid"
+
+
+@pytest.mark.parametrize("query", ["acr=aal1", "max_age=9999", *MALFORMED[:2]])
+def test_nothing_can_be_asked_for_while_there_are_no_second_factors(pg_api, query):
+    """Whoever asks believes in a protection that is not there."""
+    answer = pg_api.someone().call("GET", f"{VERIFY}?{query}")
+
+    assert (answer.status_code, code_of(answer)) == (403, "forbidden")
+
+
+def test_without_second_factors_there_is_nothing_of_this(pg_api):
+    """No claims, no route, nothing in the description."""
+    person = pg_api.someone()
+    description = json_of(pg_api.call("GET", "/openapi.json"))
+    verify = description["paths"][VERIFY]["get"]
+
+    assert not CLAIMS & person.claims().keys()
+    assert step_up(person, password=PASSWORD).status_code == 404
+    assert STEP_UP not in description["paths"]
+    assert [parameter["name"] for parameter in verify["parameters"]] == ["role"]
+
+
+def test_with_second_factors_the_description_says_it(levels_api):
+    """The parameters of a check, and the route."""
+    description = json_of(levels_api.call("GET", "/openapi.json"))
+    verify = description["paths"][VERIFY]["get"]
+
+    assert {parameter["name"] for parameter in verify["parameters"]} == {"role", "acr", "max_age"}
+    assert STEP_UP in description["paths"]
+
+
+FRESH_ROUTES: list[tuple[str, str, dict[str, Any] | None]] = [
+    ("POST", "/v1/me/password", {"current_password": PASSWORD, "new_password": "another battery staple"}),
+    ("POST", "/v1/me/email", {"email": "new@example.com", "password": PASSWORD}),
+    ("GET", "/v1/me/export", None),
+    ("DELETE", "/v1/me", {"password": PASSWORD}),
+]
+FACTOR_ROUTES: list[tuple[str, str, dict[str, Any] | None]] = [
+    ("POST", "/v1/me/factors/totp", {}),
+    ("POST", "/v1/me/factors/totp/7d8b1d0e-0a53-4be4-93f9-0b0a8bfc1c11/confirm", {"code": "123456"}),
+    ("PATCH", "/v1/me/factors/7d8b1d0e-0a53-4be4-93f9-0b0a8bfc1c11", {"name": None}),
+    ("DELETE", "/v1/me/factors/7d8b1d0e-0a53-4be4-93f9-0b0a8bfc1c11", None),
+    ("POST", "/v1/me/recovery-codes", None),
+]
+
+
+@pytest.fixture(scope="module")
+def fresh_api(make_module_api) -> Api:
+    """The same with mails, so that every route is there."""
+    made: Api = make_module_api(
+        **MAIL | UNLIMITED | {"RATE_LIMIT_EXPORT": "off", "RATE_LIMIT_MAIL_IP": "off"}
+    )
+    return made
+
+
+def options_of(body: dict[str, Any] | None) -> dict[str, Any]:
+    """A request with *body*."""
+    return {} if body is None else {"json": body}
+
+
+@pytest.mark.parametrize(("method", "path", "body"), FRESH_ROUTES, ids=lambda part: str(part)[:20])
+def test_what_ends_or_changes_an_account_asks_for_a_fresh_second_factor(fresh_api, method, path, body):
+    """Of those who have one: strong and recent. 401 comes first, and a step-up opens the route."""
+    alice = proven(fresh_api)
+    weak = alice.person
+    fresh_api.clock.tick(FRESH_S + 1)
+    stale = stepped_up(weak, code=alice.next_code())
+    fresh_api.clock.tick(FRESH_S + 1)
+
+    for person in (weak, stale):
+        answer = person.call(method, path, **options_of(body))
+        assert asked_for(answer) == 'max_age="600", acr_values="aal2"'
+
+    again = stepped_up(weak, code=alice.next_code())
+    assert again.call(method, path, **options_of(body)).status_code in {200, 202, 204}
+
+
+@pytest.mark.parametrize(("method", "path", "body"), FRESH_ROUTES, ids=lambda part: str(part)[:20])
+def test_without_a_factor_these_routes_are_as_before(fresh_api, method, path, body):
+    """However long ago the login was."""
+    person = fresh_api.someone()
+    fresh_api.clock.tick(FRESH_S + 1)
+
+    assert person.call(method, path, **options_of(body)).status_code in {200, 202, 204}
+
+
+@pytest.mark.parametrize(("method", "path", "body"), FACTOR_ROUTES, ids=lambda part: str(part)[:20])
+def test_whoever_touches_factors_has_proven_who_they_are(fresh_api, method, path, body):
+    """By their password, before they have a factor; a login is such a proof."""
+    person = fresh_api.someone()
+    assert person.call(method, path, **options_of(body)).status_code != 401 or path.endswith("confirm")
+    fresh_api.clock.tick(FRESH_S + 1)
+
+    assert asked_for(person.call(method, path, **options_of(body))) == 'max_age="600"'
+
+    again = stepped_up(person, password=PASSWORD)
+    assert code_or_none(again.call(method, path, **options_of(body))) != "step_up_required"
+
+
+def test_a_fresh_proof_lasts_as_long_as_is_set(make_api):
+    """FRESH_AUTH_SECONDS, to the second."""
+    api = make_api(**UNLIMITED | {"FRESH_AUTH_SECONDS": "90"})
+    api.clock.stop()
+    person = api.someone()
+    api.clock.tick(90)
+    assert person.call("POST", "/v1/me/factors/totp", json={}).status_code == 201
+    api.clock.tick(1)
+
+    assert asked_for(person.call("POST", "/v1/me/factors/totp", json={})) == 'max_age="90"'
+
+
+def proven(api: Api) -> Guarded:
+    """Somebody whose address is proven, with an authenticator app."""
+    person = api.someone()
+    api.services.users.store.change(UserId(person.id), lambda user: replace(user, email_verified=True))
+    return guarded(api, person)
+
+
+def code_or_none(answer: TestResponse) -> str | None:
+    """The code of a refusal."""
+    return code_of(answer) if answer.status_code >= 400 else None
