@@ -59,7 +59,7 @@ class Caller:
     secret_id: SecretId | None = None
 
 
-class Acquaintances:
+class RecentClients:
     """
     The clients that SQL confirmed to this process lately, for when it cannot be asked.
 
@@ -121,7 +121,7 @@ class ClientProof:
 
     store: ClientStore
     uses: SecretUses
-    known: Acquaintances
+    known: RecentClients
     limits: Limits
     audit: AuditLog
 

@@ -13,7 +13,7 @@ from authsvc.domain.accounts.second_factor import SecondFactorsOff
 from authsvc.domain.audit import AuditBook
 from authsvc.domain.authentication import Authentication
 from authsvc.domain.batches import Batches
-from authsvc.domain.client_authentication import Acquaintances, ClientProof, SecretUses
+from authsvc.domain.client_authentication import ClientProof, RecentClients, SecretUses
 from authsvc.domain.clients import ClientRegistry
 from authsvc.domain.credentials import OwnAccount
 from authsvc.domain.feed import LogWatcher, RevocationFeed
@@ -144,7 +144,7 @@ def _client_proof(parts: Parts) -> ClientProof:
     return ClientProof(
         store=SqlClientStore(stores.database, stores.log),
         uses=SecretUses(SqlSecretStore(stores.database, stores.log), parts.clock, time.monotonic),
-        known=Acquaintances(time.monotonic),
+        known=RecentClients(time.monotonic),
         limits=parts.limits,
         audit=parts.audit,
     )

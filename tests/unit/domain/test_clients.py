@@ -15,10 +15,10 @@ from authsvc.domain.client_authentication import (
     NOTE_AGAIN_S,
     REMEMBERED,
     REMEMBERED_S,
-    Acquaintances,
     Caller,
     ClientCredentials,
     ClientProof,
+    RecentClients,
     SecretUses,
 )
 from authsvc.domain.clients import MOST_SCOPES, ClientChange, ClientRegistry, NewClient, Right
@@ -104,7 +104,7 @@ class Scene:
         self.proof = ClientProof(
             store=self.store,
             uses=SecretUses(self.secrets, lambda: self.now, lambda: self.now_s),
-            known=Acquaintances(lambda: self.now_s),
+            known=RecentClients(lambda: self.now_s),
             limits=Limits({Rule.CLIENT_IP: limit}, self.limiter, self.audit),
             audit=self.audit,
         )
