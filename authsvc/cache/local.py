@@ -32,15 +32,15 @@ T = TypeVar("T")
 _WAIT_S: Final = 0.2
 #: And how long it rests before it subscribes anew.
 _REST_S: Final = 0.5
-#: After so many seconds of silence the server is asked for a sign of life, every second.
+#: After this many seconds of silence the server is asked with a PING, every second.
 _ASK_AFTER_S: Final = 1.0
-#: A subscription that has been silent for so long, in seconds, is taken for dead.
+#: A subscription that has been silent for this long (seconds) counts as broken.
 DEAF_AFTER_S: Final = 2.5
 _STRIPES: Final = 256
 
 
 class _Subscription(PubSub):
-    """The driver's, which would otherwise connect anew by itself, and we would not know what we missed."""
+    """The driver's subscription, without its silent reconnect, which would hide what was missed meanwhile."""
 
     def _reconnect(self, conn: Any, error: Exception | None = None, *_: object) -> None:  # noqa: ANN401
         conn.disconnect()
@@ -68,7 +68,7 @@ class Invalidations:
         self._hearing.append(on_dropped)
 
     def commands(self, keys: Iterable[str]) -> list[Command]:
-        """Return the commands that tell everybody, to be sent behind those that drop."""
+        """Return the commands that notify all processes, to be sent after those that drop."""
         return [("PUBLISH", self.channel, key) for key in keys]
 
     def start(self) -> None:
@@ -150,7 +150,8 @@ class Near(Generic[T]):
         self._clock = clock
         self._lock = threading.Lock()
         self._entries: OrderedDict[str, tuple[T, float]] = OrderedDict()
-        # What was dropped while a record was on its way here: one number for many keys is enough.
+        # Counts drops, to notice those that happen while a record is being read; one number for many keys is
+        # enough.
         self._drops = [0] * _STRIPES
         invalidations.hear(self.forget)
 

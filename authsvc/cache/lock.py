@@ -1,10 +1,10 @@
 """
 Locks across processes: they save work, and nothing may be wrong when one of them is lost.
 
-The lock itself is redis-py's: its owner-checked scripts for release and extend, its unconditional time
-to live.  It is handed a narrow stand-in for a ``Redis`` object that sends what it asks through this
-library's client, so that breaker, deadlines and error words hold for locks as for everything else; the
-scripts go as text, since a loaded one is lost with a failover.
+The lock itself is redis-py's: its owner-checked scripts for release and extend, its unconditional time to
+live.  It gets an adapter in place of a ``Redis`` object, which sends its commands through this library's
+client: breaker, deadlines and errors are the same as everywhere.  Scripts are sent as text, because a loaded
+script is lost in a failover.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Locks:
             self._keys.key("lock", name),
             timeout=life_s,
             sleep=self._retry_delay_s,
-            # Half a delay more: the last try must not fall to a clock that ran a little late.
+            # Half a delay more, so that a small delay does not cost the last try.
             blocking_timeout=self._retry_delay_s * (self._max_retries + 0.5),
             thread_local=False,
         )

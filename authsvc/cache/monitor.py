@@ -1,8 +1,8 @@
 """
 What the cache does and how its Redis is: counts of this process, and questions to the server.
 
-It knows no exporter: the value types below are for whoever shows them.  What the server denies (INFO,
-under a narrow ACL) or does not have is None, and costs nothing else.
+It exports nothing: the value types below are for whoever shows them.  A figure that the server denies (INFO,
+under a narrow ACL) or does not have is None; the others are still there.
 """
 
 from __future__ import annotations

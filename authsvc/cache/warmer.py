@@ -1,8 +1,8 @@
 """
-Warmers: they load what will be asked for before anybody asks, a bounded number at a bounded rate.
+Warmers load records before they are asked for, at a limited rate.
 
-A run that was stopped, or that another process is doing, is no error: whoever runs it again passes over
-what is cached already, since the loaders of ``get_or_load_many`` see only what is missing.
+A run that was stopped, or that another process is doing, is no error.  The next run skips what is cached
+already, because the loaders of ``get_or_load_many`` get only what is missing.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Warmer:
     """
     What is to be warmed: the ids that *idents* yields, by batches.
 
-    *warm* gets a batch and returns how many of it are cached now; an error of *errors* costs its batch
-    and no more.  At most *limit* ids, at most *rate_per_s* of them a second, *batch_size* at a time.
+    *warm* gets a batch and returns how many of it are cached now; after one of *errors* the next batch
+    follows.  At most *limit* ids, at most *rate_per_s* of them a second, *batch_size* at a time.
     """
 
     name: str
@@ -130,7 +130,7 @@ class Warming:
             try:
                 result = self.run(name)
             except Exception:
-                # The edge of the thread: one broken warmer must not keep the others from running.
+                # The end of the thread: one failing warmer must not stop the others.
                 log.exception("cache.warming_failed", extra={"warmer": name})
             else:
                 log.info("cache.warmed", extra={"warmer": name, "count": result.warmed, "end": result.ending})

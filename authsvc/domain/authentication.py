@@ -49,7 +49,7 @@ from authsvc.domain.values.emails import NOBODY, Email, typed_email
 from authsvc.domain.values.identifiers import SessionId, TokenId, UserId, new_id
 from authsvc.domain.values.levels import Method
 
-#: A refresh that loses a race reads again: it then finds a successor, a reuse or an ended session.
+#: A refresh that loses a race reads the session again, and finds a successor, a reuse or an end.
 REFRESH_ROUNDS = 3
 
 
@@ -108,7 +108,7 @@ class Verification(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Authentication:
-    """Joins users, sessions, tokens and limits; every method names what it refuses with."""
+    """Combines users, sessions, tokens and limits; every method names its refusals."""
 
     users: UserStore
     credentials: CredentialStore
@@ -143,7 +143,7 @@ class Authentication:
         if not (self.is_open or by_operator):
             raise RegistrationClosed
         email = required_email(form.email)
-        # A refusal costs little if it comes first: in a storm there are many of them.
+        # Refuse before other work: in a storm of requests most are refused.
         self.proof.passwords.require_room()
         require_policy(self.password_policy, form.password, email=email, field="password")
         now = self.clock()
@@ -196,7 +196,7 @@ class Authentication:
             RefreshReused: consumed before, outside the grace rule; the session has now ended.
             RateLimited, StoreUnavailable.
         """
-        # Before the token is used up: without a key there would be nothing to give for it.
+        # Checked before the token is used up: without a signing key there is no new pair.
         self.opening.signer.require_key(self.clock())
         token = parse_refresh_token(presented)
         standing = self._genuine(token)
@@ -244,7 +244,7 @@ class Authentication:
         raise EmailUnverified
 
     def _refused(self, attempt: LoginAttempt, credentials: Credentials | None) -> InvalidCredentials:
-        """The one refusal of a login, written down."""
+        """Record the failed login and return its refusal."""
         user_id = credentials.user.id if credentials else None
         account = account_subject(typed_email(attempt.email) or attempt.email)
         self.audit.record(
@@ -277,7 +277,7 @@ class Authentication:
         return standing
 
     def _rotate(self, token: RefreshToken, standing: Standing) -> TokenPair | None:
-        """One round of a refresh; None when somebody else was faster."""
+        """One attempt to refresh; None if another request was faster."""
         now = self.clock()
         session = standing.session
         if not standing.is_good(now):

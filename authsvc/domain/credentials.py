@@ -143,8 +143,8 @@ class PasswordProof:
         """
         Count one proof by somebody who is logged in to *account*, if it fails; raises like :meth:`attempt`.
 
-        Strangers' failures do not count here: they would keep the owner from the new password that would
-        shut them out.  A stolen session has its own few tries, and all sessions of the account share a bound.
+        Failures of others do not count here: they would keep the owner from setting a new password.  A stolen
+        session has its own few tries, and all sessions of the account share a bound.
         """
         subject = account_subject(account)
         of_session = Rule.PASSWORD_SESSION, session_subject(subject, session_id)
@@ -152,7 +152,7 @@ class PasswordProof:
 
     @contextmanager
     def _counted(self, *buckets: tuple[Rule, str]) -> Iterator[None]:
-        """Take from every one of *buckets*, and give back unless the password was wrong."""
+        """Count an attempt in each of *buckets*, and give it back unless the password was wrong."""
         taken: list[Attempt | None] = []
         try:
             for rule, subject in buckets:
@@ -170,7 +170,7 @@ class PasswordProof:
             self.limits.refund(attempt)
 
     def _bucket(self, account: str, device: Device | None) -> tuple[Rule, str]:
-        """What counts an attempt; where either limit is off a device is a stranger, and never worse off."""
+        """The counter of an attempt; if either limit is off, a known device counts like any other."""
         has_devices = self.limits.counts(Rule.LOGIN_DEVICE) and self.limits.counts(Rule.LOGIN_ACCOUNT)
         if device is None or not has_devices:
             return Rule.LOGIN_ACCOUNT, account

@@ -1,9 +1,9 @@
 """
 The revocation feed: what verifiers that check tokens by themselves must hear, in the order of the log.
 
-A reader asks for what came after its cursor, and waits for a while if there is nothing.  An empty answer
-says that there was nothing up to the last look at SQL.  Who waits shares one look with all others of the
-process; so do those who find no place to wait and are answered at once.
+A reader asks for what came after its cursor, and waits for a while if there is nothing.  An empty answer says
+that there was nothing up to the last look at SQL.  All readers of a process share one read of the log's head,
+also those that cannot wait and are answered at once.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from authsvc.domain.values.clocks import Monotonic
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: The longest wait (seconds): proxies cut off what is silent for a minute, a stopping worker what takes 20 s.
+#: The longest wait (seconds): proxies close connections that are silent for a minute, and a stopping worker
+#: waits for 20 s.
 MAX_WAIT_S = 15.0
 MAX_PAGE = 1000
-#: Who found no place to wait shall ask again after so long (seconds).
+#: A reader that could not wait asks again after this time (seconds).
 RETRY_AFTER_S = 0.5
 
 #: Readers that wait in one process: a quarter of its threads, so that the feed leaves room for all else.
@@ -124,7 +125,7 @@ class FeedAnswer:
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """What looks at SQL found: nothing is missing that was committed before *began_s* (monotonic)."""
+    """The head of the log: everything committed before *began_s* (monotonic) is included."""
 
     head: int
     began_s: float
@@ -160,7 +161,7 @@ class LogWatcher:
                 self._changed.wait(min(left_s, self._timings.look_every_s))
 
     def _latest(self) -> _View:
-        """The view, renewed if that is due and nobody is at it; the first of all is waited for."""
+        """The view, renewed if that is due and no other thread does it; the first view is waited for."""
         if self._looking.acquire(timeout=0 if self._view else self._timings.first_look_s):
             try:
                 self._renew()
@@ -171,7 +172,9 @@ class LogWatcher:
         return self._view
 
     def _renew(self) -> None:
-        """Look, unless somebody has just tried: also a look that fails costs the database something."""
+        """
+        Read the head, unless another thread has just tried: even a failed read costs the database something.
+        """
         began_s = self._monotonic()
         if began_s - self._looked_s < self._timings.look_every_s:
             return
@@ -234,7 +237,10 @@ class RevocationFeed:
         return cursor == Cursor() or cursor == Cursor.behind(self._log.entry(cursor.seq))
 
     def _news(self, after: int, limit: int, wait: Callable[..., _View]) -> tuple[list[Revocation], _View]:
-        """The entries behind *after*, one more than *limit*; much of the log is about logins, not ends."""
+        """
+        The entries after *after*, one more than *limit*; many entries of the log end no token and are
+        skipped.
+        """
         while True:
             view = wait(after=after)
             found = list(self._log.fatal(after=after, upto=view.head, limit=limit + 1))

@@ -79,7 +79,7 @@ class SessionPolicy:
 
 @dataclass(frozen=True, slots=True)
 class RefreshToken:
-    """What a refresh token says of itself; worth nothing until its tag is found genuine."""
+    """The content of a refresh token; not to be trusted until its tag is verified."""
 
     session_id: SessionId
     counter: int
@@ -188,7 +188,7 @@ class SessionStore(Protocol):
         End it, and store *event* with it if the audit trail takes it.
 
         For one that is over the entry of the log is repeated, not added, and *event* is not stored.  None:
-        never heard of.
+        there is no such session.
         """
 
     def end_all(self, user_id: UserId, *, reason: str, keep: SessionId | None) -> Committed[int]:

@@ -1,4 +1,4 @@
-"""Users, and who may become what: profile, roles, status, deletion."""
+"""Users: profile, roles, status, deletion."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from authsvc.settings.kinds import ROLE_PATTERN
 Role: TypeAlias = str
 Status = Literal["active", "disabled"]
 
-#: The roles that there always are, in their order.
+#: The roles that always exist, in order.
 BUILT_IN: tuple[Role, ...] = ("user", "admin")
 _ROLE = re.compile(ROLE_PATTERN)
 
@@ -31,7 +31,7 @@ def is_role_name(text: object) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class RoleNames:
-    """The roles that there are: those that there always are, and what ``ROLES`` adds."""
+    """The roles that exist: the built-in ones, and what ``ROLES`` adds."""
 
     further: tuple[Role, ...] = ()
 
@@ -40,7 +40,7 @@ class RoleNames:
         return role in BUILT_IN or role in self.further
 
     def shown(self, roles: tuple[Role, ...]) -> tuple[Role, ...]:
-        """Those of *roles* that there are: a role that left the setting gives nobody anything."""
+        """Those of *roles* that exist: a role that was removed from the setting grants nothing."""
         return roles if all(role in self for role in roles) else tuple(role for role in roles if role in self)
 
     def require(self, by_place: Mapping[str, Role]) -> None:
@@ -66,7 +66,7 @@ class User:
     created_at: datetime
     updated_at: datetime
     last_login: datetime | None = None
-    #: Somebody showed that they read the mail that goes there.
+    #: When the owner proved that they receive mail there.
     email_verified: bool = False
     #: The cut-off counter: an access token that carries another value is refused.
     epoch: int = 0
@@ -263,7 +263,7 @@ class UserDirectory:
         return [user] if user is not None and wanted.admits(user) else []
 
     def _told(self, committed: Committed[User]) -> Outcome[User]:
-        """*committed* carried over to Redis, as the caller is shown it."""
+        """*committed*, written to Redis, and as the caller is shown it."""
         outcome = self.revocations.publish(committed)
         return Outcome(self._shown(outcome.value), outcome.is_complete)
 

@@ -65,7 +65,7 @@ class Letters:
     """
     Renders mails; *folder* may replace single templates.
 
-    No template sees a text that a caller chose: address, code, link, time and IP address are all there is.
+    Templates get no text that a caller chose: only address, code, link, time and IP address.
     """
 
     def __init__(self, sender: Sender, secrets: TicketSecrets, folder: Path | None = None) -> None:
@@ -76,7 +76,7 @@ class Letters:
             loader=ChoiceLoader([*own, PackageLoader("authsvc.mail")]),
             autoescape=lambda name: bool(name) and str(name).endswith(".html"),
             undefined=StrictUndefined,
-            # A template that was changed since the start has not been tried.
+            # The template may have changed since it was tried at the start.
             auto_reload=False,
             trim_blocks=True,
             lstrip_blocks=True,
@@ -141,7 +141,7 @@ class Letters:
             name = f"{template.value}.{ending}"
             try:
                 parts.append(self._environment.get_template(name).render(values))
-            except Exception as error:  # a template is code: it may fail in any way
+            except Exception as error:  # a template is code and may raise anything
                 raise BadTemplate(f"mail template {name}: {type(error).__name__}: {error}") from error
         subject = " ".join(parts[0].split())[:_MAX_SUBJECT]
         if not subject:
@@ -150,7 +150,7 @@ class Letters:
 
 
 def _encoding(text: str) -> str:
-    """How *text* travels: as it is where it can, so that a link in it can be read in the raw mail."""
+    """The transfer encoding of *text*: none where possible, so that a link can be read in the raw mail."""
     is_plain = text.isascii() and all(len(line) <= MAX_LINE for line in text.splitlines())
     return "7bit" if is_plain else "quoted-printable"
 

@@ -21,7 +21,7 @@ from authsvc.mail.transports import MailDeferred, MailRefused, RelayUnavailable,
 
 #: Mails that are claimed at once.
 BATCH: Final = 10
-#: After so many failures in a row nothing is tried for a while.
+#: After this many failures in a row there is a pause.
 MOST_FAILURES: Final = 5
 MINUTE_S: Final = 60.0
 
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 @dataclass(slots=True, kw_only=True)
 class MailRun:
     """
-    One round after another over the outbox; holds no transaction while the relay is talked to.
+    Sends what waits in the outbox, in rounds; no transaction is open while it talks to the relay.
 
     *most_per_minute* bounds what this process sends.  *on_result* hears of each mail: template and
     ``sent``, ``retried``, ``failed`` or ``void``.
@@ -98,7 +98,7 @@ class MailRun:
         )
 
     def _deliver(self, delivery: Delivery) -> None:
-        """One mail, whatever happens to it; a mail that nobody thought of must not stop the others."""
+        """Send one mail; an unexpected error in one must not stop the others."""
         words = wording(delivery, self.clock())
         if words is None:
             self._settle(delivery, MailState.VOID, "void")
@@ -180,7 +180,7 @@ class MailRun:
         self._later(write)
 
     def _later(self, write: Callable[[], None]) -> None:
-        """Write now if SQL takes it, else before anything else is claimed."""
+        """Write now if SQL accepts it, else before the next mails are claimed."""
         self._unwritten.append(write)
         with suppress(StoreUnavailable):
             self._write()
@@ -211,7 +211,7 @@ class MailThread:
         self._thread.start()
 
     def wake(self) -> None:
-        """A mail was committed: do not wait for the second to pass."""
+        """A mail was committed: send it now, not with the next round."""
         self._wake.set()
 
     def close(self) -> None:
@@ -235,7 +235,7 @@ class MailThread:
             log.debug("mail.delayed", extra={"cause": error.store})
             return 0
         except Exception:
-            # The edge of the thread: it must outlive what nobody thought of.
+            # The end of the thread: it must go on after an unexpected error.
             log.exception("mail.crashed")
             return 0
         return taken

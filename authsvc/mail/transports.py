@@ -73,7 +73,8 @@ class _Relay(smtplib.SMTP):
         """Send a command and return the reply."""
         code, text = super().docmd(cmd, args)
         if cmd == "STARTTLS" and self._has_more():
-            # Sent in clear by anybody, to be read as if it had come through TLS (CVE-2011-0411).
+            # Bytes that an attacker sent in clear would be read as if they had come through TLS
+            # (CVE-2011-0411).
             raise smtplib.SMTPServerDisconnected("bytes behind the reply to STARTTLS")
         return code, text
 
@@ -94,7 +95,7 @@ class SmtpTransport:
     One connection to the relay for each mail: STARTTLS or implicit TLS, chain and name verified.
 
     A relay that offers no STARTTLS gets nothing.  Credentials never travel in clear.  Nothing takes longer
-    than ``total_s`` of *timings*: then the connection is cut, whatever the relay is at.
+    than ``total_s`` of *timings*: then the connection is closed.
     """
 
     host: str
@@ -169,8 +170,8 @@ class FileTransport:
 
 @contextmanager
 def _cut_at(ends_at_s: float, sock: socket.socket) -> Iterator[None]:
-    """End the connection at *ends_at_s* under whoever waits for it."""
-    # A second handle: TLS takes the first one over, and a handle of its own works in any state of it.
+    """Close the connection at *ends_at_s*, also while a thread waits for it."""
+    # A second handle: TLS takes over the first one, and this one can be closed in any state.
     with sock.dup() as handle:
         timer = threading.Timer(max(0.0, ends_at_s - time.monotonic()), _shut, args=(handle,))
         timer.daemon = True
@@ -188,7 +189,7 @@ def _shut(sock: socket.socket) -> None:
 
 
 def _say_goodbye(relay: smtplib.SMTP, *, within_s: float) -> None:
-    """The mail is taken: what follows is a courtesy."""
+    """The relay has taken the mail; a failure of QUIT does not matter."""
     with suppress(OSError):
         if relay.sock is not None:
             relay.sock.settimeout(within_s)

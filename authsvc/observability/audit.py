@@ -15,7 +15,7 @@ from authsvc.observability.trail import Tally, TrailWriter
 
 log = logging.getLogger("authsvc.audit")
 
-#: What anybody can cause at will: a row for all of the same in this time, so many rows per process.
+#: Events that anybody can cause: equal ones within this time share a row, up to this many rows per process.
 TALLY_WINDOW_S = 900
 TALLY_ROWS = 1000
 
@@ -55,7 +55,7 @@ class RecordedAudit:
         if event.action in TALLIED:
             self._tally(entry, subject=event.client_ip)
         elif event.action not in OPERATIONAL:
-            # What no request did must not hold up the one that happened to notice.
+            # An event that no request caused must not delay the request that noticed it.
             store = self.writer.put_and_wait if event.origin is None else self.writer.put
             store(entry)
 
@@ -88,7 +88,7 @@ class RecordedAudit:
         )
 
     def _tally(self, entry: Entry, *, subject: str | None) -> None:
-        """Store the first of its kind, and then what its row's count has to rise by; nobody waits for it."""
+        """Store the first of its kind, later only by how much its row's count rises; nothing waits for it."""
         kind = [entry.detail, entry.user_id, entry.session_id, entry.account, subject]
         once = self._shared(entry.action, *kind, self.tally.window(entry.at))
         rise = self.tally.see(once, entry.at)

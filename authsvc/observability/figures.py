@@ -24,9 +24,9 @@ from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
-#: Read by prometheus_client itself at many places; any other name for it could only disagree.
+#: prometheus_client reads this variable itself, in many places.
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
-#: A file may go, or be half made by a starting worker, between being listed and being read.
+#: Between listing and reading, a file may vanish, or be incomplete because a worker is starting.
 _UNREADABLE = (OSError, struct.error, ValueError, TypeError, RuntimeError)
 _ATTEMPTS = 3
 #: What prometheus_client calls its files, the generation of :class:`_Owner` included.

@@ -22,7 +22,7 @@ class HealthTimings:
 
     #: How long one look at the stores is good for: probes are public and must not become a load.
     look_s: float = 0.5
-    #: SQL answers a comparison every second; without one for so long it is said to be impaired.
+    #: SQL answers a comparison every second; without one for this long it counts as impaired.
     answered_s: float = 4.0
 
 
@@ -172,7 +172,7 @@ class Health:
         return self.answers.is_answering(self.monotonic(), within_s=self.timings.answered_s)
 
     def _look(self) -> Vitals:
-        """Look at the stores, or take the last look if it is fresh or somebody is looking right now."""
+        """Ask the stores, or reuse the last answers if they are fresh or another thread is asking now."""
         last = self._last
         if last is not None and self.monotonic() - last[0] < self.timings.look_s:
             return last[1]

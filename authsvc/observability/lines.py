@@ -1,4 +1,4 @@
-"""One record as one line: JSON for machines, columns for eyes; what it was made of cannot forge a second."""
+"""One record as one line: JSON for machines, columns for people. No field can forge a second line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from authsvc.observability.redaction import scrub, scrub_text
 #: Up to here (PIPE_BUF) the kernel keeps lines of several processes on one pipe apart.
 MAX_LINE_BYTES = 4096
 MAX_TEXT_CHARS = 1024
-#: Of a traceback the end is kept: the innermost frames and the error itself.
+#: Only the end of a traceback is kept: the innermost frames and the error itself.
 MAX_EXCEPTION_CHARS = 3000
 SHORT_EXCEPTION_CHARS = 400
 MAX_ITEMS = 50

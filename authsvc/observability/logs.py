@@ -29,7 +29,7 @@ __all__ = ["LogPipe", "bind_request", "configure", "email_digest"]
 
 CAPACITY = 10_000
 FLUSH_TIMEOUT_S = 1.0
-#: At most one ``log.dropped`` line in this time, or a slow reader would read of nothing else.
+#: At most one ``log.dropped`` line in this time, so that a slow reader gets other lines, too.
 DROP_REPORT_PERIOD_S = 1.0
 
 _EVENT = re.compile(r"[a-z_]+(?:\.[a-z_]+)+")
@@ -61,7 +61,7 @@ class LogPipe:
         self.on_drop: Callable[[], None] | None = None
         self._writer: threading.Thread | None
         self.start_afresh()
-        # A method of this very object would keep it for ever: what is registered here cannot be taken back.
+        # Not a method of this object: the registration cannot be undone and would keep the object for ever.
         os.register_at_fork(after_in_child=partial(_start_afresh, weakref.ref(self)))
 
     def put(self, record: Record) -> None:
@@ -180,7 +180,11 @@ def _replace_root_handler(handler: PipeHandler, level: str) -> None:
 def _message(record: logging.LogRecord) -> str:
     try:
         return record.getMessage()
-    except (KeyError, TypeError, ValueError):  # arguments that do not fit; the library's bug is not ours
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+    ):  # arguments that do not match the message: a bug of a library must not raise here
         return str(record.msg)
 
 

@@ -21,7 +21,7 @@ _SECRET_LAST_WORDS = frozenset(
 _SECRET_NAMES = frozenset({"api_key", "private_key", "secret_key", "signing_key"})
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
-#: Each pattern with what stands in its place; the order matters where one could eat a part of another.
+#: Each pattern with its replacement; the order matters where matches overlap.
 _SECRET_TEXTS = (
     (
         re.compile(

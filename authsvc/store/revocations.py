@@ -52,7 +52,7 @@ from authsvc.store.tables import (
     users,
 )
 
-#: Any number that no other user of the database takes: the letters "auth", then a purpose.
+#: A lock id that no other program uses: the letters "auth", then a purpose.
 LOG_LOCK = 0x61757468_0001
 PAGE = 500
 #: The user of an entry that is about none.
@@ -73,7 +73,7 @@ _LAST_GIVEN = func.pg_sequence_last_value(cast(_SEQUENCE, postgresql.REGCLASS))
 _MAY_KNOW = func.has_sequence_privilege(_SEQUENCE, "USAGE, SELECT")
 _HEAD = func.coalesce(func.max(revocations.c.seq), 0)
 
-#: In the snapshot of the statement, which is older than the numbers that it takes.
+#: Evaluated in the snapshot of the statement, which is older than the numbers that it takes.
 _HEAD_BEFORE = select(_HEAD).scalar_subquery().label("head")
 _ADD_ONE = (
     insert(revocations)

@@ -1,4 +1,4 @@
-"""The way to SQL: one engine per process, deadlines on every wait, a breaker, errors translated."""
+"""Access to SQL: one engine per process, a deadline on every wait, a breaker, translated errors."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class DatabaseEvents:
     """Callbacks for whoever counts and traces; called inline, so quick."""
 
     on_breaker: Callable[[State], None] = ignore
-    #: The server did what was asked; it could not.
+    #: The server answered; it did not.
     on_answer: Callable[[], None] = ignore
     on_outage: Callable[[], None] = ignore
     #: Connections of the pool that are in use now.
@@ -202,7 +202,7 @@ class Database:
             (self._breaker.failed if is_outage else self._breaker.succeeded)(permit)
             (self._events.on_outage if is_outage else self._events.on_answer)()
             if is_unreadable(error):
-                # Not the traceback: it may quote the row.
+                # Without the traceback, which may quote the row.
                 log.error("sql.row_damaged", extra={"error": type(error).__name__})  # noqa: TRY400
             raise StoreUnavailable(f"sql: {cause_of(error).name}") from error
         except BaseException:
@@ -250,7 +250,7 @@ class Database:
 
 
 def _ask_only_idle(engine: Engine) -> None:
-    """Spare connections that are in use the question whether the server is still there: a round trip."""
+    """Save the round trip that asks whether the server is still there, for connections in frequent use."""
     ask = engine.dialect.do_ping
 
     def do_ping(dbapi_connection: DBAPIConnection) -> bool:

@@ -23,11 +23,11 @@ SCHEME = "bcrypt-hmac-sha384"
 SHA256_SCHEME = "bcrypt_sha256$"
 #: Stored for a user who has no password yet, or whose password an admin locked; nothing matches it.
 UNUSABLE = "!"
-#: What stands in place of a scheme where a stored hash is none.
+#: Shown in place of a scheme for a stored value that is not a hash.
 MALFORMED = "malformed"
 
-# The last characters of salt and checksum carry two and four bits: only those that leave the rest
-# zero can have come out of bcrypt, and only those compare equal again.
+# The last characters of salt and checksum carry two and four bits. bcrypt leaves the other bits zero, so a
+# hash with other characters can never compare equal.
 _STORED = re.compile(
     rf"(?P<scheme>{SCHEME}|{re.escape(SHA256_SCHEME)})?"
     r"(?P<bcrypt>\$2[aby]\$(?P<cost>0[4-9]|1[0-5])\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{30}[.CGKOSWaeimquy26])"
@@ -35,14 +35,14 @@ _STORED = re.compile(
 _KIND = re.compile(
     rf"(?:(?P<own>{SCHEME})|(?P<sha256>{re.escape(SHA256_SCHEME)}))?\$(?P<version>2[aby])\$(?P<cost>\d\d)\$"
 )
-#: What other systems write in front of a plain bcrypt hash: Spring, Django.
+#: The prefixes that other systems (Spring, Django) put before a plain bcrypt hash.
 _PLAIN_PREFIXES = ("{bcrypt}", "bcrypt$")
 _BCRYPT_READS_BYTES = 72
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """``is_malformed``: the stored hash is none, which an operator should hear of."""
+    """``is_malformed``: the stored value is not a hash, and an operator should know."""
 
     is_match: bool
     is_malformed: bool = False
@@ -114,7 +114,7 @@ class PasswordHasher:
         return not stored.startswith(f"{SCHEME}$2b${self.cost_log2:02d}$")
 
     def require_room(self) -> None:
-        """There is always room."""
+        """Hashing is not limited here."""
 
     def _decoy(self) -> str:
         """A well-formed hash with a checksum of zeros, which nothing is known to have."""

@@ -1,4 +1,4 @@
-"""The lane that password hashing runs in: bounded, at low priority, beside the requests."""
+"""The hashing lane: a few threads at low priority with a short queue, apart from the request threads."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 #: The mean time of a job follows the last so many.
 MEAN_OVER = 8
 QUEUE_PER_THREAD = 8
-#: So many wait even if their turn may come too late: 16 clients of one worker, on half of its threads.
+#: This many may wait even if their turn may come too late: 16 clients of one worker, on half of its threads.
 WAITERS_PER_THREAD = 7
 
 
@@ -43,10 +43,10 @@ class LaneSize:
     """
     *threads* jobs run at once; a job that cannot begin within *deadline_s* seconds is refused.
 
-    It is refused at once if the jobs before it take longer, as jobs take now; and if *queue_limit* wait
-    already, for each of them keeps a thread of the server.  But *always_wait* may wait in any case, and are
-    refused when the deadline is over: whoever is refused at once may be back at once, and that work would
-    take the cores from those who are hashed.
+    It is refused at once if the jobs before it probably take longer, or if *queue_limit* wait already,
+    because each of them occupies a thread of the server.  But *always_wait* may wait in any case, and are
+    refused when the deadline is over: clients that are refused at once may retry at once, and that work would
+    slow down the hashing.
     """
 
     threads: int
@@ -61,7 +61,8 @@ class LaneSize:
         """
         As many hashes at once as there are cores, over all workers together, but at least two in each.
 
-        Connections land unevenly: with one thread each, a worker that gets few leaves its core idle.
+        Connections are distributed unevenly: with one thread each, a worker with few connections leaves its
+        core idle.
         """
         threads = max(2, math.ceil(cores / workers))
         return cls(
@@ -75,7 +76,7 @@ class LaneSize:
 
 @dataclass(frozen=True, slots=True)
 class _Job(Generic[T]):
-    """A function and where its outcome goes; the outcome decides, once, between running and cancelled."""
+    """A function and its future; the future decides, once, whether it runs or was cancelled."""
 
     work: Callable[[], T]
     outcome: Future[T]
@@ -180,7 +181,8 @@ class HashingLane:
 
     def _serve(self) -> None:
         _lower_own_priority(self._size.niceness)
-        # One call per job: no local of this frame keeps the last password in memory while idle.
+        # One call for each job, so that no local variable keeps the last password in memory while the thread
+        # is idle.
         while self._serve_one():
             pass
 
@@ -193,7 +195,7 @@ class HashingLane:
         return True
 
     def _next(self) -> _Job[Any] | None:
-        """The job that waits for longest, begun; None when there is and will be none."""
+        """The oldest waiting job, marked as begun; None if there is none and the lane is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._is_closed)
             if not self._waiting:
@@ -208,7 +210,7 @@ class HashingLane:
         try:
             return work()
         finally:
-            # Before the outcome is out: whoever has it finds the room that it took.
+            # Free the slot before publishing the result, so that an immediate retry finds room.
             took_s = self._clock() - started
             with self._changed:
                 self._running -= 1
@@ -242,7 +244,9 @@ class BoundedPasswords:
 
 def _lower_own_priority(niceness: int) -> None:
     """Add *niceness* to the calling thread's nice value; where that cannot be done, say so and go on."""
-    if sys.platform != "linux":  # elsewhere a thread's id is no process id: it could name somebody else
+    if (
+        sys.platform != "linux"
+    ):  # on other systems a thread's id is not a process id, and could name another process
         _log.warning("hashing.priority_unchanged", extra={"cause": "threads have no priority here"})
         return
     thread = threading.get_native_id()

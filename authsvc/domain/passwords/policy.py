@@ -1,4 +1,4 @@
-"""What makes a password fit."""
+"""The rules for new passwords."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from authsvc.domain.values.emails import Email, InvalidEmail, canonical_email
 #: UTF-8 bytes of the NFC form.
 MAX_SIZE_BYTES = 1024
 
-#: So many of the commonest passwords are kept however short: they are guessed in a row (``monkeymonkey``).
+#: This many of the most common passwords count even if short, because people repeat them (``monkeymonkey``).
 _COMMONEST = 1000
 _FEW_KEYS = 3
 _RUNS = "abcdefghijklmnopqrstuvwxyz qwertyuiopasdfghjklzxcvbnm 12345678901234567890"

@@ -1,4 +1,4 @@
-"""A password as text: its bytes, and what nobody can type."""
+"""A password as text: its bytes, and the characters that no password may have."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class Source(StrEnum):
 
 
 class TokenIndex(Protocol):
-    """The fast copy, read in one round trip and refilled; raises StoreUnavailable."""
+    """The copy in Redis, read in one round trip and refilled; raises StoreUnavailable."""
 
     def look_up(self, token: TokenKeys) -> IndexAnswer:
         """Record, session, epoch, blacklist and marker at once."""
@@ -88,7 +88,7 @@ class PolledReads(Protocol):
 
 
 class PolledIndex(Protocol):
-    """The fast copy, read without waiting: many tokens with one read; raises StoreUnavailable."""
+    """The copy in Redis, read without waiting: many tokens with one read; raises StoreUnavailable."""
 
     @property
     def reads(self) -> PolledReads:
@@ -180,14 +180,15 @@ class TokenChecks:
         return judge(token.keys, answer)
 
     def _ask_sql(self, token: Token) -> Token:
-        """What SQL says of *token*; Redis is told, if it listens."""
+        """What SQL says of *token*; Redis is updated, if it is reachable."""
         try:
             is_good, tell_redis = self._by_sql(token)
         except StoreUnavailable:
             self.observe("unavailable", Source.NONE)
             raise
         self.observe("active" if is_good else "revoked", Source.SQL)
-        # The answer stands without it; the next check asks SQL again.  Counted by the client's hooks.
+        # The answer does not depend on it: the next check asks SQL again.  The client's hooks count the
+        # failure.
         with suppress(StoreUnavailable):
             tell_redis()
         if not is_good:

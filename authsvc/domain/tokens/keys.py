@@ -42,7 +42,7 @@ class KeyRefused(ValueError):
 
 
 class KeyInUse(ValueError):
-    """A key must stay where it is, or must not come yet; the message says why, and until when."""
+    """A key must not be removed, or not be added yet; the message says why, and until when."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class SigningKey:
 
 @dataclass(frozen=True, slots=True)
 class Tenure:
-    """From when until when a key signs, as the ages of the keys have it; open where no newer one is there."""
+    """From when until when a key signs, by the ages of the keys; without an end if there is no newer key."""
 
     begins: datetime
     ends: datetime | None
@@ -192,10 +192,10 @@ class KeySource(Protocol):
         """The ring as it is now; may wait."""
 
     def recent(self) -> KeyRing | None:
-        """The same as of a moment ago, without waiting; None where somebody has to look first."""
+        """The ring of a moment ago, without waiting; None if the folder must be read first."""
 
     def refresh(self) -> None:
-        """Look before it has to be; may wait."""
+        """Read the folder before that is necessary; may wait."""
 
 
 def stamp(moment: datetime) -> str:

@@ -28,7 +28,7 @@ from authsvc.domain.values.clocks import Monotonic
 from authsvc.settings.postgresql import connection_parts, server_settings, written
 from authsvc.store.postgres.causes import NoServer
 
-#: Who was heard so lately (seconds) is not asked for a sign of life before the next statement.
+#: A server that answered within this time (seconds) is not tested before the next statement.
 IDLE_S = 1.0
 
 #: How poolers refuse settings at the start.
@@ -65,7 +65,9 @@ class DeadlineConnection(psycopg.Connection[Any]):
     _heard_at_s = -math.inf
 
     def was_heard_lately(self) -> bool:
-        """True if the server answered a moment ago and has sent nothing since, such as its farewell."""
+        """
+        True if the server answered a moment ago and has sent nothing since, such as the end of the session.
+        """
         if self.clock() - self._heard_at_s > IDLE_S:
             return False
         ready = select.poll()
@@ -176,7 +178,7 @@ class Connector:
     def connect(self) -> DeadlineConnection:
         """A connection; raises psycopg.OperationalError where no host gives one in time."""
         failures: list[psycopg.Error] = []
-        # Names are asked for each time: many a failover is a change of addresses.
+        # Names are resolved each time: many failovers change the address.
         parts = self._parts | {"connect_timeout": self.deadline.connect_s}
         for address in sorted(conninfo_attempts(parts), key=lambda one: _key(one) in self._silent):
             try:
