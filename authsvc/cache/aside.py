@@ -27,12 +27,23 @@ from authsvc.cache.errors import CacheError, CacheUnavailable
 from authsvc.cache.events import CacheEvents
 from authsvc.cache.filling.loading import Loading
 from authsvc.cache.filling.records import JITTER, SERVED, Lease, Lookup, Records
-from authsvc.cache.filling.shapes import Display, Shape, Tagging, Tags, TrustCheck
+from authsvc.cache.filling.shapes import Display, Shape, Tagging, Tags, TrustCheck, TrustChecks
 from authsvc.cache.filling.single_flight import SingleFlight
 from authsvc.cache.keys import Space
 from authsvc.cache.redis.client import CacheClient, Command
 
-__all__ = ["JITTER", "Aside", "Display", "Records", "Shape", "Tagging", "Tags", "TrustCheck", "Written"]
+__all__ = [
+    "JITTER",
+    "Aside",
+    "Display",
+    "Records",
+    "Shape",
+    "Tagging",
+    "Tags",
+    "TrustCheck",
+    "TrustChecks",
+    "Written",
+]
 
 T = TypeVar("T")
 V = TypeVar("V")

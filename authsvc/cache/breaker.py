@@ -58,6 +58,7 @@ class CircuitBreaker:
     ) -> None:
         if failure_threshold < 1 or half_open_max_calls < 1:
             raise ValueError("failure_threshold and half_open_max_calls count from 1")
+        self._failure_threshold = failure_threshold
         self._monitoring_period_s = monitoring_period_s
         self._recovery_timeout_s = recovery_timeout_s
         self._half_open_max_calls = half_open_max_calls
@@ -71,6 +72,16 @@ class CircuitBreaker:
         self._failures_s: deque[float] = deque(maxlen=failure_threshold)
         self._changes: deque[tuple[State, State]] = deque()
         self._delivery = Lock()
+
+    def another(self) -> CircuitBreaker:
+        """Return a closed one with the same settings, which tells nobody."""
+        return CircuitBreaker(
+            self._failure_threshold,
+            self._monitoring_period_s,
+            self._recovery_timeout_s,
+            self._half_open_max_calls,
+            clock=self._clock,
+        )
 
     @property
     def state(self) -> State:

@@ -69,7 +69,20 @@ class SentinelsFailed(driver.ConnectionError):
     """No Sentinel named a primary: the cause is why the first did not answer, None if all answered."""
 
 
+class ServerAvoided(driver.ConnectionError):
+    """The circuit breaker of the server that owns the keys is open: nothing was sent."""
+
+
+class ServerFailed(driver.RedisError):
+    """One server of a cluster did not do what was asked; its own circuit breaker has heard of it."""
+
+    def __init__(self, error: driver.RedisError) -> None:
+        super().__init__()
+        self.error = error
+
+
 _BY_CLASS: Final[tuple[tuple[tuple[type[Exception], ...], Reason], ...]] = (
+    ((ServerAvoided,), Reason.OPEN),
     ((driver.MaxConnectionsError,), Reason.EXHAUSTED),
     ((driver.BusyLoadingError,), Reason.LOADING),
     ((driver.AuthenticationError, driver.AuthorizationError), Reason.DENIED),
@@ -110,6 +123,8 @@ _BY_WORD: Final = {
 
 def translate(error: driver.RedisError) -> CacheError:
     """Return *error* in this library's words; raise the result ``from`` *error*."""
+    if isinstance(error, ServerFailed):
+        return translate(error.error)
     if isinstance(error, HandshakeRefused):
         return CacheUnavailable(_reason(error.__cause__) or Reason.OTHER)
     if isinstance(error, SentinelsFailed):

@@ -10,7 +10,8 @@ than *max_length* becomes the SHA-256 of its text, in hex.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from binascii import crc_hqx
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from hashlib import sha256
@@ -21,6 +22,8 @@ from urllib.parse import quote
 _SEPARATORS: Final = frozenset(":/|#!")
 _FIXED: Final = re.compile(r"[A-Za-z0-9._~@+-]+(?:[:/|#!][A-Za-z0-9._~@+-]+)*")
 _HASHED_LENGTH: Final = 64
+#: Of every cluster.
+_SLOTS: Final = 16_384
 
 
 class Wildcard(Enum):
@@ -31,6 +34,11 @@ class Wildcard(Enum):
 
 #: Any text in a pattern, also none and also over several parts.
 ANY: Final = Wildcard.ANY
+
+
+def _untagged(_: str) -> str:
+    """No hash tag."""
+    return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +60,10 @@ class KeySpace:
         """What every key starts with, without the last separator."""
         return f"{self.prefix}{self.separator}{self.version}"
 
+    def start(self, tag: str) -> str:
+        """Return what every key with the hash tag *tag* starts with; no tag: every key without one."""
+        return f"{self.root}{self.separator}{{{tag}}}" if tag else self.root
+
     @property
     def channel(self) -> str:
         """Return the channel on which invalidations are told to other processes."""
@@ -67,9 +79,13 @@ class KeySpace:
         key = self.separator.join((start, *quoted))
         return key if len(key) <= self.max_length else _shortened(self, start, parts, quoted)
 
-    def space(self, name: str, *, ttl_s: int) -> Space:
-        """Declare the keys called *name* (fixed text, may contain ``:``), which live *ttl_s* seconds."""
-        return Space(keys=self, name=name, ttl_s=ttl_s)
+    def space(self, name: str, *, ttl_s: int, tag_of: Callable[[str], str] = _untagged) -> Space:
+        """
+        Declare the keys called *name* (fixed text, may contain ``:``), which live *ttl_s* seconds.
+
+        *tag_of* returns the hash tag of the keys about an ident, their first part; no text: none.
+        """
+        return Space(keys=self, name=name, ttl_s=ttl_s, tag_of=tag_of)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,40 +95,58 @@ class Space:
     keys: KeySpace
     name: str
     ttl_s: int
+    tag_of: Callable[[str], str] = _untagged
 
     def __post_init__(self) -> None:
         _check_fixed(self.name)
 
     def key(self, *parts: str) -> str:
         """Return the key of *parts* in this space."""
-        return self.keys.join(self._start, parts)
+        return self.keys.join(self._start(self.tag_of(parts[0] if parts else "")), parts)
 
     def pattern(self, *pieces: str | Wildcard) -> str:
         """Return the glob pattern of the keys that read like *pieces*, texts and ANY in a row; none: all."""
         # Nothing in a quoted text, and nothing in the fixed one, means anything in a pattern.
         quoted = ("*" if isinstance(p, Wildcard) else quote(p, safe="@+") for p in pieces or (ANY,))
-        return self._start + self.keys.separator + "".join(quoted)
+        any_tag = "*" if self.tag_of("") else ""
+        return self._start(any_tag) + self.keys.separator + "".join(quoted)
 
     def lease(self, key: str) -> str:
         """
         Return the key of the lease on *key*.
 
-        It starts like every key (an ACL allows ``<prefix>:*`` alone), and its hash tag is *key*
-        itself, so that a cluster keeps both in one slot.
+        It starts like every key (an ACL allows ``<prefix>:*`` alone), and a cluster keeps both in one slot.
         """
-        return f"{self._lease_start}{{{key}}}"
+        return self._lease_start + as_tag(key)
 
     def lease_pattern(self, *pieces: str | Wildcard) -> str:
         """Return the glob pattern of the leases on all keys of :meth:`pattern`."""
-        return self._lease_start + "{" + self.pattern(*pieces) + "}"
+        return self._lease_start + as_tag(self.pattern(*pieces))
 
-    @property
-    def _start(self) -> str:
-        return self.keys.separator.join((self.keys.root, self.name))
+    def _start(self, tag: str) -> str:
+        return self.keys.separator.join((self.keys.start(tag), self.name))
 
     @property
     def _lease_start(self) -> str:
         return self.keys.separator.join((self.keys.root, "lease", ""))
+
+
+def spread_tags(count: int) -> tuple[str, ...]:
+    """Return the hash tags of *count* parts, evenly spread over the slots of a cluster; one part has none."""
+    if count == 1:
+        return ("",)
+    tags: dict[int, str] = {}
+    number = 0
+    while len(tags) < count:
+        slot = crc_hqx(str(number).encode(), 0) % _SLOTS
+        tags.setdefault(slot * count // _SLOTS, str(number))
+        number += 1
+    return tuple(tags[part] for part in range(count))
+
+
+def as_tag(key: str) -> str:
+    """Return what puts a key into the slot of *key*, which has a hash tag or becomes one."""
+    return key if "{" in key else f"{{{key}}}"
 
 
 def _check_fixed(*texts: str) -> None:

@@ -23,6 +23,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.values.emails import Email
 from authsvc.domain.values.identifiers import SessionId, TokenId, UserId
+from authsvc.domain.values.shards import PAGES, Sharded
 
 T = TypeVar("T")
 
@@ -269,11 +270,17 @@ class Proof:
     have been there before the process last compared Redis with SQL, and must not be older than the
     connection that the comparison itself went over (a restore or a failover breaks connections); the
     comparison must be younger than *max_staleness_s* (seconds).  Connections are told apart by their
-    generation, a number that rises with each one made.
+    generation, a number that rises with each one made to the same server.
+
+    A server may become a replica and a primary again without closing a connection.  Where that can happen,
+    somebody must have seen within *max_unwatched_s* (seconds) that it has not.
     """
 
-    def __init__(self, max_staleness_s: float) -> None:
+    def __init__(self, max_staleness_s: float, max_unwatched_s: float = math.inf) -> None:
         self._max_staleness_s = max_staleness_s
+        self._max_unwatched_s = max_unwatched_s
+        #: When the server of the last comparison was last seen to be the same (monotonic seconds).
+        self._watched_at_s = -math.inf
         self._lock = threading.Lock()
         #: A marker below this entry proves nothing to this process.
         self.known = 0
@@ -291,6 +298,7 @@ class Proof:
             and oldest <= generation <= newest
             and reached >= self.known
             and now_s - compared_at_s <= self._max_staleness_s
+            and now_s - self._watched_at_s <= self._max_unwatched_s
         )
 
     def still_connected(self, generation: int) -> bool:
@@ -308,16 +316,17 @@ class Proof:
         """When the last comparison was; another figure after each."""
         return self._trusted[2]
 
-    def is_new(self, generation: int) -> bool:
-        """True if connection *generation* was made after the last comparison began."""
-        return generation > self._trusted[1]
-
     def compared(self, *, seq: int, over: int, newest: int, now_s: float) -> None:
         """Redis held every entry up to *seq*, seen over connection *over*; *newest* existed before."""
         with self._lock:
             self.known = max(self.known, seq)
             self.seen = max(self.seen, seq)
+            self._watched_at_s = now_s
             self._trusted = (over, newest, now_s)
+
+    def watched(self, now_s: float) -> None:
+        """At *now_s* the server of the last comparison was still the same, over the same connection."""
+        self._watched_at_s = now_s
 
     def learned(self, seq: int) -> None:
         """Entry *seq* is in SQL and perhaps not in Redis: a marker behind it proves nothing."""
@@ -348,7 +357,7 @@ class Revocations:
     """Carries what SQL committed over to Redis, and says whether it arrived."""
 
     index: RevocationIndex
-    proof: Proof
+    proofs: Sharded[Proof]
 
     def publish(self, committed: Committed[T]) -> Outcome[T]:
         """
@@ -359,11 +368,18 @@ class Revocations:
         """
         if not committed.entries:
             return Outcome(committed.value, is_complete=True)
-        newest = max(entry.seq for entry in committed.entries)
-        self.proof.saw(newest)
+        for entry in committed.entries:
+            self.proofs.about(entry.user_id).saw(entry.seq)
         try:
             self.index.write(committed.entries)
         except StoreUnavailable:
-            self.proof.learned(newest)
+            for entry in committed.entries:
+                self._distrust(entry)
             return Outcome(committed.value, is_complete=False)
         return Outcome(committed.value, is_complete=True)
+
+    def _distrust(self, entry: Revocation) -> None:
+        """Redis may lack *entry*: the markers of the shards that it is about must reach it first."""
+        self.proofs.about(entry.user_id).learned(entry.seq)
+        if entry.email is not None:
+            self.proofs.each[PAGES].learned(entry.seq)

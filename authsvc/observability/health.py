@@ -71,20 +71,32 @@ class Report:
 class Vitals:
     """One look at the stores."""
 
-    is_redis_up: bool
-    is_redis_proven: bool
+    #: Of so many *shards*; None where Redis did not answer.
+    proven: int | None
+    shards: int
     is_sql_up: bool
     redis_ms: float
     sql_ms: float
     totals: CacheTotals
+
+    @property
+    def is_redis_up(self) -> bool:
+        """True if Redis answered."""
+        return self.proven is not None
+
+    @property
+    def is_redis_proven(self) -> bool:
+        """True if all of Redis is to be believed."""
+        return self.proven == self.shards
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probes:
     """How to look; each raises StoreUnavailable where the store is away."""
 
-    #: True if Redis proves that it holds every revocation.
-    is_redis_proven: Callable[[], bool]
+    #: In how many of its *shards* Redis proves that it holds every revocation.
+    proven_shards: Callable[[], int]
+    shards: int
     sql: Callable[[], bool]
     is_in_memory: bool
     is_cache_enabled: bool
@@ -117,20 +129,22 @@ class Health:
         """
         Good while this process can answer token checks, from either store, and has a key to sign with.
 
-        A proven Redis answers at once, also while SQL hangs; SQL is asked only without it.
+        A proven Redis answers at once, also while SQL hangs; SQL is asked only without it.  Without SQL
+        a part of Redis is better than nothing: the other replicas have no more.
         """
         if is_draining or not self.has_started():
             return Report(is_good=False, body={"status": "draining" if is_draining else "starting"})
         if not self.probes.has_keys():
             return Report(is_good=False, body={"status": "down", "impaired": ["signing_keys"]})
-        is_proven, _ = self._timed(self.probes.is_redis_proven)
-        if is_proven:
+        proven, _ = self._timed(self.probes.proven_shards)
+        if proven == self.probes.shards:
             impaired = [] if self._is_sql_answering() else ["database"]
             return Report(
                 is_good=True, body={"status": "degraded" if impaired else "ok", "impaired": impaired}
             )
         vitals = self._look()
-        return Report(is_good=vitals.is_sql_up, body={"status": _word(vitals), "impaired": _impaired(vitals)})
+        is_good = vitals.is_sql_up or bool(proven)
+        return Report(is_good=is_good, body={"status": _word(vitals), "impaired": _impaired(vitals)})
 
     def summary(self) -> Report:
         """Both stores and the cache."""
@@ -144,6 +158,7 @@ class Health:
             "version": __version__,
             "latency_ms": {"redis": vitals.redis_ms, "database": vitals.sql_ms},
             "redis_proven": vitals.is_redis_proven,
+            "redis_shards": {"proven": vitals.proven or 0, "all": vitals.shards},
             **self.probes.details(),
         }
         return Report(is_good=_word(vitals) != "down", body=body)
@@ -186,11 +201,11 @@ class Health:
             self._lock.release()
 
     def _vitals(self) -> Vitals:
-        is_proven, redis_ms = self._timed(self.probes.is_redis_proven)
+        proven, redis_ms = self._timed(self.probes.proven_shards)
         answered, sql_ms = self._timed(self.probes.sql)
         return Vitals(
-            is_redis_up=is_proven is not None,
-            is_redis_proven=bool(is_proven),
+            proven=proven,
+            shards=self.probes.shards,
             is_sql_up=answered is not None,
             redis_ms=redis_ms,
             sql_ms=sql_ms,

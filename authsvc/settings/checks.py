@@ -172,7 +172,6 @@ def redis_problems(redis: RedisSettings, http: HttpSettings, reader: Reader) -> 
     """One way to Redis, named in full; in memory for one process of development alone."""
     yield from _redis_places(reader)
     yield from _redis_pairs(redis, reader)
-    yield from _redis_unsupported(reader)
     if redis.is_in_memory and reader.is_sound(*_REDIS_PLACES, "REDIS_CLUSTER_ENABLED"):
         yield from _redis_missing(http, reader)
 
@@ -234,13 +233,6 @@ def _cluster_pairs(redis: RedisSettings, reader: Reader) -> Iterator[Problem]:
 
 def _database_number(redis: RedisSettings) -> int:
     return redis_url_database(redis.url) if redis.url else redis.db
-
-
-def _redis_unsupported(reader: Reader) -> Iterator[Problem]:
-    """What is declared as not supported is parsed and checked, and then refused."""
-    for name in reader.given(*(name for name, each in reader.variables.items() if not each.is_supported)):
-        message = "is not supported by this version yet; expected REDIS_URL or REDIS_HOST"
-        yield Problem(name=name, message=message)
 
 
 def production_problems(

@@ -37,8 +37,6 @@ class Variable(Generic[T]):
     otherwise: str = ""
     #: Missing in production is a problem.
     is_required: bool = False
-    #: False: parsed and checked, then refused, until the service knows what to do with it.
-    is_supported: bool = True
 
     @property
     def file_name(self) -> str:

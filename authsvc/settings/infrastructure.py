@@ -210,8 +210,7 @@ class RedisSettings:
     cluster_nodes: tuple[Address, ...] = setting(
         "REDIS_CLUSTER_NODES",
         locations.addresses(),
-        "Nodes to start from",
-        is_supported=False,
+        "Nodes to start from; `REDIS_USERNAME`, `REDIS_PASSWORD`, `REDIS_TLS` are for all of them",
         computed=_none,
     )
     #: All trust in Redis ends so long after the last comparison with SQL.

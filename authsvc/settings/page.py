@@ -60,10 +60,7 @@ def _section(title: str, variables: tuple[Variable[object], ...]) -> str:
 
 def _row(variable: Variable[object]) -> str:
     mark = " ◆" if variable.kind.is_secret else ""
-    about = variable.about + (
-        "" if variable.is_supported else " (refused by this version: not supported yet)"
-    )
-    cells = (f"`{variable.name}`{mark}", about, variable.kind.expected, _default(variable))
+    cells = (f"`{variable.name}`{mark}", variable.about, variable.kind.expected, _default(variable))
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
 
 

@@ -273,13 +273,14 @@ def _health(parts: Parts, mail: Mailing | None, cache: CacheAdmin) -> Health:
             "breakers": {"redis": stores.redis.client.state.value, "database": stores.database.state.value},
             "pool": stores.database.pool_figures(),
             "keys": cache.monitor.key_count(),
-            "revocations": {"known": stores.redis.proof.known},
+            "revocations": {"known": max(proof.known for proof in stores.redis.proofs.each)},
             "hashing_queue": parts.lane.queue_depth,
             "mail": mail.run.state() if mail else "off",
         }
 
     probes = Probes(
-        is_redis_proven=stores.index.is_proven,
+        proven_shards=stores.index.proven_shards,
+        shards=len(stores.redis.names.each),
         sql=stores.database.ping,
         is_in_memory=parts.settings.redis.is_in_memory,
         is_cache_enabled=parts.settings.cache.is_enabled,

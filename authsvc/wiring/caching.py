@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import time
-from dataclasses import dataclass, replace
-from typing import Literal, TypedDict, TypeVar, cast
+from dataclasses import dataclass
+from typing import TypeVar, cast
 
-from authsvc.cache.aside import Aside, Records, Shape, Tagging, Tags, TrustCheck
+from authsvc.cache.aside import Aside, Records, Shape, Tagging, Tags, TrustCheck, TrustChecks
 from authsvc.cache.breaker import CircuitBreaker, State
 from authsvc.cache.filling.records import SERVED
 from authsvc.cache.filling.single_flight import SingleFlight
-from authsvc.cache.keys import KeySpace, Space
+from authsvc.cache.keys import KeySpace, Space, spread_tags
 from authsvc.cache.lock import Locks
 from authsvc.cache.monitor import Meter, Monitor, joined
 from authsvc.cache.redis.client import CacheClient, CacheEvents
-from authsvc.cache.redis.connections import Deadlines, Generations, Pool, RedisAddress, bounded_pool, stamped
+from authsvc.cache.redis.connections import Deadlines, Pool
+from authsvc.cache.redis.link import Link
 from authsvc.cache.redis.polled import PolledReads, is_available
-from authsvc.cache.redis.sentinel import SentinelAddress, sentinel_pool
 from authsvc.cache.warmer import Warmed, Warming
 from authsvc.domain.revocations import Proof
 from authsvc.domain.users import UserStore
+from authsvc.domain.values.shards import CLUSTER_SHARDS, PAGES, Sharded
 from authsvc.observability.metrics import BREAKER_NUMBERS, Metrics
 from authsvc.observability.tracing import Tracing
 from authsvc.settings import CacheSettings, RedisSettings, Settings
@@ -37,6 +39,7 @@ from authsvc.store.copies.users import (
     UserCaches,
 )
 from authsvc.store.sql import Database
+from authsvc.wiring.links import redis_links
 from authsvc.wiring.timings import Timings
 
 T = TypeVar("T")
@@ -59,7 +62,8 @@ class Redis:
     #: For the lane of checks; None without one.
     polled: PolledIndex | None
     keys: KeySpace
-    proof: Proof
+    names: Sharded[IndexKeys]
+    proofs: Sharded[Proof]
     user_caches: UserCaches
     meter: Meter
 
@@ -75,18 +79,21 @@ def open_redis(settings: Settings, timings: Timings, metrics: Metrics, tracing: 
     """Connects to nothing yet: pools fill when they are used."""
     meter = Meter(time.monotonic)
     events = joined(_counted(metrics), meter.events(), tracing.redis)
-    pool, single = _pools(settings.redis, timings.redis, size=REDIS_POOL)
-    client = _client(pool, _breaker(settings.cache, metrics), events)
-    keys = key_space(settings.cache)
-    proof = Proof(settings.redis.max_staleness_s)
+    breakers = _Breakers(settings.cache, metrics)
+    pool, single = redis_links(settings.redis, timings.redis, size=REDIS_POOL, breaker_of=breakers.make)
+    client = _client(pool, breakers.make("all"), events)
+    names = index_keys(settings)
+    unwatched_s = timings.marker.unwatched_s if settings.redis.is_cluster else math.inf
+    proofs = Sharded(tuple(Proof(settings.redis.max_staleness_s, unwatched_s) for _ in names.each))
     return Redis(
         client=client,
         # The reconciler asks at its own pace, also while the breaker of the requests is open.
         reconciling=_client(single, CircuitBreaker(clock=time.monotonic)),
-        polled=_polled(settings, pool, client, events, proof, timings.redis),
-        keys=keys,
-        proof=proof,
-        user_caches=_user_caches(settings.cache, timings.copies, client, keys, proof, events),
+        polled=_polled(settings, pool, client, events, names, proofs, timings.redis),
+        keys=key_space(settings.cache),
+        names=names,
+        proofs=proofs,
+        user_caches=_user_caches(settings.cache, timings.copies, client, names, proofs, events),
         meter=meter,
     )
 
@@ -96,9 +103,15 @@ def key_space(cache: CacheSettings) -> KeySpace:
     return KeySpace(cache.key_prefix, cache.key_version, cache.max_key_length)
 
 
+def index_keys(settings: Settings) -> Sharded[IndexKeys]:
+    """The names of the keys that tokens are checked by: a cluster has many shards, one server has one."""
+    tags = spread_tags(CLUSTER_SHARDS if settings.redis.is_cluster else 1)
+    return Sharded(tuple(IndexKeys(key_space(settings.cache), tag) for tag in tags))
+
+
 def single_client(redis: RedisSettings, timings: Timings | None = None) -> CacheClient:
     """A client of one connection, for the checks before the start."""
-    pool, _ = _pools(redis, (timings or Timings()).redis, size=1)
+    pool, _ = redis_links(redis, (timings or Timings()).redis, size=1)
     return CacheClient(pool, breaker=CircuitBreaker(clock=time.monotonic), clock=time.monotonic)
 
 
@@ -148,39 +161,63 @@ def _tell(progress: Warmed) -> None:
     log.debug("cache.warming", extra=fields)
 
 
-def _breaker(cache: CacheSettings, metrics: Metrics) -> CircuitBreaker:
-    """The breaker of the requests, shown by the metrics."""
-    metrics.breaker_state(BREAKER_NUMBERS[State.CLOSED])
-    return CircuitBreaker(
-        cache.breaker_failure_threshold,
-        cache.breaker_monitoring_ms / 1000,
-        cache.breaker_recovery_ms / 1000,
-        cache.breaker_half_open_max_calls,
-        clock=time.monotonic,
-        on_change=lambda _, state: metrics.breaker_state(BREAKER_NUMBERS[state]),
-    )
+class _Breakers:
+    """Makes the circuit breakers of the requests; the metric shows the one that is worst off."""
+
+    def __init__(self, cache: CacheSettings, metrics: Metrics) -> None:
+        self._cache = cache
+        self._metrics = metrics
+        self._states: dict[str, State] = {}
+
+    def make(self, name: str) -> CircuitBreaker:
+        """One for the servers called *name*."""
+        self._tell(name, State.CLOSED)
+        return CircuitBreaker(
+            self._cache.breaker_failure_threshold,
+            self._cache.breaker_monitoring_ms / 1000,
+            self._cache.breaker_recovery_ms / 1000,
+            self._cache.breaker_half_open_max_calls,
+            clock=time.monotonic,
+            on_change=lambda _, state: self._tell(name, state),
+        )
+
+    def _tell(self, name: str, state: State) -> None:
+        self._states[name] = state
+        states = tuple(self._states.values())
+        worst = next(one for one in (State.OPEN, State.HALF_OPEN, State.CLOSED) if one in states)
+        self._metrics.breaker_state(BREAKER_NUMBERS[worst])
 
 
-def _client(pool: Pool, breaker: CircuitBreaker, events: CacheEvents | None = None) -> CacheClient:
+def _client(pool: Pool | Link, breaker: CircuitBreaker, events: CacheEvents | None = None) -> CacheClient:
     return CacheClient(pool, breaker=breaker, clock=time.monotonic, events=events, misuse_is_outage=True)
+
+
+def _trusted(names: IndexKeys, proof: Proof) -> TrustCheck:
+    """The check of one shard's marker, as the user cache makes it."""
+    return TrustCheck(
+        marker_key=names.marker,
+        trusted=lambda marker, generation: proof.holds(marker, generation, time.monotonic()),
+    )
 
 
 def _user_caches(
     cache: CacheSettings,
     timings: CopyTimings,
     client: CacheClient,
-    keys: KeySpace,
-    proof: Proof,
+    names: Sharded[IndexKeys],
+    proofs: Sharded[Proof],
     events: CacheEvents,
 ) -> UserCaches:
-    """The three kinds of copies, each believed only under *proof*; who misses waits for who loads."""
-    retry_s = cache.lock_retry_delay_ms / 1000
-    trust = TrustCheck(
-        marker_key=IndexKeys(keys).marker,
-        trusted=lambda marker, generation: proof.holds(marker, generation, time.monotonic()),
-    )
+    """
+    The three kinds of copies, each believed only under the proof of its shard.
 
-    def aside(space: Space, shape: Shape[T], tagging: Tagging | None = None) -> Aside[T]:
+    Who misses waits for who loads.  All pages and their tag are in one shard.
+    """
+    retry_s = cache.lock_retry_delay_ms / 1000
+    trusted = Sharded(tuple(map(_trusted, names.each, proofs.each)))
+    pages = names.each[PAGES]
+
+    def aside(space: Space, shape: Shape[T], trust: TrustChecks, tagging: Tagging | None = None) -> Aside[T]:
         records = Records(
             client=client,
             space=space,
@@ -196,16 +233,24 @@ def _user_caches(
             single_flight=SingleFlight(retry_s=retry_s, patience_s=retry_s * cache.lock_max_retries),
         )
 
-    tags = Tags(client=client, space=keys.space("users:tag", ttl_s=TAG_TTL_S))
+    def by_owner(name: str) -> Space:
+        return pages.space.space(name, ttl_s=cache.ttl_s, tag_of=lambda owner: names.about(owner).tag)
+
+    def among_pages(name: str, ttl_s: int) -> Space:
+        return pages.space.space(name, ttl_s=ttl_s, tag_of=lambda _: pages.tag)
+
+    tags = Tags(client=client, space=among_pages("users:tag", TAG_TTL_S))
     return UserCaches(
-        users=aside(keys.space("user", ttl_s=cache.ttl_s), USER_SHAPE),
-        emails=keys.space("user:email", ttl_s=cache.ttl_s),
+        users=aside(by_owner("user"), USER_SHAPE, trusted),
+        emails=by_owner("user:email"),
         pages=aside(
-            keys.space("users:list", ttl_s=cache.list_ttl_s),
+            among_pages("users:list", cache.list_ttl_s),
             PAGE_SHAPE,
+            trusted.each[PAGES],
             Tagging(tags=tags, by=lambda _: (ALL_USERS,)),
         ),
         page_tags=tags,
+        shards=len(names.each),
     )
 
 
@@ -225,87 +270,21 @@ def _counted(metrics: Metrics) -> CacheEvents:
 
 def _polled(
     settings: Settings,
-    pool: Pool,
+    pool: Pool | Link,
     client: CacheClient,
     events: CacheEvents,
-    proof: Proof,
+    names: Sharded[IndexKeys],
+    proofs: Sharded[Proof],
     deadlines: Deadlines,
 ) -> PolledIndex | None:
-    """What the lane reads; without hiredis, and with a Redis in memory, there is none."""
-    if not settings.http.check_lane or settings.redis.is_in_memory or not is_available():
+    """What the lane reads; without hiredis, and with a Redis in memory or a cluster, there is none."""
+    redis = settings.redis
+    if not settings.http.check_lane or redis.is_in_memory or redis.is_cluster or not is_available():
         return None
     return PolledIndex(
-        reads=PolledReads(pool, clock=time.monotonic, events=events, deadlines=deadlines),
+        reads=PolledReads(cast("Pool", pool), clock=time.monotonic, events=events, deadlines=deadlines),
         client=client,
-        key_names=IndexKeys(key_space(settings.cache)),
-        proof=proof,
+        key_names=names.each[0],
+        proof=proofs.each[0],
         monotonic=time.monotonic,
     )
-
-
-def _pools(redis: RedisSettings, deadlines: Deadlines, *, size: int) -> tuple[Pool, Pool]:
-    """A pool of *size* and one of a single connection; their connections are counted together."""
-    generations = Generations()
-    if redis.is_in_memory:
-        return _embedded_pools(generations, size)
-    protocol = cast("Literal[2, 3]", redis.protocol)
-
-    def pool(size: int) -> Pool:
-        common = _Common(
-            size=size, protocol=protocol, client_name="authsvc", deadlines=deadlines, generations=generations
-        )
-        if redis.sentinels:
-            return sentinel_pool(_sentinels(redis), **common)
-        return bounded_pool(_address(redis), **common)
-
-    return pool(size), pool(1)
-
-
-class _Common(TypedDict):
-    """What both kinds of pools are told."""
-
-    size: int
-    protocol: Literal[2, 3]
-    client_name: str
-    deadlines: Deadlines
-    generations: Generations
-
-
-def _sentinels(redis: RedisSettings) -> SentinelAddress:
-    return SentinelAddress(
-        sentinels=tuple((address.host, address.port) for address in redis.sentinels),
-        service=redis.sentinel_service or "",
-        redis=_address(redis),
-        username=redis.sentinel_username,
-        password=redis.sentinel_password.reveal() if redis.sentinel_password else None,
-    )
-
-
-def _address(redis: RedisSettings) -> RedisAddress:
-    authorities = str(redis.ca_file) if redis.ca_file else None
-    if redis.url:
-        return replace(RedisAddress.from_url(redis.url.reveal()), tls_ca=authorities)
-    return RedisAddress(
-        host=redis.host or "",
-        port=redis.port,
-        db=redis.db,
-        username=redis.username,
-        password=redis.password.reveal() if redis.password else None,
-        tls=redis.is_tls,
-        tls_ca=authorities,
-    )
-
-
-def _embedded_pools(generations: Generations, size: int) -> tuple[Pool, Pool]:
-    """Redis in this process, for development: data and outages of it are nobody else's."""
-    import fakeredis
-    from redis import ConnectionPool
-
-    connection_class = stamped(fakeredis.FakeRedisConnection, generations=generations)
-    server = fakeredis.FakeServer()
-
-    def pool(size: int) -> Pool:
-        made = ConnectionPool(connection_class=connection_class, server=server, max_connections=size)
-        return cast("Pool", made)
-
-    return pool(size), pool(1)

@@ -81,7 +81,7 @@ def make_parts(settings: Settings, clock: Clock, answers: LastAnswers, timings: 
         sessions=SqlSessionStore(stores.database, stores.log, clock),
         credentials=_credentials(settings, stores, clock, notices),
         users=cached_users(settings, timings, stores.redis, sql_users, metrics),
-        revocations=Revocations(stores.index, stores.redis.proof),
+        revocations=Revocations(stores.index, stores.redis.proofs),
         audit=audit,
         limits=limits,
         lane=lane,

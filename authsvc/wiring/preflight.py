@@ -20,7 +20,7 @@ from authsvc.store.key_folder import read_key
 from authsvc.store.migrations import why_unfit
 from authsvc.store.postgres.causes import cause_of
 from authsvc.store.sql import Database
-from authsvc.wiring.caching import key_space, single_client
+from authsvc.wiring.caching import index_keys, single_client
 from authsvc.wiring.mail import letters
 from authsvc.wiring.second_factors import data_keys
 from authsvc.wiring.stores import open_database
@@ -70,7 +70,7 @@ def ownership_problems(settings: Settings, timings: Timings | None = None) -> tu
         closing(open_database(settings, timings)) as database,
         closing(single_client(settings.redis, timings)) as client,
     ):
-        return tuple(copies.ownership_problems(client, database, key_space(settings.cache), settings.redis))
+        return tuple(copies.ownership_problems(client, database, index_keys(settings), settings.redis))
 
 
 def stored_warnings(settings: Settings, timings: Timings | None = None) -> list[str]:
@@ -152,7 +152,7 @@ def _redis(settings: Settings, timings: Timings | None) -> Iterator[Problem]:
         yield from found
         return
     with closing(single_client(settings.redis, timings)) as client:
-        yield from copies.redis_problems(client, key_space(settings.cache), settings.redis)
+        yield from copies.redis_problems(client, index_keys(settings), settings.redis)
 
 
 def _database(settings: Settings, timings: Timings | None) -> Iterator[Problem]:

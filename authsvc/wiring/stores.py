@@ -18,10 +18,11 @@ from authsvc.observability.metrics import BREAKER_NUMBERS, Metrics
 from authsvc.observability.tracing import Tracing
 from authsvc.settings import Settings
 from authsvc.store.accounts.transfers import SqlUserTransfers
-from authsvc.store.copies.index import IndexKeys, RedisIndex
-from authsvc.store.copies.marker import FreshnessMarker
+from authsvc.store.copies.heartbeat import Heartbeat
+from authsvc.store.copies.index import RedisIndex
 from authsvc.store.copies.ownership import Ownership, installation_id
-from authsvc.store.copies.reconciler import Heartbeat, Reconciler
+from authsvc.store.copies.reconciler import Reconciler
+from authsvc.store.copies.servers import Servers, shards_of
 from authsvc.store.revocations import SqlRevocationLog
 from authsvc.store.sql import POOL_SIZE, Database, DatabaseEvents
 from authsvc.wiring.caching import Redis, open_redis
@@ -71,9 +72,9 @@ def open_stores(
     waker = _Waker()
     index = RedisIndex(
         client=redis.client,
-        key_names=IndexKeys(redis.keys),
+        key_names=redis.names,
         profile=profile,
-        proof=redis.proof,
+        proofs=redis.proofs,
         drop_copies=redis.user_caches.drop_commands,
         on_new_connection=waker.wake,
         on_written=metrics.revocation_propagation,
@@ -179,25 +180,25 @@ def _reconciler(
     answers: LastAnswers,
     timings: Timings,
 ) -> Reconciler:
+    lane_reads = redis.polled.reads if redis.polled is not None else None
     return Reconciler(
         revocations=log,
-        # Over its own connection, like the marker: what was written before a failover is not vouched for.
-        index=replace(index, client=redis.reconciling),
-        marker=FreshnessMarker(redis.reconciling, IndexKeys(redis.keys).marker, timings.marker),
+        index=index,
+        servers=Servers(
+            shards_of(redis.names, redis.proofs, timings.marker),
+            redis.reconciling,
+            redis.client,
+            lambda _: lane_reads,
+        ),
         ownership=Ownership(
             # Over the connection of the log: a pool that requests have used up must not stop a comparison.
             installation=partial(installation_id, following),
-            client=redis.reconciling,
             checks=redis.client,
-            key=IndexKeys(redis.keys).installation,
+            shards=len(redis.names.each),
         ),
-        client=redis.reconciling,
-        checks=redis.client,
-        proof=redis.proof,
         monotonic=time.monotonic,
         on_lag=metrics.revocation_lag,
         on_compared=lambda: answers.compared(time.monotonic()),
-        lane=redis.polled.reads if redis.polled is not None else None,
     )
 
 

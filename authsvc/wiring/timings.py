@@ -11,8 +11,8 @@ from authsvc.domain.passwords.lane import HashingTimings
 from authsvc.mail.transports import SmtpTimings
 from authsvc.observability.health import HealthTimings
 from authsvc.observability.trail import TrailTimings
+from authsvc.store.copies.heartbeat import HeartbeatTimings
 from authsvc.store.copies.marker import MarkerTimings
-from authsvc.store.copies.reconciler import HeartbeatTimings
 from authsvc.store.copies.users import CopyTimings
 from authsvc.store.key_folder import FolderTimings
 from authsvc.store.sql import SqlTimings

@@ -58,6 +58,7 @@ class DetailedHealthView(HealthView):
     version = fields.String()
     latency_ms = fields.Dict(keys=fields.String(), values=fields.Float())
     redis_proven = fields.Boolean()
+    redis_shards = fields.Dict(keys=fields.String(), values=fields.Integer())
     breakers = fields.Dict(keys=fields.String(), values=fields.String())
     pool = fields.Dict(keys=fields.String())
     keys = fields.Integer(allow_none=True)

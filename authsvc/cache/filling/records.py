@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final, Generic, NamedTuple, TypeVar, cast
 
 from authsvc.cache.entry import MISSING, NEGATIVE_VERSION, Entry, Flaw, Missing, decode, encode, pack
-from authsvc.cache.filling.shapes import Display, Shape, Tagging, TrustCheck
+from authsvc.cache.filling.shapes import Display, Shape, Tagging, TrustCheck, TrustChecks
 from authsvc.cache.keys import Space
 from authsvc.cache.redis.client import CacheClient, Command, Script
 
@@ -63,7 +63,7 @@ class Records(Generic[T]):
     shape: Shape[T]
     lease_ms: int
     rng: Callable[[], float]
-    trust: TrustCheck | None = None
+    trust: TrustChecks | None = None
     display: Display | None = None
     tagging: Tagging | None = None
     negative_ttl_s: float = 0
@@ -87,8 +87,9 @@ class Records(Generic[T]):
         key = self.space.key(ident)
         if self.trust is None:
             return self._judge(ident, key, self.client.mget((key,)).values[0])
-        (raw, marker), generation = self.client.mget((key, self.trust.marker_key))
-        if not self._is_trusted(marker, generation, (key,)):
+        trust = self.trust.about(ident)
+        (raw, marker), generation = self.client.mget((key, trust.marker_key))
+        if not self._is_trusted(trust, marker, generation, (key,)):
             return Lookup(MISSING, "untrusted")
         return self._judge(ident, key, raw)
 
@@ -97,10 +98,20 @@ class Records(Generic[T]):
         return self._judge(ident, self.space.key(ident), raw)
 
     def look(self, idents: Sequence[str]) -> dict[str, Lookup[T]]:
-        """Look at *idents*: one round trip."""
+        """Look at *idents*: one round trip for each marker that vouches for some of them."""
+        together: dict[TrustCheck | None, list[str]] = {}
+        for ident in idents:
+            together.setdefault(self.trust.about(ident) if self.trust else None, []).append(ident)
+        found: dict[str, Lookup[T]] = {}
+        for trust, some in together.items():
+            found |= self._look_under(trust, some)
+        return {ident: found[ident] for ident in idents}
+
+    def _look_under(self, trust: TrustCheck | None, idents: Sequence[str]) -> dict[str, Lookup[T]]:
+        """Look at *idents*, for which one marker vouches: one round trip."""
         keys = [self.space.key(ident) for ident in idents]
         tag_keys = {name: self._tag_key(name) for name in self._tag_names(idents)}
-        reading = self._read(keys, tag_keys.values())
+        reading = self._read(trust, keys, tag_keys.values())
         if not reading.is_trusted:
             return {ident: Lookup(MISSING, "untrusted") for ident in idents}
         return {
@@ -163,19 +174,18 @@ class Records(Generic[T]):
         """Return the command that invalidates *ident*, but spares a record of *row_version* or later."""
         return self.outdate.command((self.space.key(ident), self._lease_key(ident)), (row_version,))
 
-    def _read(self, keys: Sequence[str], tag_keys: Collection[str]) -> _Reading:
-        markers = (self.trust.marker_key,) if self.trust else ()
+    def _read(self, trust: TrustCheck | None, keys: Sequence[str], tag_keys: Collection[str]) -> _Reading:
+        markers = (trust.marker_key,) if trust else ()
         asked = (*keys, *tag_keys, *markers)
         values, lives, generation = self._fetch(asked, keys)
-        is_trusted = self._is_trusted(values[-1], generation, keys)
+        is_trusted = trust is None or self._is_trusted(trust, values[-1], generation, keys)
         return _Reading(dict(zip(asked, values, strict=True)), lives, is_trusted)
 
-    def _is_trusted(self, marker: bytes | None, generation: int, keys: Sequence[str]) -> bool:
-        """True where no check of trust is asked for, or *marker*, read with *keys*, passes it."""
-        trust = self.trust
-        return trust is None or (
-            trust.trusted(marker, generation) and self.client.link.vouches(trust.marker_key, keys)
-        )
+    def _is_trusted(
+        self, trust: TrustCheck, marker: bytes | None, generation: int, keys: Sequence[str]
+    ) -> bool:
+        """True if *marker*, read with *keys*, passes the check."""
+        return trust.trusted(marker, generation) and self.client.link.vouches(trust.marker_key, keys)
 
     def _fetch(
         self, asked: Sequence[str], keys: Sequence[str]

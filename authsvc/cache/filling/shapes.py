@@ -26,6 +26,17 @@ class TrustCheck:
     marker_key: str
     trusted: Callable[[bytes | None, int], bool]
 
+    def about(self, ident: str) -> TrustCheck:  # noqa: ARG002 one marker vouches for all records
+        """Return the check for the record *ident*."""
+        return self
+
+
+class TrustChecks(Protocol):
+    """Markers that each vouch for some of the records; a :class:`TrustCheck` is one for all."""
+
+    def about(self, ident: str, /) -> TrustCheck:
+        """Return the check for the record *ident*; marker and record are in one slot of a cluster."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape(Generic[T]):

@@ -17,10 +17,17 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Final, NoReturn, TypeVar, cast
 
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
 from authsvc.cache.breaker import CircuitBreaker, Permit, State
-from authsvc.cache.errors import CacheError, CacheMisuse, CacheUnavailable, Reason, translate
+from authsvc.cache.errors import (
+    CacheError,
+    CacheMisuse,
+    CacheUnavailable,
+    Reason,
+    ServerFailed,
+    translate,
+)
 from authsvc.cache.events import CacheEvents
 from authsvc.cache.redis.connections import Argument, Pool, Reply
 from authsvc.cache.redis.link import Command, Link, Stamped
@@ -102,6 +109,43 @@ class CacheClient:
         repeatable = all(command[0] in REPEATABLE for command in commands)
         return self._run("pipeline", lambda: self.link.exchange(commands, repeatable=repeatable))
 
+    def pipeline_each(self, commands: Sequence[Command]) -> Stamped[Reply | CacheError]:
+        """
+        Send *commands* in one round trip, in order but not atomically.
+
+        What the server refused has an error in the place of its reply.
+        """
+        repeatable = all(command[0] in REPEATABLE for command in commands)
+        answers, generation = self._run(
+            "pipeline", lambda: self.link.exchange_each(commands, repeatable=repeatable)
+        )
+        if any(isinstance(answer, ReadOnlyError) for answer in answers):
+            self.connections.suspect()  # after a failover it may be the wrong server
+        return Stamped([self._told(answer) for answer in answers], generation)
+
+    def _told(self, answer: Reply | ResponseError) -> Reply | CacheError:
+        return self._in_words(answer) if isinstance(answer, ResponseError) else answer
+
+    def at(self, key: str) -> CacheClient:
+        """
+        Return a client of the server that owns *key* now; it goes to no other, and has a breaker of its own.
+
+        Of one server alone it is this client.
+        """
+        try:
+            link = self.link.at(key)
+        except RedisError as error:
+            raise self._in_words(error) from error
+        if link is self.link:
+            return self
+        return CacheClient(
+            link,
+            breaker=self._breaker.another(),
+            clock=self._clock,
+            events=CacheEvents(on_operation=self._on_operation),
+            misuse_is_outage=self._misuse_is_outage,
+        )
+
     def call(self, *command: Argument) -> Reply:
         """Send one command and return its reply."""
         name = str(command[0])
@@ -112,13 +156,13 @@ class CacheClient:
 
     @property
     def state(self) -> State:
-        """Return the breaker's state; open, too, while nothing may be sent."""
-        return State.OPEN if self._is_suspended else self._breaker.state
+        """Return the breaker's state; open, too, while nothing may be sent, to all servers or to one."""
+        return State.OPEN if self._is_suspended or not self.link.is_closed else self._breaker.state
 
     @property
     def is_steady(self) -> bool:
         """False while recent calls failed: a caller that can do without Redis should not try it now."""
-        return self._breaker.is_steady
+        return self._breaker.is_steady and self.link.is_steady
 
     def ping(self) -> None:
         """Return if Redis answers."""
@@ -170,11 +214,17 @@ class CacheClient:
         self._judge(permit, refusal, error)
         outcome = refusal.reason if isinstance(refusal, CacheUnavailable) else "misuse"
         self._on_operation(name, took_s, outcome)
-        if self._misuse_is_outage and isinstance(refusal, CacheMisuse):
-            raise CacheUnavailable(Reason.OTHER) from error
-        raise refusal from error
+        raise self._in_words(error) from error
+
+    def _in_words(self, error: RedisError) -> CacheError:
+        refusal = translate(error)
+        is_misuse = isinstance(refusal, CacheMisuse)
+        return CacheUnavailable(Reason.OTHER) if is_misuse and self._misuse_is_outage else refusal
 
     def _judge(self, permit: Permit, refusal: CacheError, error: RedisError) -> None:
+        if isinstance(error, ServerFailed):  # which its own breaker has heard of
+            self._breaker.withdrawn(permit)
+            return
         reason = refusal.reason if isinstance(refusal, CacheUnavailable) else None
         if reason is Reason.EXHAUSTED:
             self._breaker.withdrawn(permit)

@@ -11,17 +11,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Final, cast
+from threading import Lock
+from typing import ClassVar, Final, TypeVar, cast
 
 from redis.cluster import ClusterNode
 from redis.crc import key_slot
 from redis.exceptions import AskError, MovedError, ReadOnlyError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as DriverConnectionError
 
-from authsvc.cache.errors import is_exhaustion
+from authsvc.cache.breaker import CircuitBreaker, Permit, State
+from authsvc.cache.errors import ServerAvoided, ServerFailed, is_exhaustion
 from authsvc.cache.redis.connections import Connections, Reply, Wire
 from authsvc.cache.redis.link import Command, Link, Stamped
+from authsvc.cache.redis.single import SingleServer
 from authsvc.cache.redis.topology import ClusterFleet, Topology
+
+V = TypeVar("V")
 
 #: Commands without a key: any server will do.
 _KEYLESS: Final = frozenset(
@@ -62,12 +67,30 @@ class ClusterServers:
     A link to a cluster; connects when it is first used.
 
     All keys of one command must share a slot, except those of MGET, which is split.  After a broken
-    connection or a moved slot the map is read anew.
+    connection or a moved slot the map is read anew.  With *breaker_of* each server has a circuit breaker of
+    its own, made by its name: one that is gone costs nothing but its own keys.
     """
 
-    def __init__(self, topology: Topology) -> None:
+    name = ""
+    may_change_roles = True
+
+    def __init__(self, topology: Topology, breaker_of: Callable[[str], CircuitBreaker] | None = None) -> None:
         self._topology = topology
         self.connections = ClusterFleet(topology)
+        self._breaker_of = breaker_of
+        self._breakers: dict[str, CircuitBreaker] = {}
+        self._owners: dict[str, _Owner] = {}
+        self._making = Lock()
+
+    @property
+    def is_steady(self) -> bool:
+        """False while calls of some server failed recently."""
+        return all(breaker.is_steady for breaker in tuple(self._breakers.values()))
+
+    @property
+    def is_closed(self) -> bool:
+        """True while no server's circuit breaker keeps calls from it."""
+        return all(breaker.state is State.CLOSED for breaker in tuple(self._breakers.values()))
 
     def mget(self, keys: Sequence[str]) -> Stamped[bytes | None]:
         """One MGET for each slot, all at once."""
@@ -78,16 +101,47 @@ class ClusterServers:
         """Send each command where its key lives; what must not be repeated is sent again only if refused."""
         try:
             return self._exchange(commands)
-        except ReadOnlyError:
-            self._topology.doubt()
-            raise
-        except DriverConnectionError as error:
-            if is_exhaustion(error):
-                raise
-            self._topology.doubt()
-            if not repeatable or type(error) is not DriverConnectionError:
+        except RedisError as failure:
+            if not self._is_worth_another(failure, repeatable=repeatable):
                 raise
         return self._exchange(commands)
+
+    def _is_worth_another(self, failure: RedisError, *, repeatable: bool) -> bool:
+        """True if *failure* is a broken connection, which says nothing of the next; the map is doubted."""
+        error = failure.error if isinstance(failure, ServerFailed) else failure
+        is_connection = isinstance(error, DriverConnectionError) and not is_exhaustion(error)
+        if is_connection or isinstance(error, ReadOnlyError):
+            self._topology.doubt()
+        return is_connection and repeatable and type(error) is DriverConnectionError
+
+    def exchange_each(
+        self, commands: Sequence[Command], *, repeatable: bool
+    ) -> Stamped[Reply | ResponseError]:
+        """Send each command where its key lives; a refusal takes the place of the reply."""
+        try:
+            return self._exchange_each(commands)
+        except RedisError as failure:
+            if not self._is_worth_another(failure, repeatable=repeatable):
+                raise
+        return self._exchange_each(commands)
+
+    def _exchange_each(self, commands: Sequence[Command]) -> Stamped[Reply | ResponseError]:
+        pending = [self._addressed(command) for command in commands]
+        flat = [part for one in pending for part in (one.parts or [one])]
+        generation = self._rounds(flat)
+        return Stamped([_answer(one) for one in pending], generation)
+
+    def at(self, key: str) -> Link:
+        """Return a link to the server that owns *key* now, which goes to no other."""
+        name = self._topology.owner(key.encode()).name
+        with self._making:
+            if name not in self._owners:
+                self._owners[name] = _Owner(self._topology, name)
+            return cast("Link", self._owners[name])
+
+    def connections_to(self, name: str) -> Connections:
+        """Return the connections to the server that a link calls *name*."""
+        return self._topology.connections_to(name)
 
     def servers(self) -> list[Link]:
         """Return a link to each primary."""
@@ -110,20 +164,54 @@ class ClusterServers:
         generation = self._rounds(flat)
         refusals = [one.refusal for one in flat if one.refusal is not None]
         if refusals:
-            raise refusals[0]
+            raise self._told(refusals[0])
         return Stamped([_joined(one) if one.parts else one.reply for one in pending], generation)
 
     def _rounds(self, flat: Sequence[_Pending]) -> int:
         """Send, and send on what was redirected; returns the generation of the youngest connection."""
-        generation = _round(self._topology.connections, flat)
+        generation = self._round(flat)
         for _ in range(_REDIRECTIONS):
             redirected = [one for one in flat if isinstance(one.refusal, AskError)]
             if not redirected:
                 break
             for one in redirected:
                 self._redirect(one, cast("AskError", one.refusal))
-            generation = max(generation, _round(self._topology.connections, redirected))
+            generation = max(generation, self._round(redirected))
         return generation
+
+    def _round(self, flat: Sequence[_Pending]) -> int:
+        """Send everything to every server, then read every reply; returns the highest generation."""
+        by_node: dict[str, list[_Pending]] = {}
+        for one in flat:
+            by_node.setdefault(one.node.name, []).append(one)
+        with ExitStack() as borrowed:
+            # In the same order always: else two threads could each hold the last connection that the other
+            # needs.
+            talks = [self._talk(borrowed, pending) for _, pending in sorted(by_node.items())]
+            _converse(talks)
+        for talk in talks:
+            if talk.error is not None:
+                raise self._told(talk.error)
+        return max((talk.generation for talk in talks), default=0)
+
+    def _talk(self, borrowed: ExitStack, pending: Sequence[_Pending]) -> _Talk:
+        """Begin to talk with the server of *pending*."""
+        node = pending[0].node
+        talk = _Talk(self._topology.connections(node), pending, self._breaker(node.name))
+        talk.begin(borrowed)
+        return talk
+
+    def _breaker(self, name: str) -> CircuitBreaker | None:
+        if self._breaker_of is None:
+            return None
+        with self._making:
+            if name not in self._breakers:
+                self._breakers[name] = self._breaker_of(name)
+            return self._breakers[name]
+
+    def _told(self, error: RedisError) -> RedisError:
+        """Return *error* as one of a single server, where that has a circuit breaker of its own."""
+        return error if self._breaker_of is None else ServerFailed(error)
 
     def _redirect(self, one: _Pending, refusal: AskError) -> None:
         one.is_asking = not isinstance(refusal, MovedError)
@@ -156,10 +244,41 @@ class _Primary:
     cluster: ClusterServers
     node: ClusterNode
 
+    may_change_roles: ClassVar = True
+
+    @property
+    def name(self) -> str:
+        """As the cluster calls it."""
+        return str(self.node.name)
+
     @property
     def connections(self) -> ClusterFleet:
         """Those of the whole cluster."""
         return self.cluster.connections
+
+    @property
+    def is_steady(self) -> bool:
+        """As the cluster is."""
+        return self.cluster.is_steady
+
+    @property
+    def is_closed(self) -> bool:
+        """As the cluster is."""
+        return self.cluster.is_closed
+
+    def exchange_each(
+        self, commands: Sequence[Command], *, repeatable: bool
+    ) -> Stamped[Reply | ResponseError]:
+        """By slot, as the cluster does."""
+        return self.cluster.exchange_each(commands, repeatable=repeatable)
+
+    def at(self, key: str) -> Link:
+        """As the cluster does."""
+        return self.cluster.at(key)
+
+    def connections_to(self, name: str) -> Connections:
+        """As the cluster does."""
+        return self.cluster.connections_to(name)
 
     def mget(self, keys: Sequence[str]) -> Stamped[bytes | None]:
         """By slot, as the cluster does."""
@@ -178,35 +297,44 @@ class _Primary:
         return self.cluster.vouches(marker_key, keys)
 
 
-def _round(connections: Callable[[ClusterNode], Connections], flat: Sequence[_Pending]) -> int:
-    """Send everything to every server, then read every reply; returns the youngest generation."""
-    by_node: dict[str, list[_Pending]] = {}
-    for one in flat:
-        by_node.setdefault(one.node.name, []).append(one)
-    with ExitStack() as borrowed:
-        talks: list[_Talk] = []
-        # Always in the same order: else two threads could each hold the last connection that the other needs.
-        for _, pending in sorted(by_node.items()):
-            pool = connections(pending[0].node)
-            wire = pool.acquire()
-            borrowed.callback(pool.release, wire)
-            talks.append(_Talk(pool, wire, pending))
-        return _converse(talks)
+class _Owner(SingleServer):
+    """The server that owns some slots now, for whoever must know who answers: it is never redirected."""
+
+    may_change_roles = True
+
+    def __init__(self, topology: Topology, name: str) -> None:
+        super().__init__(topology.connections_to(name))
+        self.name = name
+        self._topology = topology
+
+    def exchange_each(
+        self, commands: Sequence[Command], *, repeatable: bool
+    ) -> Stamped[Reply | ResponseError]:
+        """As one server does; whatever it owns no longer is refused."""
+        answers = super().exchange_each(commands, repeatable=repeatable)
+        if any(isinstance(answer, MovedError) for answer in answers.values):
+            self._topology.doubt()
+        return answers
+
+    def _attempt(self, talk: Callable[[Wire], list[V]], *, repeatable: bool) -> Stamped[V]:
+        try:
+            return super()._attempt(talk, repeatable=repeatable)
+        except RedisError:
+            self._topology.doubt()
+            raise
 
 
-def _converse(talks: Sequence[_Talk]) -> int:
+def _converse(talks: Sequence[_Talk]) -> None:
     try:
         for step in (_send, _read):
             for talk in talks:
                 talk.go_on(step)
     except BaseException:
         for talk in talks:
-            talk.wire.disconnect()
+            talk.break_off()
         raise
     for talk in talks:
-        if talk.error is not None:
-            raise talk.error
-    return max((talk.wire.generation for talk in talks), default=0)
+        talk.end()
 
 
 @dataclass(slots=True)
@@ -214,13 +342,34 @@ class _Talk:
     """With one server: its error waits until the replies of the others are read to their end."""
 
     pool: Connections
-    wire: Wire
     pending: Sequence[_Pending]
+    breaker: CircuitBreaker | None
+    wire: Wire | None = None
     error: RedisError | None = None
+    _permit: Permit | None = None
+
+    @property
+    def generation(self) -> int:
+        """That of the connection."""
+        return self.wire.generation if self.wire is not None else 0
+
+    def begin(self, borrowed: ExitStack) -> None:
+        """Borrow a connection, unless the server is avoided."""
+        if self.breaker is not None:
+            self._permit = self.breaker.permit()
+            if self._permit is None:
+                self.error = ServerAvoided()
+                return
+        try:
+            self.wire = self.pool.acquire()
+        except RedisError as error:
+            self.error = error
+        else:
+            borrowed.callback(self.pool.release, self.wire)
 
     def go_on(self, step: Callable[[Wire, Sequence[_Pending]], None]) -> None:
         """Do *step* unless an earlier one failed."""
-        if self.error is not None:
+        if self.error is not None or self.wire is None:
             return
         try:
             step(self.wire, self.pending)
@@ -229,6 +378,26 @@ class _Talk:
             if type(error) is DriverConnectionError:  # as with one server: what closed this closed its others
                 self.pool.suspect()
             self.error = error
+
+    def break_off(self) -> None:
+        """Leave nothing half read."""
+        if self.wire is not None:
+            self.wire.disconnect()
+        if self.breaker is not None and self._permit is not None:
+            self.breaker.withdrawn(self._permit)
+
+    def end(self) -> None:
+        """Tell the server's circuit breaker how it went; behind an open one no connection is believed."""
+        if self.breaker is None or self._permit is None:
+            return
+        if self.error is None:
+            self.breaker.succeeded(self._permit)
+        elif is_exhaustion(self.error):
+            self.breaker.withdrawn(self._permit)
+        else:
+            self.breaker.failed(self._permit)
+            if self.breaker.state is State.OPEN:
+                self.pool.suspect()
 
 
 def _send(wire: Wire, pending: Sequence[_Pending]) -> None:
@@ -254,6 +423,14 @@ def _joined(split: _Pending) -> Reply:
     for part in split.parts:
         found |= dict(zip(part.command[1:], cast("list[Reply]", part.reply), strict=True))
     return [found[key] for key in split.command[1:]]
+
+
+def _answer(one: _Pending) -> Reply | ResponseError:
+    """Return the reply, or the refusal of the command or of a part of it."""
+    refusals = [part.refusal for part in (one.parts or [one]) if part.refusal is not None]
+    if refusals:
+        return refusals[0]
+    return _joined(one) if one.parts else one.reply
 
 
 def _bytes(key: object) -> bytes:

@@ -121,10 +121,10 @@ class Deadlines:
 
 
 class Generations:
-    """Stamps, strictly rising from 1, for one pool or for several that must be told apart in time."""
+    """Stamps that rise from *latest* on, for one pool or for several that must be told apart in time."""
 
-    def __init__(self) -> None:
-        self.latest = 0
+    def __init__(self, latest: int = 0) -> None:
+        self.latest = latest
         self._lock = Lock()
 
     def next(self) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
+from redis.exceptions import ResponseError
+
 from authsvc.cache.redis.connections import Argument, Reply
 
 Command: TypeAlias = "tuple[Argument, ...]"
@@ -15,8 +17,8 @@ class Stamped(NamedTuple, Generic[V]):
     """
     Values read in one round trip, and the generation of the very connection they came over.
 
-    If several servers answered, it is that of the newest connection: if that one is trusted, so are the
-    others.
+    Where several servers answered it is the highest of their generations.  Where the servers count their
+    connections apart, only the answer of a single server can be trusted by it.
     """
 
     values: list[V]
@@ -50,14 +52,41 @@ class Link(Protocol):
     """Carries commands to servers and replies back; raises the driver's RedisError."""
 
     @property
+    def name(self) -> str:
+        """The server, as the cluster calls it; no text where there is one alone."""
+
+    @property
+    def may_change_roles(self) -> bool:
+        """True for a server that may become a replica, and a primary again, without closing connections."""
+
+    @property
     def connections(self) -> Fleet:
         """All connections of this link."""
+
+    @property
+    def is_steady(self) -> bool:
+        """False while calls of some server failed recently, as far as the link itself counts them."""
+
+    @property
+    def is_closed(self) -> bool:
+        """True while no server's circuit breaker keeps calls from it, as far as the link has any."""
 
     def mget(self, keys: Sequence[str]) -> Stamped[bytes | None]:
         """Return the values of *keys*, None for each that is missing or no string."""
 
     def exchange(self, commands: Sequence[Command], *, repeatable: bool) -> Stamped[Reply]:
         """Send all *commands*, then read; all are carried out, then the first error is raised."""
+
+    def exchange_each(
+        self, commands: Sequence[Command], *, repeatable: bool
+    ) -> Stamped[Reply | ResponseError]:
+        """Send all *commands*, then read; a refusal takes the place of the reply."""
+
+    def at(self, key: str) -> Link:
+        """Return a link to the server that owns *key* now, which goes to no other: equal keys, equal link."""
+
+    def connections_to(self, name: str) -> Fleet:
+        """Return the connections to the server that a link calls *name*."""
 
     def servers(self) -> list[Link]:
         """Return a link for each server that holds keys of its own."""

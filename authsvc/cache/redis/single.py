@@ -21,8 +21,13 @@ class SingleServer:
     Where a connection turns out to be closed, a read is sent a second time, and so is what was never sent.
     """
 
-    def __init__(self, pool: Pool) -> None:
-        self.connections = Connections(pool)
+    name = ""
+    may_change_roles = False
+    is_steady = True
+    is_closed = True
+
+    def __init__(self, pool: Pool | Connections) -> None:
+        self.connections = pool if isinstance(pool, Connections) else Connections(pool)
 
     def mget(self, keys: Sequence[str]) -> Stamped[bytes | None]:
         """One MGET."""
@@ -41,6 +46,20 @@ class SingleServer:
         if len(commands) == 1:
             return self._attempt(lambda wire: [_ask(wire, commands[0])], repeatable=repeatable)
         return self._attempt(lambda wire: _converse(wire, commands), repeatable=repeatable)
+
+    def exchange_each(
+        self, commands: Sequence[Command], *, repeatable: bool
+    ) -> Stamped[Reply | ResponseError]:
+        """One write, then all replies, refusals among them."""
+        return self._attempt(lambda wire: _answers(wire, commands), repeatable=repeatable)
+
+    def at(self, key: str) -> Link:  # noqa: ARG002 all keys are here
+        """This one."""
+        return cast("Link", self)
+
+    def connections_to(self, name: str) -> Connections:  # noqa: ARG002 there is one server
+        """Those of this link."""
+        return self.connections
 
     def servers(self) -> list[Link]:
         """This one."""
@@ -82,14 +101,19 @@ def _ask(wire: Wire, command: Command) -> Reply:
 
 
 def _converse(wire: Wire, commands: Sequence[Command]) -> list[Reply]:
+    answers = _answers(wire, commands)
+    for answer in answers:
+        if isinstance(answer, ResponseError):
+            raise answer
+    return cast("list[Reply]", answers)
+
+
+def _answers(wire: Wire, commands: Sequence[Command]) -> list[Reply | ResponseError]:
     wire.send_packed_command(wire.pack_commands(commands))
-    replies: list[Reply] = []
-    refusals: list[ResponseError] = []
+    answers: list[Reply | ResponseError] = []
     for _ in commands:
         try:
-            replies.append(wire.read_response())
+            answers.append(wire.read_response())
         except ResponseError as error:
-            refusals.append(error)
-    if refusals:
-        raise refusals[0]
-    return replies
+            answers.append(error)
+    return answers

@@ -27,6 +27,8 @@ from authsvc.cache.redis.connections import (
     stamped,
 )
 
+#: Connections that one server will not see more of.
+_RANGE_BITS: Final = 40
 #: The slot map is read at most this often, in seconds.
 REFRESH_S: Final = 0.5
 
@@ -39,12 +41,32 @@ class ClusterAddress:
     redis: RedisAddress = field(default_factory=lambda: RedisAddress(host="cluster"))
 
 
+class ServerGenerations:
+    """
+    Stamps of each server's own range: a stamp tells which server its connection leads to.
+
+    Connections that lead to the same server, in several pools, are to be counted by the same object.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._by_name: dict[str, Generations] = {}
+
+    def __call__(self, name: str) -> Generations:
+        """Return the stamps of the server called *name*."""
+        with self._lock:
+            if name not in self._by_name:
+                self._by_name[name] = Generations(len(self._by_name) << _RANGE_BITS)
+            return self._by_name[name]
+
+
 class Topology:
     """
     The slot map, read when it is first needed and again after :meth:`doubt`; all raise the driver's errors.
 
-    At most *size* connections to each server.  The map is read at most every :data:`REFRESH_S` seconds by
-    *clock*, so that an outage is not made worse by asking about it.
+    At most *size* connections to each server.  *generations* counts those to a server, by its name, which
+    reads host:port; without it those to all servers are counted together.  The map is read at most every
+    :data:`REFRESH_S` seconds by *clock*, so that an outage is not made worse by asking about it.
     """
 
     def __init__(
@@ -55,24 +77,19 @@ class Topology:
         protocol: Literal[2, 3] = 3,
         client_name: str | None = None,
         deadlines: Deadlines | None = None,
-        generations: Generations | None = None,
+        generations: Callable[[str], Generations] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         limits = deadlines or Deadlines()
-        self.generations = generations or Generations()
-        connection_class = SSLConnection if address.redis.tls else Connection
+        together = Generations()
+        self._generations = generations or (lambda _: together)
+        self._client_name, self._limits = client_name, limits
         self._address = address
         self._options: dict[str, Any] = {
             **{key: value for key, value in login_options(address.redis).items() if key != "db"},
             **socket_options(limits, protocol),
             "max_connections": size,
             "timeout": limits.wait_s,
-            "connection_class": stamped(
-                connection_class,
-                client_name=client_name,
-                generations=self.generations,
-                deadlines=limits,
-            ),
         }
         self._clock = clock
         self._reading = Lock()
@@ -112,12 +129,26 @@ class Topology:
 
     def connections(self, node: ClusterNode) -> Connections:
         """Return those to *node*."""
+        return self.connections_to(node.name)
+
+    def connections_to(self, name: str) -> Connections:
+        """Return those to the server called *name*, which reads host:port."""
         with self._making:
-            if node.name not in self._pools:
-                options = {"host": node.host, "port": node.port, **self._options}
-                pool = BlockingConnectionPool(**options)  # type: ignore[no-untyped-call]
-                self._pools[node.name] = Connections(cast("Pool", pool))
-            return self._pools[node.name]
+            if name not in self._pools:
+                self._pools[name] = Connections(self.pool_to(name))
+            return self._pools[name]
+
+    def pool_to(self, name: str) -> Pool:
+        """Return a new pool of connections to that server."""
+        host, _, port = name.rpartition(":")
+        connection_class = stamped(
+            SSLConnection if self._address.redis.tls else Connection,
+            client_name=self._client_name,
+            generations=self._generations(name),
+            deadlines=self._limits,
+        )
+        options = {"host": host, "port": int(port), "connection_class": connection_class, **self._options}
+        return cast("Pool", BlockingConnectionPool(**options))  # type: ignore[no-untyped-call]
 
     def known(self) -> list[Connections]:
         """Return the connections to all servers that were ever used."""
@@ -151,7 +182,7 @@ class Topology:
     def _read(self) -> NodesManager:
         # Its own connections are for reading the map alone, one to a server, and unstamped.
         options = {**self._options, "max_connections": 1}
-        del options["timeout"], options["connection_class"], options["retry"]
+        del options["timeout"], options["retry"]
         is_tls = self._address.redis.tls
         try:
             return NodesManager(
@@ -174,7 +205,7 @@ class ClusterFleet:
     @property
     def generation(self) -> int:
         """The latest stamp handed out, by any server's connections."""
-        return self._topology.generations.latest
+        return max((pool.generation for pool in self._topology.known()), default=0)
 
     def suspect(self) -> None:
         """Have every connection made so far closed and remade before its next use."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -28,31 +28,38 @@ from authsvc.domain.users import User
 from authsvc.domain.values.clocks import Clock, Monotonic
 from authsvc.domain.values.emails import Email
 from authsvc.domain.values.identifiers import UserId
+from authsvc.domain.values.shards import Sharded, shard_of
 
 ENDED = "ended"
 
 
 @dataclass(frozen=True, slots=True)
 class IndexKeys:
-    """The names of the keys; identifiers are UUIDs, which need no quoting."""
+    """The names of the keys of one shard; identifiers are UUIDs, which need no quoting."""
 
     space: KeySpace
+    #: The shard's hash tag; no text where there is one shard.
+    tag: str = ""
+    _start: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_start", self.space.start(self.tag))
 
     def token(self, token_id: str) -> str:
         """The record of an issued token."""
-        return f"{self.space.root}:auth:token:{token_id}"
+        return f"{self._start}:auth:token:{token_id}"
 
     def session(self, session_id: str) -> str:
         """``alive`` or ``ended``."""
-        return f"{self.space.root}:auth:session:{session_id}"
+        return f"{self._start}:auth:session:{session_id}"
 
     def epoch(self, user_id: str) -> str:
         """The user's current epoch."""
-        return f"{self.space.root}:auth:epoch:{user_id}"
+        return f"{self._start}:auth:epoch:{user_id}"
 
     def blacklist(self, token_id: str) -> str:
         """Why and when a token was revoked."""
-        return f"{self.space.root}:auth:blacklist:{token_id}"
+        return f"{self._start}:auth:blacklist:{token_id}"
 
     def of(self, token: TokenKeys) -> tuple[str, str, str, str]:
         """What a check reads of *token*, in the order of :class:`IndexAnswer`."""
@@ -66,16 +73,17 @@ class IndexKeys:
     @property
     def installation(self) -> str:
         """The id of the installation that all of this belongs to; lives as long as the data."""
-        return f"{self.space.root}:auth:installation"
+        return f"{self._start}:auth:installation"
 
     @property
     def marker(self) -> str:
         """The last log entry that was replayed."""
-        return f"{self.space.root}:auth:revocations:seq"
+        return f"{self._start}:auth:revocations:seq"
 
 
-#: The commands that drop the cached copies of a user: those from before a version of the row, or all (None).
-DropCopies = Callable[[str, Email, int | None], Sequence[Command]]
+#: The commands that drop the cached copies of a user, each with the shard that its key is in: those copies
+#: from before a version of the row, or all (None).
+DropCopies = Callable[[str, Email, int | None], Sequence[tuple[int, Command]]]
 
 
 class UserCopies(Protocol):
@@ -93,9 +101,9 @@ class RedisIndex:
     """Reads one token in one round trip, and carries revocations and issued tokens over."""
 
     client: CacheClient
-    key_names: IndexKeys
+    key_names: Sharded[IndexKeys]
     profile: TokenProfile
-    proof: Proof
+    proofs: Sharded[Proof]
     drop_copies: DropCopies
     #: Called when a connection was used that no comparison has seen yet.
     on_new_connection: Callable[[], None]
@@ -128,20 +136,41 @@ class RedisIndex:
 
     def _look_up(self, token: TokenKeys, *further: str) -> tuple[IndexAnswer, bytes | None]:
         """The answer, and the value of the *further* key if there is one."""
-        names = self.key_names
+        names, proof = self.key_names.about(token.user_id), self.proofs.about(token.user_id)
         with _translated():
             values, generation = self.client.mget((*names.of(token), names.marker, *further))
         record, session, epoch, blacklist, marker, *beside = values
-        is_proven = self.proof.holds(marker, generation, self.monotonic())
-        if not is_proven and self.proof.is_new(generation):
+        is_proven = proof.holds(marker, generation, self.monotonic())
+        if not is_proven and not proof.trusts(generation):
             self.on_new_connection()
         return IndexAnswer(record, session, epoch, blacklist, is_proven), next(iter(beside), None)
 
-    def is_proven(self) -> bool:
-        """True if Redis proves now that it holds every revocation; raises StoreUnavailable."""
-        with _translated():
-            (marker,), generation = self.client.mget((self.key_names.marker,))
-        return self.proof.holds(marker, generation, self.monotonic())
+    def proven_shards(self) -> int:
+        """
+        In how many shards Redis proves now that it holds every revocation.
+
+        One round trip to each server; raises StoreUnavailable if none answers.
+        """
+        servers: dict[str, tuple[CacheClient, list[tuple[str, Proof]]]] = {}
+        for names, proof in zip(self.key_names.each, self.proofs.each, strict=True):
+            with _translated():
+                server = self.client.at(names.marker)
+            servers.setdefault(server.link.name, (server, []))[1].append((names.marker, proof))
+        counts = [self._count_proven(server, asked) for server, asked in servers.values()]
+        answered = [count for count in counts if not isinstance(count, CacheError)]
+        if not answered:
+            raise StoreUnavailable(f"redis: {counts[0]}")
+        return sum(answered)
+
+    def _count_proven(self, server: CacheClient, asked: Sequence[tuple[str, Proof]]) -> int | CacheError:
+        try:
+            markers, generation = server.pipeline_each([("GET", key) for key, _ in asked])
+        except CacheError as error:
+            return error
+        return sum(
+            isinstance(marker, bytes) and proof.holds(marker, generation, self.monotonic())
+            for marker, (_, proof) in zip(markers, asked, strict=True)
+        )
 
     def remember(self, token: AccessToken, email: Email) -> None:
         """Note *token* as issued, its session as alive, its user's epoch; never over a tombstone."""
@@ -154,7 +183,7 @@ class RedisIndex:
     def _remember(self, token: Token, more: Mapping[str, object]) -> None:
         life_s = self._life_s(token)
         record = json.dumps({"digest": token.digest, **_record(token, life_s), **more})
-        key = self.key_names.token(token.token_id)
+        key = self.key_names.about(token.user_id).token(token.token_id)
         self._send([("SET", key, record, "EX", life_s), *self._alive(token)])
 
     def refill(self, token: AccessToken, standing: Standing | None) -> None:
@@ -165,12 +194,12 @@ class RedisIndex:
         may not be the one that was issued.  A record that has a digest stays as it is.
         """
         if standing is None:
-            self._send([self._tombstone(token.session_id, self._longest_ms())])
+            self._send([self._tombstone(token.user_id, token.session_id, self._longest_ms())])
             return
         user, session = standing.user, standing.session
         commands = [self._epoch_command(user.id, user.epoch)]
         if session.revoked_at is not None:
-            commands.append(self._tombstone(session.id, self._longest_ms()))
+            commands.append(self._tombstone(token.user_id, session.id, self._longest_ms()))
         elif is_about(token, user) and standing.is_good(self.clock()):
             commands = [self._put_back(token, {"email": user.email}), *self._alive(token)]
         self._send(commands)
@@ -178,72 +207,83 @@ class RedisIndex:
     def refill_machine(self, token: MachineToken, standing: MachineStanding | None) -> None:
         """The same of a machine: without a standing its client or secret is gone."""
         if standing is None:
-            self._send([self._tombstone(token.session_id, self._longest_ms())])
+            self._send([self._tombstone(token.user_id, token.session_id, self._longest_ms())])
         elif standing.is_good_for(token):
             self._send([self._put_back(token, {}), *self._alive(token)])
         else:
             self._send([self._epoch_command(token.user_id, standing.client.epoch)])
 
-    def write(
-        self, entries: Sequence[Revocation], *, then: Command | None = None, are_news: bool = True
-    ) -> None:
-        """
-        Carry *entries* over in one round trip; repeating is harmless.
-
-        *then* follows over the same connection: a server that has seen it has seen the entries.  Entries
-        that Redis had before it was emptied are no news: how long they took then is forgotten.
-        """
+    def write(self, entries: Sequence[Revocation]) -> None:
+        """Carry *entries* over in one round trip to each server; repeating is harmless."""
         now = self.clock()
-        commands = [command for entry in entries for command in self._consequences(entry, now)]
-        self._send([*commands, then] if then is not None else commands)
-        for entry in entries if are_news else ():
-            self.on_written(max(0.0, (self.clock() - entry.at).total_seconds()))
+        self._send([command for entry in entries for _, command in self._consequences(entry, now)])
+        self.wrote(entries, range(len(self.proofs.each)))
+
+    def parts(self, entries: Sequence[Revocation]) -> dict[int, list[Command]]:
+        """The commands that carry *entries* over, by the shard that they are about."""
+        now = self.clock()
+        found: dict[int, list[Command]] = {}
+        for entry in entries:
+            for shard, command in self._consequences(entry, now):
+                found.setdefault(shard, []).append(command)
+        return found
+
+    def wrote(self, entries: Sequence[Revocation], shards: Container[int]) -> None:
+        """Tell how long those of *entries* took that are about users of *shards*, which have them now."""
+        for entry in entries:
+            if shard_of(entry.user_id, len(self.proofs.each)) in shards:
+                self.on_written(max(0.0, (self.clock() - entry.at).total_seconds()))
 
     def _send(self, commands: Sequence[Command]) -> None:
         if commands:
             with _translated():
                 self.client.pipeline(commands)
 
-    def _consequences(self, entry: Revocation, now: datetime) -> list[Command]:
-        """The commands that make Redis agree with *entry*."""
-        life_ms = max(1000, int((entry.expires_at - now).total_seconds() * 1000))
-        commands: list[Command] = []
-        if entry.session_id is not None:
-            commands.append(self._tombstone(entry.session_id, life_ms))
-        if entry.token_id is not None:
-            why = json.dumps({"reason": entry.reason, "revoked_at": entry.at.isoformat()})
-            commands.append(("SET", self.key_names.blacklist(entry.token_id), why, "PX", life_ms))
-            commands.append(("DEL", self.key_names.token(entry.token_id)))
-        if entry.epoch is not None:
-            key = self.key_names.epoch(entry.user_id)
-            commands.append(self.epoch_script.command([key], [entry.epoch, life_ms]))
+    def _consequences(self, entry: Revocation, now: datetime) -> Iterator[tuple[int, Command]]:
+        """The commands that make Redis agree with *entry*, each with the shard that its key is in."""
+        shard = shard_of(entry.user_id, len(self.key_names.each))
+        for command in self._endings(entry, self.key_names.each[shard], now):
+            yield shard, command
         if entry.email is not None:
             # Roles and status are never served stale, even from a copy that a restored SQL has yet to reach.
             spared = entry.row_version if entry.epoch is None else None
-            commands.extend(self.drop_copies(entry.user_id, entry.email, spared))
-        return commands
+            yield from self.drop_copies(entry.user_id, entry.email, spared)
+
+    def _endings(self, entry: Revocation, names: IndexKeys, now: datetime) -> Iterator[Command]:
+        """What ends tokens."""
+        life_ms = max(1000, int((entry.expires_at - now).total_seconds() * 1000))
+        if entry.session_id is not None:
+            yield self._tombstone(entry.user_id, entry.session_id, life_ms)
+        if entry.token_id is not None:
+            why = json.dumps({"reason": entry.reason, "revoked_at": entry.at.isoformat()})
+            yield ("SET", names.blacklist(entry.token_id), why, "PX", life_ms)
+            yield ("DEL", names.token(entry.token_id))
+        if entry.epoch is not None:
+            yield self.epoch_script.command([names.epoch(entry.user_id)], [entry.epoch, life_ms])
 
     def _put_back(self, token: Token, more: Mapping[str, object]) -> Command:
         """The command for the record of a token that SQL vouches for."""
         life_s = self._life_s(token)
         record = json.dumps({**_record(token, life_s), **more})
         return self.record_script.command(
-            [self.key_names.token(token.token_id)], [record, life_s, BOUND_RECORD.decode()]
+            [self.key_names.about(token.user_id).token(token.token_id)],
+            [record, life_s, BOUND_RECORD.decode()],
         )
 
     def _alive(self, token: Token) -> list[Command]:
         """The commands for the session and the epoch of a token that is good now."""
-        margin_ms = self._copy_ms(token)
+        margin_ms, names = self._copy_ms(token), self.key_names.about(token.user_id)
         return [
-            self.alive_script.command([self.key_names.session(token.session_id)], [margin_ms]),
-            self.epoch_script.command([self.key_names.epoch(token.user_id)], [token.epoch, margin_ms]),
+            self.alive_script.command([names.session(token.session_id)], [margin_ms]),
+            self.epoch_script.command([names.epoch(token.user_id)], [token.epoch, margin_ms]),
         ]
 
-    def _tombstone(self, session_id: str, life_ms: int) -> Command:
-        return ("SET", self.key_names.session(session_id), ENDED, "PX", life_ms)
+    def _tombstone(self, user_id: str, session_id: str, life_ms: int) -> Command:
+        return ("SET", self.key_names.about(user_id).session(session_id), ENDED, "PX", life_ms)
 
     def _epoch_command(self, user_id: UserId, epoch: int) -> Command:
-        return self.epoch_script.command([self.key_names.epoch(user_id)], [epoch, self._longest_ms()])
+        key = self.key_names.about(user_id).epoch(user_id)
+        return self.epoch_script.command([key], [epoch, self._longest_ms()])
 
     def _life_s(self, token: Token) -> int:
         """What is left of *token* (seconds), one at least: Redis takes no less."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from authsvc.cache.redis.client import CacheClient, Command, Script
+from authsvc.cache.keys import as_tag
+from authsvc.cache.redis.client import Command, Script
 from authsvc.domain.revocations import Position
 
 _CLAIM = b"replaying:"
@@ -19,6 +21,9 @@ class MarkerTimings:
     life_ms: int = 10_000
     #: A replayer that died holds its claim for so long.
     claim_ms: int = 3_000
+    #: A server of a cluster cannot become a replica and a primary again within so many seconds, unless
+    #: somebody makes it one by force.
+    unwatched_s: float = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,18 +45,23 @@ class Reading:
     The marker as it stands, and the generation of the connection *over* which it came.
 
     *position* names the entry that it was brought to last, if that is known; *is_sealed* is whether the seal
-    that was asked for is there.
+    that was asked for is there.  *installation* is the id beside it.
     """
 
     value: bytes | None
     position: Position
     is_sealed: bool
     over: int
+    installation: bytes | None = None
+
+    def of(self, installation: bytes | None) -> Reading:
+        """The same, with the id of the *installation* that was read later."""
+        return replace(self, installation=installation)
 
 
 class FreshnessMarker:
     """
-    Reads and moves the marker over one connection, whose generation it tells.
+    The commands that read and move the marker of one shard, and what their replies mean.
 
     Beside the marker stands its position: the entry that it means, by its trace.  A log that was restored,
     renumbered or is another one has another entry of that number.
@@ -60,72 +70,75 @@ class FreshnessMarker:
     other processes from doing the same work, and is lost with the data, so that a refill which a flush
     cut through can never put a marker on top of it.  The claim changes with every page, and every step
     asks for the page's seal: a server that took over half-way and lacks a page lacks one of the two.
-    Raises CacheUnavailable.
     """
 
-    def __init__(self, client: CacheClient, key: str, timings: MarkerTimings | None = None) -> None:
+    def __init__(self, key: str, installation: str, timings: MarkerTimings | None = None) -> None:
         self._timings = timings or MarkerTimings()
-        self._client = client
-        self._key = key
-        # The hash tag is the marker itself: a cluster keeps all of its keys in one slot.
-        self._beside = f"{key}:{{{key}}}"
+        self.key = key
+        #: Where the id of the installation is that the shard belongs to.
+        self.installation = installation
+        # A cluster keeps them in the marker's slot.
+        self._beside = key if "{" in key else f"{key}:{as_tag(key)}"
         self._position_key = f"{self._beside}:position"
         self._advance = Script.load("authsvc.store.copies", "advance")
         self._renew = Script.load("authsvc.store.copies", "renew")
 
-    def read(self, seal: Seal | None = None) -> Reading:
-        """The marker, and whether *seal* is still there."""
-        keys = (self._key, self._position_key, seal.key if seal else self._position_key)
-        (value, position, sealed), generation = self._client.mget(keys)
-        is_sealed = seal is not None and sealed is not None
-        return Reading(value, Position.parse(position), is_sealed, generation)
+    def read_command(self, seal: Seal | None = None) -> Command:
+        """What asks for the marker, for the installation, and whether *seal* is still there."""
+        return (
+            "MGET",
+            self.key,
+            self._position_key,
+            seal.key if seal else self._position_key,
+            self.installation,
+        )
 
-    def claim(self) -> bytes | None:
-        """Claim the refill of an empty Redis; None if somebody else does it."""
-        claim = _new_claim()
-        taken = self._client.call("SET", self._key, claim, "NX", "PX", self._timings.claim_ms)
-        return claim if taken else None
+    def reading(self, reply: Sequence[bytes | None], over: int, seal: Seal | None = None) -> Reading:
+        """The *reply* to that, which came over connection *over*."""
+        value, position, sealed, installation = reply
+        is_sealed = seal is not None and sealed is not None
+        return Reading(value, Position.parse(position), is_sealed, over, installation)
+
+    def claim_command(self, claim: bytes) -> Command:
+        """What claims the refill of an empty Redis; its reply is None if somebody else does it."""
+        return ("SET", self.key, claim, "NX", "PX", self._timings.claim_ms)
 
     def seal(self) -> Seal:
         """A new seal, for one page."""
         return Seal(f"{self._beside}:{secrets.token_hex(8)}", self._timings.claim_ms)
 
-    def step(self, read: bytes, to: Position, seal: Seal) -> bytes | None:
+    def step_command(self, read: bytes, to: Position, seal: Seal) -> tuple[bytes, Command]:
         """
-        Note that a page up to *to* was written behind *seal*: the marker from then on.
+        The marker once a page up to *to* was written behind *seal*, and the command that makes it so.
 
-        None if marker, claim or page was lost since *read*.
+        Its reply is 0 if marker, claim or page was lost since *read*.
         """
-        target = str(to.seq).encode() if read.isdigit() else _new_claim()
+        target = str(to.seq).encode() if read.isdigit() else new_claim()
         life_ms = self._timings.life_ms if read.isdigit() else self._timings.claim_ms
-        command = self._advancing(read, target, life_ms, to, seal)
-        return target if self._client.call(*command) else None
+        return target, self._advancing(read, target, life_ms, to, seal)
 
-    def advance(self, read: bytes, to: Position, *, over: int, seal: Seal | None = None) -> bool:
+    def advance_command(self, read: bytes, to: Position, seal: Seal | None = None) -> Command:
         """
-        Bring the marker from *read* to *to*.
+        What brings the marker from *read* to *to*.
 
-        False if it, or what was written behind *seal*, was lost since, or if the connection is no longer the
-        one of generation *over*: what was written before may then be gone, and all must be replayed.
+        Its reply is 0 if it, or what was written behind *seal*, was lost since.  It counts only over the
+        connection that *read* came over: on another one, what was written before may be gone.
         """
-        command = self._advancing(read, str(to.seq).encode(), self._timings.life_ms, to, seal)
-        (is_done,), generation = self._client.pipeline([command])
-        return bool(is_done) and generation == over
+        return self._advancing(read, str(to.seq).encode(), self._timings.life_ms, to, seal)
 
     def _advancing(
         self, read: bytes, target: bytes, life_ms: int, to: Position, seal: Seal | None
     ) -> Command:
-        keys = [self._key, self._position_key, *([seal.key] if seal else [])]
+        keys = [self.key, self._position_key, *([seal.key] if seal else [])]
         return self._advance.command(keys, [read, target, life_ms, self._timings.claim_ms, to.text()])
 
-    def renew(self, seq: int) -> bool:
-        """Keep the marker going if it stands at exactly *seq*: all that may be done without SQL."""
-        command = self._renew.command([self._key, self._position_key], [str(seq), self._timings.life_ms])
-        return bool(self._client.call(*command))
+    def renew_command(self, seq: int) -> Command:
+        """What keeps the marker going if it stands at exactly *seq*: all that may be done without SQL."""
+        return self._renew.command([self.key, self._position_key], [str(seq), self._timings.life_ms])
 
-    def discard(self) -> None:
-        """Remove the marker: nothing in Redis is to be believed until it was replayed."""
-        self._client.call("DEL", self._key, self._position_key)
+    def discard_command(self) -> Command:
+        """What removes the marker: nothing in Redis is to be believed until it was replayed."""
+        return ("DEL", self.key, self._position_key)
 
 
 def is_claim(value: bytes) -> bool:
@@ -133,5 +146,6 @@ def is_claim(value: bytes) -> bool:
     return value.startswith(_CLAIM)
 
 
-def _new_claim() -> bytes:
+def new_claim() -> bytes:
+    """A claim that nobody else has."""
     return _CLAIM + secrets.token_hex(8).encode()

@@ -16,7 +16,7 @@ from uuid import uuid4
 from sqlalchemy import select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from authsvc.cache.redis.client import CacheClient
+from authsvc.cache.redis.client import CacheClient, Command
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.store.sql import Database
 from authsvc.store.tables import installation
@@ -40,46 +40,50 @@ def installation_id(database: Database) -> str:
 @dataclass(slots=True, kw_only=True)
 class Ownership:
     """
-    Compares the ids, over the reconciler's own connection; *checks* is the client of the requests.
+    Compares the ids; *checks* is the client of the requests.
 
-    Raises CacheError and StoreUnavailable.
+    On a cluster each shard has the id, and how many shards there are.  Raises StoreUnavailable.
     """
 
     #: Reads the id in SQL.
     installation: Callable[[], str]
-    client: CacheClient
     checks: CacheClient
-    key: str
-    _id: str = field(default="", init=False)
-    _is_foreign: bool = field(default=False, init=False)
+    shards: int = 1
+    _expected: bytes = field(default=b"", init=False)
+    _foreign: set[str] = field(default_factory=set, init=False)
 
-    def holds(self, over: int) -> bool:
+    @property
+    def expected(self) -> bytes:
+        """What Redis is to show."""
+        self._expected = self._expected or owner_text(self.installation(), self.shards)
+        return self._expected
+
+    def claim_command(self, key: str) -> Command:
+        """What makes a Redis ours that has no id under *key*; who was first is to be read behind it."""
+        return ("SET", key, self.expected, "NX")
+
+    def holds(self, key: str, found: bytes | None) -> bool:
         """
-        True if Redis, over the connection of generation *over*, is ours; an empty one is made ours.
+        True if Redis is ours that shows *found* under *key*.
 
         The requests do without a foreign one, as without any: nothing of theirs is written there.
         """
-        expected = (self._id or self.installation()).encode()
-        self._id = expected.decode()
-        (found,), generation = self.client.mget((self.key,))
-        if found is None:
-            # Others may be doing the same: who was first is read behind it.
-            self.client.call("SET", self.key, expected, "NX")
-            (found,), generation = self.client.mget((self.key,))
-        is_foreign = found not in (None, expected)
-        self._note(is_foreign=is_foreign)
-        return generation == over and found == expected
+        is_foreign = found not in (None, self.expected)
+        if is_foreign and not self._foreign:
+            self.checks.suspend()
+            log.error("redis.foreign", extra={"key": key})
+        was_foreign = bool(self._foreign)
+        (self._foreign.add if is_foreign else self._foreign.discard)(key)
+        if was_foreign and not self._foreign:
+            self.checks.resume()
+        return found == self.expected
 
     def confirm(self) -> None:
         """Before anything is done on SQL's word alone: raises StoreUnavailable if SQL is another's by now."""
-        if self.installation() != self._id:
+        if owner_text(self.installation(), self.shards) != self._expected:
             raise StoreUnavailable("sql: another installation")
 
-    def _note(self, *, is_foreign: bool) -> None:
-        if is_foreign:
-            self.checks.suspend()
-        elif self._is_foreign:
-            self.checks.resume()
-        if is_foreign and not self._is_foreign:
-            log.error("redis.foreign", extra={"key": self.key})
-        self._is_foreign = is_foreign
+
+def owner_text(installation: str, shards: int) -> bytes:
+    """The id as Redis shows it, and how many *shards* there are if not one: the keys are named by them."""
+    return (installation if shards == 1 else f"{installation}/{shards}").encode()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, cast
 
 from redis.exceptions import AuthenticationError, ClusterCrossSlotError, NoPermissionError, ResponseError
 
@@ -18,9 +18,10 @@ from authsvc.cache.errors import (
 from authsvc.cache.keys import KeySpace
 from authsvc.cache.redis.client import CacheClient, Command, Script
 from authsvc.domain.errors import StoreUnavailable
+from authsvc.domain.values.shards import Sharded
 from authsvc.settings import Problem, RedisSettings
 from authsvc.store.copies.index import IndexKeys
-from authsvc.store.copies.ownership import installation_id
+from authsvc.store.copies.ownership import installation_id, owner_text
 from authsvc.store.sql import Database
 
 #: What is written meanwhile is gone after a second.
@@ -45,8 +46,13 @@ _FOREIGN: Final = (
     "holds the data of another installation under this prefix: name another Redis, or set CACHE_KEY_PREFIX;"
     " if that installation is gone, empty Redis"
 )
+_DIVIDED: Final = (
+    "holds data that a version with another number of shards has written: empty the cluster, or set another"
+    " CACHE_KEY_VERSION"
+)
 _BY_REASON: Final = {
-    Reason.CLUSTERDOWN: "leads to a node in cluster mode; expected a single primary, or Sentinels",
+    Reason.CLUSTERDOWN: "leads to a node in cluster mode; set REDIS_CLUSTER_ENABLED and REDIS_CLUSTER_NODES,"
+    " or name a single primary, or Sentinels",
     Reason.REFUSED: "cannot be used: the connection is refused or closed;"
     " check host, port and network, and whether the server expects TLS",
     Reason.UNRESOLVED: "cannot be used: its host name leads nowhere;"
@@ -77,16 +83,32 @@ def certificate_problems(redis: RedisSettings) -> Iterator[Problem]:
     yield Problem(name="REDIS_CA_FILE", message=fault)
 
 
-def redis_problems(client: CacheClient, keys: KeySpace, redis: RedisSettings) -> Iterator[Problem]:
-    """What is wrong with Redis; writes a key or two that live for a second."""
+def redis_problems(client: CacheClient, names: Sharded[IndexKeys], redis: RedisSettings) -> Iterator[Problem]:
+    """What is wrong with Redis; writes a key or two on each server that live for a second."""
+    servers: dict[str, tuple[CacheClient, IndexKeys]] = {}
+    for keys in names.each:
+        try:
+            server = client.at(keys.marker)
+        except CacheError as error:
+            yield Problem(name=_name(redis), message=_about_cluster(error))
+            return
+        servers.setdefault(server.link.name, (server, keys))
+    for server, keys in servers.values():
+        if found := next(_problems(server, keys, redis), None):
+            yield found
+            return
+
+
+def _problems(client: CacheClient, keys: IndexKeys, redis: RedisSettings) -> Iterator[Problem]:
+    """What is wrong with the server of *client*."""
     name = _name(redis)
-    for command in _trials(keys):
+    for command in _trials(client, keys):
         try:
             client.call(*command)
         except CacheError as error:
             if isinstance(error, CacheUnavailable) and error.reason in _FOR_NOW:
                 continue
-            yield Problem(name=name, message=_message(error, command, keys, redis))
+            yield Problem(name=name, message=_message(error, command, keys.space, redis))
             return
     policy = (client.info("memory") or {}).get("maxmemory_policy", "noeviction")
     if policy != "noeviction":
@@ -95,31 +117,39 @@ def redis_problems(client: CacheClient, keys: KeySpace, redis: RedisSettings) ->
 
 
 def ownership_problems(
-    client: CacheClient, database: Database, keys: KeySpace, redis: RedisSettings
+    client: CacheClient, database: Database, names: Sharded[IndexKeys], redis: RedisSettings
 ) -> Iterator[Problem]:
     """Whether Redis holds the data of another installation; nothing is said where a store is away."""
-    key = IndexKeys(keys).installation
     try:
-        found = client.call("GET", key)
-        is_foreign = found is not None and found != installation_id(database).encode()
+        ours = installation_id(database)
+        for keys in names.each:
+            found = cast("bytes | None", client.call("GET", keys.installation))
+            if found not in (None, owner_text(ours, len(names.each))):
+                is_divided = (found or b"").startswith(ours.encode())
+                message = f"{_DIVIDED if is_divided else _FOREIGN} ({keys.installation})"
+                yield Problem(name=_name(redis), message=message)
+                return
     except (CacheError, StoreUnavailable):
         return
-    if is_foreign:
-        yield Problem(name=_name(redis), message=f"{_FOREIGN} ({key})")
 
 
 def _name(redis: RedisSettings) -> str:
     """The variable that Redis was named by."""
     if redis.url:
         return "REDIS_URL"
+    if redis.is_cluster:
+        return "REDIS_CLUSTER_NODES"
     return "REDIS_SENTINELS" if redis.sentinels else "REDIS_HOST"
 
 
-def _trials(keys: KeySpace) -> tuple[Command, ...]:
-    """What the service sends, on two keys that a cluster would keep apart."""
-    one, other = keys.key("preflight", "1"), keys.key("preflight", "2")
+def _trials(client: CacheClient, keys: IndexKeys) -> tuple[Command, ...]:
+    """What the service sends, on two keys of one shard, which a cluster keeps apart if they have no tag."""
+    start = keys.space.start(keys.tag)
+    one, other = f"{start}:preflight:1", f"{start}:preflight:2"
+    watching = (("INFO", "replication"),) if client.link.may_change_roles else ()
     return (
         ("PING",),
+        *watching,
         ("MGET", one, other),
         ("EXISTS", one, other),
         ("SET", one, "1", "PX", _LIFE_MS),
@@ -138,6 +168,8 @@ def _message(error: CacheError, command: Command, keys: KeySpace, redis: RedisSe
         return _about_handshake(error, cause.__cause__)
     if isinstance(cause, AuthenticationError):
         return _LOGIN
+    if redis.is_cluster and _reason(error) is Reason.CLUSTERDOWN:
+        return _about_cluster(error)
     return _about_command(error, command, keys)
 
 
@@ -176,6 +208,16 @@ def _about_command(error: CacheError, command: Command, keys: KeySpace) -> str:
         # These commands carry no secret, so that the answer to one repeats none.
         return f"cannot be used: {name} is answered with {_shown(error.__cause__)}"
     return _about_connection(error, error.__cause__)
+
+
+def _about_cluster(error: CacheError) -> str:
+    """Why no server is known that owns a slot."""
+    if _reason(error) is Reason.CLUSTERDOWN:
+        return "cannot be used: a slot of the cluster belongs to no server; see CLUSTER INFO"
+    return (
+        "cannot be used: no node tells who owns the slots; check hosts, ports, network, TLS and login,"
+        " that the nodes are in cluster mode, and that the ACL of the user allows CLUSTER SLOTS"
+    )
 
 
 def _about_connection(error: CacheError, cause: BaseException | None) -> str:

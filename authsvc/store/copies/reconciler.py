@@ -1,30 +1,24 @@
-"""Brings Redis up to the SQL log every second, and only then lets this process believe it."""
+"""Brings Redis up to the SQL log, and only then lets this process believe it."""
 
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Final
+from typing import cast
 
 from authsvc.cache.errors import CacheError
-from authsvc.cache.redis.client import CacheClient
-from authsvc.cache.redis.polled import PolledReads
+from authsvc.cache.redis.client import Command
 from authsvc.domain.errors import StoreUnavailable
-from authsvc.domain.revocations import Horizon, Position, Proof, Sight, whole_number
+from authsvc.domain.revocations import Horizon, Position, Revocation, Sight, whole_number
 from authsvc.domain.values.clocks import Monotonic
 from authsvc.store.copies.backlog import Backlog
 from authsvc.store.copies.index import RedisIndex
-from authsvc.store.copies.marker import FreshnessMarker, Reading, is_claim
+from authsvc.store.copies.marker import Reading, Seal, is_claim, new_claim
 from authsvc.store.copies.ownership import Ownership
-from authsvc.store.revocations import SqlRevocationLog
-
-#: How many comparisons lie between two looks at the eviction policy.
-POLICY_EVERY: Final = 5
-#: Failures in a row that are worth a line.
-NOTABLE_FAILURES: Final = 2
+from authsvc.store.copies.servers import Answer, Server, Servers, Shard, Visit, ask_about, unread
+from authsvc.store.revocations import Range, SqlRevocationLog
 
 log = logging.getLogger(__name__)
 
@@ -45,153 +39,175 @@ def nothing() -> None:
 @dataclass(slots=True, kw_only=True)
 class Reconciler:
     """
-    Compares Redis with SQL, one comparison at a time.
+    Compares Redis with SQL, one comparison at a time: each shard for itself, all with one look at the log.
 
-    *client* is the reconciler's own, with a single connection: one connection for a whole comparison
-    means that no failover came between its steps.  *checks* is the client of the token checks, whose
-    connections count their generations together with it.  *on_lag* hears how many entries Redis was
-    behind.
+    *on_lag* hears how many entries Redis was behind.
     """
 
     revocations: SqlRevocationLog
     index: RedisIndex
-    marker: FreshnessMarker
+    servers: Servers
     ownership: Ownership
-    client: CacheClient
-    checks: CacheClient
-    proof: Proof
     monotonic: Monotonic
     on_lag: Callable[[int], None]
     #: Called after each comparison that SQL and Redis both took part in.
     on_compared: Callable[[], None] = nothing
-    #: The connection of the lane for checks: one more of theirs.
-    lane: PolledReads | None = None
     _horizon: Horizon = field(default_factory=Horizon, init=False)
-    _backlog: Backlog = field(default_factory=Backlog, init=False)
     #: The head of the log when it was last seen.
     _last: Position = field(default=Position(), init=False)
-    _over: int = field(default=-1, init=False)
-    _newest: int = field(default=-1, init=False)
-    _ticks: int = field(default=0, init=False)
-    _is_evicting: bool = field(default=False, init=False)
     #: Everybody was cut off after a restore of SQL, and the log has not been moved on yet.
     _has_cut: bool = field(default=False, init=False)
 
     def tick(self) -> bool:
-        """Compare once; True if Redis is proven now.  Raises CacheError and StoreUnavailable."""
-        self._follow_checks()
-        reading = self.marker.read(self._backlog.seal)
-        if not self.ownership.holds(reading.over):
-            self.proof.distrust()
-            return False
-        newest = self._renew_connections(reading.over)
-        if self._evicts():
-            return False
+        """
+        Compare once; True if all of Redis is proven now.  Raises CacheError and StoreUnavailable.
+
+        What fails about one shard is raised when the others have been compared.
+        """
+        errors: list[CacheError] = []
+        visits = self._visits(errors)
+        compared = self._compare(visits, is_partial=bool(errors)) if visits else []
+        errors += [visit.error for visit in visits if visit.error is not None]
+        if errors:
+            raise errors[0]
+        return len(compared) == len(self.servers.shards)
+
+    def _compare(self, visits: Sequence[Visit], *, is_partial: bool) -> Sequence[Visit]:
+        """Those of *visits* that are proven now."""
         # Before SQL is asked: a process that stood still since then must not take its answer for a new one,
         # and what a request commits from here on may lie beyond the answer without SQL having gone back.
-        began_s, seen = self.monotonic(), self.proof.seen
+        began_s, seen = self.monotonic(), max(shard.proof.seen for shard in self.servers.shards)
         try:
-            sight = self._look(reading)
+            sight = self._look(visits)
         except StoreUnavailable:
-            return self._go_on_without_sql(reading)
-        start = self._start(reading, sight, seen)
+            return _gone_on_without_sql(visits, began_s)
+        going = self._begin(visits, sight, seen, is_partial=is_partial)
         settled = self._horizon.settled
-        if start is None or settled is None or not self._bring_up_or_distrust(start, settled, reading):
-            return False
-        # Entries above the marker are in Redis, too, but the marker does not say so: it is enough.
-        self.proof.compared(seq=settled.seq, over=reading.over, newest=newest, now_s=began_s)
-        self.on_compared()
-        return True
+        if not going or settled is None:
+            return []
+        proven = self._bring_up_or_distrust(going, settled)
+        for visit in proven:
+            visit.end(settled, began_s)
+        if proven:
+            self.on_compared()
+        return proven
 
-    def _follow_checks(self) -> None:
+    def _visits(self, errors: list[CacheError]) -> list[Visit]:
+        """The shards that can be compared now, with their markers; why others cannot is in *errors*."""
+        visits: list[Visit] = []
+        for server, shards in self.servers.now(errors):
+            try:
+                visits += self._visit(server, shards, errors)
+            except CacheError as error:
+                errors.append(error)
+        return visits
+
+    def _visit(self, server: Server, shards: Sequence[Shard], errors: list[CacheError]) -> list[Visit]:
+        self._follow_checks(server)
+        server.watch_role()
+        visits = _read(server, shards)
+        is_ours = self._are_ours(visits)
+        for visit in visits:
+            if not is_ours or visit.is_lost:
+                visit.shard.proof.distrust()
+        going = [visit for visit in visits if visit.is_going_on and is_ours]
+        if going:
+            server.renew_connections(going[0].reading.over)
+        is_good = not self._evicts(server, going)
+        errors += [visit.error for visit in visits if visit.error is not None]
+        return [visit for visit in going if is_good and visit.is_going_on]
+
+    def _follow_checks(self, server: Server) -> None:
         """
         Checks made, or need, connections that no comparison has seen: make ours anew, it may lead elsewhere.
 
         Not without SQL: nothing can be compared then, and what is trusted hangs on our connection.
         """
-        is_wanted = self.lane is not None and self.lane.wants_renewal()
-        if self.checks.connections.generation == self._newest and not is_wanted:
+        if not server.wants_new_connection():
             return
         with suppress(StoreUnavailable):
             self.revocations.head()
-            self.client.connections.suspect()
+            server.client.connections.suspect()
 
-    def _renew_connections(self, over: int) -> int:
-        """
-        The newest generation, before anything is compared.
+    def _are_ours(self, visits: Sequence[Visit]) -> bool:
+        """False if one belongs to another installation; what belongs to none is made ours."""
+        new = [visit for visit in visits if visit.is_going_on and visit.reading.installation is None]
+        keys = [visit.shard.marker.installation for visit in new]
+        answers = ask_about(
+            (visit, [self.ownership.claim_command(key), ("GET", key)])
+            for visit, key in zip(new, keys, strict=True)
+        )
+        for visit in new:
+            answer = answers.get(visit.shard.number)
+            if answer is not None:
+                visit.is_lost = answer.over != visit.reading.over
+                visit.reading = visit.reading.of(cast("bytes | None", answer.replies[1]))
+        holds = [
+            self.ownership.holds(visit.shard.marker.installation, visit.reading.installation)
+            for visit in visits
+            if visit.is_going_on
+        ]
+        return all(holds)
 
-        Where the reconciler's own connection was remade, older ones may lead elsewhere: remake them all.
-        """
-        if over != self._over:
-            self.checks.connections.suspect()
-            self.checks.connections.fill()
-            if self.lane is not None:
-                self.lane.renew()
-            self._over = over
-        self._newest = self.checks.connections.generation
-        return self._newest
-
-    def _evicts(self) -> bool:
+    def _evicts(self, server: Server, visits: Sequence[Visit]) -> bool:
         """True if Redis drops, or just dropped, keys of its own accord; an untold policy is left alone."""
-        self._ticks += 1
-        if self._ticks % POLICY_EVERY != 1:
+        policy = server.policy()
+        if policy is None:
             return False
-        policy = (self.client.info("memory") or {}).get("maxmemory_policy", "noeviction")
-        did_evict, self._is_evicting = self._is_evicting, policy != "noeviction"
-        if not did_evict and not self._is_evicting:
+        did_evict, server.is_evicting = server.is_evicting, policy != "noeviction"
+        if not did_evict and not server.is_evicting:
             return False
         if not did_evict:
             log.error("redis.evicting", extra={"policy": policy})
-        self.proof.distrust()
+        for visit in visits:
+            visit.shard.proof.distrust()
         # Once more when the policy is mended: others, which had not looked, may have kept the marker going,
         # and what was dropped stays away until all is replayed.
-        self.marker.discard()
-        self._ticks -= 1
+        _discard(visits)
+        server.ticks -= 1
         return True
 
-    def _go_on_without_sql(self, reading: Reading) -> bool:
-        """Keep a marker that is exactly what this process knows, over the connection that was compared."""
-        known = self.proof.known
-        if whole_number(reading.value) != known or not self.proof.still_connected(reading.over):
-            return False
-        return self.marker.renew(known)
-
-    def _look(self, reading: Reading) -> Sight:
+    def _look(self, visits: Sequence[Visit]) -> Sight:
         """The log, and those of its entries that Redis and this process remember."""
-        reached = whole_number(reading.value)
-        remembered = {reading.position.seq, self._last.seq, reached or 0}
-        return self.revocations.look(settled=reached, at=remembered)
+        reached = [visit.reached for visit in visits if visit.reached is not None]
+        remembered = {visit.reading.position.seq for visit in visits} | {self._last.seq, *reached}
+        return self.revocations.look(settled=max(reached, default=None), at=remembered)
 
-    def _start(self, reading: Reading, sight: Sight, seen: int) -> bytes | None:
-        """From where to replay, a marker or a claim on all of it; None: not now, or others are at it."""
-        reached = whole_number(reading.value)
-        is_other = self._undo_rewind(sight, reading.position, max(seen, reached or 0))
+    def _begin(self, visits: Sequence[Visit], sight: Sight, seen: int, *, is_partial: bool) -> list[Visit]:
+        """From where to replay: those that have a marker, or whose refill is this process' to do."""
+        reached = [visit.reached or 0 for visit in visits]
+        is_other = self._undo_rewind(sight, visits, max(seen, *reached), is_partial=is_partial)
         if is_other:
             sight = self.revocations.look()
         self._take_in(sight)
-        if reached is not None and not is_other:
-            self._horizon.hear(next((at for at in sight.found if at.seq == reached), Position(reached)))
-            return reading.value
+        standing = [visit for visit in visits if visit.reached is not None and not is_other]
+        for visit in standing:
+            visit.start = cast("bytes", visit.reading.value)
+        if standing:
+            highest = max(visit.reached or 0 for visit in standing)
+            self._horizon.hear(next((at for at in sight.found if at.seq == highest), Position(highest)))
+        empty = [visit for visit in visits if visit not in standing]
         if self._horizon.settled is None:
-            return None
-        claim = self._claim(None if is_other else reading.value)
+            return standing
+        claimed = _claim(empty, is_other=is_other)
         # Asked again under the claim: what was revoked after the first answer was written to Redis at once,
         # perhaps before it was emptied.  What is written from now on is lost only together with the claim.
-        if claim is not None:
+        if claimed:
             self._take_in(self.revocations.look())
-        return claim
+        return [*standing, *claimed]
 
     def _take_in(self, sight: Sight) -> None:
         """Remember what was seen; a sequence that is behind is set right."""
         self._last = sight.head
-        self.proof.saw(sight.head.seq)
+        for shard in self.servers.shards:
+            shard.proof.saw(sight.head.seq)
         self._horizon.look(sight, self.monotonic())
         if sight.is_behind:
             log.error("revocations.numbers_behind", extra={"head": sight.head.seq})
             with suppress(StoreUnavailable):  # not now: the next comparison tries again
                 self.revocations.catch_up()
 
-    def _undo_rewind(self, sight: Sight, position: Position, seen: int) -> bool:
+    def _undo_rewind(self, sight: Sight, visits: Sequence[Visit], seen: int, *, is_partial: bool) -> bool:
         """
         True if this is not the log that Redis or this process has *seen* the end of: SQL was restored.
 
@@ -199,14 +215,17 @@ class Reconciler:
         behind all that was seen.
         """
         head = sight.head.seq
-        is_renumbered = any(sight.contradicts(remembered) for remembered in (position, self._last))
+        remembered = [self._last, *(visit.reading.position for visit in visits)]
+        is_renumbered = any(sight.contradicts(position) for position in remembered)
         if head >= seen and not is_renumbered:
             return False
         self.ownership.confirm()
         log.error("revocations.rewound", extra={"head": head, "seen": seen})
-        # The marker goes first: new entries below it were perhaps never replayed, and once the log is moved
+        # The markers go first: new entries below them were perhaps never replayed, and once the log is moved
         # on nobody could tell any more.
-        self.marker.discard()
+        _discard(visits)
+        if is_partial or not all(visit.is_going_on for visit in visits):
+            raise next((visit.error for visit in visits if visit.error), unread())
         # Once: the last step may have to be tried again, and each cut is an entry of the log for every user.
         if not self._has_cut:
             # Each entry that was lost may have raised an epoch.  How many were lost before the log grew again
@@ -215,137 +234,135 @@ class Reconciler:
             self._has_cut = True
         self.revocations.skip_to(seen)
         self._has_cut = False
-        self._horizon, self._backlog = Horizon(), Backlog()
+        self._horizon = Horizon()
+        for shard in self.servers.shards:
+            shard.backlog = Backlog()
         return True
 
-    def _claim(self, value: bytes | None) -> bytes | None:
-        """The right to refill a Redis without a marker; None while another process does it."""
-        if value is not None and whole_number(value) is None and not is_claim(value):
-            self.marker.discard()
-        return self.marker.claim()
-
-    def _bring_up(self, start: bytes, settled: Position, reading: Reading) -> bool:
+    def _bring_up_or_distrust(self, visits: Sequence[Visit], settled: Position) -> list[Visit]:
         """
-        Write what Redis lacks, and move the marker as far as nothing is still to come.
+        Write what Redis lacks, and move the markers as far as nothing is still to come; those that moved.
 
-        False if it was lost meanwhile.
-        """
-        # Kept at the end alone: a step that fails says that something was lost, not what.
-        backlog, self._backlog = self._backlog, Backlog()
-        ranges = backlog.begin(
-            marker=whole_number(start) or 0,
-            head=self._last.seq,
-            over=reading.over,
-            is_sealed=reading.is_sealed and start.isdigit(),
-        )
-        self.on_lag(sum(high - low + 1 for low, high in ranges))
-        for page in self.revocations.pages(ranges):
-            seal = self.marker.seal()
-            self.index.write(page, then=seal.command, are_news=start.isdigit())
-            backlog.wrote(page, seal)
-            after_page = self.marker.step(start, min(settled, Position.of(page[-1])), seal)
-            if after_page is None:
-                return False
-            start = after_page
-        if not self.marker.advance(start, settled, over=reading.over, seal=backlog.seal):
-            return False
-        self._backlog = backlog
-        self.on_lag(0)
-        return True
-
-    def _bring_up_or_distrust(self, start: bytes, settled: Position, reading: Reading) -> bool:
-        """
-        The same; where it fails, this process knows from now on that the marker is behind.
-
-        A full Redis still answers reads: its old marker must not prove what it could not be told.
+        Where it fails, this process knows from now on that the marker is behind.  A full Redis still answers
+        reads: its old marker must not prove what it could not be told.
         """
         try:
-            return self._bring_up(start, settled, reading)
-        except (CacheError, StoreUnavailable):
-            self.proof.learned(self._last.seq)
+            self._bring_up(visits, settled)
+        except StoreUnavailable:
+            for visit in visits:
+                visit.shard.proof.learned(self._last.seq)
             raise
+        for visit in visits:
+            if visit.error is not None:
+                visit.shard.proof.learned(self._last.seq)
+        return [visit for visit in visits if visit.is_going_on]
+
+    def _bring_up(self, visits: Sequence[Visit], settled: Position) -> None:
+        together: dict[tuple[Range, ...], list[Visit]] = {}
+        for visit in visits:
+            visit.begin(self._last.seq)
+            together.setdefault(visit.ranges, []).append(visit)
+        self.on_lag(sum(high - low + 1 for ranges in together for low, high in ranges))
+        for ranges, some in together.items():
+            for page in self.revocations.pages(ranges):
+                self._write(page, [visit for visit in some if visit.is_going_on], settled)
+        advancing = [visit for visit in visits if visit.is_going_on]
+        answers = ask_about(
+            (visit, [visit.shard.marker.advance_command(visit.start, settled, visit.backlog.seal)])
+            for visit in advancing
+        )
+        for visit in advancing:
+            is_moved = _is_done(answers, visit)
+            visit.is_lost = not (is_moved and answers[visit.shard.number].over == visit.reading.over)
+        if all(visit.is_going_on for visit in visits):
+            self.on_lag(0)
+
+    def _write(self, page: Sequence[Revocation], visits: Sequence[Visit], settled: Position) -> None:
+        """Write *page*, each shard's part with a seal behind it, and bring their markers to its end."""
+        parts = self.index.parts(page)
+        seals = {visit.shard.number: visit.shard.marker.seal() for visit in visits}
+        ask_about(
+            (visit, [*parts.get(visit.shard.number, ()), seals[visit.shard.number].command])
+            for visit in visits
+        )
+        self.index.wrote(page, {visit.shard.number for visit in visits if _is_news(visit)})
+        for visit in visits:
+            visit.backlog.wrote(page, seals[visit.shard.number])
+        # Whoever the page says nothing about is moved with the last page.
+        moving = [visit for visit in visits if visit.shard.number in parts or visit.is_refill]
+        reached = min(settled, Position.of(page[-1]))
+        _step([visit for visit in moving if visit.is_going_on], reached, seals)
 
 
-class Heartbeat:
-    """
-    Runs the comparison every second on a thread of its own, sooner when it is woken.
+def _is_news(visit: Visit) -> bool:
+    """False where Redis had it before it was emptied: how long it took then is forgotten."""
+    return visit.is_going_on and not visit.is_refill
 
-    *alongside* is called after each.  That Redis is believed, or is not, is logged when it changes.
-    """
 
-    def __init__(
-        self,
-        reconciler: Reconciler,
-        alongside: Callable[[], object],
-        timings: HeartbeatTimings | None = None,
-    ) -> None:
-        self._timings = timings or HeartbeatTimings()
-        self._reconciler = reconciler
-        self._alongside = alongside
-        self._afterwards: list[Callable[[], None]] = []
-        self._failures = 0
-        self._is_believed = False
-        self._wake = threading.Event()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
-        #: Set after the first comparison was tried.
-        self.has_begun = threading.Event()
+def _read(server: Server, shards: Sequence[Shard]) -> list[Visit]:
+    """The markers of *shards*, which *server* owns: one round trip."""
+    visits = [Visit(shard, server, Reading(None, Position(), is_sealed=False, over=-1)) for shard in shards]
+    answers = ask_about(
+        (visit, [visit.shard.marker.read_command(visit.shard.backlog.seal)]) for visit in visits
+    )
+    for visit in visits:
+        shard, answer = visit.shard, answers.get(visit.shard.number)
+        if answer is not None:
+            values = cast("list[bytes | None]", answer.replies[0])
+            visit.reading = shard.marker.reading(values, answer.over, shard.backlog.seal)
+    return visits
 
-    def start(self) -> None:
-        """Begin; once per process, after the fork."""
-        self._thread.start()
 
-    def when_begun(self, begin: Callable[[], None]) -> None:
-        """Have *begin* called behind the first comparison; to be said before :meth:`start`."""
-        self._afterwards.append(begin)
+def _gone_on_without_sql(visits: Sequence[Visit], now_s: float) -> list[Visit]:
+    """Keep each marker that is exactly what this process knows, over the connection that was compared."""
+    exact = [
+        visit
+        for visit in visits
+        if visit.reached == visit.shard.proof.known and visit.shard.proof.still_connected(visit.reading.over)
+    ]
+    answers = ask_about(
+        (visit, [visit.shard.marker.renew_command(visit.shard.proof.known)]) for visit in exact
+    )
+    renewed = [visit for visit in exact if _is_done(answers, visit)]
+    for visit in renewed:
+        visit.shard.proof.watched(now_s)
+    return renewed
 
-    def wake(self) -> None:
-        """A connection was made that no comparison has seen yet: do not wait for the second to pass."""
-        self._wake.set()
 
-    def close(self) -> None:
-        """Stop after the comparison that is running."""
-        self._stop.set()
-        self._wake.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout=5)
+def _is_done(answers: dict[int, Answer], visit: Visit) -> bool:
+    """True if the last command about the shard was answered, and not with nothing."""
+    answer = answers.get(visit.shard.number)
+    return answer is not None and bool(answer.replies[-1])
 
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            is_proven = self.beat()
-            self.has_begun.set()
-            self._go_along(is_proven=is_proven)
-            self._wake.wait(self._timings.interval_s - self._timings.shortest_s)
-            self._wake.clear()
-            self._stop.wait(self._timings.shortest_s)
 
-    def beat(self) -> bool:
-        """One comparison; an outage makes it fail, and the next one is tried all the same."""
-        try:
-            return self._note(is_proven=self._reconciler.tick(), cause="sql or another process at work")
-        except (CacheError, StoreUnavailable) as error:
-            return self._note(is_proven=False, cause=str(error))
-        except Exception:
-            # The edge of the thread: it must outlive what nobody thought of.
-            log.exception("reconciler.crashed")
-            return self._note(is_proven=False, cause="crashed")
+def _claim(visits: Sequence[Visit], *, is_other: bool) -> list[Visit]:
+    """Claim the refill of *visits*, which have no marker; those that no other process refills."""
+    claims = {visit.shard.number: new_claim() for visit in visits}
+    commands: list[tuple[Visit, list[Command]]] = []
+    for visit in visits:
+        marker, value = visit.shard.marker, visit.reading.value
+        is_garbage = value is not None and whole_number(value) is None and not is_claim(value)
+        first = [marker.discard_command()] if is_garbage and not is_other else []
+        commands.append((visit, [*first, marker.claim_command(claims[visit.shard.number])]))
+    answers = ask_about(commands)
+    claimed = []
+    for visit in visits:
+        if _is_done(answers, visit):
+            visit.start = claims[visit.shard.number]
+            claimed.append(visit)
+    return claimed
 
-    def _go_along(self, *, is_proven: bool) -> None:
-        """What is done after a comparison; whatever becomes of it, there is a next comparison."""
-        try:
-            while is_proven and self._afterwards:
-                self._afterwards.pop()()
-            self._alongside()
-        except Exception:
-            log.exception("reconciler.crashed")
 
-    def _note(self, *, is_proven: bool, cause: str) -> bool:
-        """Log when Redis comes to be believed, and when it has failed twice: once is in the ordinary."""
-        self._failures = 0 if is_proven else self._failures + 1
-        if is_proven and not self._is_believed:
-            self._is_believed = True
-            log.info("redis.proven")
-        elif self._failures == NOTABLE_FAILURES:
-            self._is_believed = False
-            log.warning("redis.unproven", extra={"cause": cause})
-        return is_proven
+def _step(visits: Sequence[Visit], to: Position, seals: dict[int, Seal]) -> None:
+    steps = {
+        visit.shard.number: visit.shard.marker.step_command(visit.start, to, seals[visit.shard.number])
+        for visit in visits
+    }
+    answers = ask_about((visit, [steps[visit.shard.number][1]]) for visit in visits)
+    for visit in visits:
+        visit.is_lost = not _is_done(answers, visit)
+        visit.start = steps[visit.shard.number][0]
+
+
+def _discard(visits: Sequence[Visit]) -> None:
+    ask_about((visit, [visit.shard.marker.discard_command()]) for visit in visits)

@@ -26,6 +26,7 @@ from authsvc.domain.values.clocks import Clock, Monotonic
 from authsvc.domain.values.emails import Email
 from authsvc.domain.values.identifiers import UserId, is_id
 from authsvc.domain.values.jsontext import Json
+from authsvc.domain.values.shards import PAGES, shard_of
 from authsvc.store.accounts.mails import NO_NOTICES, Notices
 from authsvc.store.accounts.recovery import SqlRecoveryStore
 from authsvc.store.accounts.users import SqlCredentialStore
@@ -68,18 +69,23 @@ class UserCaches:
     emails: Space
     pages: Aside[Page]
     page_tags: Tags
+    #: How many shards the copies are in.
+    shards: int = 1
 
-    def drop_commands(self, user_id: str, email: Email, row_version: int | None = None) -> list[Command]:
+    def drop_commands(
+        self, user_id: str, email: Email, row_version: int | None = None
+    ) -> list[tuple[int, Command]]:
         """
-        The commands that drop what is cached of one user, and every page.
+        The commands that drop what is cached of one user, and every page, each with its key's shard.
 
         With *row_version* copies that are at least as new stay, and so does the note of the address, which
         whoever reads it checks.
         """
+        shard = shard_of(user_id, self.shards)
         if row_version is None:
-            return [*self._drop_commands_by_id(user_id), ("DEL", self.emails.key(email))]
-        outdated = self.users.outdate_command(user_id, row_version)
-        return [outdated, *self.page_tags.drop_commands([ALL_USERS])]
+            note: Command = ("DEL", self.emails.key(email))
+            return [*self._drop_commands_by_id(user_id, shard), (shard_of(email, self.shards), note)]
+        return [(shard, self.users.outdate_command(user_id, row_version)), *self._drop_pages()]
 
     def keep(self, user_id: UserId, commit: Callable[[], Kept]) -> Kept:
         """
@@ -104,7 +110,9 @@ class UserCaches:
 
     def drop(self, user_id: str, email: Email | None) -> int:
         """Drop what is cached of one user, and every page; how many of their records there were."""
-        commands = self.drop_commands(user_id, email) if email else self._drop_commands_by_id(user_id)
+        shard = shard_of(user_id, self.shards)
+        placed = self.drop_commands(user_id, email) if email else self._drop_commands_by_id(user_id, shard)
+        commands = [command for _, command in placed]
         replies = self.users.client.pipeline(commands).values
         return sum(_records(command, reply) for command, reply in zip(commands, replies, strict=True))
 
@@ -127,8 +135,12 @@ class UserCaches:
         replies = self.users.client.pipeline([("EXISTS", key) for key in keys]).values
         return sum(cast("list[int]", replies))
 
-    def _drop_commands_by_id(self, user_id: str) -> list[Command]:
-        return [*self.users.drop_commands([user_id]), *self.page_tags.drop_commands([ALL_USERS])]
+    def _drop_commands_by_id(self, user_id: str, shard: int) -> list[tuple[int, Command]]:
+        of_user = [(shard, command) for command in self.users.drop_commands([user_id])]
+        return [*of_user, *self._drop_pages()]
+
+    def _drop_pages(self) -> list[tuple[int, Command]]:
+        return [(PAGES, command) for command in self.page_tags.drop_commands([ALL_USERS])]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

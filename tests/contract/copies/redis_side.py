@@ -15,25 +15,29 @@ from authsvc.cache import (
     CacheClient,
     CacheEvents,
     CircuitBreaker,
+    Command,
     KeySpace,
     RedisAddress,
     bounded_pool,
     stamped,
 )
 from authsvc.cache.redis.connections import Generations, Pool
-from authsvc.domain.revocations import Proof
+from authsvc.domain.revocations import Position, Proof
 from authsvc.domain.tokens.access import AccessToken, TokenProfile, signed_digest
 from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.identifiers import SessionId, TokenId, UserId, new_id
+from authsvc.domain.values.shards import Sharded
 from authsvc.store.copies.index import IndexKeys, RedisIndex
-from authsvc.store.copies.marker import FreshnessMarker
+from authsvc.store.copies.marker import FreshnessMarker, Reading, Seal, new_claim
 from authsvc.store.copies.ownership import Ownership, installation_id
 from authsvc.store.copies.reconciler import Reconciler
+from authsvc.store.copies.servers import Servers, shards_of
 from authsvc.store.revocations import SqlRevocationLog
 from tests.timings import UNHURRIED
 
 PROFILE = TokenProfile(issuer="http://issuer.test", audience="tests", lifetime_s=3600, leeway_s=5)
 KEYS = IndexKeys(KeySpace())
+NAMES = Sharded((KEYS,))
 MAX_STALENESS_S = 300.0
 CHECKS = 3
 
@@ -64,9 +68,9 @@ def embedded_pool(server: fakeredis.FakeServer, *, size: int = CHECKS) -> Pool:
     )
 
 
-def drop_copies(user_id: str, email: str, _row_version: int | None) -> list[tuple[str, str]]:
+def drop_copies(user_id: str, email: str, _row_version: int | None) -> list[tuple[int, Command]]:
     """Drop what the user cache would hold, however new it is."""
-    return [("DEL", f"authsvc:v1:user:{user_id}"), ("DEL", f"authsvc:v1:user:email:{email}")]
+    return [(0, ("DEL", f"authsvc:v1:user:{user_id}")), (0, ("DEL", f"authsvc:v1:user:email:{email}"))]
 
 
 @dataclass
@@ -89,9 +93,9 @@ def index_over(
     hooks = hooks or Hooks()
     return RedisIndex(
         client=client,
-        key_names=KEYS,
+        key_names=NAMES,
         profile=PROFILE,
-        proof=proof or Proof(MAX_STALENESS_S),
+        proofs=Sharded((proof or Proof(MAX_STALENESS_S),)),
         drop_copies=drop_copies,
         on_new_connection=hooks.on_new_connection,
         on_written=hooks.written_s.append,
@@ -119,6 +123,46 @@ def access_token(clock: Clock, *, life_s: int = 3600, **changes: object) -> Acce
     return AccessToken(**(fields | changes))  # type: ignore[arg-type]  # named by the tests
 
 
+@dataclass
+class SentMarker:
+    """A marker whose commands are sent one at a time, as if no other shard were asked about with them."""
+
+    client: CacheClient
+    marker: FreshnessMarker
+
+    def read(self, seal: Seal | None = None) -> Reading:
+        """What stands there, and over which connection that was read."""
+        (reply,), over = self.client.pipeline([self.marker.read_command(seal)])
+        return self.marker.reading(cast("list[bytes | None]", reply), over, seal)
+
+    def claim(self) -> bytes | None:
+        """Claim the refill; None if somebody else has."""
+        claim = new_claim()
+        return claim if self.client.call(*self.marker.claim_command(claim)) else None
+
+    def seal(self) -> Seal:
+        """A new one."""
+        return self.marker.seal()
+
+    def step(self, read: bytes, to: Position, seal: Seal) -> bytes | None:
+        """The marker after the step; None if something was lost."""
+        target, command = self.marker.step_command(read, to, seal)
+        return target if self.client.call(*command) else None
+
+    def advance(self, read: bytes, to: Position, *, over: int, seal: Seal | None = None) -> bool:
+        """True if it was moved over the connection that everything went over."""
+        (is_done,), generation = self.client.pipeline([self.marker.advance_command(read, to, seal)])
+        return bool(is_done) and generation == over
+
+    def renew(self, seq: int) -> bool:
+        """True if it was renewed."""
+        return bool(self.client.call(*self.marker.renew_command(seq)))
+
+    def discard(self) -> None:
+        """Remove it."""
+        self.client.call(*self.marker.discard_command())
+
+
 class Stopwatch:
     """Monotonic seconds that tests move."""
 
@@ -142,7 +186,7 @@ class Process:
     reconciling: CacheClient
     proof: Proof
     index: RedisIndex
-    marker: FreshnessMarker
+    marker: SentMarker
     reconciler: Reconciler
     monotonic: Stopwatch
     hooks: Hooks
@@ -171,22 +215,17 @@ def process(url: str, log: SqlRevocationLog, clock: Clock, *, reconciling_url: s
     lags: list[int] = []
     checks = client_over(real_pool(url, generations=generations))
     reconciling = client_over(real_pool(reconciling_url or url, size=1, generations=generations))
-    marker = FreshnessMarker(reconciling, KEYS.marker, UNHURRIED.marker)
     reconciler = Reconciler(
         revocations=log,
         index=index_over(reconciling, clock, proof=proof, monotonic=monotonic),
-        marker=marker,
+        servers=Servers(shards_of(NAMES, Sharded((proof,)), UNHURRIED.marker), reconciling, checks),
         ownership=Ownership(
             installation=partial(installation_id, log._database),  # noqa: SLF001 the one that the log is in
-            client=reconciling,
             checks=checks,
-            key=KEYS.installation,
         ),
-        client=reconciling,
-        checks=checks,
-        proof=proof,
         monotonic=monotonic,
         on_lag=lags.append,
     )
     index = index_over(checks, clock, proof=proof, hooks=hooks, monotonic=monotonic)
+    marker = SentMarker(reconciling, FreshnessMarker(KEYS.marker, KEYS.installation, UNHURRIED.marker))
     return Process(checks, reconciling, proof, index, marker, reconciler, monotonic, hooks, lags)

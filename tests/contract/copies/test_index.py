@@ -122,7 +122,8 @@ def test_an_entry_that_is_replayed_late_still_leaves_a_key(side):
     side.clock.tick(10_000)
     # In the same step: a second later the key is gone.
     note = "redis.call('SET', KEYS[2], redis.call('PTTL', KEYS[1])) return 1"
-    side.index.write([ended], then=("EVAL", note, 2, KEYS.session(token.session_id), "life"))
+    key = KEYS.session(token.session_id)
+    side.client.pipeline([*side.index.parts([ended])[0], ("EVAL", note, 2, key, "life")])
 
     assert 0 < int(side.value("life")) <= 1000
 

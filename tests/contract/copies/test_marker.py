@@ -15,7 +15,7 @@ from authsvc.cache import CacheClient
 from authsvc.domain.revocations import Position
 from authsvc.store.copies.marker import FreshnessMarker, MarkerTimings, is_claim
 from tests.contract.cache.clients import in_threads
-from tests.contract.copies.redis_side import KEYS, client_over, embedded_pool, real_pool
+from tests.contract.copies.redis_side import KEYS, SentMarker, client_over, embedded_pool, real_pool
 from tests.timings import UNHURRIED
 
 RACERS = 16
@@ -27,7 +27,7 @@ PUT_MS = 100_000
 class Side:
     """A marker, and the client to look behind it."""
 
-    marker: FreshnessMarker
+    marker: SentMarker
     client: CacheClient
 
     def put(self, value: str | bytes) -> None:
@@ -66,7 +66,9 @@ def side(request) -> Iterator[Side]:
         else embedded_pool(fakeredis.FakeServer(), size=RACERS)
     )
     with closing(client_over(pool)) as client:
-        yield Side(FreshnessMarker(client, KEYS.marker, UNHURRIED.marker), client)
+        yield Side(
+            SentMarker(client, FreshnessMarker(KEYS.marker, KEYS.installation, UNHURRIED.marker)), client
+        )
 
 
 def sealed(side: Side):

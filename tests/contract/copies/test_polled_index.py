@@ -33,7 +33,7 @@ def polled(process: Process) -> Iterator[PolledIndex]:
     """Its lane, which the reconciler knows."""
     pool = process.checks.link.connections._pool  # type: ignore[attr-defined]  # noqa: SLF001 the checks' own
     reads = PolledReads(pool, clock=time.monotonic, deadlines=PATIENT)
-    process.reconciler.lane = reads
+    process.reconciler.servers.lane_to = lambda _: reads
     made = PolledIndex(
         reads=reads,
         client=process.checks,

@@ -186,7 +186,7 @@ class TestNumbersThatGoBack:
         draft = world.stores.log.draft_end(UserId(new_id()), SessionId(new_id()), "test")
         with world.stores.database.transaction() as connection:
             entries = world.stores.log.append(connection, [draft])
-        assert Revocations(process.index, process.proof).publish(Committed(None, entries)).is_complete
+        assert Revocations(process.index, process.index.proofs).publish(Committed(None, entries)).is_complete
         return KEYS.session(draft.session_id or "").encode()
 
     def test_a_restore_right_after_a_commit_is_noticed(self, world, caplog):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import Any, cast
@@ -12,11 +12,13 @@ from typing import Any, cast
 import pytest
 from redis import Redis
 
+from authsvc.cache import Command
 from authsvc.cache.errors import CacheError
 from authsvc.domain.errors import StoreUnavailable
+from authsvc.domain.revocations import Revocation
 from authsvc.domain.values.emails import Email
+from authsvc.store.copies.heartbeat import Heartbeat, HeartbeatTimings
 from authsvc.store.copies.index import RedisIndex
-from authsvc.store.copies.reconciler import Heartbeat, HeartbeatTimings
 from tests.contract.cache.clients import in_threads
 from tests.contract.copies.reconciling import World, nothing
 from tests.contract.copies.redis_side import KEYS, Process, access_token
@@ -33,9 +35,12 @@ class Interrupted:
         self._index = index
         self._happen = happen
 
-    def write(self, *args: Any, **options: Any) -> None:
-        """Write, then let it happen."""
-        self._index.write(*args, **options)
+    def parts(self, page: Sequence[Revocation]) -> dict[int, list[Command]]:
+        """What is written."""
+        return self._index.parts(page)
+
+    def wrote(self, *_: Any) -> None:
+        """Let it happen."""
         self._happen()
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from authsvc.cache.errors import CacheError
 from authsvc.domain.errors import StoreUnavailable
-from authsvc.store.copies.reconciler import POLICY_EVERY
+from authsvc.store.copies.servers import POLICY_EVERY
 from tests.contract.copies.reconciling import World
 from tests.contract.copies.redis_side import KEYS, MAX_STALENESS_S
 

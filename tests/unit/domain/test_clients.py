@@ -26,6 +26,7 @@ from authsvc.domain.errors import ClientRefused, Invalid, NotFound, RateLimited,
 from authsvc.domain.ratelimits import Limits, Rule
 from authsvc.domain.revocations import Proof, Revocation, Revocations
 from authsvc.domain.values.limits import Attempt, Limit
+from authsvc.domain.values.shards import Sharded
 from tests.contract.store.memory_clients import MemoryClientStore, MemorySecretStore
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class Scene:
         self.registry = ClientRegistry(
             store=self.store,
             secrets=self.secrets,
-            revocations=Revocations(self.redis, Proof(300)),
+            revocations=Revocations(self.redis, Sharded((Proof(300),))),
             audit=self.audit,
             clock=lambda: NOW,
         )

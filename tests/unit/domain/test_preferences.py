@@ -14,6 +14,7 @@ from authsvc.domain.preferences import Condition, PreferenceBook, checked, entit
 from authsvc.domain.revocations import Committed, Proof, Revocations
 from authsvc.domain.users import User, UserStore
 from authsvc.domain.values.jsontext import Json, canonical
+from authsvc.domain.values.shards import Sharded
 from tests.unit.domain.samples import ALICE_ID, user
 
 NAMES = st.sampled_from(["a", "b", "c"])
@@ -201,7 +202,7 @@ class NoIndex:
 def book(**preferences) -> PreferenceBook:
     """The use case over a user with *preferences*."""
     store = cast("UserStore", OneUser(user(preferences=preferences)))
-    return PreferenceBook(store, Revocations(NoIndex(), Proof(300)))
+    return PreferenceBook(store, Revocations(NoIndex(), Sharded((Proof(300),))))
 
 
 def test_a_put_replaces_and_a_patch_merges():

@@ -26,6 +26,7 @@ from authsvc.domain.revocations import (
     whole_number,
 )
 from authsvc.domain.tokens.access import signed_digest
+from authsvc.domain.values.shards import Sharded
 from tests.unit.domain.samples import ALICE_ID, NOW, access_token, later
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ def test_nothing_is_proven_before_the_first_comparison():
 
     assert answers == [False, False, False]
     assert fresh.known == 0
-    assert fresh.is_new(1)
+    assert not fresh.trusts(1)
     assert not fresh.still_connected(1)
     assert not fresh.still_connected(-1)
 
@@ -223,8 +224,8 @@ def test_a_comparison_over_a_new_connection_drops_the_older_ones():
         False, True, True, False,
     ]  # fmt: skip
     assert current.still_connected(20)
-    assert not current.is_new(30)
-    assert current.is_new(31)
+    assert current.trusts(30)
+    assert not current.trusts(31)
 
 
 def test_staleness_counts_from_the_last_comparison():
@@ -259,7 +260,7 @@ def test_a_change_that_reached_redis_is_complete():
     """The proof stays: the marker is not behind what this process could not write."""
     index, current = Index(), proof()
 
-    outcome = Revocations(index, current).publish(Committed("value", (entry(11), entry(12))))
+    outcome = Revocations(index, Sharded((current,))).publish(Committed("value", (entry(11), entry(12))))
 
     assert (outcome.value, outcome.is_complete) == ("value", True)
     assert index.written == [11, 12]
@@ -270,7 +271,9 @@ def test_a_change_that_did_not_reach_redis_is_incomplete_and_distrusted():
     """Until the marker has passed the highest of its entries."""
     current = proof()
 
-    outcome = Revocations(Index(is_up=False), current).publish(Committed("value", (entry(12), entry(11))))
+    outcome = Revocations(Index(is_up=False), Sharded((current,))).publish(
+        Committed("value", (entry(12), entry(11)))
+    )
 
     assert not outcome.is_complete
     assert not current.holds(b"11", 6, 1000.0)
@@ -279,7 +282,7 @@ def test_a_change_that_did_not_reach_redis_is_incomplete_and_distrusted():
 
 def test_a_change_without_entries_asks_nothing_of_redis():
     """It is complete also while Redis is away."""
-    outcome = Revocations(Index(is_up=False), proof()).publish(Committed(None))
+    outcome = Revocations(Index(is_up=False), Sharded((proof(),))).publish(Committed(None))
 
     assert outcome.is_complete
 
@@ -288,7 +291,7 @@ def test_a_repeated_entry_that_cannot_be_written_is_incomplete_and_takes_no_trus
     """Its number is long past: Redis has it, or the marker says so."""
     current = proof()
 
-    outcome = Revocations(Index(is_up=False), current).publish(Committed(None, (entry(0),)))
+    outcome = Revocations(Index(is_up=False), Sharded((current,))).publish(Committed(None, (entry(0),)))
 
     assert not outcome.is_complete
     assert current.holds(b"10", 6, 1000.0)

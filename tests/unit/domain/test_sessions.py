@@ -25,6 +25,7 @@ from authsvc.domain.sessions import (
     recognise,
 )
 from authsvc.domain.values.identifiers import SessionId, UserId
+from authsvc.domain.values.shards import Sharded
 from tests.unit.domain.samples import ALICE_ID, NOW, SALT, SESSION_ID, later, session, user
 
 TOKENS = RefreshTokens(b"0123456789abcdef0123456789abcdef")
@@ -235,7 +236,7 @@ def directory(standing: Standing | None) -> tuple[SessionDirectory, list[Session
     """The use case over one session, and what it ended."""
     ended: list[SessionId] = []
     store = cast("SessionStore", OneSession(standing, ended))
-    revocations = Revocations(NoIndex(), Proof(300))
+    revocations = Revocations(NoIndex(), Sharded((Proof(300),)))
     return SessionDirectory(store=store, revocations=revocations, audit=Unread(), clock=lambda: NOW), ended
 
 

@@ -13,6 +13,7 @@ from authsvc.domain.revocations import Committed, Proof, Revocations
 from authsvc.domain.users import Profile, User, UserDirectory, UserFilter, UserStore, with_roles
 from authsvc.domain.values.emails import Email
 from authsvc.domain.values.identifiers import UserId
+from authsvc.domain.values.shards import Sharded
 from tests.unit.domain.samples import ALICE_ID, NOW, user
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ class NoIndex:
 def directory(store: Users) -> tuple[UserDirectory, Audit]:
     """The use cases over *store*, and what they record."""
     audit = Audit()
-    revocations = Revocations(NoIndex(), Proof(300))
+    revocations = Revocations(NoIndex(), Sharded((Proof(300),)))
     return UserDirectory(store=cast("UserStore", store), revocations=revocations, audit=audit), audit
 
 

@@ -244,12 +244,15 @@ def test_sentinels_take_the_place_of_a_host(tmp_path):
     assert not settings.redis.is_in_memory
 
 
-def test_a_cluster_is_refused_for_now(tmp_path):
-    """Better no start than a connection to the wrong server; nothing else is wrong with it."""
-    problem = only_problem(production(tmp_path, **{"REDIS_HOST": None, **CLUSTER}))
+def test_a_cluster_takes_the_place_of_a_host(tmp_path):
+    """User, password and TLS are those of every node."""
+    login = {"REDIS_USERNAME": "authsvc", "REDIS_PASSWORD": "a secret of theirs", "REDIS_TLS": "true"}
+    settings = Settings.from_env(production(tmp_path, **{"REDIS_HOST": None, **CLUSTER, **login}))
 
-    assert problem.name == "REDIS_CLUSTER_NODES"
-    assert "not supported by this version yet" in problem.message
+    assert settings.redis.is_cluster
+    assert [(node.host, node.port) for node in settings.redis.cluster_nodes] == [("n1", 6379), ("::1", 6379)]
+    assert settings.redis.has_tls
+    assert not settings.redis.is_in_memory
 
 
 def test_production_refuses_what_is_for_development_alone(tmp_path):

@@ -1,0 +1,240 @@
+"""The shards that Redis is divided into, and the servers that own them at the moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from authsvc.cache.errors import CacheError, CacheUnavailable, Reason
+from authsvc.cache.redis.client import CacheClient, Command
+from authsvc.cache.redis.connections import Reply
+from authsvc.cache.redis.link import Fleet
+from authsvc.cache.redis.polled import PolledReads
+from authsvc.domain.revocations import Position, Proof, whole_number
+from authsvc.domain.values.shards import Sharded
+from authsvc.store.copies.backlog import Backlog
+from authsvc.store.copies.index import IndexKeys
+from authsvc.store.copies.marker import FreshnessMarker, MarkerTimings, Reading
+from authsvc.store.revocations import Range
+
+#: How many comparisons lie between two looks at the eviction policy.
+POLICY_EVERY: Final = 5
+
+
+@dataclass(slots=True, kw_only=True)
+class Shard:
+    """One part of what Redis holds: its marker, and what this process knows of it."""
+
+    number: int
+    marker: FreshnessMarker
+    proof: Proof
+    backlog: Backlog = field(default_factory=Backlog)
+
+
+def shards_of(
+    names: Sharded[IndexKeys], proofs: Sharded[Proof], timings: MarkerTimings | None = None
+) -> list[Shard]:
+    """The shards whose keys *names* has."""
+    return [
+        Shard(number=number, marker=FreshnessMarker(name.marker, name.installation, timings), proof=proof)
+        for number, (name, proof) in enumerate(zip(names.each, proofs.each, strict=True))
+    ]
+
+
+@dataclass(slots=True)
+class Server:
+    """
+    One server as the reconciler sees it.
+
+    *client* has a single connection, which leads to this server and no other: one connection for a whole
+    comparison means that no failover came between its steps.  *checks* are the connections of the token
+    checks to the same server, whose generations are counted together with it.
+    """
+
+    client: CacheClient
+    checks: Fleet
+    lane: PolledReads | None = None
+    over: int = -1
+    newest: int = -1
+    ticks: int = 0
+    is_evicting: bool = False
+    #: Changes when the server becomes a primary.
+    lineage: str | None = None
+
+    def wants_new_connection(self) -> bool:
+        """True if checks made, or need, connections that no comparison has seen."""
+        is_wanted = self.lane is not None and self.lane.wants_renewal()
+        return self.checks.generation != self.newest or is_wanted
+
+    def watch_role(self) -> None:
+        """
+        Believe no connection from before this server was a replica: nothing need have closed it.
+
+        What it was told as a primary may be lost, and what it holds now comes from another server.
+        """
+        if not self.client.link.may_change_roles:
+            return
+        before, self.lineage = self.lineage, (self.client.info("replication") or {}).get("master_replid")
+        if before != self.lineage:
+            self.client.connections.suspect()
+            self.checks.suspect()
+
+    def renew_connections(self, over: int) -> None:
+        """
+        Note the newest generation, before anything is compared.
+
+        Where the reconciler's own connection was remade, older ones may lead elsewhere: remake them all.
+        """
+        if over != self.over:
+            self.checks.suspect()
+            self.checks.fill()
+            if self.lane is not None:
+                self.lane.renew()
+            self.over = over
+        self.newest = self.checks.generation
+
+    def policy(self) -> str | None:
+        """The eviction policy; None where it is not told, or not looked at this time."""
+        self.ticks += 1
+        if self.ticks % POLICY_EVERY != 1:
+            return None
+        return (self.client.info("memory") or {}).get("maxmemory_policy", "noeviction")
+
+
+class Servers:
+    """
+    Finds the servers that own *shards*; *client* is the reconciler's own, *checks* that of the token checks.
+
+    *lanes* are further connections of the checks, by the server's name.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[Shard],
+        client: CacheClient,
+        checks: CacheClient,
+        lane_to: Callable[[str], PolledReads | None] = lambda _: None,
+    ) -> None:
+        self.shards = shards
+        self.checks = checks
+        self._client = client
+        self.lane_to = lane_to
+        self._known: dict[str, Server] = {}
+
+    def now(self, errors: list[CacheError]) -> list[tuple[Server, list[Shard]]]:
+        """Each server with the shards that it owns at the moment; why others have none is in *errors*."""
+        found: dict[str, tuple[Server, list[Shard]]] = {}
+        for shard in self.shards:
+            try:
+                client = self._client.at(shard.marker.key)
+            except CacheError as error:
+                errors.append(error)
+            else:
+                server = self._known_as(client)
+                found.setdefault(client.link.name, (server, []))[1].append(shard)
+        return list(found.values())
+
+    def _known_as(self, client: CacheClient) -> Server:
+        name = client.link.name
+        if name not in self._known:
+            self._known[name] = Server(client, self.checks.link.connections_to(name), self.lane_to(name))
+        return self._known[name]
+
+
+@dataclass(slots=True)
+class Visit:
+    """One shard in one comparison; *start* is the marker, or a claim, from which it is brought up."""
+
+    shard: Shard
+    server: Server
+    reading: Reading
+    start: bytes = b""
+    backlog: Backlog = field(default_factory=Backlog)
+    ranges: tuple[Range, ...] = ()
+    error: CacheError | None = None
+    #: The marker, or what was written behind a seal, was lost meanwhile: not this time.
+    is_lost: bool = False
+
+    @property
+    def reached(self) -> int | None:
+        """The number that the marker was read with."""
+        return whole_number(self.reading.value)
+
+    @property
+    def is_going_on(self) -> bool:
+        """True while nothing went wrong."""
+        return self.error is None and not self.is_lost
+
+    @property
+    def is_refill(self) -> bool:
+        """True if all is written anew, under a claim."""
+        return not self.start.isdigit()
+
+    def begin(self, head: int) -> None:
+        """Find out what is to be written up to *head*; what was known is kept only if all goes well."""
+        self.backlog, self.shard.backlog = self.shard.backlog, Backlog()
+        ranges = self.backlog.begin(
+            marker=whole_number(self.start) or 0,
+            head=head,
+            over=self.reading.over,
+            is_sealed=self.reading.is_sealed and not self.is_refill,
+        )
+        self.ranges = tuple(ranges)
+
+    def end(self, settled: Position, began_s: float) -> None:
+        """Believe Redis: it held every entry up to *settled*."""
+        self.shard.backlog = self.backlog
+        # Entries above the marker are there, too, but the marker does not say so: it is enough.
+        self.shard.proof.compared(
+            seq=settled.seq, over=self.reading.over, newest=self.server.newest, now_s=began_s
+        )
+
+
+class Answer(NamedTuple):
+    """The replies to the commands about one shard, and the generation that they came over."""
+
+    replies: list[Reply]
+    over: int
+
+
+def ask_about(visits: Iterable[tuple[Visit, Sequence[Command]]]) -> dict[int, Answer]:
+    """
+    Send to each server what is asked of it about its shards; one round trip each.
+
+    The answers by shard.  A visit that something was refused to, or whose server failed, has its error.
+    """
+    by_server: dict[int, list[tuple[Visit, Sequence[Command]]]] = {}
+    for visit, commands in visits:
+        if commands:
+            by_server.setdefault(id(visit.server), []).append((visit, commands))
+    answers: dict[int, Answer] = {}
+    for batch in by_server.values():
+        try:
+            answers |= _exchange(batch)
+        except CacheError as error:
+            for visit, _ in batch:
+                visit.error = error
+    return answers
+
+
+def _exchange(batch: Sequence[tuple[Visit, Sequence[Command]]]) -> dict[int, Answer]:
+    commands = [command for _, some in batch for command in some]
+    replies, over = batch[0][0].server.client.pipeline_each(commands)
+    answers: dict[int, Answer] = {}
+    left = iter(replies)
+    for visit, some in batch:
+        mine = [next(left) for _ in some]
+        errors = [reply for reply in mine if isinstance(reply, CacheError)]
+        if errors:
+            visit.error = errors[0]
+        else:
+            answers[visit.shard.number] = Answer(
+                [reply for reply in mine if not isinstance(reply, CacheError)], over
+            )
+    return answers
+
+
+def unread() -> CacheUnavailable:
+    """The error of a comparison that did not reach all shards."""
+    return CacheUnavailable(Reason.CLUSTERDOWN)
