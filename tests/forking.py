@@ -81,8 +81,8 @@ class Interpreter:
     """Loads the service, begins with the first request, and forks for each; what it forked outlives it."""
 
     def __init__(self) -> None:
-        self._requests, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._process: subprocess.Popen[bytes] | None = None
+        self._requests: socket.socket
         self._lock = threading.Lock()
 
     def start(
@@ -100,22 +100,23 @@ class Interpreter:
 
     def close(self) -> None:
         """End it."""
-        self._requests.close()
-        self._theirs.close()
         if self._process is not None:
+            self._requests.close()
             self._process.wait()
 
     def _begin(self) -> None:
         with self._lock:
             if self._process is None:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-c", _PROGRAM.format(fd=self._theirs.fileno())],
-                    env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    pass_fds=[self._theirs.fileno()],
-                )
-                self._theirs.close()
+                # Not earlier: tests that may not use sockets never come here.
+                self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                with theirs:
+                    self._process = subprocess.Popen(
+                        [sys.executable, "-c", _PROGRAM.format(fd=theirs.fileno())],
+                        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
+                        stdin=subprocess.DEVNULL,
+                        stdout=subprocess.DEVNULL,
+                        pass_fds=[theirs.fileno()],
+                    )
 
 
 _interpreters: list[Interpreter] = []
