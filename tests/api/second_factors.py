@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from cryptography.hazmat.primitives.hashes import SHA1
 from cryptography.hazmat.primitives.twofactor.hotp import HOTP
 
 from authsvc.api.frame.context import DEVICE_HEADER
+from authsvc.domain.values.identifiers import UserId
 from tests.api.driver import Api, Person, code_of, json_of
 
 if TYPE_CHECKING:
@@ -96,6 +97,12 @@ def enrol(person: Person, **body: Any) -> dict[str, Any]:
 def confirm(person: Person, factor_id: str, code: str) -> TestResponse:
     """Put an app in force."""
     return person.call("POST", f"/v1/me/factors/totp/{factor_id}/confirm", json={"code": code})
+
+
+def verified(api: Api, person: Person) -> Person:
+    """The same person, whose address is proven, as a factor needs it where mails are sent."""
+    api.services.users.store.change(UserId(person.id), lambda user: replace(user, email_verified=True))
+    return person
 
 
 def guarded(api: Api, person: Person | None = None) -> Guarded:

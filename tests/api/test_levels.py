@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import re
+from collections import Counter
+from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import pytest
 
-from authsvc.domain.values.identifiers import UserId
-from tests.api.driver import Api, Person, code_of, json_of
+from tests.api.driver import Api, Person, at_once, code_of, json_of
+from tests.api.gateway import Gateway
 from tests.api.mailing import MAIL
-from tests.api.second_factors import UNLIMITED, Guarded, guarded, refused
+from tests.api.second_factors import UNLIMITED, guarded, refused, verified
 from tests.rig import PASSWORD
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from werkzeug.test import TestResponse
 
 VERIFY = "/v1/auth/verify"
@@ -351,7 +357,7 @@ def options_of(body: dict[str, Any] | None) -> dict[str, Any]:
 @pytest.mark.parametrize(("method", "path", "body"), FRESH_ROUTES, ids=lambda part: str(part)[:20])
 def test_what_ends_or_changes_an_account_asks_for_a_fresh_second_factor(fresh_api, method, path, body):
     """Of those who have one: strong and recent. 401 comes first, and a step-up opens the route."""
-    alice = proven(fresh_api)
+    alice = guarded(fresh_api, verified(fresh_api, fresh_api.someone()))
     weak = alice.person
     fresh_api.clock.tick(FRESH_S + 1)
     stale = stepped_up(weak, code=alice.next_code())
@@ -399,13 +405,167 @@ def test_a_fresh_proof_lasts_as_long_as_is_set(make_api):
     assert asked_for(person.call("POST", "/v1/me/factors/totp", json={})) == 'max_age="90"'
 
 
-def proven(api: Api) -> Guarded:
-    """Somebody whose address is proven, with an authenticator app."""
-    person = api.someone()
-    api.services.users.store.change(UserId(person.id), lambda user: replace(user, email_verified=True))
-    return guarded(api, person)
-
-
 def code_or_none(answer: TestResponse) -> str | None:
     """The code of a refusal."""
     return code_of(answer) if answer.status_code >= 400 else None
+
+
+@pytest.fixture(scope="module")
+def admin(make_module_api) -> Person:
+    """An admin at aal1, where ADMIN_ACR asks for aal2."""
+    api: Api = make_module_api(**UNLIMITED | {"ADMIN_ACR": "aal2"})
+    return api.an_admin()
+
+
+def test_a_user_without_the_role_is_told_so_first(admin):
+    """No step-up would make an admin of them."""
+    assert code_of(admin.api.someone().call("GET", "/v1/users")) == "forbidden"
+
+
+def test_an_admin_reaches_what_is_their_own_at_any_level(admin):
+    """So that they can add the second factor that the other routes ask for."""
+    for path in ("/v1/me", "/v1/me/factors", f"{VERIFY}?role=admin"):
+        assert admin.call("GET", path).status_code == 200
+    assert asked_for(admin.call("GET", "/v1/users")) == 'acr_values="aal2"'
+
+
+def test_introspection_says_the_level(levels_api):
+    """As the token says it; a refresh token says nothing of it."""
+    gateway, alice = Gateway.of(levels_api), guarded(levels_api).log_in()
+
+    of_access = gateway.introspect(alice.access)
+    of_refresh = gateway.introspect(alice.refresh_token)
+
+    assert {name: of_access[name] for name in sorted(CLAIMS)} == {
+        "acr": "aal2",
+        "amr": ["pwd", "otp", "mfa"],
+        "auth_time": now_s(levels_api),
+    }
+    assert of_refresh["active"]
+    assert not CLAIMS & of_refresh.keys()
+
+
+def test_a_step_up_is_counted_and_written_down(levels_api):
+    """In the metric by result, and in the caller's own events with the level."""
+    alice = guarded(levels_api)
+    before = results(levels_api)
+
+    stepped_up(alice.person, code=alice.next_code())
+    step_up(alice.person, code=alice.app.wrong())
+    step_up(alice.person, password=PASSWORD)
+    alice.person.call("POST", STEP_UP, data=b"{")
+
+    after = results(levels_api)
+    events = json_of(alice.person.call("GET", "/v1/me/events"))["items"]
+    stepped = [event for event in events if event["action"] == "session.stepped_up"]
+    assert {
+        result: after[result] - before[result] for result in after if after[result] != before[result]
+    } == {
+        "ok": 1,
+        "code_invalid": 1,
+        "forbidden": 1,
+        "malformed": 1,
+    }
+    assert [event["session_id"] for event in stepped] == [alice.person.session_id]
+
+
+def results(api: Api) -> dict[str, float]:
+    """The step-ups so far, by result."""
+    text = api.call("GET", "/metrics", environ={"SERVER_PORT": api.env["METRICS_PORT"]}).text
+    return {
+        found[1]: float(found[2])
+        for found in re.finditer(r'^authsvc_step_ups_total\{result="(\w+)"\} (\S+)$', text, re.MULTILINE)
+    }
+
+
+def test_many_step_ups_with_one_code_are_one(levels_api):
+    """A row decides; the losers count as wrong answers, and the session lives."""
+    alice = guarded(levels_api)
+    code = alice.next_code()
+
+    answers = at_once(lambda _: step_up(alice.person, code=code), range(50))
+
+    assert Counter(answer.status_code for answer in answers) == {200: 1, 401: 49}
+    assert alice.person.is_accepted()
+
+
+def test_a_refresh_beside_a_step_up_loses_no_level(levels_api):
+    """Whichever comes first: the session ends with the level, and no token says more than was shown."""
+    for _ in range(5):
+        alice = guarded(levels_api)
+        code, session = alice.next_code(), alice.person
+
+        requests: list[Callable[[], TestResponse]] = [
+            partial(step_up, session, code=code),
+            *[partial(levels_api.refresh, session.refresh_token)] * 3,
+        ]
+
+        answers = at_once(lambda request: request(), requests, threads=4)
+
+        assert [answer.status_code for answer in answers] == [200] * 4
+        again = levels_api.refresh(json_of(answers[1])["refresh_token"])
+        claims = Person(api=levels_api, id=session.id, email=session.email, pair=json_of(again)).claims()
+        assert (claims["acr"], claims["auth_time"]) == ("aal2", now_s(levels_api))
+
+
+def test_nothing_of_a_step_up_outlives_a_reset_of_factors(levels_api):
+    """Ten at once beside the reset: whatever they got is dead when it has answered."""
+    alice = guarded(levels_api)
+    session = alice.log_in()
+    codes = alice.recovery_codes[:8]
+
+    def act(code: str | None) -> TestResponse | None:
+        if code is None:
+            levels_api.services.second_factors.factors.reset(session.id, actor=None)
+            return None
+        return step_up(session, recovery_code=code)
+
+    answers = [answer for answer in at_once(act, [*codes[:4], None, *codes[4:]], threads=9) if answer]
+
+    assert {answer.status_code for answer in answers} <= {200, 401}
+    tokens = [json_of(answer)["access_token"] for answer in answers if answer.status_code == 200]
+    assert [levels_api.verify(token) for token in tokens] == [401] * len(tokens)
+    assert not session.is_accepted()
+
+
+def test_a_session_of_an_earlier_version_gets_a_level_by_a_step_up(levels_api):
+    """Until then its tokens say nothing, and satisfy nothing; it was begun with a password."""
+    person = levels_api.someone()
+    with psycopg.connect(levels_api.env["DATABASE_URL"]) as connection:
+        connection.execute(
+            "UPDATE sessions SET acr = NULL, amr = NULL, auth_time = NULL WHERE id = %s", [person.session_id]
+        )
+
+    old = person.refresh()
+
+    assert not CLAIMS & old.claims().keys()
+    assert old.is_accepted()
+    assert asked_for(old.call("GET", f"{VERIFY}?acr=aal1")) == 'acr_values="aal1"'
+    assert asked_for(old.call("POST", "/v1/me/factors/totp", json={})) == 'max_age="600"'
+    assert level_in(stepped_up(old, password=PASSWORD)) == ("aal1", ["pwd"], now_s(levels_api))
+    assert level_in(old.refresh()) == ("aal1", ["pwd"], now_s(levels_api))
+
+
+@pytest.fixture(scope="module")
+def switched(make_module_api, levels_api) -> Iterator[Api]:
+    """Another process over the same stores, where SECOND_FACTORS is still off."""
+    off = {name: value for name, value in levels_api.env.items() if name != "SECOND_FACTORS"}
+    with closing(Api(off)) as other:
+        other.clock.stop()
+        other.clock.tick((levels_api.clock() - other.clock()).total_seconds())
+        yield other
+
+
+def test_both_sides_of_the_switch_take_each_others_tokens(levels_api, switched):
+    """While replicas are replaced one by one: nobody is logged out, a refresh at either goes on."""
+    there = levels_api.someone()
+    here = Person(api=switched, id=there.id, email=there.email, pair=there.pair)
+    assert here.is_accepted()
+    assert there.claims().keys() >= CLAIMS
+
+    without = here.refresh()
+    back = Person(api=levels_api, id=there.id, email=there.email, pair=without.pair)
+
+    assert not CLAIMS & without.claims().keys()
+    assert back.is_accepted()
+    assert level_in(back.refresh())[:2] == ("aal1", ["pwd"])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from authsvc.domain.values.emails import Email
 from tests.api.driver import Api, code_of
 from tests.api.gateway import basic
 from tests.api.mailing import MAIL
 from tests.api.passkeys import PASSKEYS
-from tests.api.second_factors import FACTORS
+from tests.api.second_factors import FACTORS, UNLIMITED, guarded, verified
 
 PUBLIC, USER, ADMIN, CLIENT = "public", "user", "admin", "client"
 
@@ -200,6 +201,25 @@ def test_machines_bring_their_routes_and_are_let_in_on_no_other(make_api):
         assert code_of(call(api, route, json={})) == "token_missing"
         assert call(api, route, token=person.access, json={}).status_code == 403
         assert call(api, route, token=admin.access, json={}).status_code != 403
+
+
+def test_admins_need_the_level_that_is_set_on_every_route_of_theirs(make_api):
+    """401 with what is asked for, before the request is looked at; with it, whatever the route answers."""
+    api = make_api(**MAIL | UNLIMITED | {"MACHINES": "on", "ADMIN_ACR": "aal2"})
+    alice = guarded(api, verified(api, api.someone()))
+    api.services.users.set_roles(Email(alice.email), ("admin",))
+    weak, strong = api.an_admin(), alice.log_in()
+    everything = ROUTES | BY_MAIL | OF_FACTORS | OF_MACHINES
+    routes = [route for route, role in everything.items() if role == ADMIN]
+
+    refused = [call(api, route, token=weak.access) for route in routes]
+    let_in = [call(api, route, token=strong.access) for route in routes]
+
+    assert len(routes) > 15
+    challenge = 'Bearer error="insufficient_user_authentication", acr_values="aal2"'
+    assert {(one.status_code, one.headers["WWW-Authenticate"]) for one in refused} == {(401, challenge)}
+    assert {code_of(one) for one in refused} == {"step_up_required"}
+    assert 401 not in {one.status_code for one in let_in}
 
 
 def test_the_routes_that_ask_for_a_fresh_proof_are_these(make_api):

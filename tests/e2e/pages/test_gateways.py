@@ -6,6 +6,7 @@ import os
 import re
 import socket
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin
 
@@ -14,6 +15,7 @@ import requests
 
 from authsvc.api.frame.errors import DETAILS
 from tests import ROOT
+from tests.api.second_factors import FACTORS, App
 from tests.e2e.estate import create_root
 from tests.e2e.pages.gateways import Asking, Gateway, Server
 from tests.processes import HOST
@@ -30,6 +32,8 @@ pytestmark = pytest.mark.e2e
 
 VERIFY = "/v1/auth/verify"
 USERS, ADMINS, PUBLIC = "/orders/7", "/orders/admin/7", "/about"
+#: The page asks for a second factor here.
+PAYMENTS = "/orders/payments/7"
 #: What a client may claim about itself, also in spellings that many servers take for the same name.
 LIES = {
     "X-Auth-User-Id": "evil",
@@ -43,8 +47,8 @@ LIES = {
 
 @pytest.fixture(scope="module")
 def service(make_service) -> Service:
-    """A service with two workers, a user and an admin."""
-    made: Service = make_service()
+    """A service with two workers and second factors, a user and an admin."""
+    made: Service = make_service(**FACTORS)
     create_root(made.env, made.log.parent)
     assert made.register("ada@example.com").status_code == 201
     return made
@@ -127,16 +131,26 @@ def test_without_a_good_token_nobody_gets_through(gateway):
     assert gateway.refused("/_authsvc/user", gateway.user["access_token"]).status_code == 404
 
 
-@pytest.mark.parametrize("who", ["nobody", "forged", "user"])
-def test_a_refusal_reads_as_authsvc_wrote_it(gateway, service, who):
+@pytest.mark.parametrize(
+    ("who", "path", "query", "status"),
+    [
+        ("nobody", ADMINS, "role=admin", 401),
+        ("forged", ADMINS, "role=admin", 401),
+        ("user", ADMINS, "role=admin", 403),
+        ("nobody", PAYMENTS, "acr=aal2&max_age=300", 401),
+        ("forged", PAYMENTS, "acr=aal2&max_age=300", 401),
+        ("user", PAYMENTS, "acr=aal2&max_age=300", 401),
+    ],
+)
+def test_a_refusal_reads_as_authsvc_wrote_it(gateway, service, who, path, query, status):
     """Its challenge once, its problem document, its media type: a client need not know who refused it."""
     token = {"nobody": None, "forged": "x", "user": gateway.user["access_token"]}[who]
 
-    direct = service.call("GET", f"{VERIFY}?role=admin", token=token)
-    through = gateway.refused(ADMINS, token)
+    direct = service.call("GET", f"{VERIFY}?{query}", token=token)
+    through = gateway.refused(path, token)
 
     kept = ("Content-Type", "WWW-Authenticate", "Cache-Control")
-    assert through.status_code == direct.status_code == (403 if who == "user" else 401)
+    assert through.status_code == direct.status_code == status
     assert [through.headers.get(name) for name in kept] == [direct.headers.get(name) for name in kept]
     assert through.json() == direct.json() | {"request_id": through.headers["X-Request-Id"]}
 
@@ -164,7 +178,28 @@ def test_a_role_is_asked_for_by_the_location(gateway):
     assert gateway.ask(f"{ADMINS}?role=manager", admin).status_code == 200
 
 
-@pytest.mark.parametrize("path", [USERS, ADMINS])
+def test_one_path_asks_for_a_second_factor(gateway, service):
+    """A step-up brings the token that opens it; the session's other requests go on as before."""
+    assert service.register("grace@example.com").status_code == 201
+    grace = service.log_in("grace@example.com")["access_token"]
+    before = gateway.refused(f"{PAYMENTS}?acr=aal1", grace)
+    enrolment = service.call("POST", "/v1/me/factors/totp", token=grace, json={}).json()
+    app = App(enrolment["secret"], lambda: datetime.now(UTC))
+    path = f"/v1/me/factors/totp/{enrolment['id']}/confirm"
+    assert service.call("POST", path, token=grace, json={"code": app.code()}).status_code == 200
+
+    stepped = service.call("POST", "/v1/auth/step-up", token=grace, json={"code": app.code(1)}).json()
+
+    assert before.json()["code"] == "step_up_required"
+    assert before.headers["WWW-Authenticate"] == (
+        'Bearer error="insufficient_user_authentication", max_age="300", acr_values="aal2"'
+    )
+    assert auth_headers(gateway.seen(PAYMENTS, stepped["access_token"]))["x-auth-roles"] == "user"
+    assert gateway.refused(PAYMENTS, grace).status_code == 401
+    assert gateway.ask(USERS, grace).status_code == 200
+
+
+@pytest.mark.parametrize("path", [USERS, ADMINS, PAYMENTS])
 def test_a_preflight_reaches_the_service_behind_and_nothing_else_does(gateway, path):
     """A browser sends it without a token; whatever is not quite one is checked like any request."""
     asked = {"Access-Control-Request-Method": "PUT", "Origin": "https://app.example.com"}
