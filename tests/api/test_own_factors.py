@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from contextlib import ExitStack, closing
+from threading import Event, Thread
+from typing import TYPE_CHECKING, Self
 from uuid import uuid4
 
 import pytest
@@ -25,6 +27,7 @@ from tests.api.second_factors import (
     guarded,
     refused,
 )
+from tests.processes import wait_until
 from tests.rig import PASSWORD
 
 if TYPE_CHECKING:
@@ -313,6 +316,90 @@ def test_secrets_move_to_another_key_while_both_are_known(make_api, command, cap
     them = Guarded(person=them.person, app=App(them.app.secret, renewed.clock), recovery_codes=[])
     challenge = json_of(begun(renewed.log_in(them.email)))["challenge"]
     assert them.answer(challenge, api=renewed, code=them.app.code()).status_code == 200
+
+
+def test_a_key_is_changed_under_load_without_a_failure(make_api, command, capsys, monkeypatch):
+    """
+    Three people add apps and log in with them, again and again, while two replicas change the key.
+
+    First both know the new key, then both encrypt under it, then the rest is moved, then the old one is gone.
+    """
+    first = make_api(**UNLIMITED)
+    old, data = UNLIMITED["DATA_KEY"], first.env
+    steps = [
+        {**data, "DATA_KEY": old, "DATA_KEY_PREVIOUS": OTHER_KEY},
+        {**data, "DATA_KEY": OTHER_KEY, "DATA_KEY_PREVIOUS": old},
+        {**data, "DATA_KEY": OTHER_KEY},
+    ]
+    with ExitStack() as stack, ExitStack() as rounds:
+        replicas = [first, stack.enter_context(closing(Api(data)))]
+        people = [Rounds(replicas, first.someone()) for _ in range(3)]
+        for person in people:
+            rounds.enter_context(person)
+        for number, env in enumerate(steps):
+            for place in range(len(replicas)):
+                replicas[place] = stack.enter_context(closing(Api(env)))
+                for person in people:
+                    person.go_on()
+            if number == 1:
+                for name, value in env.items():
+                    monkeypatch.setenv(name, value)
+                assert command(["keys", "reencrypt"]) == 0
+                for person in people:
+                    person.go_on()
+        monkeypatch.setenv("DATA_KEY_PREVIOUS", old)
+        assert command(["keys", "reencrypt"]) == 0
+
+    moved = [json.loads(line)["reencrypted"] for line in capsys.readouterr().out.splitlines()]
+    assert [person.refused for person in people] == [[], [], []]
+    assert all(person.done >= 7 for person in people)
+    assert moved[1] == 0, "after the first run there was nothing left under the old key"
+
+
+class Rounds:
+    """Somebody who replaces their app and logs in with it, over and over, at one replica or another."""
+
+    def __init__(self, replicas: list[Api], person: Person) -> None:
+        self.replicas, self.person = replicas, person
+        self.refused: list[str] = []
+        self.done = 0
+        self._ends = Event()
+        self._thread = Thread(target=self._run)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ends.set()
+        self._thread.join()
+
+    def go_on(self) -> None:
+        """Wait for two rounds more: one of them began after the call."""
+        wanted = self.done + 2
+        wait_until(lambda: self.done >= wanted or not self._thread.is_alive(), what="two rounds more")
+
+    def _run(self) -> None:
+        while not self._ends.is_set() and not self.refused:
+            self._round()
+            self.done += 1
+
+    def _round(self) -> None:
+        enrolment = self._ask("POST", "/v1/me/factors/totp", 201, {})
+        app = App(enrolment["secret"], self.replicas[0].clock)
+        path = f"/v1/me/factors/totp/{enrolment['id']}/confirm"
+        self._ask("POST", path, 200, {"code": app.code()})
+        login = {"email": self.person.email, "password": PASSWORD}
+        challenge = self._ask("POST", "/v1/auth/login", 403, login)["challenge"]
+        answer = {"challenge": challenge, "code": app.code(1)}
+        self.person.pair = self._ask("POST", "/v1/auth/login/second", 200, answer)
+
+    def _ask(self, method: str, path: str, status: int, body: dict[str, Any]) -> dict[str, Any]:
+        replica = self.replicas[self.done % 2 if path.endswith("confirm") else (self.done + 1) % 2]
+        answer = replica.call(method, path, token=self.person.access, json=body)
+        if answer.status_code != status:
+            self.refused.append(f"{path}: {answer.text}")
+        return json_of(answer)
 
 
 def test_switching_off_is_refused_while_anybody_has_a_factor(make_api):
