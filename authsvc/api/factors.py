@@ -96,7 +96,6 @@ def every() -> FactorList:
 
 @me.patch("/factors/<factor_id>")
 @requires("user")
-@fresh()
 @me.arguments(FactorPatch)
 @me.response(200, FactorView)
 @me.refuses(404, "`not_found`")

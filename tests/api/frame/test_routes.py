@@ -122,7 +122,6 @@ FRESH = {
     "POST /v1/me/password": "with a factor",
     "POST /v1/me/email": "with a factor",
     "GET /v1/me/export": "with a factor",
-    "PATCH /v1/me/factors/<factor_id>": "always",
     "DELETE /v1/me/factors/<factor_id>": "always",
     "POST /v1/me/factors/totp": "always",
     "POST /v1/me/factors/totp/<factor_id>/confirm": "always",
