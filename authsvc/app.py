@@ -121,7 +121,10 @@ def create_app(services: Services) -> Application:
         app.register_blueprint(docs.blp)
     hooks.install(app)
     errors.install(app)
-    answers = CheckAnswers(services.checks, services.tracing.trace_id, has_levels=has_levels)
+    has_machines = services.machines is not None
+    answers = CheckAnswers(
+        services.checks, services.tracing.trace_id, has_levels=has_levels, has_machines=has_machines
+    )
     by_path = {path: services.tracing.around(answers, path) for path in _check_paths(services)}
     shared = CrossOrigin(PlainRequests(app.wsgi_app), frozenset(services.http.cors_origins))
     checked = ForwardAuth(by_path, shared)
@@ -144,4 +147,5 @@ def _lane(services: Services) -> CheckLane | None:
         metrics_port=services.http.metrics_port,
         paths=_check_paths(services),
         has_levels=services.second_factors is not None,
+        has_machines=services.machines is not None,
     )

@@ -76,6 +76,8 @@ class CheckAnswers:
     trace_id: Callable[[Mapping[str, Any]], str]
     #: False while tokens say nothing of levels.
     has_levels: bool = False
+    #: False while there are no tokens with scopes: the parameter means nothing then.
+    has_machines: bool = False
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """A WSGI application (PEP 3333)."""
@@ -95,7 +97,7 @@ class CheckAnswers:
     def _check(self, environ: WSGIEnvironment) -> tuple[Token, Admitted]:
         token = self.checks.check_any(required_bearer(environ.get("HTTP_AUTHORIZATION")))
         path, query = check_path(environ["PATH_INFO"]), environ.get("QUERY_STRING", "")
-        demand = demand_of(path, query, has_levels=self.has_levels)
+        demand = demand_of(path, query, has_levels=self.has_levels, has_machines=self.has_machines)
         if demand is None:
             raise Forbidden
         demand.require(token, self.checks.clock().timestamp())
@@ -136,6 +138,7 @@ class CheckLane:
     sample: Callable[[str], bool]
     metrics_port: int
     has_levels: bool = False
+    has_machines: bool = False
     paths: tuple[str, ...] = (VERIFY_PATH,)
     _recent: KeyRing | None = field(default=None, init=False)
     _now_s: float = field(default=0.0, init=False)
@@ -171,7 +174,7 @@ class CheckLane:
             return None
         if not query:
             return known if known.is_admitted else None
-        demand = demand_of(path, query, has_levels=self.has_levels)
+        demand = demand_of(path, query, has_levels=self.has_levels, has_machines=self.has_machines)
         return known if demand is not None and demand.is_met_by(known.token, self._now_s) else None
 
     def request_id(self, given: bytes) -> bytes:
@@ -221,7 +224,7 @@ def _plain_bearer(authorization: bytes) -> str | None:
 
 
 @lru_cache(maxsize=256)
-def demand_of(path: str, query: str, *, has_levels: bool) -> Demand | None:
+def demand_of(path: str, query: str, *, has_levels: bool, has_machines: bool) -> Demand | None:
     """All that a check on *path* asks for, the strictest where repeated; None if there is no such level."""
     asked = parse_qs(query, keep_blank_values=True)
     classes, ages = asked.get("acr", []), asked.get("max_age", [])
@@ -232,7 +235,7 @@ def demand_of(path: str, query: str, *, has_levels: bool) -> Demand | None:
         admitted=CHECK_PATHS[path],
         roles=frozenset(asked.get("role", ())),
         # One that is no scope is in no token.
-        scopes=frozenset(asked.get("scope", ())),
+        scopes=frozenset(asked.get("scope", ()) if has_machines else ()),
         level=Requirement(acr=strongest, max_age_s=min(map(int, ages), default=None)),
         has_levels=has_levels,
     )

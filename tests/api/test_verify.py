@@ -90,6 +90,8 @@ def test_the_scheme_is_read_as_rfc_9110_has_it(pg_api, scheme):
         ("?%72ole=admin", 403, 200),
         ("?x=1&role=admin", 403, 200),
         ("?original=role", 200, 200),
+        # There are no scopes while MACHINES is off: it may be a parameter of the service behind the gateway.
+        ("?scope=orders:read", 200, 200),
         ("?%ff=%ff&&=", 200, 200),
     ],
 )

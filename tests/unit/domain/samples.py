@@ -55,6 +55,13 @@ LEVEL_CLAIMS: dict[str, Any] = {"acr": "aal2", "amr": ["pwd", "otp", "mfa"], "au
 LEVEL = Level(Acr.AAL2, ("pwd", "otp", "mfa"), ISSUED_AT - 60)
 #: In the place of a value: leave the member out.
 WITHOUT: Any = object()
+#: Turns the sample into the claims of a machine.
+MACHINE: dict[str, Any] = {
+    "roles": WITHOUT,
+    "client_id": CLAIMS["sub"],
+    "scope": "orders:read orders:write",
+    "exp": CLAIMS["iat"] + 600,
+}
 
 
 def later(seconds: float) -> datetime:

@@ -29,6 +29,7 @@ from tests.unit.domain.samples import (
     CLAIMS,
     LEVEL,
     LEVEL_CLAIMS,
+    MACHINE,
     PROFILE,
     WITHOUT,
     claiming,
@@ -178,15 +179,6 @@ def test_a_method_of_a_later_version_is_taken():
 def test_a_proof_that_another_clock_dates_ahead_is_taken():
     """The time of the proof and that of the token may come from two nodes."""
     assert taken(claiming(**LEVEL_CLAIMS | {"auth_time": CLAIMS["iat"] + 5}))
-
-
-#: Turns the sample into the claims of a machine.
-MACHINE: dict[str, Any] = {
-    "roles": WITHOUT,
-    "client_id": CLAIMS["sub"],
-    "scope": "orders:read orders:write",
-    "exp": CLAIMS["iat"] + 600,
-}
 
 
 def test_the_token_of_a_machine_is_taken():

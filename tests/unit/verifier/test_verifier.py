@@ -20,12 +20,14 @@ from authsvc.verifier import (
     Level,
     Options,
     RoleMissing,
+    ScopeMissing,
     StepUpRequired,
     TokenInvalid,
     TokenMissing,
     Unavailable,
     Verifier,
     WhenStale,
+    WrongKind,
 )
 from authsvc.verifier.transport import Answer
 from tests.processes import wait_until
@@ -34,6 +36,7 @@ from tests.unit.domain.samples import (
     CLAIMS,
     ISSUED_AT,
     LEVEL_CLAIMS,
+    MACHINE,
     SESSION_ID,
     TOKEN_ID,
     claiming,
@@ -142,7 +145,96 @@ def test_roles_are_asked_for_by_name(make):
             verifier.verify(token, roles)
 
 
+#: The token of a machine, whose client and secret have the ids of Alice and her session.
+MACHINE_TOKEN = claiming(**MACHINE)
 LEVELLED = claiming(**LEVEL_CLAIMS)
+
+
+def test_a_machine_is_told_from_a_person(make):
+    """Each method returns its own kind of claims, and refuses the other kind by name."""
+    verifier = make()
+
+    found = verifier.verify_machine(MACHINE_TOKEN)
+
+    assert (found.client_id, found.session_id, found.scopes) == (
+        ALICE_ID,
+        SESSION_ID,
+        ("orders:read", "orders:write"),
+    )
+    assert verifier.verify_any(MACHINE_TOKEN) == found
+    assert verifier.verify_any(TOKEN) == claims_of()
+    for refused in (
+        lambda: verifier.verify(MACHINE_TOKEN),
+        lambda: verifier.authenticate(f"Bearer {MACHINE_TOKEN}"),
+        lambda: verifier.verify_machine(TOKEN),
+    ):
+        with pytest.raises(WrongKind):
+            refused()
+
+
+@pytest.mark.parametrize(
+    ("asked", "of_machine", "of_person"),
+    [
+        ({}, None, None),
+        ({"scopes": ["orders:read"]}, None, WrongKind),
+        ({"scopes": ["orders:read", "root"]}, ScopeMissing, WrongKind),
+        ({"roles": ["user"]}, WrongKind, None),
+        ({"roles": ["admin"]}, WrongKind, RoleMissing),
+        ({"roles": ["admin"], "scopes": ["orders:read"]}, None, RoleMissing),
+        ({"roles": ["user"], "scopes": ["root"]}, ScopeMissing, None),
+        ({"acr": "aal2"}, None, StepUpRequired),
+        ({"max_age_s": 5}, None, StepUpRequired),
+    ],
+)
+def test_each_kind_is_asked_for_what_it_can_have(make, asked, of_machine, of_person):
+    """As the service's own check of both; one that names the other kind's alone lets nobody slip through."""
+    verifier = make()
+
+    for token, refusal in ((MACHINE_TOKEN, of_machine), (TOKEN, of_person)):
+        if refusal is None:
+            assert verifier.verify_any(token, **asked).token_id == TOKEN_ID
+        else:
+            with pytest.raises(refusal):
+                verifier.verify_any(token, **asked)
+
+
+def test_scopes_are_asked_for_by_name(make):
+    """All of them."""
+    verifier = make()
+
+    assert verifier.verify_machine(MACHINE_TOKEN, {"orders:write", "orders:read"})
+    for scopes in (["root"], ["orders:read", "root"], ["orders"], [""]):
+        with pytest.raises(ScopeMissing):
+            verifier.verify_machine(MACHINE_TOKEN, scopes)
+
+
+@pytest.mark.parametrize(
+    "news",
+    [item("session", SESSION_ID), item("token", TOKEN_ID), item("user", ALICE_ID, epoch=4)],
+    ids=["secret", "token", "client"],
+)
+def test_a_revoked_machine_is_refused(make, service, news):
+    """The feed names its secret where it names a session, and its client where it names a user."""
+    verifier = make()
+    verifier.verify_machine(MACHINE_TOKEN)
+    service.news.append(news)
+
+    def is_refused() -> bool:
+        try:
+            verifier.verify_machine(MACHINE_TOKEN)
+        except TokenInvalid:
+            return True
+        return False
+
+    wait_until(is_refused)
+
+
+def test_the_life_of_a_machine_token_has_a_bound_of_its_own(make):
+    """The service's MACHINE_TOKEN_TTL."""
+    assert make(machine_lifetime_s=600).verify_machine(MACHINE_TOKEN)
+
+    with pytest.raises(TokenInvalid):
+        make(machine_lifetime_s=599).verify_machine(MACHINE_TOKEN)
 
 
 @pytest.mark.parametrize(
