@@ -46,7 +46,7 @@ def factor_problems(settings: Settings, timings: Timings | None = None) -> Itera
             known = data_keys(settings).by_id
             unknown = {key: count for key, count in key_ids_in_use(database).items() if key not in known}
             if unknown:
-                message = f"decrypts {sum(unknown.values())} secrets of second factors not, which another"
+                message = f"does not decrypt {sum(unknown.values())} secrets of second factors, which another"
                 yield Problem(
                     name="DATA_KEY",
                     message=f"{message} key encrypted; expected that key in DATA_KEY_PREVIOUS",

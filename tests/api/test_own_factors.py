@@ -304,7 +304,7 @@ def test_secrets_move_to_another_key_while_both_are_known(make_api, command, cap
     second = json.loads(capsys.readouterr().out)
 
     assert early.name == "DATA_KEY"
-    assert "decrypts 1 secrets" in early.message
+    assert "does not decrypt 1 secrets" in early.message
     current = DataKeys.of(OTHER_KEY.encode()).current
     assert [first, second] == [
         {"reencrypted": 1, "key_id": current},
