@@ -1,1 +1,1 @@
-"""The only room that knows HTTP: views, guards, schemas and the error table."""
+"""HTTP: views, guards, schemas and the error table."""

@@ -73,8 +73,8 @@ def _condition() -> Condition:
     """
     The request's ``If-Match``.
 
-    RFC 9110 §13.1.1 wants strong comparison, which would refuse for ever what comes back through a proxy
-    that compresses.  Our tags are digests of the content, so that a proxy's mark on them changes nothing.
+    RFC 9110 §13.1.1 asks for strong comparison.  But proxies that compress change the tag, and the request
+    would always be refused.  Our tags are digests of the content, so a proxy's suffix can be ignored.
     """
     if "If-Match" not in request.headers:
         return Condition()

@@ -42,7 +42,7 @@ CHECK_PATHS = {
 _OF_PEOPLE = ("X-Auth-User-Id", "X-Auth-Session-Id", "X-Auth-Roles")
 _OF_MACHINES = ("X-Auth-Client-Id", "X-Auth-Scopes")
 _ACRS = frozenset(Acr)
-#: Seconds, in one spelling.
+#: Whole seconds, without sign and leading zeros.
 _AGE = re.compile(r"0|[1-9][0-9]{0,8}")
 #: Stands for the request id in an answer that is made in advance; no header holds it.
 _MARK = "\0"
@@ -88,7 +88,7 @@ class CheckAnswers:
         except AuthError as error:
             return answer(problem_of(error), request_id, environ, start_response)
         except Exception:
-            # The edge: a gateway takes a 500 for a denial, and the log has the cause.
+            # Any other error: a gateway treats a 500 as a denial, and the log has the cause.
             log.exception("verify.crashed")
             return answer(Problem(status=500, code="internal_error"), request_id, environ, start_response)
         start_response("200 OK", _granted(token, admitted, request_id))
@@ -128,7 +128,7 @@ class CheckLane:
     """
     The server's lane: checks that Redis proves to be good, many with one read, without waiting.
 
-    It says yes or nothing: whatever else a check may be is for :class:`CheckAnswers`.
+    It only answers yes; all other checks are answered by :class:`CheckAnswers`.
     """
 
     checks: TokenChecks
@@ -218,7 +218,7 @@ class CheckLane:
 
 
 def _plain_bearer(authorization: bytes) -> str | None:
-    """The token in a header with one space and nothing else: of other spellings there is no end."""
+    """The token in a header with exactly one space: other spellings are left to the threads."""
     text = bearer_token(authorization.decode("latin-1"))
     return text if text and len(authorization) == len("Bearer ") + len(text) else None
 

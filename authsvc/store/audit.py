@@ -59,7 +59,7 @@ class SqlAuditTrail:
 def add_entries(connection: Connection, entries: Sequence[Entry]) -> None:
     """Add *entries* in the caller's transaction."""
     plain = [from_entry(entry) for entry in entries if entry.once is None]
-    # In one order in every process, or two of them could wait for each other.
+    # In the same order in every process, so that two of them cannot deadlock.
     shared = sorted((entry for entry in entries if entry.once), key=lambda entry: entry.once or "")
     is_postgresql = connection.dialect.name == postgresql.dialect.name
     if plain:

@@ -25,12 +25,12 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 MAX_BYTES = 64 * 1024
-#: So much is read: werkzeug cuts a chunked body at its limit without a word, and one byte more tells.
+#: Bytes that are read: one more than allowed, because werkzeug silently cuts a chunked body at its limit.
 READ_BYTES = MAX_BYTES + 1
 JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
 FORM = "application/x-www-form-urlencoded"
-#: So many parameters a form may have: none has more than a few.
+#: The most parameters of a form; real ones have a few.
 MAX_PARAMETERS = 32
 
 
@@ -42,7 +42,7 @@ class Body(Schema):
 
 
 class Encoded(UnsupportedMediaType):
-    """The body has a content coding; the answer says that none is taken (RFC 9110 §15.5.16)."""
+    """The body is compressed; the answer says that no content coding is accepted (RFC 9110 §15.5.16)."""
 
     def get_headers(self, *args: Any, **options: Any) -> list[tuple[str, str]]:
         """Return the headers with ``Accept-Encoding``."""
@@ -50,13 +50,13 @@ class Encoded(UnsupportedMediaType):
 
 
 class StrictParser(FlaskParser):
-    """webargs with RFC 8259 taken at its word: one charset, no duplicate names, no NaN, bounded depth."""
+    """webargs with strict JSON (RFC 8259): UTF-8 alone, no duplicate names, no NaN, limited depth."""
 
-    #: Everywhere the schema decides what becomes of unknown names; webargs would drop those of a query.
+    #: The schema decides about unknown names everywhere; webargs would drop those of a query.
     DEFAULT_UNKNOWN_BY_LOCATION: dict[str, str | None] = {}  # noqa: RUF012 - as webargs declares it
 
     def load_json(self, req: Request, schema: Schema) -> Any:
-        """The decoded body; 400, 413 and 415 for what is none."""
+        """The decoded body; 400, 413 or 415 if it cannot be read."""
         return read_json(req, getattr(schema, "media_types", (JSON,)))
 
 

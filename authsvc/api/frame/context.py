@@ -1,4 +1,4 @@
-"""What a request stands in: the services, who is asking from where, its id."""
+"""The context of a request: the services, the caller, the client address, the request id."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ USER_AGENT_LENGTH = 512
 
 
 def services() -> Services:
-    """Everything that a view may call."""
+    """All services that views may use."""
     return cast("Services", current_app.extensions[EXTENSION])
 
 
@@ -83,12 +83,12 @@ def caller() -> Caller:
 
 
 def client_ip() -> str:
-    """The caller's address, by the word of trusted proxies alone."""
+    """The caller's address; only trusted proxies may name another than that of the connection."""
     return resolve_client(request.environ, services().http.trusted_proxies)
 
 
 def user_agent() -> str | None:
-    """What the client calls itself, cut to a sane length and to what a database takes."""
+    """The User-Agent, shortened, without characters that a database refuses."""
     text = request.headers.get("User-Agent", "")
     clean = "".join(character for character in text if character.isprintable())
     return clean.encode("utf-8", "replace").decode()[:USER_AGENT_LENGTH] or None

@@ -1,4 +1,4 @@
-"""Which pages on other origins may read answers: the headers of the Fetch standard, without cookies."""
+"""CORS: which pages of other origins may read answers (Fetch standard), without cookies."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class CrossOrigin:
     """
     Adds the headers of CORS to what *application* answers, and answers preflights.
 
-    *origins* are compared letter by letter.  Token checks must not come this way: a gateway that repeats an
+    *origins* are compared exactly.  Token checks must not come this way: a gateway that forwards an
     ``OPTIONS`` with its headers would take the 204 for a yes.
     """
 

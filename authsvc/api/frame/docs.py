@@ -21,7 +21,7 @@ from authsvc.domain.values.problems import MEDIA_TYPE
 from authsvc.settings.kinds import ROLE_PATTERN
 
 blp = Blueprint("docs", __name__)
-#: There whether the description is shown or not.
+#: Routes that exist whether the description is shown or not.
 root = Blueprint("root", __name__)
 
 _LINKS = {
@@ -43,7 +43,7 @@ _ASSETS = {
 VERIFY_PATH = "/v1/auth/verify"
 VERIFY_MACHINE_PATH = f"{VERIFY_PATH}-machine"
 VERIFY_ANY_PATH = f"{VERIFY_PATH}-any"
-#: Where anybody can have a password hashed.
+#: Paths on which anybody can have a password hashed.
 HASHING_PATHS = ("/v1/auth/login", "/v1/auth/register", "/v1/auth/password/reset")
 
 POLICY = (

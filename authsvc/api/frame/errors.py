@@ -121,8 +121,8 @@ _OAUTH_DETAILS = {
 #: Codes that RFC 6749 §5.2 has itself; all others are told by their status.
 _OAUTH_CODES = {errors.RightMissing.code, errors.GrantUnsupported.code, errors.InvalidScope.code}
 
-#: What may be a field's name or place in a list.  A caller makes up names, too: no text of theirs that
-#: does not look like one, be it markup or a secret in the wrong place, is repeated to them.
+#: What may be the name of a field, or a place in a list.  Callers choose names, too: a name that does not
+#: look like one, such as markup or a secret in the wrong place, is not repeated in an answer.
 _FIELD = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,31}|[0-9]{1,4}")
 
 #: marshmallow's tree of messages.
@@ -180,7 +180,7 @@ class Problem:
     errors: dict[str, list[str]] | None = None
     #: Further members of the body.
     members: dict[str, Any] = field(default_factory=dict)
-    #: What the code's own text leaves open.
+    #: Added to the text of the code.
     reason: str = ""
 
     def body(self, request_id: str) -> bytes:
@@ -249,7 +249,7 @@ def _members(error: errors.AuthError) -> dict[str, Any]:
 
 
 def _headers(error: errors.AuthError, status: int) -> dict[str, str]:
-    """What the status asks for."""
+    """The headers that belong to the status."""
     if isinstance(error, errors.StepUpRequired):
         return {"WWW-Authenticate": f"Bearer {error.requirement.challenge}"}
     if type(error) in CHALLENGES:
@@ -307,7 +307,7 @@ def _refuse_http(error: HTTPException) -> Response:
 
 
 def _in_order(items: str) -> str:
-    """*items* in the order of the alphabet: werkzeug's is that of a set, another one in each process."""
+    """*items* in alphabetical order: werkzeug's order is that of a set and differs between processes."""
     return ", ".join(sorted(items.split(", ")))
 
 
@@ -320,7 +320,7 @@ def _status(error: HTTPException) -> int:
 
 
 def _fail(error: Exception) -> Response:
-    """What nobody thought of: the log has all of it, the caller the request id."""
+    """An unexpected error: the log has the details, the caller gets the request id."""
     log.error("request.crashed", exc_info=error)
     return _respond(Problem(status=500, code="internal_error"))
 

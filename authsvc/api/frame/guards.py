@@ -171,7 +171,7 @@ def limited(rule: Rule, *, on_outage: OnOutage | None = None) -> Callable[[Calla
 
 
 def counted(result: Callable[[Metrics], Callable[[str], None]]) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Count how the view ended: ``ok``, the code of its refusal, or ``malformed`` for a body it never saw."""
+    """Count how the view ended: ``ok``, the code of its refusal, or ``malformed`` for an unreadable body."""
 
     def decorate(view: Callable[P, R]) -> Callable[P, R]:
         @wraps(view)

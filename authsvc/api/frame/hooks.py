@@ -1,4 +1,4 @@
-"""What every request gets: an id, its headers, one line in the log."""
+"""For every request: an id, response headers, one line in the log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The metrics port: the same process, told apart by the port that a request came in on."""
+"""The metrics port: served by the same processes, recognised by the port of the request."""
 
 from __future__ import annotations
 

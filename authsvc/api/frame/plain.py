@@ -1,4 +1,4 @@
-"""What reaches Flask is what a gateway in front would have read, and is counted in bounded words."""
+"""Flask sees the same path as a gateway in front, and only known methods, which keeps metric labels few."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-#: What an invented method is called from here on: each would be a metric of its own otherwise.
+#: The name for unknown methods: each would be a metric label of its own otherwise.
 OTHER = "OTHER"
 
 
@@ -19,7 +19,7 @@ class PlainRequests:
     """
     Hands requests on under a known method and a path as it was sent.
 
-    werkzeug reads ``//v1/me`` as ``/v1/me``: rules by prefix in a gateway would be sidestepped.
+    werkzeug reads ``//v1/me`` as ``/v1/me``: a gateway's rules by path prefix could be bypassed.
     """
 
     application: WSGIApplication

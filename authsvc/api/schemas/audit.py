@@ -13,7 +13,7 @@ from authsvc.api.schemas.kinds import Identifier, Time, TimeInQuery, View, Whole
 from authsvc.domain.audit import OPERATIONAL, Action, AuditFilter
 
 ACTIONS = sorted(action.value for action in Action if action not in OPERATIONAL)
-#: Where a UUID shows its version: events have the seventh.
+#: The place of the version in a UUID: ids of events have version 7.
 _VERSION_AT = 14
 _NO_CURSOR = "Not a cursor of this list."
 

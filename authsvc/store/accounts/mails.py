@@ -1,4 +1,6 @@
-"""The outbox in SQL: mails are added with what they are about, claimed under a lease, and settled."""
+"""
+The outbox in SQL: mails are added in the transaction of their cause, claimed under a lease, and settled.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Users in bulk: brought along, taken along, counted by the kind of their hashes; never all at once."""
+"""Users in bulk: imported, exported, counted by the kind of their hashes; always in parts."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ log = logging.getLogger(__name__)
 PAGE = 500
 #: Hashes of one read: nothing but ids and a few characters.
 COUNTED_PAGE = 5_000
-#: How long is waited (seconds) before what failed is tried again.  A job of minutes outlives a busy moment
-#: or a failover; an outage that lasts longer ends it, and it can be repeated.
+#: How long is waited (seconds) before what failed is tried again.  So a job of minutes survives a busy moment
+#: or a failover.  A longer outage ends it, and it can be repeated.
 PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 #: The characters of ``$2b$12$``: what comes behind them is salt, and stays in SQL.
 _KIND = len("$2b$12$")
 
 
 class Arrival(StrEnum):
-    """What became of a user who was brought along."""
+    """The result of importing one user."""
 
     IMPORTED = "imported"
     #: Somebody has that address.
@@ -111,7 +111,7 @@ class SqlUserTransfers:
                 from_user(user) | {"password_hash": one.password_hash, "password_version": 1}
                 for user, one in zip(arriving, batch, strict=True)
             ]
-            # In one order in every process: two imports of one file then never wait for each other in a ring.
+            # In the same order in every process, so that two imports of one file cannot deadlock.
             rows.sort(key=lambda row: str(row["email"]))
             added = {(row.id, row.email) for row in connection.execute(self._insert, rows)}
             verdicts = _verdicts(connection, arriving, added)

@@ -42,7 +42,7 @@ from authsvc.store.sessions import add_session, end_oldest_beyond, end_sessions_
 from authsvc.store.sql import Database, is_taken
 from authsvc.store.tables import USER_COLUMNS, from_user, split_roles, to_user, users
 
-#: Taken by whoever takes an admin away, so that two do not each count on the other one.
+#: A lock for every change that removes an admin, so that two changes cannot remove the last two.
 ADMIN_LOCK = 0x61757468_0002
 
 
@@ -134,7 +134,7 @@ class SqlUserStore:
             entries += end_sessions_of(connection, self._log, new.id, self._clock(), "user_disabled")
             end_tickets_of(connection, new.id, self._clock())
         if old.email != new.email:
-            # What is noted under either address is out of date.
+            # The cached entries of both addresses are out of date.
             entries.append(self._log.draft(old, "email_changed", drops_all=True))
             entries += end_sessions_of(connection, self._log, new.id, self._clock(), "email_changed")
             end_tickets_of(connection, new.id, self._clock())
@@ -142,7 +142,7 @@ class SqlUserStore:
         return entries
 
     def _keep_an_admin(self, connection: Connection, old: User, new: User | None) -> None:
-        """Raise LastAdmin if nobody would be left to administer."""
+        """Raise LastAdmin if no active admin would be left."""
         was = old.is_admin and old.is_active
         stays = new is not None and new.is_admin and new.is_active
         if not was or stays:
@@ -194,7 +194,7 @@ def recent_user_ids(database: Database, *, most: int) -> list[str]:
 
 
 class SqlCredentialStore:
-    """Password hashes: here alone."""
+    """Password hashes; only this class reads and writes them."""
 
     def __init__(
         self, database: Database, log: SqlRevocationLog, clock: Clock, notices: Notices = NO_NOTICES
@@ -248,7 +248,7 @@ class SqlCredentialStore:
             return Committed(user, self._log.append(connection, entries))
 
     def note_logins(self, user_ids: Sequence[UserId], at: datetime) -> Committed[list[UserId]]:
-        """One update; locked in the order of ids, so that two batches never wait for each other in a ring."""
+        """One update; rows are locked in the order of ids, so that two batches cannot deadlock."""
         with self._database.transaction() as connection:
             locked = select(users.c.id).where(users.c.id.in_(user_ids)).order_by(users.c.id).with_for_update()
             found = list(connection.execute(locked).scalars())
