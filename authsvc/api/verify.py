@@ -163,10 +163,6 @@ class CheckLane:
         self._now_s = self.checks.clock().timestamp()
         return ring is not None and self.index.is_open()
 
-    def is_sampled(self, traceparent: bytes) -> bool:
-        """Decide whether the check is to be traced."""
-        return self.sample(traceparent.decode("latin-1"))
-
     def prepare(self, authorization: bytes, path: str, query: str) -> Prepared | None:
         """The check of a token that is known, in time, and has what is asked for."""
         known = self._known[path].get(authorization) or self._learn(authorization, path)

@@ -11,15 +11,18 @@ import logging
 import selectors
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from authsvc.server.arrival import Arrival, Progress
 from authsvc.server.checks import CheckReader, CheckRequest
 from authsvc.server.exchange import ClientLost, ResponseSender, opening_of_grant
 from authsvc.server.parking import Connection, ParkingWorker, WaitQueue
+
+if TYPE_CHECKING:
+    from authsvc.domain.tokens.checks import PolledReads
 
 log = logging.getLogger(__name__)
 
@@ -36,31 +39,14 @@ class Prepared(Protocol):
     behind_id: bytes
 
 
-class PolledReads(Protocol):
-    """What the checks of the lane wait for: one read at a time is under way."""
-
-    @property
-    def socket(self) -> socket.socket | None:
-        """To be watched for answers; changes, or goes, in a call of any method of the lane."""
-
-    @property
-    def due_s(self) -> float:
-        """When, on the monotonic clock, what was asked must have been answered."""
-
-    @property
-    def has_unsent(self) -> bool:
-        """True while the socket is to be watched for writing, too."""
-
-    def abandon(self) -> None:
-        """Wait for no answer any longer."""
-
-
 class CheckLane(Protocol):
     """What an application provides so that its checks are answered here; no method waits or raises."""
 
     #: Checks are requests for these paths, on any port but the other.
     paths: Sequence[str]
     metrics_port: int
+    #: Decides by the text of a ``traceparent`` whether a check is traced, which is done in a thread.
+    sample: Callable[[str], bool]
 
     @property
     def reads(self) -> PolledReads:
@@ -71,9 +57,6 @@ class CheckLane(Protocol):
 
     def prepare(self, authorization: bytes, path: str, query: str) -> Prepared | None:
         """The check, if it can be asked about."""
-
-    def is_sampled(self, traceparent: bytes) -> bool:
-        """Decide whether the check is to be traced, which is done in a thread."""
 
     def request_id(self, given: bytes) -> bytes:
         """The client's id if it is sane, else a new one."""
@@ -201,7 +184,7 @@ class LaneWorker(ParkingWorker):
         check = lane.prepare(request.authorization, request.path, request.query)
         if check is None:
             return False
-        conn.is_sampled = lane.is_sampled(request.traceparent)
+        conn.is_sampled = lane.sample(request.traceparent.decode("latin-1"))
         if conn.is_sampled:
             return False
         conn.arrival, conn.deadline = Arrival(), 0.0
