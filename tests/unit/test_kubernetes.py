@@ -181,6 +181,22 @@ def test_the_mail_component_gives_the_password_and_a_way_to_the_relay(rendered, 
     assert [port["port"] for port in way["ports"]] == [465, 587]
 
 
+def test_the_component_of_second_factors_gives_the_key_of_the_data(rendered, overlay, tmp_path):
+    """Both containers read it as a file of the Secret; nothing else is different."""
+    documents = render(with_components(overlay, tmp_path, "second-factors"))
+    spec, before = pod(documents), pod(rendered[overlay])
+    added = [
+        [variable for variable in container["env"] if variable not in plain["env"]]
+        for container, plain in zip(
+            (*spec["initContainers"], *spec["containers"]),
+            (*before["initContainers"], *before["containers"]),
+            strict=True,
+        )
+    ]
+
+    assert added == [[{"name": "DATA_KEY_FILE", "value": "/run/secrets/authsvc/data-key"}]] * 2
+
+
 def with_components(overlay: str, folder: Path, *names: str) -> Path:
     """Return a copy of *overlay*, below *folder*, with components that its users may add."""
     text = (OVERLAYS[overlay] / "kustomization.yaml").read_text()
@@ -319,7 +335,7 @@ def test_the_image_is_of_this_version_and_others_are_pinned(rendered, overlay):
 def test_every_renderer_says_the_same(overlay, tmp_path):
     """The renderer of these tests and that of every kubectl or kustomize at hand agree in every value."""
     tools = {"kubectl": ("kubectl", "kustomize"), "kustomize": ("kustomize", "build")}
-    folder = with_components(overlay, tmp_path, "service-monitor", "mail")
+    folder = with_components(overlay, tmp_path, "service-monitor", "mail", "second-factors")
     ours = sorted(render(folder), key=title)
 
     for command in (command for name, command in tools.items() if shutil.which(name)):
