@@ -50,7 +50,7 @@ def environment(database_url: str, redis_url: str, folder: Path, **overrides: st
         "METRICS_PORT": "9464",
         "WEB_CONCURRENCY": "2",
         "DATABASE_URL": database_url,
-        "REDIS_URL": redis_url,
+        **redis_settings(redis_url),
         "JWT_ISSUER": "http://127.0.0.1:8080",
         "JWT_AUDIENCE": "tests",
         "JWT_KEYS_DIR": str(keys),
@@ -64,6 +64,13 @@ def environment(database_url: str, redis_url: str, folder: Path, **overrides: st
         "LOG_LEVEL": "info",
         **overrides,
     }
+
+
+def redis_settings(url: str) -> dict[str, str]:
+    """The settings that name the Redis of *url*; several servers with commas between them are a cluster."""
+    if "," not in url:
+        return {"REDIS_URL": url}
+    return {"REDIS_CLUSTER_ENABLED": "true", "REDIS_CLUSTER_NODES": url}
 
 
 def development(database_url: str, redis_url: str, folder: Path, **overrides: str) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 from contextlib import closing
 from functools import partial
@@ -19,6 +20,7 @@ from tests.api.driver import Api, MakeApi, Person
 from tests.api.mailing import Postbox
 from tests.rig import development, migrate
 from tests.servers import drop_database
+from tests.servers.clusters import cluster
 from tests.timings import UNHURRIED
 
 if TYPE_CHECKING:
@@ -50,8 +52,18 @@ def sqlite_template(redis_server, folder) -> Path:
     return file
 
 
+@pytest.fixture(scope="session")
+def served_redis(redis_server) -> Iterator[str]:
+    """Return what the applications are told of Redis; with ``TEST_REDIS_CLUSTER`` set it is a cluster."""
+    if "TEST_REDIS_CLUSTER" not in os.environ:
+        yield redis_server.url
+        return
+    with cluster() as three:
+        yield three.url
+
+
 @pytest.fixture(scope="module")
-def make_module_api(postgres_server, redis_server, template, folder, request) -> Iterator[MakeApi]:
+def make_module_api(postgres_server, served_redis, template, folder, request) -> Iterator[MakeApi]:
     """Build applications with settings of the caller's, each with a database and keys in Redis of its own."""
     made: list[tuple[Api, str]] = []
 
@@ -63,7 +75,7 @@ def make_module_api(postgres_server, redis_server, template, folder, request) ->
         else:
             url = postgres_server.create_database(template=template)
         prefix = {"CACHE_KEY_PREFIX": f"t{uuid4().hex[:8]}"}
-        api = Api(development(url, redis_server.url, folder, **prefix | settings))
+        api = Api(development(url, served_redis, folder, **prefix | settings))
         made.append((api, url))
         return api
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import ssl
 import threading
@@ -28,28 +29,51 @@ class ClusterServer(RedisServer):
 
     name = "cluster"
 
-    def __init__(self) -> None:
+    def __init__(self, *options: str, timeout_ms: int = 5000) -> None:
         bus = free_port()
         super().__init__(
-            "--cluster-enabled", "yes", "--cluster-port", str(bus), "--cluster-node-timeout", "5000"
-        )
+            "--cluster-enabled", "yes", "--cluster-port", str(bus),
+            "--cluster-node-timeout", str(timeout_ms), *options,
+        )  # fmt: skip
         self.bus = bus
+
+    def restore(self, dump: Path) -> None:
+        """Bring it up with what *dump* holds, as the node that it was."""
+        itself = (self.data / "nodes.conf").read_bytes()
+        self.kill()
+        for file in self.data.iterdir():
+            shutil.rmtree(file) if file.is_dir() else file.unlink()
+        (self.data / "nodes.conf").write_bytes(itself)
+        shutil.copy2(dump, self._rdb)
+        self.start()
+        self._forget_rdb()
 
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """Three primaries that share the slots, and their clients."""
+    """Primaries that share the slots, and their replicas in the same order."""
 
     nodes: tuple[ClusterServer, ...]
+    replicas: tuple[ClusterServer, ...] = ()
+
+    @property
+    def all(self) -> tuple[ClusterServer, ...]:
+        """Primaries and replicas."""
+        return (*self.nodes, *self.replicas)
 
     @property
     def addresses(self) -> tuple[tuple[str, int], ...]:
-        """Host and port of each."""
+        """Host and port of each primary."""
         return tuple((node.host, node.port) for node in self.nodes)
+
+    @property
+    def url(self) -> str:
+        """All primaries, as a setting names them."""
+        return ",".join(f"{host}:{port}" for host, port in self.addresses)
 
     def ask(self, index: int, *command: Any) -> Any:
         """Send one command to one node."""
-        with Redis.from_url(self.nodes[index].url) as client:
+        with Redis.from_url(self.all[index].url) as client:
             return client.execute_command(*command)
 
     def move_slot(self, slot: int, origin: int, target: int) -> None:
@@ -57,36 +81,50 @@ class Cluster:
         ids = [self.ask(index, "CLUSTER", "MYID").decode() for index in (origin, target)]
         self.ask(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", ids[0])
         self.ask(origin, "CLUSTER", "SETSLOT", slot, "MIGRATING", ids[1])
-        self.migrate_keys(slot, origin, target)
+        while self.migrate_keys(slot, origin, target):
+            pass
         for index in (target, origin):
             self.ask(index, "CLUSTER", "SETSLOT", slot, "NODE", ids[1])
 
-    def migrate_keys(self, slot: int, origin: int, target: int) -> None:
-        """Carry the keys of a slot that is being moved."""
+    def migrate_keys(self, slot: int, origin: int, target: int) -> int:
+        """Carry keys of a slot that is being moved; how many there were, at most a hundred."""
         node = self.nodes[target]
-        for key in self.ask(origin, "CLUSTER", "GETKEYSINSLOT", slot, 100):
-            self.ask(origin, "MIGRATE", node.host, node.port, key, 0, 1000)
+        keys = self.ask(origin, "CLUSTER", "GETKEYSINSLOT", slot, 100)
+        if keys:
+            self.ask(origin, "MIGRATE", node.host, node.port, "", 0, 5000, "KEYS", *keys)
+        return len(keys)
 
 
 @contextmanager
-def cluster() -> Iterator[Cluster]:
-    """Start a cluster of three and wait until all of it answers."""
+def cluster(*options: str, has_replicas: bool = False, timeout_ms: int = 5000) -> Iterator[Cluster]:
+    """Start a cluster of three and wait until all of it answers; with replicas it has six nodes."""
     with ExitStack() as stack:
-        nodes = tuple(stack.enter_context(ClusterServer()) for _ in range(3))
-        running = Cluster(nodes)
+        count = 6 if has_replicas else 3
+        started = tuple(
+            stack.enter_context(ClusterServer(*options, timeout_ms=timeout_ms)) for _ in range(count)
+        )
+        running = Cluster(started[:3], started[3:])
         bounds = [SLOTS * index // 3 for index in range(4)]
-        for index, node in enumerate(nodes):
+        for index, node in enumerate(started):
             running.ask(index, "CLUSTER", "SET-CONFIG-EPOCH", index + 1)
-            running.ask(index, "CLUSTER", "ADDSLOTSRANGE", bounds[index], bounds[index + 1] - 1)
+            if index < 3:
+                running.ask(index, "CLUSTER", "ADDSLOTSRANGE", bounds[index], bounds[index + 1] - 1)
             running.ask(0, "CLUSTER", "MEET", node.host, node.port, node.bus)
-        for index in range(3):
-            wait_until(partial(_is_whole, running, index), what="cluster state ok")
+        for index in range(count):
+            wait_until(partial(_is_whole, running, index, count), what="cluster state ok")
+        for index in range(3, count):
+            running.ask(index, "CLUSTER", "REPLICATE", running.ask(index - 3, "CLUSTER", "MYID"))
+            wait_until(partial(_is_following, running, index), what="replica")
         yield running
 
 
-def _is_whole(running: Cluster, index: int) -> bool:
+def _is_whole(running: Cluster, index: int, count: int) -> bool:
     info = running.ask(index, "CLUSTER", "INFO")
-    return b"cluster_state:ok" in info and b"cluster_known_nodes:3" in info
+    return b"cluster_state:ok" in info and f"cluster_known_nodes:{count}".encode() in info
+
+
+def _is_following(running: Cluster, index: int) -> bool:
+    return bool(running.ask(index, "INFO", "replication").get("master_link_status") == "up")
 
 
 class SentinelServer(RedisServer):
