@@ -8,7 +8,7 @@ from flask import request
 
 from authsvc.api.frame.bodies import Blueprint
 from authsvc.api.frame.context import DEVICE_HEADER, client_ip, identity, passkeys, second_factors, user_agent
-from authsvc.api.frame.guards import counted, limited, public, requires
+from authsvc.api.frame.guards import counted, fresh, limited, public, requires
 from authsvc.api.schemas.accounts import TokenPairView
 from authsvc.api.schemas.passkeys import (
     ChallengeBody,
@@ -33,6 +33,7 @@ well_known = Blueprint("webauthn", __name__, url_prefix="/.well-known")
 
 @me.post("/options")
 @requires("user")
+@fresh()
 @me.response(200, CreationOptionsView, description="For `parseCreationOptionsFromJSON`, as they are.")
 @me.refuses(403, "`email_unverified`")
 @me.refuses(409, "`too_many`")
@@ -43,6 +44,7 @@ def begin_registration() -> dict[str, Any]:
 
 @me.post("")
 @requires("user")
+@fresh()
 @me.arguments(PasskeyBody)
 @me.response(201, NewPasskeyView, description="With `recovery_codes` if it is the first factor.")
 @me.alt_response(202, schema=NewPasskeyView, description="The same, Redis has yet to hear of it.")

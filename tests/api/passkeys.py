@@ -23,7 +23,8 @@ PASSKEYS = {
     "WEBAUTHN_RP_NAME": "Example",
     "WEBAUTHN_ORIGINS": f"{ORIGIN},https://example.org",
 }
-ME, LOGIN, SECOND = "/v1/me/passkeys", "/v1/auth/passkey", "/v1/auth/login/second"
+ME, LOGIN = "/v1/me/passkeys", "/v1/auth/passkey"
+SECOND, STEP_UP = "/v1/auth/login/second", "/v1/auth/step-up"
 
 
 @dataclass(slots=True)
@@ -39,12 +40,26 @@ class Owner:
         return self.person.api
 
     def attestation(self, lies: Lies = HONEST) -> dict[str, Any]:
-        """A new passkey, over options of the service."""
+        """A new passkey, over options of the service; with a step-up before it where that is asked for."""
+        if self.authenticator.keys and self.person.claims().get("acr") == "aal1":
+            self.step_up()
         return self.authenticator.create(json_of(self.person.call("POST", f"{ME}/options")), lies)
 
     def register(self, **fields: Any) -> TestResponse:
         """Register a passkey."""
         return self.person.call("POST", ME, json={"credential": self.attestation(), **fields})
+
+    def stepping_up(self, lies: Lies = HONEST) -> dict[str, Any]:
+        """What a page sends for a step-up."""
+        return self.authenticator.get(json_of(self.person.call("POST", f"{STEP_UP}/options")), lies)
+
+    def step_up(self, lies: Lies = HONEST) -> dict[str, Any]:
+        """Step up with a passkey, and go on with the new access token."""
+        answer = self.person.call("POST", STEP_UP, json={"credential": self.stepping_up(lies)})
+        assert answer.status_code == 200, answer.text
+        stepped_up = json_of(answer)
+        self.person.pair = self.person.pair | {"access_token": stepped_up["access_token"]}
+        return stepped_up
 
     def assertion(self, lies: Lies = HONEST) -> dict[str, Any]:
         """What a page sends to sign in with a passkey alone."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import jwt
 import pytest
 from redis import Redis
 
 from tests import times
 from tests.api.driver import at_once, code_of, json_of
-from tests.api.passkeys import LOGIN, ME, PASSKEYS, Owner, an_owner, row_counts, sign_in
+from tests.api.passkeys import LOGIN, ME, PASSKEYS, STEP_UP, Owner, an_owner, row_counts, sign_in
 from tests.authenticator import EDDSA, ES256, ORIGIN, RP_ID, RS256, UP, UV, Authenticator, Lies, b64
 
 if TYPE_CHECKING:
@@ -90,6 +91,55 @@ def test_a_passkey_is_a_second_factor(site):
     assert refused(owner.log_in())
 
 
+@pytest.mark.parametrize("verifies_user", [True, False])
+def test_levels_say_whether_the_user_was_verified(site, verifies_user):
+    """Alone, as a second factor and in a step-up; a key that does not verify its user is half of it."""
+    owner = an_owner(site, Authenticator(verifies_user=verifies_user))
+    stepped_up = owner.step_up()
+    challenge = owner.challenge()
+    second = claims(owner.finish(challenge, owner.second(challenge)))
+
+    acr, user = ("phr", ["user"]) if verifies_user else ("aal2", [])
+    assert (stepped_up["acr"], stepped_up["amr"]) == (acr, ["pwd", "pop", *user, "mfa"])
+    assert (second["acr"], second["amr"]) == (acr, ["pwd", "pop", *user, "mfa"])
+    if verifies_user:
+        alone = claims(owner.log_in())
+        assert (alone["acr"], alone["amr"]) == ("phr", ["pop", "user", "mfa"])
+
+
+def claims(answer) -> dict[str, Any]:
+    """What the access token in *answer* says."""
+    return jwt.decode(json_of(answer)["access_token"], options={"verify_signature": False})
+
+
+def test_a_step_up_takes_an_assertion_for_a_step_up_once(site):
+    """Of this account, over its options; a wrong one ends no session."""
+    owner, other = an_owner(site, Authenticator(counts=False)), an_owner(site)
+    assertion, challenge = owner.stepping_up(), owner.challenge()
+
+    wrong = [owner.assertion(), owner.second(challenge), other.stepping_up()]
+    answers = [owner.person.call("POST", STEP_UP, json={"credential": shown}) for shown in wrong]
+    good, again = (owner.person.call("POST", STEP_UP, json={"credential": assertion}) for _ in range(2))
+
+    assert all(refused(answer) for answer in answers)
+    assert good.status_code == 200
+    assert refused(again)
+    assert owner.person.is_accepted()
+
+
+def test_another_passkey_wants_a_proof_that_is_fresh(site):
+    """The session that registered the first one knows the password alone: whoever stole it adds none."""
+    owner = an_owner(site)
+
+    options = owner.person.call("POST", f"{ME}/options")
+    registration = owner.person.call("POST", ME, json={"credential": owner.assertion()})
+
+    assert {code_of(options), code_of(registration)} == {"step_up_required"}
+    assert 'acr_values="aal2"' in options.headers["WWW-Authenticate"]
+    owner.step_up()
+    assert owner.person.call("POST", f"{ME}/options").status_code == 200
+
+
 def test_an_answer_to_a_login_is_used_once(site):
     """Both challenges are used up by what they open: neither is good beside a new one of the other."""
     owner = an_owner(site, Authenticator(counts=False))
@@ -105,7 +155,7 @@ def test_a_second_factor_is_for_its_own_account(pg_site):
     """Not somebody else's passkey, not an assertion that was made to sign in alone or to step up."""
     owner, other = an_owner(pg_site), an_owner(pg_site)
     challenge = owner.challenge()
-    step_up = owner.authenticator.get(json_of(owner.person.call("POST", "/v1/auth/step-up/options")))
+    step_up = owner.authenticator.get(json_of(owner.person.call("POST", f"{STEP_UP}/options")))
 
     for assertion in (other.second(other.challenge()), owner.assertion(), step_up):
         assert refused(owner.finish(challenge, assertion))
@@ -251,7 +301,8 @@ def test_a_challenge_is_good_for_five_minutes(pg_site):
 def test_a_challenge_is_good_for_what_it_was_made_for(pg_site):
     """Registration, login and step-up do not take each other's, nor does another user."""
     owner, other = an_owner(pg_site), Owner(pg_site.someone())
-    step_up = json_of(owner.person.call("POST", "/v1/auth/step-up/options"))
+    owner.step_up()
+    step_up = json_of(owner.person.call("POST", f"{STEP_UP}/options"))
     registration = json_of(owner.person.call("POST", f"{ME}/options"))
     login = json_of(pg_site.call("POST", f"{LOGIN}/options"))
 
@@ -286,6 +337,7 @@ def test_a_known_passkey_is_not_registered_again(site):
     """Not by its owner, and not by somebody else."""
     owner, other = an_owner(site), Owner(site.someone())
     (credential_id,) = owner.authenticator.keys
+    owner.step_up()
 
     for each in (owner, other):
         answer = register_again(each, credential_id)
@@ -319,11 +371,12 @@ def test_ten_passkeys_are_enough(site):
 def test_beginning_stores_nothing(site):
     """Options of every kind, asked for many times: no row and no key more."""
     owner = an_owner(site)
-    challenge = json_of(site.log_in(owner.person.email))["challenge"]
+    owner.step_up()
+    challenge = owner.challenge()
     kinds = [
         lambda: site.call("POST", f"{LOGIN}/options"),
         lambda: owner.person.call("POST", f"{ME}/options"),
-        lambda: owner.person.call("POST", "/v1/auth/step-up/options"),
+        lambda: owner.person.call("POST", f"{STEP_UP}/options"),
         lambda: site.post("/v1/auth/login/second/options", {"challenge": challenge}),
     ]
 
@@ -341,8 +394,9 @@ def test_options_of_an_account_name_its_passkeys(pg_site):
     """Those of others and locked ones are not among them; somebody without any is told so."""
     owner, without = an_owner(pg_site), pg_site.someone()
     (credential_id,) = owner.authenticator.keys
+    owner.step_up()
 
-    options = json_of(owner.person.call("POST", "/v1/auth/step-up/options"))
+    options = json_of(owner.person.call("POST", f"{STEP_UP}/options"))
     more = json_of(owner.person.call("POST", f"{ME}/options"))
     nobody = json_of(pg_site.call("POST", f"{LOGIN}/options"))
 
@@ -350,7 +404,7 @@ def test_options_of_an_account_name_its_passkeys(pg_site):
     assert (options["rpId"], options["userVerification"]) == (RP_ID, "preferred")
     assert [one["id"] for one in more["excludeCredentials"]] == [b64(credential_id)]
     assert (nobody["allowCredentials"], nobody["userVerification"]) == ([], "required")
-    assert without.call("POST", "/v1/auth/step-up/options").status_code == 404
+    assert without.call("POST", f"{STEP_UP}/options").status_code == 404
 
 
 def test_a_disabled_owner_is_refused_as_everything_else(pg_site):

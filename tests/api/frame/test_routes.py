@@ -126,6 +126,8 @@ FRESH = {
     "POST /v1/me/factors/totp": "always",
     "POST /v1/me/factors/totp/<factor_id>/confirm": "always",
     "POST /v1/me/recovery-codes": "always",
+    "POST /v1/me/passkeys": "always",
+    "POST /v1/me/passkeys/options": "always",
     "DELETE /v1/users/<user_id>/factors": "always",
 }
 
@@ -223,7 +225,7 @@ def test_admins_need_the_level_that_is_set_on_every_route_of_theirs(make_api):
 
 def test_the_routes_that_ask_for_a_fresh_proof_are_these(make_api):
     """What ends, changes or shows an account; and no other ones."""
-    flask = make_api(**MAIL | FACTORS).application.flask
+    flask = make_api(**MAIL | PASSKEYS).application.flask
 
     found = {
         f"{method} {rule.rule}": flask.view_functions[rule.endpoint].__fresh__

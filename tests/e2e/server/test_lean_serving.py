@@ -17,7 +17,7 @@ from tests.rig import environment, migrate
 if TYPE_CHECKING:
     from pathlib import Path
 
-#: ``authsvc serve`` up to the fork, and what a worker does first; prints what was loaded by then and since.
+#: ``authsvc serve`` up to the fork, and what a worker does first; writes what was loaded by then and since.
 SERVE = """
 import importlib, json, sys
 import authsvc.server
@@ -30,7 +30,9 @@ def serve(options, load):
     services = load().services
     services.start()
     services.close()
-    print(json.dumps([sorted(before), sorted(set(sys.modules) - before)]))
+    # Not to stdout: that is where the log goes.
+    with open("modules.json", "w") as file:
+        json.dump([sorted(before), sorted(set(sys.modules) - before)], file)
 
 authsvc.server.serve = serve
 sys.exit(main(["serve"]))
@@ -48,7 +50,7 @@ def env(database_url, redis_url, tmp_path) -> dict[str, str]:
 
 def loaded(env: dict[str, str], folder: Path) -> tuple[set[str], set[str]]:
     """The modules that are loaded before the fork, and after it."""
-    run = subprocess.run(
+    subprocess.run(
         [sys.executable, "-c", SERVE],
         cwd=folder,
         env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **env},
@@ -57,7 +59,7 @@ def loaded(env: dict[str, str], folder: Path) -> tuple[set[str], set[str]]:
         timeout=120,
         check=True,
     )
-    before, after = json.loads(run.stdout.splitlines()[-1])
+    before, after = json.loads((folder / "modules.json").read_text())
     return set(before), set(after)
 
 
@@ -82,3 +84,18 @@ def test_tracing_is_loaded_where_it_is_on(env, tmp_path):
     before, after = loaded(traced, tmp_path)
 
     assert "opentelemetry.sdk" in before | after
+
+
+def test_passkeys_are_loaded_before_the_fork_where_they_are_on(env, tmp_path):
+    """Workers share what reads them, too."""
+    passkeys = {
+        "SECOND_FACTORS": "on",
+        "DATA_KEY": "tests-data-key-" + "89abcdef01234567" * 2,
+        "WEBAUTHN_RP_ID": "example.com",
+        "WEBAUTHN_ORIGINS": "https://example.com",
+    }
+
+    before, after = loaded(env | passkeys, tmp_path)
+
+    assert "fido2.webauthn" in before
+    assert after == set()
