@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 from dataclasses import dataclass, field
@@ -11,13 +12,14 @@ from typing import TYPE_CHECKING, Any, Self
 
 import requests
 
+from tests import ROOT
 from tests.processes import HOST
 from tests.rig import HOPELESS_S
+from tests.servers.nginx import Nginx, nginx_block
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tests.servers.nginx import Nginx
     from tests.servers.proxy import TcpProxy
 
 
@@ -97,6 +99,18 @@ class Gateway:
         answer = self.ask(path, token, **options)
         assert answer.status_code == 200, answer.text
         return self.orders.asked[-1]
+
+
+def nginx_before(authsvc_port: int, orders: Server) -> Nginx:
+    """nginx as the page has it, not yet started."""
+    addresses = {"authsvc:8080": f"{HOST}:{authsvc_port}", "orders:8080": f"{HOST}:{orders.port}"}
+    return Nginx(nginx_block(ROOT / "docs" / "gateways.md"), addresses)
+
+
+def auth_headers(seen: dict[str, Any]) -> dict[str, str]:
+    """What the service behind was told of who is asking, in any spelling."""
+    headers: dict[str, str] = seen["headers"]
+    return {name: value for name, value in headers.items() if re.match("x.auth.", name)}
 
 
 class Asking:

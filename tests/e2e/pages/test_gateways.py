@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import socket
 from contextlib import ExitStack
@@ -17,10 +16,9 @@ from authsvc.api.frame.errors import DETAILS
 from tests import ROOT
 from tests.api.second_factors import FACTORS, App
 from tests.e2e.estate import create_root
-from tests.e2e.pages.gateways import Asking, Gateway, Server
+from tests.e2e.pages.gateways import Asking, Gateway, Server, auth_headers, nginx_before
 from tests.processes import HOST
 from tests.rig import HOPELESS_S, Service
-from tests.servers.binaries import BinaryMissing, nginx_binary
 from tests.servers.nginx import Nginx, nginx_block
 from tests.servers.proxy import Mode, TcpProxy
 
@@ -34,12 +32,16 @@ VERIFY = "/v1/auth/verify"
 USERS, ADMINS, PUBLIC = "/orders/7", "/orders/admin/7", "/about"
 #: The page asks for a second factor here.
 PAYMENTS = "/orders/payments/7"
+#: Here it lets in services, and services and admins.
+FEED, STOCK = "/orders/feed/7", "/orders/stock/7"
 #: What a client may claim about itself, also in spellings that many servers take for the same name.
 LIES = {
     "X-Auth-User-Id": "evil",
     "X-Auth-Session-Id": "evil",
     "X-Auth-Roles": "admin",
     "x-auth-roles": "user,admin",
+    "X-Auth-Client-Id": "evil",
+    "X-Auth-Scopes": "orders:read",
     "X_Auth_User_Id": "evil",
     "X.Auth.Roles": "admin",
 }
@@ -47,22 +49,11 @@ LIES = {
 
 @pytest.fixture(scope="module")
 def service(make_service) -> Service:
-    """A service with two workers and second factors, a user and an admin."""
-    made: Service = make_service(**FACTORS)
+    """A service with two workers, second factors and machines, a user and an admin."""
+    made: Service = make_service(MACHINES="on", **FACTORS)
     create_root(made.env, made.log.parent)
     assert made.register("ada@example.com").status_code == 201
     return made
-
-
-@pytest.fixture(scope="module")
-def _nginx_is_here() -> None:
-    """Skip where there is no nginx, but never in CI."""
-    try:
-        nginx_binary()
-    except BinaryMissing as error:
-        if os.environ.get("CI") == "true":
-            raise
-        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")
@@ -76,16 +67,25 @@ def gateway(_nginx_is_here, service) -> Iterator[Gateway]:
         yield Gateway(nginx, proxy, orders, user, admin)
 
 
-def nginx_before(authsvc_port: int, orders: Server) -> Nginx:
-    """nginx as the page has it, not yet started."""
-    addresses = {"authsvc:8080": f"{HOST}:{authsvc_port}", "orders:8080": f"{HOST}:{orders.port}"}
-    return Nginx(nginx_block(ROOT / "docs" / "gateways.md"), addresses)
-
-
-def auth_headers(seen: dict[str, Any]) -> dict[str, str]:
-    """What the service behind was told of who is asking, in any spelling."""
-    headers: dict[str, str] = seen["headers"]
-    return {name: value for name, value in headers.items() if re.match("x.auth.", name)}
+@pytest.fixture(scope="module")
+def machine(gateway, service) -> tuple[str, str, str]:
+    """A client's id, its token with the scope that the page asks for, and one without."""
+    made = service.call(
+        "POST",
+        "/v1/clients",
+        token=gateway.admin["access_token"],
+        json={"name": "billing", "scopes": ["orders:read", "orders:list"]},
+    ).json()
+    tokens = [
+        service.call(
+            "POST",
+            "/v1/oauth2/token",
+            data={"grant_type": "client_credentials", "scope": scope},
+            auth=(made["client_id"], made["client_secret"]),
+        ).json()["access_token"]
+        for scope in ("orders:read", "orders:list")
+    ]
+    return (made["client_id"], *tokens)
 
 
 def test_nginx_has_nothing_to_say_against_the_page(gateway):
@@ -134,20 +134,23 @@ def test_without_a_good_token_nobody_gets_through(gateway):
 @pytest.mark.parametrize(
     ("who", "path", "query", "status"),
     [
-        ("nobody", ADMINS, "role=admin", 401),
-        ("forged", ADMINS, "role=admin", 401),
-        ("user", ADMINS, "role=admin", 403),
-        ("nobody", PAYMENTS, "acr=aal2&max_age=300", 401),
-        ("forged", PAYMENTS, "acr=aal2&max_age=300", 401),
-        ("user", PAYMENTS, "acr=aal2&max_age=300", 401),
+        ("nobody", ADMINS, "?role=admin", 401),
+        ("forged", ADMINS, "?role=admin", 401),
+        ("user", ADMINS, "?role=admin", 403),
+        ("nobody", PAYMENTS, "?acr=aal2&max_age=300", 401),
+        ("forged", PAYMENTS, "?acr=aal2&max_age=300", 401),
+        ("user", PAYMENTS, "?acr=aal2&max_age=300", 401),
+        ("user", FEED, "-machine?scope=orders:read", 403),
+        ("machine", FEED, "-machine?scope=orders:read", 403),
+        ("machine", STOCK, "-any?role=admin&scope=orders:read", 403),
     ],
 )
-def test_a_refusal_reads_as_authsvc_wrote_it(gateway, service, who, path, query, status):
+def test_a_refusal_reads_as_authsvc_wrote_it(gateway, service, machine, who, path, query, status):
     """Its challenge once, its problem document, its media type: a client need not know who refused it."""
-    token = {"nobody": None, "forged": "x", "user": gateway.user["access_token"]}[who]
+    tokens = {"forged": "x", "user": gateway.user["access_token"], "machine": machine[2]}
 
-    direct = service.call("GET", f"{VERIFY}?{query}", token=token)
-    through = gateway.refused(path, token)
+    direct = service.call("GET", VERIFY + query, token=tokens.get(who))
+    through = gateway.refused(path, tokens.get(who))
 
     kept = ("Content-Type", "WWW-Authenticate", "Cache-Control")
     assert through.status_code == direct.status_code == status
@@ -199,7 +202,31 @@ def test_one_path_asks_for_a_second_factor(gateway, service):
     assert gateway.ask(USERS, grace).status_code == 200
 
 
-@pytest.mark.parametrize("path", [USERS, ADMINS, PAYMENTS])
+def test_services_pass_where_the_page_lets_them_in(gateway, machine):
+    """With headers of their own, whatever they say of themselves; 403 with another scope, and elsewhere."""
+    client_id, token, other = machine
+
+    for path in (FEED, STOCK):
+        seen = auth_headers(gateway.seen(path, token, headers=LIES))
+        assert seen == {"x-auth-client-id": client_id, "x-auth-scopes": "orders:read"}
+        refused = gateway.refused(path, other)
+        assert (refused.status_code, refused.json()["code"]) == (403, "insufficient_scope")
+    for path in (USERS, ADMINS):
+        refused = gateway.refused(path, token)
+        assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
+
+
+def test_people_pass_where_both_are_let_in(gateway):
+    """An admin by their role; not where services alone are meant."""
+    user, admin = gateway.user["access_token"], gateway.admin["access_token"]
+
+    assert auth_headers(gateway.seen(STOCK, admin, headers=LIES))["x-auth-roles"] == "user,admin"
+    assert "evil" not in auth_headers(gateway.seen(STOCK, admin, headers=LIES)).values()
+    assert [gateway.refused(STOCK, user).status_code, gateway.refused(FEED, admin).status_code] == [403, 403]
+    assert gateway.refused(FEED, None).status_code == 401
+
+
+@pytest.mark.parametrize("path", [USERS, ADMINS, PAYMENTS, FEED, STOCK])
 def test_a_preflight_reaches_the_service_behind_and_nothing_else_does(gateway, path):
     """A browser sends it without a token; whatever is not quite one is checked like any request."""
     asked = {"Access-Control-Request-Method": "PUT", "Origin": "https://app.example.com"}
