@@ -209,7 +209,7 @@ class SqlRevocationLog:
         after, upto = -1, max((high for _, high in ranges), default=-1)
         within = or_(false(), *(between(revocations.c.seq, low, high) for low, high in ranges))
         while after < upto:
-            statement = _between(after, upto, self._clock()).where(within).limit(self._page)
+            statement = entries_between(after, upto, self._clock()).where(within).limit(self._page)
             with self._following.read() as connection:
                 rows = connection.execute(statement).mappings().all()
             if not rows:
@@ -295,43 +295,6 @@ class SqlRevocationLog:
             connection.execute(select(func.pg_advisory_xact_lock(LOG_LOCK)))
 
 
-class SqlFeedLog:
-    """The log as the revocation feed reads it."""
-
-    def __init__(self, database: Database, log: SqlRevocationLog, clock: Clock) -> None:
-        self._database = database
-        self._log = log
-        self._clock = clock
-
-    def look(self, *, settled: int | None = None) -> Sight:
-        """The head, and who may still commit lower numbers; nobody where it is *settled*."""
-        return self._log.look(settled=settled)
-
-    def entry(self, seq: int) -> Revocation | None:
-        """Entry *seq*, whatever it is about."""
-        with self._database.read() as connection:
-            row = connection.execute(select(revocations).where(revocations.c.seq == seq)).mappings().first()
-        return to_revocation(row) if row else None
-
-    def fatal(self, *, after: int, upto: int, limit: int) -> list[Revocation]:
-        """Entries with ``after < seq <= upto`` that end tokens which can still be alive, in order."""
-        if after >= upto:
-            return []
-        statement = (
-            _between(after, upto, self._clock())
-            .where(
-                or_(
-                    revocations.c.session_id.is_not(None),
-                    revocations.c.token_id.is_not(None),
-                    revocations.c.epoch.is_not(None),
-                )
-            )
-            .limit(limit)
-        )
-        with self._database.read() as connection:
-            return [to_revocation(row) for row in connection.execute(statement).mappings()]
-
-
 def _rows(drafts: Sequence[Revocation]) -> list[dict[str, Any]]:
     return [from_revocation(draft) for draft in drafts]
 
@@ -345,7 +308,7 @@ def _highest(connection: Connection) -> int:
     return head
 
 
-def _between(after: int, upto: int, now: datetime) -> Select[Any]:
+def entries_between(after: int, upto: int, now: datetime) -> Select[Any]:
     """The entries with ``after < seq <= upto`` that can still matter, in order."""
     return (
         select(revocations)

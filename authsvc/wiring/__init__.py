@@ -32,7 +32,7 @@ from authsvc.store.accounts.own_data import SqlOwnData
 from authsvc.store.audit import SqlAuditTrail
 from authsvc.store.clients import SqlClientStore, SqlMachineTokenStore, SqlSecretStore
 from authsvc.store.copies.admin import CacheAdmin
-from authsvc.store.revocations import SqlFeedLog
+from authsvc.store.feed import SqlFeedLog
 from authsvc.wiring.caching import cache_admin
 from authsvc.wiring.mail import Mailing, open_mail
 from authsvc.wiring.parts import Parts, make_parts

@@ -24,8 +24,9 @@ from authsvc.observability.metrics import Metrics, make_metrics
 from authsvc.observability.tracing import Tracing, open_tracing
 from authsvc.observability.trail import TrailWriter
 from authsvc.settings import Settings, available_cores, revealed
+from authsvc.store.accounts.credentials import SqlCredentialStore
 from authsvc.store.accounts.mails import Notices
-from authsvc.store.accounts.users import SqlCredentialStore, SqlUserStore
+from authsvc.store.accounts.users import SqlUserStore
 from authsvc.store.audit import SqlAuditTrail
 from authsvc.store.copies.users import CachedCredentialStore
 from authsvc.store.key_folder import KeyFolder

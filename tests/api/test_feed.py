@@ -16,7 +16,8 @@ from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.feed import PLACES, FeedTimings
 from authsvc.domain.values.identifiers import SessionId, UserId, new_id
 from authsvc.settings import Settings
-from authsvc.store.revocations import SqlFeedLog, SqlRevocationLog
+from authsvc.store.feed import SqlFeedLog
+from authsvc.store.revocations import SqlRevocationLog
 from authsvc.store.tables import revocations
 from authsvc.wiring.stores import open_database
 from tests.api.driver import Api, Person, code_of, json_of

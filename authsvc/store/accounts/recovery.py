@@ -22,9 +22,10 @@ from authsvc.domain.revocations import Committed, Revocation
 from authsvc.domain.users import User
 from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.identifiers import SessionId, UserId
+from authsvc.store.accounts.credentials import CREDENTIAL_COLUMNS, to_credentials
 from authsvc.store.accounts.mails import Notices, add_mail
 from authsvc.store.accounts.tickets import add_ticket, end_tickets_of, use_ticket
-from authsvc.store.accounts.users import CREDENTIAL_COLUMNS, refusing_taken, to_credentials
+from authsvc.store.accounts.users import refusing_taken
 from authsvc.store.revocations import SqlRevocationLog
 from authsvc.store.sessions import end_sessions_of, locked_user
 from authsvc.store.sql import Database

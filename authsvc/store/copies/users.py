@@ -27,9 +27,9 @@ from authsvc.domain.values.emails import Email
 from authsvc.domain.values.identifiers import UserId, is_id
 from authsvc.domain.values.jsontext import Json
 from authsvc.domain.values.shards import PAGES, shard_of
+from authsvc.store.accounts.credentials import SqlCredentialStore
 from authsvc.store.accounts.mails import NO_NOTICES, Notices
 from authsvc.store.accounts.recovery import SqlRecoveryStore
-from authsvc.store.accounts.users import SqlCredentialStore
 from authsvc.store.revocations import SqlRevocationLog
 from authsvc.store.sql import Database
 

@@ -13,7 +13,8 @@ from authsvc.domain.sessions import Session
 from authsvc.domain.users import User
 from authsvc.domain.values.emails import Email
 from authsvc.domain.values.identifiers import SessionId, UserId, new_id
-from authsvc.store.accounts.users import SqlCredentialStore, SqlUserStore
+from authsvc.store.accounts.credentials import SqlCredentialStore
+from authsvc.store.accounts.users import SqlUserStore
 from authsvc.store.revocations import SqlRevocationLog
 from authsvc.store.sessions import SqlSessionStore
 from authsvc.store.sql import Database, SqlTimings

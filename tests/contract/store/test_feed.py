@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from authsvc.domain.feed import FeedQuery, FeedTimings, LogWatcher, RevocationFeed
 from authsvc.domain.values.identifiers import SessionId, TokenId, UserId, new_id
-from authsvc.store.revocations import SqlFeedLog
+from authsvc.store.feed import SqlFeedLog
 from tests.contract.store.stores import Stores
 
 FAST = FeedTimings(look_every_s=0.001)
