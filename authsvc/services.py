@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from authsvc.domain.accounts.addresses import Addresses
 from authsvc.domain.accounts.challenges import ChallengeTexts
-from authsvc.domain.accounts.factors import FactorBook
+from authsvc.domain.accounts.factors import FactorBook, TotpEnrolments
 from authsvc.domain.accounts.own_data import OwnDataExport
 from authsvc.domain.accounts.passkeys import PasskeyBook, PasskeyLogin
 from authsvc.domain.accounts.recovery import Recovery
@@ -49,6 +49,7 @@ class SecondFactorServices:
     """Second factors; made only where they are on."""
 
     factors: FactorBook
+    enrolments: TotpEnrolments
     #: Judges answers, for a login and for a step-up.
     second: SecondFactors
     login: SecondLogin

@@ -7,6 +7,7 @@ from authsvc.api.frame.context import identity, services
 from authsvc.api.frame.guards import fresh, requires
 from authsvc.api.schemas.audit import EventPage, EventQuery, OwnDataView, OwnEventPage, OwnEventQuery
 from authsvc.api.sessions import listed
+from authsvc.domain.accounts.own_data import OwnData
 from authsvc.domain.audit import AuditFilter, Entry
 
 blp = Blueprint("audit", __name__, url_prefix="/v1", description="What happened, newest first.")
@@ -44,17 +45,20 @@ def own_events(wanted: AuditFilter) -> dict[str, object]:
 def export() -> dict[str, object]:
     """Everything that is kept about the caller."""
     found = services().own_data.read(identity().user_id)
-    members: dict[str, object] = {
+    members = {
         "account": found.user,
         "preferences": found.user.preferences,
         "sessions": [listed(session) for session in found.sessions],
         "events": [shown(entry) for entry in found.events],
     }
-    if services().recovery is not None:
-        members["mails"] = found.mails
-    if services().second_factors is not None:
-        members["factors"] = found.factors
-    return members
+    return members | _by_setting(found)
+
+
+def _by_setting(found: OwnData) -> dict[str, object]:
+    """The members of parts that may be off."""
+    mails = {"mails": found.mails} if services().recovery is not None else {}
+    factors = {"factors": found.factors} if services().second_factors is not None else {}
+    return {**mails, **factors}
 
 
 def shown(entry: Entry) -> dict[str, object]:

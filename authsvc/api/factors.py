@@ -123,7 +123,7 @@ def remove(factor_id: str) -> Response:
 @me.refuses(403, "`email_unverified`")
 def enrol(name: str | None) -> Enrolment:
     """Begin with an authenticator app; one that is in force stays so until this one is confirmed."""
-    return second_factors().factors.enrol_totp(identity().user_id, name)
+    return second_factors().enrolments.enrol(identity().user_id, name)
 
 
 @me.post("/factors/totp/<factor_id>/confirm")
@@ -137,7 +137,7 @@ def enrol(name: str | None) -> Enrolment:
 @me.refuses(404, "`not_found`")
 def confirm(form: dict[str, str], factor_id: str) -> tuple[dict[str, object], int]:
     """Put the app in force with its first code; recovery codes come with the first factor."""
-    outcome = second_factors().factors.confirm_totp(identity(), factor_named(factor_id), form["code"])
+    outcome = second_factors().enrolments.confirm(identity(), factor_named(factor_id), form["code"])
     return {"recovery_codes": outcome.value}, 200 if outcome.is_complete else 202
 
 

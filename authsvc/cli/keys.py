@@ -96,7 +96,7 @@ def run_retire(options: argparse.Namespace, env: Mapping[str, str]) -> int:
 def run_reencrypt(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Move the secrets of second factors to the current key, in small steps."""
     from authsvc.cli.admin import migrated
-    from authsvc.store.accounts.factors import reencrypt
+    from authsvc.store.accounts.enrolments import reencrypt
     from authsvc.wiring.second_factors import data_keys
     from authsvc.wiring.stores import open_database
 

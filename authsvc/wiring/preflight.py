@@ -12,7 +12,8 @@ from authsvc.domain.tokens.keys import KeyRefused
 from authsvc.mail.letters import BadTemplate
 from authsvc.observability.tracing import is_installed
 from authsvc.settings import HttpSettings, Problem, Settings, TracingMode
-from authsvc.store.accounts.factors import has_factors, key_ids_in_use
+from authsvc.store.accounts.enrolments import key_ids_in_use
+from authsvc.store.accounts.factors import has_factors
 from authsvc.store.accounts.passkeys import orphaned_passkeys
 from authsvc.store.accounts.users import roles_in_use
 from authsvc.store.copies import preflight as copies

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from authsvc.domain.accounts.ceremonies import RelyingParty
 from authsvc.domain.accounts.challenges import ChallengeTexts
 from authsvc.domain.accounts.codes import RecoveryDigests
-from authsvc.domain.accounts.factors import FactorBook
+from authsvc.domain.accounts.factors import FactorBook, TotpEnrolments
 from authsvc.domain.accounts.opening import SessionOpening
 from authsvc.domain.accounts.passkeys import PasskeyBook, PasskeyLogin
 from authsvc.domain.accounts.second_factor import SecondFactors, SecondLogin
@@ -20,6 +20,7 @@ from authsvc.domain.values.encryption import DataKeys
 from authsvc.domain.values.levels import Acr, Requirement
 from authsvc.services import PasskeyServices, SecondFactorServices
 from authsvc.settings import Settings, revealed
+from authsvc.store.accounts.enrolments import SqlEnrolmentStore
 from authsvc.store.accounts.factors import SqlFactorStore, SqlTryStore
 from authsvc.store.accounts.levels import SqlLevelStore
 from authsvc.store.accounts.mails import Notices
@@ -31,28 +32,16 @@ def open_second_factors(parts: Parts, opening: SessionOpening, account: OwnAccou
     """Everything that has to do with them."""
     settings, stores, clock = parts.settings, parts.stores, parts.clock
     notices, store = Notices(are_sent=settings.mail.is_on), _factor_store(parts)
-    keys, digests = data_keys(settings), _recovery_digests(settings)
-    second = SecondFactors(
-        tries=SqlTryStore(stores.database, clock, notices),
-        keys=keys,
-        digests=digests,
-        limits=parts.limits,
-        audit=parts.audit,
-        clock=clock,
-        on_result=parts.metrics.second_factor,
-    )
+    keys, book, second = data_keys(settings), _book(parts, store), _second(parts, notices)
     challenges = ChallengeTexts(derived_key(revealed(settings.tokens.secret), KeyPurpose.CHALLENGES))
     return SecondFactorServices(
-        factors=FactorBook(
-            store=store,
-            credentials=parts.credentials,
+        factors=book,
+        enrolments=TotpEnrolments(
+            store=SqlEnrolmentStore(stores.database, stores.log, clock, store),
+            factors=book,
             keys=keys,
-            digests=digests,
-            revocations=parts.revocations,
-            audit=parts.audit,
             clock=clock,
             issuer=urlsplit(settings.tokens.issuer).hostname or settings.tokens.issuer,
-            needs_proven_address=settings.mail.is_on,
         ),
         second=second,
         login=SecondLogin(
@@ -78,6 +67,29 @@ def open_second_factors(parts: Parts, opening: SessionOpening, account: OwnAccou
             credentials=parts.credentials, max_age_s=settings.second_factors.fresh_s, clock=clock
         ),
         admin_level=_admin_level(settings),
+    )
+
+
+def _book(parts: Parts, store: SqlFactorStore) -> FactorBook:
+    return FactorBook(
+        store=store,
+        credentials=parts.credentials,
+        digests=_recovery_digests(parts.settings),
+        revocations=parts.revocations,
+        audit=parts.audit,
+        needs_proven_address=parts.settings.mail.is_on,
+    )
+
+
+def _second(parts: Parts, notices: Notices) -> SecondFactors:
+    return SecondFactors(
+        tries=SqlTryStore(parts.stores.database, parts.clock, notices),
+        keys=data_keys(parts.settings),
+        digests=_recovery_digests(parts.settings),
+        limits=parts.limits,
+        audit=parts.audit,
+        clock=parts.clock,
+        on_result=parts.metrics.second_factor,
     )
 
 

@@ -114,22 +114,6 @@ class FactorStore(Protocol):
     def of_user(self, user_id: UserId) -> FactorList:
         """What is in force; enrolments are not."""
 
-    def enrol(self, factor: Factor) -> None:
-        """Add an enrolment of a TOTP in place of any other; raises NotFound."""
-
-    def enrolment(self, user_id: UserId, factor_id: FactorId, *, since: datetime) -> Factor | None:
-        """An enrolment of that user made after *since* that waits for its first code."""
-
-    def confirm(
-        self, enrolment: Factor, step: int, digests: Sequence[bytes], *, keep: SessionId
-    ) -> Committed[bool]:
-        """
-        Put *enrolment* in force in place of any other TOTP; the code of *step* is used up.
-
-        True if it is the first factor: then recovery codes with these *digests* are stored, and every session
-        but *keep* ends.  Raises CodeInvalid where somebody was faster.
-        """
-
     def rename(self, user_id: UserId, factor_id: FactorId, name: str | None) -> Factor:
         """Set the name; raises NotFound."""
 
@@ -149,6 +133,26 @@ class FactorStore(Protocol):
 
     def renew_codes(self, user_id: UserId, digests: Sequence[bytes]) -> None:
         """Replace the recovery codes; raises NotFound for somebody without a factor."""
+
+
+class EnrolmentStore(Protocol):
+    """Authenticator apps, in SQL; each method is one transaction.  Raises StoreUnavailable."""
+
+    def enrol(self, factor: Factor) -> None:
+        """Add an enrolment of a TOTP in place of any other; raises NotFound."""
+
+    def enrolment(self, user_id: UserId, factor_id: FactorId, *, since: datetime) -> Factor | None:
+        """An enrolment of that user made after *since* that waits for its first code."""
+
+    def confirm(
+        self, enrolment: Factor, step: int, digests: Sequence[bytes], *, keep: SessionId
+    ) -> Committed[bool]:
+        """
+        Put *enrolment* in force in place of any other TOTP; the code of *step* is used up.
+
+        True if it is the first factor: then recovery codes with these *digests* are stored, and every session
+        but *keep* ends.  Raises CodeInvalid where somebody was faster.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,13 +190,9 @@ class FactorBook:
 
     store: FactorStore
     credentials: CredentialStore
-    keys: DataKeys
     digests: RecoveryDigests
     revocations: Revocations
     audit: AuditLog
-    clock: Clock
-    #: Whose codes they are, as an app shows it.
-    issuer: str
     #: Mails are sent: an address must be proven before the account has a factor.
     needs_proven_address: bool
 
@@ -207,42 +207,6 @@ class FactorBook:
             raise EmailUnverified
         return user
 
-    def enrol_totp(self, user_id: UserId, name: str | None) -> Enrolment:
-        """Begin with an authenticator app; one that is in force stays so until :meth:`confirm_totp`."""
-        user = self.require_may_add(user_id)
-        secret, factor_id = new_totp_secret(), FactorId(new_id())
-        encrypted = self.keys.encrypt(secret, totp_owner(user_id, factor_id))
-        enrolment = Factor(
-            id=factor_id,
-            user_id=user_id,
-            name=name,
-            created_at=self.clock(),
-            confirmed_at=None,
-            totp=TotpSecret(secret=encrypted),
-        )
-        self.store.enrol(enrolment)
-        uri = totp_uri(secret, issuer=self.issuer, account=user.email)
-        return Enrolment(id=factor_id, secret=base32(secret), uri=uri, expires_in=ENROLMENT_LIFE_S)
-
-    def confirm_totp(self, token: AccessToken, factor_id: FactorId, code: str) -> Outcome[list[str] | None]:
-        """
-        Put an enrolment in force with its first code; recovery codes come with the first factor.
-
-        Raises CodeInvalid, EmailUnverified, NotFound.
-        """
-        self.require_may_add(token.user_id)
-        now = self.clock()
-        since = now - timedelta(seconds=ENROLMENT_LIFE_S)
-        enrolment = self.store.enrolment(token.user_id, factor_id, since=since)
-        if enrolment is None:
-            raise NotFound
-        step, codes = totp_step(self.keys, enrolment, code, now), new_recovery_codes()
-        digests = self.digests.of_all(token.user_id, codes)
-        committed = self.store.confirm(enrolment, step, digests, keep=token.session_id)
-        outcome = self.revocations.publish(committed)
-        self._note(Action.FACTOR_ADDED, token, Kind.TOTP)
-        return Outcome(codes if outcome.value else None, outcome.is_complete)
-
     def rename(self, user_id: UserId, factor_id: FactorId, name: str | None) -> Factor:
         """Set the name of a factor; raises NotFound."""
         return self.store.rename(user_id, factor_id, name)
@@ -250,7 +214,7 @@ class FactorBook:
     def remove(self, token: AccessToken, factor_id: FactorId) -> Outcome[Factor]:
         """Remove a factor of the caller; raises NotFound."""
         outcome = self.revocations.publish(self.store.remove(token.user_id, factor_id, keep=token.session_id))
-        self._note(Action.FACTOR_REMOVED, token, outcome.value.kind)
+        self.note(Action.FACTOR_REMOVED, token, outcome.value.kind)
         return outcome
 
     def renew_codes(self, user_id: UserId) -> list[str]:
@@ -272,6 +236,55 @@ class FactorBook:
         self.audit.record(Event(Action.FACTORS_RESET, user_id=user_id, actor_id=actor))
         return outcome
 
-    def _note(self, action: Action, token: AccessToken, kind: Kind) -> None:
+    def note(self, action: Action, token: AccessToken, kind: Kind) -> None:
+        """Write down what the caller did to a factor."""
         event = Event(action, user_id=token.user_id, session_id=token.session_id, detail=kind.value)
         self.audit.record(event)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TotpEnrolments:
+    """How an authenticator app becomes a factor."""
+
+    store: EnrolmentStore
+    factors: FactorBook
+    keys: DataKeys
+    clock: Clock
+    #: Whose codes they are, as an app shows it.
+    issuer: str
+
+    def enrol(self, user_id: UserId, name: str | None) -> Enrolment:
+        """Begin with an authenticator app; one that is in force stays so until :meth:`confirm`."""
+        user = self.factors.require_may_add(user_id)
+        secret, factor_id = new_totp_secret(), FactorId(new_id())
+        encrypted = self.keys.encrypt(secret, totp_owner(user_id, factor_id))
+        enrolment = Factor(
+            id=factor_id,
+            user_id=user_id,
+            name=name,
+            created_at=self.clock(),
+            confirmed_at=None,
+            totp=TotpSecret(secret=encrypted),
+        )
+        self.store.enrol(enrolment)
+        uri = totp_uri(secret, issuer=self.issuer, account=user.email)
+        return Enrolment(id=factor_id, secret=base32(secret), uri=uri, expires_in=ENROLMENT_LIFE_S)
+
+    def confirm(self, token: AccessToken, factor_id: FactorId, code: str) -> Outcome[list[str] | None]:
+        """
+        Put an enrolment in force with its first code; recovery codes come with the first factor.
+
+        Raises CodeInvalid, EmailUnverified, NotFound.
+        """
+        self.factors.require_may_add(token.user_id)
+        now = self.clock()
+        since = now - timedelta(seconds=ENROLMENT_LIFE_S)
+        enrolment = self.store.enrolment(token.user_id, factor_id, since=since)
+        if enrolment is None:
+            raise NotFound
+        step, codes = totp_step(self.keys, enrolment, code, now), new_recovery_codes()
+        digests = self.factors.digests.of_all(token.user_id, codes)
+        committed = self.store.confirm(enrolment, step, digests, keep=token.session_id)
+        outcome = self.factors.revocations.publish(committed)
+        self.factors.note(Action.FACTOR_ADDED, token, Kind.TOTP)
+        return Outcome(codes if outcome.value else None, outcome.is_complete)

@@ -7,7 +7,7 @@ factor come one after the other, and no two transactions wait for each other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -35,7 +35,6 @@ from authsvc.domain.accounts.factors import (
     FactorList,
     Kind,
     TotpSecret,
-    totp_owner,
 )
 from authsvc.domain.accounts.mails import Template
 from authsvc.domain.accounts.second_factor import MOST_TRIES, Tried
@@ -44,16 +43,13 @@ from authsvc.domain.errors import CodeInvalid, CounterNotRisen, NotFound
 from authsvc.domain.revocations import Committed, Revocation
 from authsvc.domain.users import User
 from authsvc.domain.values.clocks import Clock
-from authsvc.domain.values.encryption import DataKeys, Encrypted
+from authsvc.domain.values.encryption import Encrypted
 from authsvc.domain.values.identifiers import SessionId, UserId
 from authsvc.store.accounts.mails import Notices
-from authsvc.store.revocations import NOBODY, SqlRevocationLog
+from authsvc.store.revocations import SqlRevocationLog
 from authsvc.store.sessions import end_sessions_of, locked_user
 from authsvc.store.sql import Database
 from authsvc.store.tables import USER_COLUMNS, factors, recovery_codes, spent, to_user, users
-
-#: Rows that one step of a re-encryption changes: a fraction of a second.
-STEP = 200
 
 _SHARED = ("id", "user_id", "name", "created_at", "confirmed_at", "last_used_at", "locked_at", "rp_id")
 _OF_PASSKEYS = ("credential_id", "public_key", "sign_count", "is_backup_eligible", "verified_user")
@@ -72,45 +68,6 @@ class SqlFactorStore:
         """What is in force; enrolments are not."""
         with self._database.read() as connection:
             return factors_of(connection, user_id)
-
-    def enrol(self, factor: Factor) -> None:
-        """Add an enrolment of a TOTP in place of any other; raises NotFound."""
-        with self._database.transaction() as connection:
-            locked_user(connection, factor.user_id)
-            others = and_(_totp_of(factor.user_id), factors.c.confirmed_at.is_(None))
-            connection.execute(delete(factors).where(others))
-            add_factor(connection, factor)
-
-    def enrolment(self, user_id: UserId, factor_id: FactorId, *, since: datetime) -> Factor | None:
-        """An enrolment of that user made after *since* that waits for its first code."""
-        statement = select(factors).where(
-            _totp_of(user_id),
-            factors.c.id == factor_id,
-            factors.c.confirmed_at.is_(None),
-            factors.c.created_at > since,
-        )
-        with self._database.read() as connection:
-            row = connection.execute(statement).mappings().first()
-        return to_factor(row) if row else None
-
-    def confirm(
-        self, enrolment: Factor, step: int, digests: Sequence[bytes], *, keep: SessionId
-    ) -> Committed[bool]:
-        """Put *enrolment* in force in place of any other TOTP; True if it is the first factor."""
-        now, user_id = self._clock(), enrolment.user_id
-        confirmed = (
-            update(factors)
-            .where(factors.c.id == enrolment.id, factors.c.confirmed_at.is_(None))
-            .values(confirmed_at=now, last_step=step)
-        )
-        with self._database.transaction() as connection:
-            user = locked_user(connection, user_id)
-            replaced = and_(_totp_of(user_id), factors.c.confirmed_at.is_not(None))
-            connection.execute(delete(factors).where(replaced, factors.c.id != enrolment.id))
-            if connection.execute(confirmed).rowcount != 1:
-                raise CodeInvalid("confirmed, replaced or gone meanwhile")
-            first, entries = self.added(connection, user, digests, keep=keep)
-            return Committed(first, self._log.append(connection, entries))
 
     def added(
         self, connection: Connection, user: User, digests: Sequence[bytes], *, keep: SessionId
@@ -296,7 +253,8 @@ def _in_force(user_id: UserId) -> ColumnElement[bool]:
     return and_(factors.c.user_id == user_id, factors.c.confirmed_at.is_not(None))
 
 
-def _totp_of(user_id: UserId) -> ColumnElement[bool]:
+def totp_of(user_id: UserId) -> ColumnElement[bool]:
+    """The rows of a user's authenticator apps."""
     return and_(factors.c.user_id == user_id, factors.c.kind == Kind.TOTP.value)
 
 
@@ -320,7 +278,7 @@ def _tried_totp(connection: Connection, user_id: UserId) -> Factor | None:
     counted = (
         update(factors)
         .where(
-            _totp_of(user_id),
+            totp_of(user_id),
             factors.c.confirmed_at.is_not(None),
             factors.c.locked_at.is_(None),
             factors.c.failures < MOST_FAILURES,
@@ -336,7 +294,7 @@ def _use_step(connection: Connection, user_id: UserId, factor_id: str, step: int
     used = (
         update(factors)
         .where(
-            _totp_of(user_id),
+            totp_of(user_id),
             factors.c.id == factor_id,
             factors.c.locked_at.is_(None),
             func.coalesce(factors.c.last_step, -1) < step,
@@ -377,52 +335,6 @@ def spend(connection: Connection, ident: str, end: datetime) -> None:
     added = dialect.insert(spent).values(id=ident, expires_at=end).on_conflict_do_nothing()
     if connection.execute(added.returning(spent.c.id)).first() is None:
         raise CodeInvalid("this challenge was used before")
-
-
-def reencrypt(database: Database, keys: DataKeys) -> Iterator[int]:
-    """
-    Encrypt under the current key what another one encrypted; yields how many rows each step changed.
-
-    A row that changes meanwhile is left to the next step.  Raises Undecryptable for a row of an unknown key.
-    """
-    after = NOBODY
-    while True:
-        page = (
-            select(factors)
-            .where(factors.c.key_id != keys.current, factors.c.id > after)
-            .order_by(factors.c.id)
-            .limit(STEP)
-        )
-        with database.read() as connection:
-            found = [to_factor(row) for row in connection.execute(page).mappings()]
-        if not found:
-            return
-        after = found[-1].id
-        with database.transaction() as connection:
-            yield sum(_reencrypt_one(connection, factor, keys) for factor in found)
-
-
-def _reencrypt_one(connection: Connection, factor: Factor, keys: DataKeys) -> int:
-    if factor.totp is None:
-        return 0
-    owner = totp_owner(factor.user_id, factor.id)
-    fresh = keys.encrypt(keys.decrypt(factor.totp.secret, owner), owner)
-    moved = (
-        update(factors)
-        .where(factors.c.id == factor.id, factors.c.key_id == factor.totp.secret.key_id)
-        .values(key_id=fresh.key_id, secret=fresh.text)
-    )
-    return connection.execute(moved).rowcount
-
-
-def key_ids_in_use(database: Database) -> dict[str, int]:
-    """How many secrets each key encrypted, by the key's id."""
-    statement = (
-        select(factors.c.key_id, func.count()).where(factors.c.key_id.is_not(None)).group_by(factors.c.key_id)
-    )
-    with database.read() as connection:
-        rows = connection.execute(statement).all()
-    return {row[0]: row[1] for row in rows}
 
 
 def has_factors(database: Database) -> bool:
