@@ -22,8 +22,9 @@ from authsvc.cache import (
     stamped,
 )
 from authsvc.cache.redis.connections import Generations, Pool
+from authsvc.domain.clients import ClientId
 from authsvc.domain.revocations import Position, Proof
-from authsvc.domain.tokens.access import AccessToken, TokenProfile, signed_digest
+from authsvc.domain.tokens.access import AccessToken, MachineToken, TokenProfile, signed_digest
 from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.identifiers import SessionId, TokenId, UserId, new_id
 from authsvc.domain.values.shards import Sharded
@@ -121,6 +122,25 @@ def access_token(clock: Clock, *, life_s: int = 3600, **changes: object) -> Acce
         "digest": signed_digest(f"{new_id()}.signature"),
     }
     return AccessToken(**(fields | changes))  # type: ignore[arg-type]  # named by the tests
+
+
+def machine_token(clock: Clock, **changes: object) -> MachineToken:
+    """The same of a new client that showed a new secret."""
+    issued_at = int(clock().timestamp())
+    fields: dict[str, object] = {
+        "token_id": TokenId(new_id()),
+        "session_id": SessionId(new_id()),
+        "client_id": ClientId(new_id()),
+        "scopes": ("orders:read",),
+        "epoch": 0,
+        "issued_at": issued_at,
+        "not_before": issued_at,
+        "expires_at": issued_at + PROFILE.machine_lifetime_s,
+        "issuer": PROFILE.issuer,
+        "audience": PROFILE.audience,
+        "digest": signed_digest(f"{new_id()}.signature"),
+    }
+    return MachineToken(**(fields | changes))  # type: ignore[arg-type]  # named by the tests
 
 
 @dataclass

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
-from authsvc.domain.revocations import Verdict
-from authsvc.domain.tokens.access import signed_digest
+from authsvc.domain.clients import Client
+from authsvc.domain.revocations import Revocation, Verdict
+from authsvc.domain.tokens.access import MachineToken, signed_digest
+from authsvc.domain.tokens.machines import MachineStanding
 from authsvc.domain.values.identifiers import TokenId, UserId, new_id
 from tests.contract.copies.index_side import ALICE, LONGEST_MS, Side, cut_off, end_of, standing_of
-from tests.contract.copies.redis_side import KEYS, access_token
+from tests.contract.copies.redis_side import KEYS, access_token, machine_token
 
 #: Beyond the token itself: leeway and a margin.
 MARGIN_MS = 65_000
@@ -300,3 +303,74 @@ def test_many_entries_are_one_round_trip(side):
 
     assert side.operations == ["pipeline"]
     assert side.hooks.written_s == [2.0] * 50
+
+
+def machine_standing(side: Side, token: MachineToken, **changes: object) -> MachineStanding:
+    """What SQL would say of *token*: all is well, but for *changes* of the client."""
+    client = Client(
+        id=token.client_id,
+        name="orders",
+        scopes=token.scopes,
+        may=(),
+        created_at=side.clock(),
+        epoch=token.epoch,
+    )
+    return MachineStanding(client=replace(client, **changes), is_revoked=False)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("how", ["remembered", "refilled"])
+def test_the_token_of_a_machine_is_good_under_proof(side, how):
+    """By the same keys and the same rule: its secret stands where a session does."""
+    token = machine_token(side.clock)
+    if how == "remembered":
+        side.index.remember_machine(token)
+    else:
+        side.index.refill_machine(token, machine_standing(side, token))
+    side.prove(marker=b"0")
+
+    assert side.verdict(token) is Verdict.ACTIVE
+    assert side.value(KEYS.session(token.session_id)) == b"alive"
+    assert side.verdict(replace(token, scopes=("orders:write",), digest="x")) is not Verdict.ACTIVE
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"session_id": True}, {"epoch": 1}, {"token_id": True}],
+    ids=["secret", "client", "token"],
+)
+def test_what_ends_the_token_of_a_machine_outlives_every_late_writer(side, changes):
+    """A secret that is dropped, a client that is cut off, one token: whoever issues or refills afterwards."""
+    token = machine_token(side.clock)
+    named = {name: getattr(token, name) if value is True else value for name, value in changes.items()}
+    entry = Revocation(
+        seq=1,
+        at=side.clock(),
+        reason="dropped",
+        expires_at=side.clock() + timedelta(milliseconds=LONGEST_MS),
+        user_id=token.user_id,
+        **named,
+    )
+    side.index.remember_machine(token)
+    side.prove(marker=b"0")
+
+    side.index.write([entry])
+    assert side.verdict(token) is Verdict.REVOKED
+    side.index.remember_machine(token)
+    side.index.refill_machine(token, machine_standing(side, token))
+
+    assert side.verdict(token) is Verdict.REVOKED
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdict"),
+    [({"epoch": 1}, Verdict.REVOKED), ({"scopes": ()}, Verdict.UNKNOWN), (None, Verdict.REVOKED)],
+    ids=["cut off", "without the scope", "gone"],
+)
+def test_a_refill_of_a_machine_that_is_not_good_never_makes_a_yes(side, changes, verdict):
+    """A secret or client that is gone leaves a tombstone, a cut-off its epoch."""
+    token = machine_token(side.clock)
+    side.prove(marker=b"0")
+
+    side.index.refill_machine(token, changes if changes is None else machine_standing(side, token, **changes))
+
+    assert side.verdict(token) is verdict

@@ -27,10 +27,11 @@ from authsvc.domain.clients import (
 )
 from authsvc.domain.errors import NotFound, StoreUnavailable, TooMany
 from authsvc.domain.values.identifiers import new_id
-from authsvc.store.clients import SqlClientStore, SqlSecretStore
+from authsvc.store.clients import SqlClientStore, SqlMachineTokenStore, SqlSecretStore
 from authsvc.store.sql import Database
 from authsvc.store.tables import clients
 from tests.contract.cache.clients import in_threads
+from tests.contract.copies.redis_side import machine_token
 from tests.contract.store.memory_clients import MemoryClientStore, MemorySecretStore
 from tests.contract.store.stores import Stores, WallClock, open_database
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from authsvc.domain.revocations import Revocation
+    from authsvc.domain.tokens.access import MachineToken
 
 RACERS = 8
 MONDAY = date(2026, 11, 23)
@@ -337,3 +339,56 @@ def test_a_database_that_does_not_answer_is_said(side):
                 question()
 
     assert side.clients.every() == []
+
+
+def a_token(client: Client, clock: WallClock) -> MachineToken:
+    """A token that *client* got with its oldest secret."""
+    return machine_token(clock, client_id=client.id, session_id=client.secrets[0].id, scopes=client.scopes)
+
+
+def test_a_token_stands_with_its_secret_and_its_client(database):
+    """As both are now; None once either is gone."""
+    side, stores = over(database), Stores.over(database)
+    tokens = SqlMachineTokenStore(database, stores.log)
+    client = add(side, "one", Right.TOKEN, scopes=("a", "b")).client
+    token = a_token(client, side.clock)
+
+    standing = tokens.standing(token)
+    assert standing is not None
+    assert (standing.client, standing.is_revoked, standing.is_good_for(token)) == (client, False, True)
+    side.clients.change(client.id, lambda found: replace(found, scopes=("a",)))
+    without_scope = tokens.standing(token)
+    assert without_scope is not None
+    assert not without_scope.is_good_for(token)
+    assert tokens.standing(replace(token, session_id=new_id())) is None
+    side.secrets.drop(client.id, client.secrets[0].id)
+    assert tokens.standing(token) is None
+    side.clients.remove(client.id)
+    assert tokens.standing(token) is None
+
+
+def test_a_token_stands_with_a_secret_that_an_older_version_added(database):
+    """It has no row of its own, and the client no secret but that."""
+    side = over(database)
+    client_id = by_an_older_version(database)
+    token = machine_token(side.clock, client_id=client_id, session_id=client_id, scopes=())
+
+    standing = SqlMachineTokenStore(database, Stores.over(database).log).standing(token)
+
+    assert standing is not None
+    assert standing.is_good_for(token)
+
+
+def test_one_token_is_revoked_alone(database):
+    """The log has one entry of it, which a repetition only repeats; its client's others stand."""
+    side, stores = over(database), Stores.over(database)
+    tokens = SqlMachineTokenStore(database, stores.log)
+    client = add(side, "one", Right.TOKEN, scopes=("a",)).client
+    token, other = a_token(client, side.clock), a_token(client, side.clock)
+
+    first, again = tokens.revoke(token), tokens.revoke(token)
+
+    assert [(entry.token_id, entry.session_id) for entry in first.entries] == [(token.token_id, None)]
+    assert (first.entries[0].seq > 0, again.entries[0].seq) == (True, 0)
+    standings = [tokens.standing(one) for one in (token, other)]
+    assert [one is not None and one.is_good_for(token) for one in standings] == [False, True]

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import event
 
+from authsvc.domain.clients import Client, ClientId, secret_digest
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.revocations import Horizon, Sight
 from authsvc.domain.values.identifiers import SessionId, TokenId, UserId, new_id
+from authsvc.store.clients import SqlClientStore
 from authsvc.store.revocations import LOG_LOCK, SqlRevocationLog
 from tests.contract.cache.clients import in_threads
 from tests.contract.store.stores import COPIES_LIVE, Stores
@@ -273,6 +275,20 @@ class TestCuttingEverybodyOff:
             (user.id, user.epoch) for user in after
         }
         assert all(new.version > old.version for new, old in zip(after, users, strict=True))
+
+    def test_the_tokens_of_clients_are_cut_off_like_those_of_users(self, stores):
+        """A secret that was dropped is back with the old data, and so would be its tokens."""
+        registry, ids = SqlClientStore(stores.database, stores.log), [new_id() for _ in range(3)]
+        for one in ids:
+            client = Client(id=ClientId(one), name="x", may=(), created_at=stores.clock())
+            registry.add(client, secret_digest("x"))
+
+        stores.log.cut_everybody_off(by=3)
+
+        cut = {(one, 3) for one in ids}
+        assert {(str(client.id), client.epoch) for client in registry.every()} == cut
+        logged = read(stores, after=0, upto=stores.log.head())
+        assert {(str(one.user_id), one.epoch) for one in logged if one.reason == "restored"} == cut
 
 
 class TestSkipping:
