@@ -20,14 +20,20 @@ class Backlog:
 
     The marker may have to stay behind entries that are visible, since a lower number may still be committed.
     What was written is not read again; numbers that are missing are, until the marker has passed them.  A
-    seal behind what was written last tells whether Redis still has it.
+    seal behind what was written last tells whether Redis still has it.  Of *most_ranges* of missing numbers
+    at most it keeps track.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most_ranges: int = MOST_RANGES) -> None:
+        self._most_ranges = most_ranges
         self.seal: Seal | None = None
         self._over = -1
         self._upto = 0
         self._missing: list[Range] = []
+
+    def anew(self) -> Backlog:
+        """An empty one of the same size."""
+        return Backlog(self._most_ranges)
 
     def begin(self, *, marker: int, head: int, over: int, is_sealed: bool) -> Sequence[Range]:
         """
@@ -41,13 +47,13 @@ class Backlog:
         upto = max(self._upto, marker)
         if head > upto:
             missing.append((upto + 1, head))
-        self._missing, self._upto = _joined(missing), max(upto, head)
+        self._missing, self._upto = _joined(missing, self._most_ranges), max(upto, head)
         return self._missing
 
     def wrote(self, page: Sequence[Revocation], seal: Seal) -> None:
         """Redis has *page*, and *seal* behind it."""
         self.seal = seal
-        self._missing = _joined(_without(self._missing, [entry.seq for entry in page]))
+        self._missing = _joined(_without(self._missing, [entry.seq for entry in page]), self._most_ranges)
 
 
 def _without(ranges: Iterable[Range], numbers: Iterable[int]) -> list[Range]:
@@ -65,9 +71,9 @@ def _without(ranges: Iterable[Range], numbers: Iterable[int]) -> list[Range]:
     return left
 
 
-def _joined(ranges: list[Range]) -> list[Range]:
-    """At most MOST_RANGES that cover *ranges*, the lowest of them joined."""
-    if len(ranges) <= MOST_RANGES:
+def _joined(ranges: list[Range], most: int) -> list[Range]:
+    """At most *most* that cover *ranges*, the lowest of them joined."""
+    if len(ranges) <= most:
         return ranges
-    *lowest, last = ranges[: 1 - MOST_RANGES]
-    return [(lowest[0][0], last[1]), *ranges[1 - MOST_RANGES :]]
+    *lowest, last = ranges[: 1 - most]
+    return [(lowest[0][0], last[1]), *ranges[1 - most :]]

@@ -13,7 +13,6 @@ from authsvc.cache.redis.client import Command
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.revocations import Horizon, Position, Revocation, Sight, whole_number
 from authsvc.domain.values.clocks import Monotonic
-from authsvc.store.copies.backlog import Backlog
 from authsvc.store.copies.index import RedisIndex
 from authsvc.store.copies.marker import Reading, Seal, is_claim, new_claim
 from authsvc.store.copies.ownership import Ownership
@@ -236,7 +235,7 @@ class Reconciler:
         self._has_cut = False
         self._horizon = Horizon()
         for shard in self.servers.shards:
-            shard.backlog = Backlog()
+            shard.backlog = shard.backlog.anew()
         return True
 
     def _bring_up_or_distrust(self, visits: Sequence[Visit], settled: Position) -> list[Visit]:

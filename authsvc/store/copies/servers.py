@@ -173,7 +173,7 @@ class Visit:
 
     def begin(self, head: int) -> None:
         """Find out what is to be written up to *head*; what was known is kept only if all goes well."""
-        self.backlog, self.shard.backlog = self.shard.backlog, Backlog()
+        self.backlog, self.shard.backlog = self.shard.backlog, self.shard.backlog.anew()
         ranges = self.backlog.begin(
             marker=whole_number(self.start) or 0,
             head=head,

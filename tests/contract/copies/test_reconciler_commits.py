@@ -10,7 +10,7 @@ import pytest
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.revocations import Committed, Revocations
 from authsvc.domain.values.identifiers import SessionId, UserId, new_id
-from authsvc.store.copies import backlog
+from authsvc.store.copies.backlog import Backlog
 from tests.contract.copies.redis_side import KEYS
 
 if TYPE_CHECKING:
@@ -158,11 +158,12 @@ class TestSlowCommits:
         assert second.reconciler.tick()
         assert world.tombstones() == {key, late}
 
-    def test_many_gaps_are_read_as_a_few(self, postgres_world, monkeypatch):
+    def test_many_gaps_are_read_as_a_few(self, postgres_world):
         """However many numbers are missing, what is asked of SQL stays short, and all of them are found."""
-        monkeypatch.setattr(backlog, "MOST_RANGES", 3)
         world = postgres_world
         process, _ = world.start()
+        for shard in process.reconciler.servers.shards:
+            shard.backlog = Backlog(most_ranges=3)
         process.reconciler.tick()
 
         with ExitStack() as writers:
