@@ -205,6 +205,13 @@ class Metrics:
     revocation_lag: Callable[[float], None] = _made(
         _Maker.gauge, "authsvc_revocation_lag", "Entries of the revocation log that Redis lacks.", "livemax"
     )
+    #: Parts of Redis that this process believes: one of one, or of the shards of a cluster.
+    redis_shards_proven: Callable[[float], None] = _made(
+        _Maker.gauge,
+        "authsvc_redis_shards_proven",
+        "Shards of Redis that the last comparison proved: 1 is all of one server, 64 all of a cluster.",
+        "livemin",
+    )
     #: How many were found, how many were not, in one call of the user cache.
     user_cache_hits: Callable[[int], None] = _made(
         _Maker.counter, "user_cache_hits", "Users found in the cache."

@@ -198,6 +198,7 @@ def _reconciler(
         ),
         monotonic=time.monotonic,
         on_lag=metrics.revocation_lag,
+        on_proven=metrics.redis_shards_proven,
         on_compared=lambda: answers.compared(time.monotonic()),
     )
 

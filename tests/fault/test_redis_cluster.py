@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from contextlib import contextmanager
 from functools import partial
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from redis.crc import key_slot
 
+from tests import ROOT
 from tests.fault.asking import ALL_REFUSED, PATIENCE_S, answered, everywhere
 from tests.fault.audit import audit
 from tests.fault.cluster_world import TAGS, ClusterWorld, open_cluster_world
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.fault, pytest.mark.slow]
 
+PAGE = ROOT / "docs" / "failure-modes.md"
 #: A node is missed for 5 s, then the others agree; then the map is read.
 ELECTION_S = 40.0
 #: Longer than an election takes.
@@ -148,6 +151,14 @@ def test_a_fault_of_one_server_loses_nothing_that_was_acknowledged(
     assert pulse.is_late or not findings.answers["check 503"]
     for token in three.forgotten:
         assert [everywhere(service, token) for service in three.replicas] == [[ALL_REFUSED]] * 2
+
+
+def test_every_fault_has_its_row_on_the_page():
+    """An operator finds each fault by its name, and no name that is not tried."""
+    rows = re.findall(r"^\| \*\*.*$", PAGE.read_text(), re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`(cluster-[a-z-]+)`", row)}
+
+    assert named == {*FAULTS, "cluster-failover", "cluster-partition"}
 
 
 @pytest.mark.long

@@ -197,6 +197,17 @@ def test_the_component_of_second_factors_gives_the_key_of_the_data(rendered, ove
     assert added == [[{"name": "DATA_KEY_FILE", "value": "/run/secrets/authsvc/data-key"}]] * 2
 
 
+def test_the_component_of_a_cluster_takes_its_password_in_place_of_a_url(overlay, tmp_path):
+    """In both containers: an upgrade checks the settings, too."""
+    documents = render(with_components(overlay, tmp_path, "redis-cluster"))
+
+    spec = pod(documents)
+    for container in (spec["initContainers"][0], spec["containers"][0]):
+        names = {variable["name"]: variable["value"] for variable in container["env"]}
+        assert names["REDIS_PASSWORD_FILE"] == "/run/secrets/authsvc/redis-password"
+        assert "REDIS_URL_FILE" not in names
+
+
 def with_components(overlay: str, folder: Path, *names: str) -> Path:
     """Return a copy of *overlay*, below *folder*, with components that its users may add."""
     text = (OVERLAYS[overlay] / "kustomization.yaml").read_text()

@@ -49,6 +49,8 @@ class Reconciler:
     ownership: Ownership
     monotonic: Monotonic
     on_lag: Callable[[int], None]
+    #: Hears how many shards are proven, after each comparison.
+    on_proven: Callable[[int], None]
     #: Called after each comparison that SQL and Redis both took part in.
     on_compared: Callable[[], None] = nothing
     _horizon: Horizon = field(default_factory=Horizon, init=False)
@@ -66,6 +68,7 @@ class Reconciler:
         errors: list[CacheError] = []
         visits = self._visits(errors)
         compared = self._compare(visits, is_partial=bool(errors)) if visits else []
+        self.on_proven(len(compared))
         errors += [visit.error for visit in visits if visit.error is not None]
         if errors:
             raise errors[0]

@@ -245,6 +245,7 @@ def process(url: str, log: SqlRevocationLog, clock: Clock, *, reconciling_url: s
         ),
         monotonic=monotonic,
         on_lag=lags.append,
+        on_proven=lambda _: None,
     )
     index = index_over(checks, clock, proof=proof, hooks=hooks, monotonic=monotonic)
     marker = SentMarker(reconciling, FreshnessMarker(KEYS.marker, KEYS.installation, UNHURRIED.marker))

@@ -273,6 +273,7 @@ class Process:
             ),
             monotonic=lambda: cluster.now_s,
             on_lag=lambda _: None,
+            on_proven=lambda _: None,
         )
         #: What was visible in SQL before its last comparison that ended well began.
         self.compared: set[int] = set()

@@ -53,6 +53,7 @@ def metrics():
         (lambda m: m.password_hash_queue(3), "authsvc_password_hash_queue", 3),
         (lambda m: m.revocation_propagation(0.02), "authsvc_revocation_propagation_seconds_count", 1),
         (lambda m: m.revocation_lag(7), "authsvc_revocation_lag", 7),
+        (lambda m: m.redis_shards_proven(43), "authsvc_redis_shards_proven", 43),
         (lambda m: m.user_cache_hits(5), "user_cache_hits_total", 5),
         (lambda m: m.user_cache_misses(2), "user_cache_misses_total", 2),
         (lambda m: m.cache_operation(0.0004), 'cache_operation_latency_seconds_bucket{le="0.0005"}', 1),
