@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -223,7 +224,7 @@ def test_a_token_that_was_changed_is_refused(api, postbox):
 
 
 def test_one_link_that_many_use_at_once_works_once(api, replica, postbox):
-    """A row decides, also between processes."""
+    """A row decides, also between processes; whoever finds the queue for hashes full may come again."""
     person = api.someone()
     forget(api, person.email)
     token = token_in(postbox.newest(person.email))
@@ -233,7 +234,9 @@ def test_one_link_that_many_use_at_once_works_once(api, replica, postbox):
 
     answers = at_once(use, range(50), threads=50)
 
-    assert sorted(answer.status_code for answer in answers) == [204] + [401] * 49
+    codes = Counter(answer.json["code"] if answer.json else answer.status_code for answer in answers)
+    assert codes[204] == 1
+    assert codes["code_invalid"] + codes["busy"] == 49
 
 
 def test_nothing_older_lives_after_a_reset_beside_logins_and_refreshes(api: Api, postbox: Postbox) -> None:
