@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from copy import deepcopy
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Self
 
@@ -16,8 +17,9 @@ import pytest
 import requests
 
 from authsvc.domain.tokens.keys import generate
+from tests.api.second_factors import FACTORS
 from tests.e2e.kubernetes.kubelet import Pod, make_secrets
-from tests.manifests import OVERLAYS, render
+from tests.manifests import OVERLAYS, kinds, render
 from tests.processes import wait_until
 from tests.rig import HOPELESS_S, PASSWORD
 from tests.servers import RedisServer, drop_database
@@ -99,6 +101,11 @@ class User:
     def kid(self) -> str:
         """Return the key that signed the latest token."""
         return str(jwt.get_unverified_header(self.latest)["kid"])
+
+    def level(self) -> str | None:
+        """Return the level that the latest token says, if it does."""
+        found: str | None = jwt.decode(self.latest, options={"verify_signature": False}).get("acr")
+        return found
 
     def _ask(self, name: str, method: str, **options: object) -> requests.Response | None:
         try:
@@ -195,6 +202,14 @@ class Cluster:
     def __exit__(self, *_: object) -> None:
         self.stack.close()
 
+    def switch(self, **settings: str) -> None:
+        """Give later pods other *settings*, as a changed ConfigMap does."""
+        self.documents = deepcopy(self.documents)
+        (config,) = (
+            each for each in kinds(self.documents, "ConfigMap") if settings.keys() & each["data"].keys()
+        )
+        config["data"] |= settings
+
     def new_pod(self) -> Pod:
         """Return one more pod, not started."""
         return self.stack.enter_context(Pod(self.documents, self.secret_data, self.folder))
@@ -221,10 +236,16 @@ class Cluster:
         self.drains = [future.result() for future in going]
 
 
-def test_nobody_notices_an_update_and_a_new_key(cluster):
-    """No request fails and nobody is logged out, while every pod and the signing key are replaced."""
+def test_nobody_notices_an_update_a_new_key_and_second_factors(cluster):
+    """
+    No request fails and nobody is logged out, while every pod and the signing key are replaced.
+
+    The new pods have second factors on.  Their tokens say levels, and old and new ones take each other's.
+    """
     users = [User(cluster.gateway.url, f"user{number}@example.com") for number in range(USERS)]
     old_kids = {user.kid() for user in users}
+    assert not any(user.level() for user in users)
+    cluster.switch(**FACTORS)
 
     with Traffic(users):
         for number in cluster.roll():
@@ -238,5 +259,6 @@ def test_nobody_notices_an_update_and_a_new_key(cluster):
     assert outcomes.keys() == {"refresh 200", "verify 200"}, outcomes
     assert min(outcomes.values()) > USERS
     assert len({user.kid() for user in users} | old_kids) == 2
+    assert {user.level() for user in users} == {"aal1"}
     assert [drain.status for drain in cluster.drains] == [0] * REPLICAS
     assert all(drain.took_s < drain.grace_s for drain in cluster.drains)

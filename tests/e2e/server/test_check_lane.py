@@ -16,6 +16,7 @@ import pytest
 from redis import Redis
 
 from tests import times
+from tests.api.second_factors import FACTORS
 from tests.e2e.estate import ROOT, create_root, running
 from tests.e2e.server.raw_checks import Checks, Pieces, cut_at
 from tests.processes import HOST, resume_tree, suspend_tree
@@ -47,9 +48,9 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def env(postgres_server, redis_server, folder) -> dict[str, str]:
-    """One worker, so that it is the same that answers."""
+    """One worker, so that it is the same that answers; with second factors, so that tokens say levels."""
     url = postgres_server.create_database()
-    made = environment(url, redis_server.url, folder, CACHE_KEY_PREFIX="lane", WEB_CONCURRENCY="1")
+    made = environment(url, redis_server.url, folder, CACHE_KEY_PREFIX="lane", WEB_CONCURRENCY="1", **FACTORS)
     migrate(made)
     create_root(made, folder)
     return made
@@ -138,9 +139,11 @@ def reads(redis_url: str) -> int:
     return stats["cmdstat_mget"]["calls"]
 
 
-def test_all_checks_of_a_round_are_one_read(lane, tokens, redis_server):
-    """They wait for one MGET, not for one each."""
-    request = b"GET /v1/auth/verify HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %b\r\n\r\n" % tokens[0]
+@pytest.mark.parametrize("query", [b"", b"?acr=aal1&max_age=99999"])
+def test_all_checks_of_a_round_are_one_read(lane, tokens, redis_server, query):
+    """They wait for one MGET, not for one each, whatever level they ask for."""
+    line = b"GET /v1/auth/verify%b HTTP/1.1\r\n" % query
+    request = b"%bHost: x\r\nAuthorization: Bearer %b\r\n\r\n" % (line, tokens[0])
     with ExitStack() as stack:
         clients = [stack.enter_context(socket.create_connection((HOST, lane.port))) for _ in range(MANY)]
         for client in clients:  # each is known to the worker, and its request is the only one under way
