@@ -14,8 +14,9 @@ import pytest
 from tests.api.driver import Api, Person, at_once, code_of, json_of
 from tests.api.gateway import Gateway
 from tests.api.mailing import MAIL
-from tests.api.second_factors import UNLIMITED, guarded, refused, verified
+from tests.api.second_factors import FACTORS, UNLIMITED, guarded, refused, verified
 from tests.rig import PASSWORD
+from tests.servers import RedisServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -334,7 +335,6 @@ FRESH_ROUTES: list[tuple[str, str, dict[str, Any] | None]] = [
 FACTOR_ROUTES: list[tuple[str, str, dict[str, Any] | None]] = [
     ("POST", "/v1/me/factors/totp", {}),
     ("POST", "/v1/me/factors/totp/7d8b1d0e-0a53-4be4-93f9-0b0a8bfc1c11/confirm", {"code": "123456"}),
-    ("PATCH", "/v1/me/factors/7d8b1d0e-0a53-4be4-93f9-0b0a8bfc1c11", {"name": None}),
     ("DELETE", "/v1/me/factors/7d8b1d0e-0a53-4be4-93f9-0b0a8bfc1c11", None),
     ("POST", "/v1/me/recovery-codes", None),
 ]
@@ -569,3 +569,19 @@ def test_both_sides_of_the_switch_take_each_others_tokens(levels_api, switched):
     assert not CLAIMS & without.claims().keys()
     assert back.is_accepted()
     assert level_in(back.refresh())[:2] == ("aal1", ["pwd"])
+
+
+def test_without_redis_a_recovery_code_steps_up_and_nothing_else_does(make_api):
+    """What a guess could hit is not judged where nothing counts; the new token is good from SQL."""
+    with RedisServer() as redis:
+        api = make_api(**FACTORS, REDIS_URL=redis.url, RATE_LIMIT_LOGIN_ACCOUNT="10/15minutes")
+        alice, bob = guarded(api), api.someone()
+        code = alice.next_code()
+        redis.kill()
+
+        waiting = [step_up(alice.person, code=code), step_up(bob, password=PASSWORD)]
+        stepped = stepped_up(alice.person, recovery_code=alice.recovery_codes[0])
+        checked = stepped.call("GET", f"{VERIFY}?acr=aal2&max_age=300")
+
+    assert [(answer.status_code, code_of(answer)) for answer in waiting] == [(503, "unavailable")] * 2
+    assert checked.status_code == 200

@@ -26,6 +26,16 @@ def test_a_port_from_a_service_link_is_explained(tmp_path, name):
     assert "tcp://10.96.0.12:6379" in problem.message
 
 
+@pytest.mark.parametrize("level", ["aal2", "phr"])
+def test_a_level_for_admins_needs_second_factors(tmp_path, level):
+    """Without them no admin could ever have it, and their routes would be closed for good."""
+    problem = only_problem(production(tmp_path, ADMIN_ACR=level))
+
+    assert problem.name == "ADMIN_ACR"
+    assert "SECOND_FACTORS=on" in problem.message
+    assert read(tmp_path, ADMIN_ACR="aal1").second_factors.admin_acr == "aal1"
+
+
 def test_names_from_a_service_link_are_explained_once(tmp_path):
     """A Service called authsvc writes a dozen names into the pod; one line is enough."""
     links = {
