@@ -203,7 +203,7 @@ def test_the_component_of_a_cluster_takes_its_password_in_place_of_a_url(overlay
 
     spec = pod(documents)
     for container in (spec["initContainers"][0], spec["containers"][0]):
-        names = {variable["name"]: variable["value"] for variable in container["env"]}
+        names = {variable["name"]: variable.get("value") for variable in container["env"]}
         assert names["REDIS_PASSWORD_FILE"] == "/run/secrets/authsvc/redis-password"
         assert "REDIS_URL_FILE" not in names
 
