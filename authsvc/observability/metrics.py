@@ -40,7 +40,8 @@ PROPAGATION_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 
 _ALWAYS = ("ok", "malformed", errors.Invalid.code, errors.RateLimited.code, errors.StoreUnavailable.code)
 _LOGINS = (
     *_ALWAYS,
-    *(errors.InvalidCredentials.code, errors.HashingBusy.code, errors.SecondFactorRequired.code),
+    *(errors.InvalidCredentials.code, errors.HashingBusy.code),
+    *(errors.SecondFactorRequired.code, errors.CodeInvalid.code, errors.EmailUnverified.code),
 )
 _REGISTRATIONS = (*_ALWAYS, errors.EmailTaken.code, errors.HashingBusy.code)
 _REFRESHES = (*_ALWAYS, errors.RefreshInvalid.code, errors.RefreshReused.code, errors.SessionOver.code)

@@ -15,7 +15,7 @@ from authsvc.domain.values.encryption import DataKeys
 from authsvc.domain.values.identifiers import UserId
 from authsvc.settings import Settings
 from authsvc.wiring.preflight import factor_problems
-from tests.api.driver import Api, MakeApi, Person, at_once, code_of, json_of
+from tests.api.driver import Api, MakeApi, Person, at_once, code_of, json_of, new_email
 from tests.api.mailing import MAIL, Postbox, code_in
 from tests.api.second_factors import (
     UNLIMITED,
@@ -206,6 +206,21 @@ def proven(api: Api) -> Person:
     person = api.someone()
     api.services.users.vouch_for(UserId(person.id))
     return person
+
+
+def test_with_a_factor_an_address_is_changed_without_a_code_to_the_old_one(mailing):
+    """The factor, freshly shown, proves more than a mail; the old address hears of it afterwards."""
+    postbox, new = Postbox(mailing), new_email()
+    person = guarded(mailing, proven(mailing)).log_in()
+
+    asked = person.call("POST", "/v1/me/email", json={"email": new, "password": PASSWORD})
+    body = {"ticket": json_of(asked)["ticket"], "code": code_in(postbox.newest(new))}
+    done = person.call("POST", "/v1/me/email/confirm", json=body)
+
+    assert (asked.status_code, json_of(asked)["needs"]) == (202, ["code"])
+    assert (done.status_code, json_of(done)["email"]) == (200, new)
+    subjects = [mail.splitlines()[0] for mail in postbox.mails_to(person.email)]
+    assert subjects == ["A second factor was added", "Your e-mail address was changed"]
 
 
 def test_people_are_told_what_was_done_to_their_factors(mailing):
@@ -405,7 +420,7 @@ class Rounds:
         return json_of(answer)
 
 
-def test_switching_off_is_refused_while_anybody_has_a_factor(make_api):
+def test_switching_off_is_refused_while_anybody_has_a_factor(make_api, command, capsys, monkeypatch):
     """Their passwords alone would let people in; afterwards it starts."""
     api = make_api(**UNLIMITED)
     off = Settings.from_env({**api.env, "SECOND_FACTORS": "off"})
@@ -415,6 +430,10 @@ def test_switching_off_is_refused_while_anybody_has_a_factor(make_api):
     them = guarded(api)
 
     (problem,) = factor_problems(off)
+    for name, value in {**api.env, "SECOND_FACTORS": "off"}.items():
+        monkeypatch.setenv(name, value)
+    assert command(["config", "check", "--connect"]) == 1
+    assert "SECOND_FACTORS is off, and accounts have second factors" in capsys.readouterr().err
     api.services.second_factors.factors.reset(them.person.id, actor=None)
 
     assert problem.name == "SECOND_FACTORS"

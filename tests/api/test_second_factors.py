@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import partial
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -28,7 +28,10 @@ from tests.api.second_factors import (
     guarded,
     refused,
 )
-from tests.servers import RedisServer
+from tests.processes import wait_until
+from tests.rig import development
+from tests.servers import RedisServer, drop_database
+from tests.servers.proxy import Mode, TcpProxy
 
 if TYPE_CHECKING:
     from typing import Any
@@ -421,6 +424,34 @@ def test_without_redis_a_recovery_code_goes_on_and_an_app_waits(make_api, postgr
     assert (waits.status_code, code_of(waits)) == (503, "unavailable")
     assert int(waits.headers["Retry-After"]) >= 1
     assert goes_on.status_code == 200
+
+
+def test_without_sql_nothing_is_judged_and_nothing_used_up(postgres_server, template, redis_server, tmp_path):
+    """503 for every kind of answer; the same code is good afterwards."""
+    url = postgres_server.create_database(template=template)
+    with ExitStack() as stack:
+        stack.callback(drop_database, postgres_server.url, url)
+        proxy = stack.enter_context(TcpProxy(url))
+        settings = UNLIMITED | {"CACHE_KEY_PREFIX": "factors"}
+        api = Api(development(proxy.url_for(url), redis_server.url, tmp_path, **settings))
+        stack.callback(api.close)
+        them = guarded(api)
+        challenge, code = them.challenge(), them.next_code()
+        proxy.switch(Mode.REFUSE)
+
+        without = [
+            them.answer(challenge, code=code),
+            them.answer(challenge, recovery_code=them.recovery_codes[0]),
+            them.person.call("GET", "/v1/me/factors"),
+        ]
+        proxy.switch(Mode.PASS)
+        wait_until(
+            lambda: them.person.call("GET", "/v1/me/factors").status_code == 200, what="SQL after the fault"
+        )
+
+        assert [(answer.status_code, code_of(answer)) for answer in without] == [(503, "unavailable")] * 3
+        assert them.answer(challenge, code=code).status_code == 200
+        assert them.answer(them.challenge(), recovery_code=them.recovery_codes[0]).status_code == 200
 
 
 def test_a_process_without_second_factors_lets_nobody_past_them(make_api):

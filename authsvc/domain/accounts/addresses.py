@@ -134,12 +134,13 @@ class Addresses:
         """
         Ask to change the address of *proven*, whose password was just shown, to the address *typed*.
 
-        A code goes to the new address, and one to the old one where that is proven.  A new address that an
-        account has gets no mail; the answer is the same.  Raises Invalid.
+        A code goes to the new address, and one to the old one where that is proven and there is no second
+        factor.  A new address that an account has gets no mail; the answer is the same.  Raises Invalid.
         """
         new = required_email(typed)
         old, now = proven.user.email, self.clock()
-        needs_old = proven.user.email_verified
+        # A second factor, freshly shown, proves more than a mail to the old address.
+        needs_old = proven.user.email_verified and not proven.has_factor
         ticket = replace(bound(new_ticket(Purpose.CHANGE, new, now), proven), needs_old_code=needs_old)
         mails = [new_mail(Template.CHANGE, new, now=now, ticket=ticket, client_ip=client_ip)]
         if needs_old:
