@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 import time
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -67,6 +69,21 @@ class World:
         assert self.service.register(email).status_code == 201
         return email, self.service.log_in(email)
 
+    def machine(self) -> tuple[dict[str, Any], str]:
+        """A new client with a scope, as the command line shows it, and a token of its own."""
+        command = ("clients", "create", "billing", "--scope", "orders:read")
+        done = run_command(*command, env=self.service.env, folder=self.folder, entry=PATIENT)
+        assert done.returncode == 0, done.stderr
+        made = json.loads(done.stdout)
+        answer = self.service.call(
+            "POST",
+            "/v1/oauth2/token",
+            data={"grant_type": "client_credentials"},
+            auth=(made["client_id"], made["client_secret"]),
+        )
+        assert answer.status_code == 200, answer.text
+        return made, answer.json()["access_token"]
+
     def log_out(self, pair: dict[str, Any]) -> None:
         """End the session of *pair*."""
         assert self.service.call("POST", "/v1/auth/logout", token=pair["access_token"]).status_code == 204
@@ -101,7 +118,7 @@ def world(postgres_server, redis_server, tmp_path_factory) -> Iterator[World]:
     database_url = postgres_server.create_database()
     with ExitStack() as stack:
         sql = stack.enter_context(TcpProxy(database_url))
-        prefix = {"CACHE_KEY_PREFIX": "verifier"}
+        prefix = {"CACHE_KEY_PREFIX": "verifier", "MACHINES": "on"}
         env = environment(sql.url_for(database_url), redis_server.url, folder, **prefix)
         migrate(env)
         service = stack.enter_context(Service(env, folder, entry=PATIENT))
@@ -335,12 +352,50 @@ def test_a_storm_of_unknown_keys_and_a_rotated_one(world):
         assert verdict(verifier, pair["access_token"]) == "yes"
 
 
+def test_whatever_makes_the_token_of_a_machine_worthless_is_heard(world):
+    """A dropped secret, scopes that are cut, a deleted client, the token itself: as the service does."""
+    boss, _ = world.newcomer()
+    promote(world, boss)
+    admin = world.service.log_in(boss)["access_token"]
+
+    def change(method: str, path: str, body: object = None) -> None:
+        answer = world.service.call(method, f"/v1/clients/{path}", token=admin, json=body)
+        assert answer.status_code in {200, 204}, answer.text
+
+    def is_refused(token: str) -> bool:
+        try:
+            verifier.verify_machine(token)
+        except TokenInvalid:
+            return True
+        return False
+
+    with world.verifier() as verifier:
+        changes = {
+            "secret": lambda one, said: change("DELETE", f"{one['client_id']}/secrets/{said['sid']}"),
+            "scopes": lambda one, _: change("PATCH", one["client_id"], {"scopes": []}),
+            "client": lambda one, _: change("DELETE", one["client_id"]),
+            "token": lambda one, said: world.service.call(
+                "POST",
+                "/v1/oauth2/revoke",
+                data={"token": said["token"]},
+                auth=(one["client_id"], one["client_secret"]),
+            ),
+        }
+        for name, make_worthless in changes.items():
+            made, token = world.machine()
+            assert verifier.verify_machine(token, ["orders:read"]).client_id == made["client_id"], name
+            said = jwt.decode(token, options={"verify_signature": False}) | {"token": token}
+            make_worthless(made, said)
+            wait_until(partial(is_refused, token), timeout_s=SAFE_S, what=f"{name} refused")
+
+
 def test_the_blocks_of_the_page_run_in_order(world):
     """Every example of docs/verifier.md, against a real service."""
     _, pair = world.newcomer()
     text = PAGE.read_text(encoding="utf-8")
     given = world.options(directly=True)
-    names = {"__name__": "orders", "token": pair["access_token"], **{k: given[k] for k in given}}
+    tokens = {"token": pair["access_token"], "machine_token": world.machine()[1]}
+    names = {"__name__": "orders", **tokens, **{k: given[k] for k in given}}
     blocks = list(re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
 
     for block in blocks:
