@@ -216,11 +216,19 @@ def _step(target: Any, step: Document) -> None:
     if isinstance(target, list) and last == "-" and step["op"] == "add":
         target.append(step["value"])
         return
-    if not isinstance(target, dict) or step["op"] not in {"add", "replace"}:
+    key: Any = int(last) if isinstance(target, list) else last
+    if step["op"] == "add" and isinstance(target, dict):
+        target[key] = step["value"]
+        return
+    try:
+        before = target[key]
+    except LookupError:
+        raise Unknown(f"nothing at {step['path']}") from None
+    if step["op"] == "test" and before == step["value"]:
+        return
+    if step["op"] != "replace":
         raise Unknown(f"{step['op']} {step['path']}")
-    if step["op"] == "replace" and last not in target:
-        raise Unknown(f"nothing to replace at {step['path']}")
-    target[last] = step["value"]
+    target[key] = step["value"]
 
 
 def merge(target: Document, change: Document) -> None:
