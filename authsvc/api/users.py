@@ -8,7 +8,7 @@ from authsvc.api.frame.bodies import Blueprint
 from authsvc.api.frame.context import identity, services
 from authsvc.api.frame.guards import requires
 from authsvc.api.frame.outcomes import changed, revoked
-from authsvc.api.schemas.accounts import StandingBody, StandingForm, UserPage, UserQuery, UserView
+from authsvc.api.schemas.accounts import UserPage, UserPatch, UserPatchForm, UserQuery, UserView
 from authsvc.domain.errors import NotFound
 from authsvc.domain.users import User, UserFilter
 from authsvc.domain.values.identifiers import UserId, canonical_id
@@ -37,15 +37,15 @@ def one(user_id: str) -> User:
 
 @blp.patch("/<user_id>")
 @requires("admin")
-@blp.arguments(StandingBody)
+@blp.arguments(UserPatch)
 @blp.response(200, UserView)
 @blp.alt_response(202, schema=UserView, description="Changed; Redis has yet to hear of it.")
 @blp.refuses(404, "`not_found`")
 @blp.refuses(409, "`last_admin`")
-def change(form: StandingForm, user_id: str) -> tuple[User, int]:
+def change(form: UserPatchForm, user_id: str) -> tuple[User, int]:
     """Set roles, status or both; it holds on the user's next request."""
     return changed(
-        services().users.change_standing(
+        services().users.change_roles_or_status(
             user_named(user_id), roles=form.roles, status=form.status, actor=identity().user_id
         )
     )

@@ -73,7 +73,7 @@ def run_list(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     ring = read_ring(_folder(options, env))
     signer = ring.signer(now()).kid if ring.keys else None
     print(json.dumps({"keys": [_described(key, signs=key.kid == signer) for key in ring.keys]}))
-    _tell(f"{key.file_name} {_standing(ring, key, lifetime_s)}" for key in ring.keys)
+    _tell(f"{key.file_name} {_validity(ring, key, lifetime_s)}" for key in ring.keys)
     return 0
 
 
@@ -205,16 +205,16 @@ def _require_unused(ring: KeyRing, key: SigningKey, lifetime_s: int) -> None:
 
 def _what_comes(ring: KeyRing, key: SigningKey, lifetime_s: int) -> Iterator[str]:
     """What an operator has to know of a new *key*."""
-    yield f"{key.file_name} {_standing(ring, key, lifetime_s)}"
+    yield f"{key.file_name} {_validity(ring, key, lifetime_s)}"
     signer = ring.signer(now())
     if signer.kid == key.kid:
         return
-    yield f"{signer.file_name} {_standing(ring, signer, lifetime_s)}"
+    yield f"{signer.file_name} {_validity(ring, signer, lifetime_s)}"
     if signer.algorithm != key.algorithm:
         yield f"whoever verifies tokens has to accept {key.algorithm} beside {signer.algorithm} before that"
 
 
-def _standing(ring: KeyRing, key: SigningKey, lifetime_s: int) -> str:
+def _validity(ring: KeyRing, key: SigningKey, lifetime_s: int) -> str:
     """From when until when *key* signs, and from when on it can go; by the times in the names."""
     tenure, moment = ring.tenure(key), now()
     if ring.signer(moment).kid == key.kid:

@@ -195,7 +195,7 @@ class UserDirectory:
         """Store the given fields of *profile*."""
         return self._told(self.store.change(user_id, profile.applied_to))
 
-    def change_standing(
+    def change_roles_or_status(
         self, user_id: UserId, *, roles: tuple[Role, ...] | None, status: Status | None, actor: UserId | None
     ) -> Outcome[User]:
         """
@@ -220,7 +220,7 @@ class UserDirectory:
 
     def set_roles(self, email: Email, roles: tuple[Role, ...]) -> Outcome[User]:
         """The same by address, for operators; raises NotFound, LastAdmin, Invalid."""
-        return self.change_standing(self.called(email).id, roles=roles, status=None, actor=None)
+        return self.change_roles_or_status(self.called(email).id, roles=roles, status=None, actor=None)
 
     def called(self, email: Email) -> User:
         """The user with the canonical address *email*; raises NotFound."""

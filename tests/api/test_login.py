@@ -94,7 +94,7 @@ def without_ids(answer) -> tuple[object, ...]:
 def test_every_failure_looks_the_same(api):
     """Unknown address, wrong password, disabled user with the right one: same status, headers and body."""
     person, disabled = api.someone(), api.someone()
-    api.services.users.change_standing(disabled.id, roles=None, status="disabled", actor=None)
+    api.services.users.change_roles_or_status(disabled.id, roles=None, status="disabled", actor=None)
 
     failures = [
         api.log_in(new_email()),
@@ -121,7 +121,7 @@ def hashes(api) -> float:
 def test_every_login_does_the_hashing_work_exactly_once(api):
     """Right or wrong, unknown, disabled or no address at all: neither no work nor twice tells them apart."""
     person, disabled = api.someone(), api.someone()
-    api.services.users.change_standing(disabled.id, roles=None, status="disabled", actor=None)
+    api.services.users.change_roles_or_status(disabled.id, roles=None, status="disabled", actor=None)
     wrong = "wrong horse battery staple"
     attempts = [
         (person.email, PASSWORD),

@@ -236,7 +236,7 @@ def test_a_refresh_brings_the_roles_of_now(api):
     """A token keeps its roles, the next one has the user's."""
     person = api.someone()
     assert person.claims()["roles"] == ["user"]
-    api.services.users.change_standing(person.id, roles=("admin",), status=None, actor=None)
+    api.services.users.change_roles_or_status(person.id, roles=("admin",), status=None, actor=None)
     assert not person.is_accepted()
 
     promoted = person.refresh()

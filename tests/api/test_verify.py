@@ -142,8 +142,8 @@ def test_each_state_of_session_and_user_decides_at_once(api):
 
     assert not person.is_accepted()
     assert other.is_accepted()
-    api.services.users.change_standing(person.id, roles=None, status="disabled", actor=None)
+    api.services.users.change_roles_or_status(person.id, roles=None, status="disabled", actor=None)
     assert not other.is_accepted()
-    api.services.users.change_standing(person.id, roles=None, status="active", actor=None)
+    api.services.users.change_roles_or_status(person.id, roles=None, status="active", actor=None)
     assert not other.is_accepted()
     assert person.log_in().is_accepted()

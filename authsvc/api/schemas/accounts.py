@@ -189,14 +189,14 @@ class PreferencesPatch(PreferencesBody):
 
 
 @dataclass(frozen=True, slots=True)
-class StandingForm:
+class UserPatchForm:
     """Roles, status or both."""
 
     roles: tuple[Role, ...] | None = None
     status: Status | None = None
 
 
-class StandingBody(Body):
+class UserPatch(Body):
     """What an admin changes of a user."""
 
     roles = fields.List(role_name(), validate=validate.Length(min=1, max=len(BUILT_IN) + MAX_ROLES))
@@ -208,10 +208,10 @@ class StandingBody(Body):
         _require_some(data)
 
     @post_load
-    def build(self, data: dict[str, Any], **_: Any) -> StandingForm:
+    def build(self, data: dict[str, Any], **_: Any) -> UserPatchForm:
         """As a value."""
         roles = tuple(data["roles"]) if "roles" in data else None
-        return StandingForm(roles=roles, status=data.get("status"))
+        return UserPatchForm(roles=roles, status=data.get("status"))
 
 
 class UserQuery(Schema):

@@ -129,7 +129,7 @@ def test_nothing_is_left_of_who_is_disabled_or_deleted(processes, redis):
     """The copy that a login left is older than the one change, and of no use after the other."""
     user = register(processes.one)
     log_in(processes.one)
-    processes.one.users.change_standing(user.id, roles=None, status="disabled", actor=None)
+    processes.one.users.change_roles_or_status(user.id, roles=None, status="disabled", actor=None)
     assert cached_version(redis, user.id) is None
     assert processes.other.users.get(user.id).status == "disabled"
     processes.one.users.remove(user.id, actor=None)
@@ -180,7 +180,7 @@ def test_who_is_disabled_in_the_middle_of_a_login_is_not_cached(processes, redis
     """The login is refused under the row lock, and leaves neither a copy nor its lease."""
     user = register(processes.one)
     disable = partial(
-        processes.other.users.change_standing, user.id, roles=None, status="disabled", actor=None
+        processes.other.users.change_roles_or_status, user.id, roles=None, status="disabled", actor=None
     )
 
     with monkeypatch.context() as patched:
@@ -210,12 +210,12 @@ def test_logins_racing_role_changes_never_leave_an_old_role(processes, postgres_
     """Many of both, in two processes: when a change is published, no read shows the roles from before."""
     user = register(processes.one)
     root = processes.add("root")
-    processes.one.users.change_standing(root.id, roles=("admin",), status=None, actor=None)
+    processes.one.users.change_roles_or_status(root.id, roles=("admin",), status=None, actor=None)
     stale: list[int] = []
 
     def change(turn: int) -> None:
         roles = ("admin",) if turn % 2 else ("user",)
-        outcome = processes.other.users.change_standing(user.id, roles=roles, status=None, actor=None)
+        outcome = processes.other.users.change_roles_or_status(user.id, roles=roles, status=None, actor=None)
         for services in (processes.one, processes.other):
             found = services.users.get(user.id)
             if found.version < outcome.value.version or found.is_admin != bool(turn % 2):

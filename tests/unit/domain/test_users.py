@@ -131,7 +131,7 @@ def test_a_real_change_of_standing_raises_the_epoch_once(roles, status, expected
     store = Users(user())
     users, audit = directory(store)
 
-    users.change_standing(ALICE_ID, roles=roles, status=status, actor=ADMIN_ID)
+    users.change_roles_or_status(ALICE_ID, roles=roles, status=status, actor=ADMIN_ID)
 
     assert store.stored == user(**expected)
     assert [(event.action, event.actor_id) for event in audit.events] == [
