@@ -50,7 +50,8 @@ def folder(tmp_path_factory) -> Path:
 def env(postgres_server, redis_server, folder) -> dict[str, str]:
     """One worker, so that it is the same that answers; with second factors, so that tokens say levels."""
     url = postgres_server.create_database()
-    made = environment(url, redis_server.url, folder, CACHE_KEY_PREFIX="lane", WEB_CONCURRENCY="1", **FACTORS)
+    settings = {"CACHE_KEY_PREFIX": "lane", "WEB_CONCURRENCY": "1", "MACHINES": "on"}
+    made = environment(url, redis_server.url, folder, **settings, **FACTORS)
     migrate(made)
     create_root(made, folder)
     return made
@@ -71,14 +72,28 @@ def ordinary(env, folder, lane) -> Iterator[Service]:
 
 
 @pytest.fixture(scope="module")
-def tokens(lane, ordinary) -> tuple[bytes, ...]:
-    """Of an admin, of a user, of somebody who logged out, and none; both services know their signatures."""
+def machine(lane, ordinary) -> bytes:
+    """The token of a service, whose signature both know."""
+    admin = lane.log_in(ROOT)["access_token"]
+    body = {"name": "orders", "scopes": ["orders:read", "orders/write"]}
+    made = lane.call("POST", "/v1/clients", token=admin, json=body).json()
+    form, pair = {"grant_type": "client_credentials"}, (made["client_id"], made["client_secret"])
+    token = str(lane.call("POST", "/v1/oauth2/token", data=form, auth=pair).json()["access_token"])
+    for service in (lane, ordinary):
+        assert service.call("GET", "/v1/auth/verify-machine", token=token).status_code == 200
+    return token.encode()
+
+
+@pytest.fixture(scope="module")
+def tokens(lane, ordinary, machine) -> tuple[bytes, ...]:
+    """Of an admin, a user, a service, somebody who logged out, and none; both know the signatures."""
     lane.register("ada@example.com")
     pairs = [lane.log_in(email)["access_token"] for email in (ROOT, "ada@example.com", "ada@example.com")]
     for service in (lane, ordinary):
         assert [service.verify(token) for token in pairs] == [200, 200, 200]
     assert lane.call("POST", "/v1/auth/logout", token=pairs[2]).status_code == 204
-    return (*(token.encode() for token in pairs), pairs[0][:-4].encode())
+    admin, user, gone = (token.encode() for token in pairs)
+    return admin, user, machine, gone, admin[:-4]
 
 
 def answers_to(port: int, pieces: Pieces) -> bytes:
@@ -139,11 +154,21 @@ def reads(redis_url: str) -> int:
     return stats["cmdstat_mget"]["calls"]
 
 
-@pytest.mark.parametrize("query", [b"", b"?acr=aal1&max_age=99999"])
-def test_all_checks_of_a_round_are_one_read(lane, tokens, redis_server, query):
-    """They wait for one MGET, not for one each, whatever level they ask for."""
-    line = b"GET /v1/auth/verify%b HTTP/1.1\r\n" % query
-    request = b"%bHost: x\r\nAuthorization: Bearer %b\r\n\r\n" % (line, tokens[0])
+@pytest.mark.parametrize(
+    ("target", "whose"),
+    [
+        (b"", 0),
+        (b"?acr=aal1&max_age=99999", 0),
+        (b"-machine?scope=orders:read&scope=orders/write", 2),
+        (b"-any?role=admin&scope=orders:read", 2),
+        (b"-any?role=admin&scope=orders:read", 0),
+    ],
+    ids=["plain", "level", "machine", "any, of a machine", "any, of a person"],
+)
+def test_all_checks_of_a_round_are_one_read(lane, tokens, redis_server, target, whose):
+    """They wait for one MGET, not for one each, whatever they ask for and on whichever path."""
+    line = b"GET /v1/auth/verify%b HTTP/1.1\r\n" % target
+    request = b"%bHost: x\r\nAuthorization: Bearer %b\r\n\r\n" % (line, tokens[whose])
     with ExitStack() as stack:
         clients = [stack.enter_context(socket.create_connection((HOST, lane.port))) for _ in range(MANY)]
         for client in clients:  # each is known to the worker, and its request is the only one under way
