@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -229,14 +229,16 @@ def test_one_link_that_many_use_at_once_works_once(api, replica, postbox):
     forget(api, person.email)
     token = token_in(postbox.newest(person.email))
 
-    def use(number: int) -> TestResponse:
-        return reset((api, replica)[number % 2], token=token, new_password=f"{NEW_PASSWORD} {number}")
+    # Three processes: in two, more might come at once than a hashing lane takes.
+    with closing(Api(api.env)) as third:
+        processes = (api, replica, third)
 
-    answers = at_once(use, range(50), threads=50)
+        def use(number: int) -> TestResponse:
+            return reset(processes[number % 3], token=token, new_password=f"{NEW_PASSWORD} {number}")
 
-    codes = Counter(answer.json["code"] if answer.json else answer.status_code for answer in answers)
-    assert codes[204] == 1
-    assert codes["code_invalid"] + codes["busy"] == 49
+        answers = at_once(use, range(50), threads=50)
+
+    assert sorted(answer.status_code for answer in answers) == [204] + [401] * 49
 
 
 def test_nothing_older_lives_after_a_reset_beside_logins_and_refreshes(api: Api, postbox: Postbox) -> None:
