@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING
 
 from authsvc.cli import without_unused
 from authsvc.observability import logs
-from authsvc.server import ServerOptions, ServerTimings, serve
+from authsvc.server import ServerOptions, ServerTimings, listening_problems, serve
 from authsvc.settings import Settings, SettingsError, available_cores
 from authsvc.settings.development import KEYS_DIR, ensure_development_files
 from authsvc.settings.page import settings_page
 from authsvc.wiring.preflight import (
     factor_problems,
-    listening_problems,
     local_problems,
     ownership_problems,
     problems,

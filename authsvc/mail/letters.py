@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.headerregistry import Address
@@ -16,6 +16,7 @@ from jinja2.sandbox import SandboxedEnvironment
 
 from authsvc.domain.accounts.mails import Mail, Template
 from authsvc.domain.accounts.tickets import Ticket, TicketSecrets
+from authsvc.settings import Problem
 
 #: The page of the application that a link leads to.
 PAGES = {
@@ -70,6 +71,7 @@ class Letters:
 
     def __init__(self, sender: Sender, secrets: TicketSecrets, folder: Path | None = None) -> None:
         own = [FileSystemLoader(folder)] if folder is not None else []
+        self._folder = folder
         self._sender = sender
         self._secrets = secrets
         self._environment = SandboxedEnvironment(
@@ -81,6 +83,15 @@ class Letters:
             trim_blocks=True,
             lstrip_blocks=True,
         )
+
+    def problems(self) -> Iterator[Problem]:
+        """What is wrong with the templates, each of which is tried."""
+        if self._folder is not None and not self._folder.is_dir():
+            yield Problem(name="MAIL_TEMPLATES_DIR", message=f"is {str(self._folder)!r}; no such directory")
+        try:
+            self.try_all()
+        except BadTemplate as error:
+            yield Problem(name="MAIL_TEMPLATES_DIR", message=f"has a template that cannot be used: {error}")
 
     def try_all(self) -> None:
         """Render every template with samples, with and without what a mail may lack; raises BadTemplate."""

@@ -10,14 +10,14 @@ OpenTelemetry's own variables, ``OTEL_EXPORTER_OTLP_*``.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from authsvc import __version__
 from authsvc.cache.events import CacheEvents, ignore
-from authsvc.settings import TracingMode, TracingSettings
+from authsvc.settings import Problem, TracingMode, TracingSettings
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -35,6 +35,12 @@ _TRACEPARENT = re.compile(
 def is_installed() -> bool:
     """True where OpenTelemetry is, with all that spans need."""
     return all(find_spec(name) for name in _NEEDED)
+
+
+def tracing_problems(settings: TracingSettings) -> Iterator[Problem]:
+    """What is not installed that the settings ask for."""
+    if settings.mode is TracingMode.OTLP and not is_installed():
+        yield Problem(name="TRACING", message="otlp needs OpenTelemetry: install requirements/otel.txt")
 
 
 def caller_trace_id(environ: Mapping[str, Any]) -> str:

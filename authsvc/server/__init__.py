@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import errno
+import socket
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NoReturn
+
+from authsvc.settings import HttpSettings, Problem
 
 if TYPE_CHECKING:
     from pathlib import Path
     from wsgiref.types import WSGIApplication
 
-__all__ = ["THREADS_PER_WORKER", "ServerOptions", "ServerTimings", "serve"]
+__all__ = ["THREADS_PER_WORKER", "ServerOptions", "ServerTimings", "listening_problems", "serve"]
 
 #: Threads wait for Redis, for SQL or for the hashing lane.  With 32, others are still answered while 30
 #: requests wait for their deadlines.  They cost 1 MB, and one interpreter cannot keep more busy.
@@ -68,6 +72,27 @@ class ServerOptions:
     #: Paths: a POST request on them takes a thread for a long time.  Some threads are reserved for all other
     #: requests.
     lengthy: tuple[str, ...] = ()
+
+
+def listening_problems(http: HttpSettings) -> Iterator[Problem]:
+    """What keeps the service from listening on its two ports, asked by listening there for a moment."""
+    for name, number in (("PORT", http.port), ("METRICS_PORT", http.metrics_port)):
+        family = socket.AF_INET6 if ":" in http.host else socket.AF_INET
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((http.host, number))
+                probe.listen()
+            except OSError as error:
+                yield Problem(name=name, message=_not_listening(number, error))
+
+
+def _not_listening(number: int, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"{number} is taken: another process listens there; stop it, or choose another port"
+    if error.errno == errno.EACCES:
+        return f"{number} is not for this user: below 1024 only root may listen; choose another port"
+    return f"{number} cannot be listened on at HOST ({error.strerror})"
 
 
 def serve(options: ServerOptions, load: Callable[[], WSGIApplication]) -> NoReturn:

@@ -6,7 +6,7 @@ import errno
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +14,7 @@ from pathlib import Path
 from authsvc.domain.audit import NOWHERE, Action, AuditLog, Event
 from authsvc.domain.tokens.keys import KeyRefused, KeyRing, SigningKey
 from authsvc.domain.values.clocks import Monotonic
+from authsvc.settings import Problem
 
 #: A folder that is just being changed is read so often, with pauses of SETTLE_S (seconds) between.
 READINGS = 3
@@ -148,6 +149,21 @@ def read_key(file: Path) -> SigningKey:
     with file.open("rb") as opened:
         pem = opened.read(MAX_FILE_BYTES)
     return SigningKey.from_pem(pem, file_name=file.name, modified_at=modified_at)
+
+
+def key_problems(folder: Path) -> Iterator[Problem]:
+    """What keeps the service from signing with the keys in *folder*."""
+    files = sorted(folder.glob("*.pem"))
+    if not files:
+        yield Problem(
+            name="JWT_KEYS_DIR", message="holds no .pem file: make one with `authsvc keys generate`"
+        )
+    for file in files:
+        try:
+            read_key(file)
+        except (KeyRefused, OSError) as error:
+            cause = error.strerror if isinstance(error, OSError) else str(error)
+            yield Problem(name="JWT_KEYS_DIR", message=f"{file.name}: {cause}")
 
 
 def _read(path: Path) -> Contents:

@@ -224,7 +224,7 @@ def test_a_token_that_was_changed_is_refused(api, postbox):
 
 
 def test_one_link_that_many_use_at_once_works_once(api, replica, postbox):
-    """A row decides, also between processes; whoever finds the queue for hashes full may come again."""
+    """A row decides, also between processes."""
     person = api.someone()
     forget(api, person.email)
     token = token_in(postbox.newest(person.email))

@@ -27,6 +27,9 @@ from sqlalchemy import (
 )
 
 from authsvc import __version__
+from authsvc.domain.errors import StoreUnavailable
+from authsvc.settings import Problem
+from authsvc.store.postgres.causes import cause_of
 from authsvc.store.sql import Database, milliseconds
 from authsvc.store.tables import metadata
 
@@ -136,6 +139,17 @@ def why_unfit(database: Database) -> str | None:
     """What stands in the way of serving with *database*, or None.  Raises StoreUnavailable."""
     with database.read() as connection:
         return _encoding_problem(connection) or schema_of(connection).problem or _rights_problem(connection)
+
+
+def schema_problems(database: Database) -> Iterator[Problem]:
+    """The same, and why the database does not answer, for an operator."""
+    try:
+        message = why_unfit(database)
+    except StoreUnavailable as error:
+        cause = cause_of(error)
+        message = f"cannot be {'used' if cause.code else 'reached'} ({error.store}): {cause.advice}"
+    if message:
+        yield Problem(name="DATABASE_URL", message=message)
 
 
 def schema_of(connection: Connection) -> Schema:
