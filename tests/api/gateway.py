@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from tests.api.driver import Api
 
-INTROSPECT, REVOKE = "/v1/oauth2/introspect", "/v1/oauth2/revoke"
+INTROSPECT, REVOKE, TOKEN = "/v1/oauth2/introspect", "/v1/oauth2/revoke", "/v1/oauth2/token"
 INACTIVE = {"active": False}
 
 

@@ -12,13 +12,13 @@ import redis
 
 from authsvc.domain.clients import Right
 from tests.api.driver import Api, MakeApi, at_once, code_of, json_of
-from tests.api.gateway import Gateway, basic, refusal
+from tests.api.gateway import TOKEN, Gateway, basic, refusal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-TOKEN, CLIENTS, LOGOUT = "/v1/oauth2/token", "/v1/clients", "/v1/auth/logout"
+CLIENTS, LOGOUT = "/v1/clients", "/v1/auth/logout"
 VERIFY = "/v1/auth/verify"
 GRANT = {"grant_type": "client_credentials"}
 READ, WRITE = "orders:read", "orders:write"

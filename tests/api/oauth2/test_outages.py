@@ -12,7 +12,7 @@ import pytest
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.store.sql import SqlTimings
 from tests.api.driver import Api, code_of, json_of
-from tests.api.gateway import INACTIVE, INTROSPECT, REVOKE, Gateway, basic, refusal
+from tests.api.gateway import INACTIVE, INTROSPECT, REVOKE, TOKEN, Gateway, basic, refusal
 from tests.processes import wait_until
 from tests.rig import development
 from tests.servers import drop_database
@@ -69,7 +69,7 @@ def scene(postgres_server, redis_server, template, tmp_path_factory) -> Iterator
     with ExitStack() as stack:
         stack.callback(drop_database, postgres_server.url, url)
         redis, sql = (stack.enter_context(TcpProxy(target)) for target in (redis_server.url, url))
-        settings = {"CACHE_KEY_PREFIX": "outages", "CACHE_CB_RECOVERY_TIMEOUT": "200"}
+        settings = {"CACHE_KEY_PREFIX": "outages", "CACHE_CB_RECOVERY_TIMEOUT": "200", "MACHINES": "on"}
         folder = tmp_path_factory.mktemp("outages")
         api = Api(development(sql.url_for(url), redis.url_for(redis_server.url), folder, **settings))
         stack.callback(api.close)
@@ -175,3 +175,59 @@ def test_revoked_in_sql_alone_is_no_success_and_may_be_repeated(scene, person, s
     wait_until(lambda: scene.known.revoke(token) == 200, what="the revocation of what is revoked")
     assert not person.is_accepted()
     assert code_of(scene.api.refresh(person.refresh_token)) == "session_ended"
+
+
+GRANT = {"grant_type": "client_credentials"}
+
+
+def token_of(gateway: Gateway) -> str:
+    """A token of its own."""
+    answer = gateway.post(TOKEN, GRANT)
+    assert answer.status_code == 200, answer.text
+    return str(json_of(answer)["access_token"])
+
+
+def check(api: Api, token: str) -> int:
+    """The status that a gateway gets."""
+    return api.call("GET", "/v1/auth/verify-machine", token=token).status_code
+
+
+def test_without_redis_services_get_tokens_and_lose_them(scene, person):
+    """From SQL, uncounted; what is dropped then is answered 202, and is dead at once and afterwards."""
+    client, admin = Gateway.of(scene.api), scene.api.an_admin()
+    secret = scene.api.services.client_registry.get(client.id).secrets[0]
+    old = token_of(client)
+
+    with scene.without(scene.redis):
+        during = token_of(client)
+        before = [check(scene.api, token) for token in (old, during)]
+        dropped = admin.call("DELETE", f"/v1/clients/{client.id}/secrets/{secret.id}")
+        after = [check(scene.api, token) for token in (old, during)]
+
+    assert (before, dropped.status_code, after) == ([200, 200], 202, [401, 401])
+    assert [check(scene.api, token) for token in (old, during)] == [401, 401]
+
+
+def test_without_sql_no_service_gets_a_token_and_those_there_are_stay_good(scene, person):
+    """503, also for a client that this process has met: its secret may have been dropped meanwhile."""
+    token = token_of(scene.known)
+    assert check(scene.api, token) == 200
+
+    with scene.without(scene.sql):
+        refused = [refusal(one.post(TOKEN, GRANT)) for one in (scene.known, scene.stranger)]
+        checked = check(scene.api, token)
+        revoked = refusal(scene.known.post(REVOKE, {"token": token}))
+
+    assert (refused, checked, revoked) == ([AWAY, AWAY], 200, AWAY)
+    assert check(scene.api, token) == 200
+
+
+def test_without_both_nobody_can_say(scene, person):
+    """503, and everything is as before when they are back."""
+    token = token_of(scene.known)
+
+    with scene.without(scene.redis, scene.sql):
+        assert refusal(scene.known.post(TOKEN, GRANT)) == AWAY
+        assert check(scene.api, token) == 503
+
+    assert check(scene.api, token) == 200
