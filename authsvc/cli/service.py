@@ -15,7 +15,7 @@ from authsvc.observability import logs
 from authsvc.server import ServerOptions, ServerTimings, listening_problems, serve
 from authsvc.settings import Settings, SettingsError, available_cores
 from authsvc.settings.development import KEYS_DIR, ensure_development_files
-from authsvc.settings.page import settings_page
+from authsvc.settings.model import settings_page
 from authsvc.wiring.preflight import (
     factor_problems,
     local_problems,

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from authsvc.settings import VARIABLES
-from authsvc.settings.page import settings_page
+from authsvc.settings.model import settings_page
 from tests import ROOT
 from tests.unit.settings.env import problems, production
 
