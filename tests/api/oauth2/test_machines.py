@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import jwt
@@ -381,6 +382,24 @@ def test_a_token_that_races_the_end_of_its_secret_is_dead(m_api):
     tokens = [token for token in at_once(act, range(16)) if token]
 
     assert [verdict(m_api, token)[0] for token in tokens] == [401] * len(tokens)
+
+
+def test_what_ends_a_token_outlives_it_whichever_kind_lives_longer(make_api):
+    """In Redis and in the log: a machine's token may live longer than a person's."""
+    api = make_api(**ON, MACHINE_TOKEN_TTL="7200", REDIS_AUTH_TOKEN_TTL="60")
+    client = machine(api, READ)
+    token = client.token()
+    secret = api.services.client_registry.get(client.id).secrets[0]
+
+    api.services.client_registry.drop_secret(client.id, secret.id)
+
+    left_s = claims(token)["exp"] - api.clock().timestamp()
+    with closing(redis.Redis.from_url(api.env["REDIS_URL"])) as operator:
+        (key,) = operator.scan_iter(f"{api.env['CACHE_KEY_PREFIX']}*auth:session:{secret.id}", count=1000)
+        assert operator.ttl(key) > left_s
+    reader = Gateway.of(api, may=[Right.FEED])
+    (item,) = json_of(api.call("GET", "/v1/revocations", headers=reader.headers))["items"]
+    assert datetime.fromisoformat(item["until"]).timestamp() > claims(token)["exp"]
 
 
 def test_the_feed_tells_of_machines_as_of_people(m_api):

@@ -40,7 +40,7 @@ def folder(tmp_path) -> Path:
 @pytest.fixture
 def command(folder, monkeypatch, capsys) -> Callable[..., Done]:
     """Run ``authsvc keys …`` at NOW, with the folder in the environment."""
-    for name in ("REDIS_AUTH_TOKEN_TTL", "AUTHSVC_ENV"):
+    for name in ("REDIS_AUTH_TOKEN_TTL", "MACHINES", "MACHINE_TOKEN_TTL", "AUTHSVC_ENV"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("JWT_KEYS_DIR", str(folder))
     monkeypatch.setattr(keys, "now", lambda: NOW)
@@ -102,6 +102,19 @@ def test_the_life_of_a_token_is_that_of_the_service(command, folder, monkeypatch
     assert (wrong.status, wrong.out) == (1, None)
     assert "REDIS_AUTH_TOKEN_TTL" in wrong.err
     assert files(folder) == {old}
+
+
+@pytest.mark.parametrize(("machines", "free_from"), [("on", "14:05:00"), ("off", "12:11:00")])
+def test_the_longer_life_counts_where_services_get_tokens(command, folder, monkeypatch, machines, free_from):
+    """A key that goes too early would take their tokens along."""
+    add_key(folder, age_s=DAY_S)
+    monkeypatch.setenv("REDIS_AUTH_TOKEN_TTL", "60")
+    monkeypatch.setenv("MACHINE_TOKEN_TTL", "6900")
+    monkeypatch.setenv("MACHINES", machines)
+
+    made = command("generate", "--dir", str(folder))
+
+    assert f"it can go from 2026-11-20T{free_from}Z on" in made.err
 
 
 def test_keys_of_one_second_are_dated_one_after_the_other(command, folder):
