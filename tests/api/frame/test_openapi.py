@@ -186,7 +186,7 @@ def test_answers_say_what_is_always_there(pg_api):
         "ProblemView": {"errors", "challenge", "expires_in", "methods"},
         "IntrospectionView": {
             *("token_type", "sub", "sid", "roles", "iss", "aud", "iat", "exp", "jti"),
-            *("acr", "amr", "auth_time"),
+            *("acr", "amr", "auth_time", "client_id", "scope"),
         },
         "FeedItem": {"session_id", "user_id", "epoch", "token_id"},
         "ItemResult": {"user", "error"},
