@@ -188,6 +188,7 @@ def test_answers_say_what_is_always_there(pg_api):
             *("token_type", "sub", "sid", "roles", "iss", "aud", "iat", "exp", "jti"),
             *("acr", "amr", "auth_time", "client_id", "scope"),
         },
+        "MetadataView": {"token_endpoint", "token_endpoint_auth_methods_supported"},
         "FeedItem": {"session_id", "user_id", "epoch", "token_id"},
         "ItemResult": {"user", "error"},
         "ItemError": {"errors"},
