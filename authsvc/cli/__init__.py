@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from authsvc.server import ServerTimings
     from authsvc.wiring.timings import Timings
 
-#: redis-py loads OpenTelemetry's SDK for metrics of its own, flask-smorest YAML for a command of its own.
+#: Libraries load these if they are installed, for features that are not used here: redis-py OpenTelemetry's
+#: SDK for its metrics, flask-smorest YAML for a command.
 UNUSED = ("opentelemetry", "yaml")
 #: The status of a program that Ctrl-C ended, as shells have it.
 INTERRUPTED = 130
@@ -41,7 +42,7 @@ class NoSuchUser(Exception):
 
 @contextmanager
 def without_unused() -> Iterator[None]:
-    """Let what is imported within find none of UNUSED; whoever imports one later gets it."""
+    """Within, importing one of UNUSED fails; later imports work again."""
     absent = [name for name in UNUSED if name not in sys.modules]
     # The import system's own way to say that there is no such module.
     sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]
@@ -154,7 +155,7 @@ def _advice(error: AuthError) -> str:
 
 
 def _unexpected(error: Exception) -> str:
-    """Where it happened, for a report; not its text, which nobody has looked at for secrets."""
+    """Where it happened, for a report; without its text, which may hold secrets."""
     place = extract_tb(error.__traceback__)[-1]
     return (
         f"unexpected {type(error).__name__} at {Path(place.filename).name}:{place.lineno}:"

@@ -127,7 +127,7 @@ def canonical(text: str, argument: str) -> Email:
 
 @contextmanager
 def somebody(email: Email) -> Iterator[None]:
-    """Say whom there is not, in the words of the command line."""
+    """Turn NotFound into a message of the command line."""
     try:
         yield
     except NotFound as error:

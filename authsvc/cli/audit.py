@@ -17,9 +17,9 @@ from authsvc.store.audit import SqlAuditTrail
 from authsvc.wiring import now
 from authsvc.wiring.stores import open_database
 
-#: Rows deleted in one transaction: a fraction of a second, in which nobody waits for them.
+#: Rows deleted in one transaction: it takes a fraction of a second, and no request waits for these rows.
 STEP = 1000
-#: A line of progress for so many steps.
+#: A line of progress after this many steps.
 TELL_EVERY = 10
 
 

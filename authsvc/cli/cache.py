@@ -33,7 +33,7 @@ def add_cache(parser: argparse.ArgumentParser) -> None:
 def run_warm(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Run the warmers."""
     with closing(open_services(options, env)) as services:
-        services.cache.snapshot()  # a Redis that is away need not be waited for
+        services.cache.snapshot()  # do not wait for a Redis that is down
         _compare(services)
         print(json.dumps({"warmed": services.cache.warm()}))
     return 0
@@ -61,9 +61,9 @@ def run_stats(options: argparse.Namespace, env: Mapping[str, str]) -> int:
 
 
 def _compare(services: Services) -> None:
-    """Nothing is cached, nor believed, before Redis was compared with SQL; raises StoreUnavailable."""
+    """Compare Redis with SQL: before that nothing is cached or trusted. Raises StoreUnavailable."""
     for _ in range(COMPARISONS):
         if services.compare():
             return
-        time.sleep(PAUSE_S)  # another process is at it
+        time.sleep(PAUSE_S)  # another process is doing it
     raise StoreUnavailable("redis could not be compared with sql")

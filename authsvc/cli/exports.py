@@ -1,4 +1,4 @@
-"""Users taken along, as JSON lines that `users import` reads, and a count of the hashes in use."""
+"""Export of users as JSON lines, which `users import` reads, and a count of the hashes in use."""
 
 from __future__ import annotations
 

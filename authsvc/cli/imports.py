@@ -1,4 +1,4 @@
-"""Users brought along from elsewhere, as JSON lines with bcrypt hashes."""
+"""Import of users from JSON lines with bcrypt hashes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from authsvc.domain.values.identifiers import UserId, new_id
 from authsvc.domain.values.jsontext import InvalidJson, Json, parse
 from authsvc.store.accounts.transfers import Arrival, SqlUserTransfers
 
-#: Lines of one transaction: it holds up the log's readers for some ten milliseconds.
+#: Lines of one transaction, which delays readers of the log by some ten milliseconds.
 BATCH = 200
 #: Twice what a user with the largest preferences takes.
 MAX_LINE_BYTES = 128 * 1024
@@ -37,7 +37,7 @@ Result = dict[str, Any]
 
 
 def _in_utc(value: datetime) -> None:
-    """Refuse the few moments that only other zones can write."""
+    """Refuse times that do not exist in UTC."""
     try:
         value.astimezone(UTC)
     except OverflowError as error:
@@ -91,7 +91,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Importer:
-    """Takes users in, a batch at a time; what is done stays done, and a rerun finds it there."""
+    """Imports users in batches. Finished batches stay, and a second run skips them."""
 
     transfers: SqlUserTransfers
     revocations: Revocations
@@ -102,9 +102,8 @@ class Importer:
 
     def run(self, source: BinaryIO, report: Callable[[Sequence[Result]], None]) -> None:
         """
-        Add each line's user; *report* hears of every line, once its batch is in the database.
-
-        Raises StoreUnavailable: what was reported is in, of the batch that was not nothing is.
+        Add each line's user; *report* is called for every line, once its batch is committed.  Raises
+        StoreUnavailable: all reported lines are in the database, and none of the others.
         """
         candidates = (self._read(number, line) for number, line in numbered(source))
         for batch in _batches(candidates):
@@ -202,7 +201,7 @@ def _faults(data: dict[str, Json], error: ValidationError) -> str:
 
 
 def _shown(name: str) -> str:
-    """The name of a field, cut; a file of somebody else's may have anything there."""
+    """The name of a field, shortened: a foreign file may contain anything."""
     return name if name.isidentifier() and len(name) <= MAX_NAME_CHARS else "a name that is none"
 
 

@@ -28,7 +28,7 @@ from authsvc.settings.reader import Reader
 from authsvc.store.key_folder import read_folder
 from authsvc.wiring import now
 
-#: What the kubelet shows a Secret by; files beside it come and go with the Secret alone.
+#: The link by which the kubelet mounts a Secret; files beside it change only with the Secret.
 SECRET_LINK = "..data"  # noqa: S105 - the name of a link
 
 
@@ -168,7 +168,7 @@ def _remove(folder: Path, names: list[str]) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Have the folder's entries on the disk: after a power cut, a removed key must not be back."""
+    """Sync the folder to disk: a removed key must not come back after a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -15,7 +15,7 @@ from authsvc.store.pruning import MAILS_KEPT, MARGIN, SqlPruning
 from authsvc.wiring import now
 from authsvc.wiring.stores import open_database
 
-#: A line of progress for so many deleted rows.
+#: A line of progress after this many deleted rows.
 TELL_EVERY = 10_000
 
 
@@ -30,7 +30,7 @@ def add_action(database: Any) -> None:
 
 
 def run_prune(options: argparse.Namespace, env: Mapping[str, str]) -> int:
-    """Delete what is over for longer than the margin; raises StoreUnavailable, and what is gone stays so."""
+    """Delete what ended longer ago than the margin. Raises StoreUnavailable; finished steps stay."""
     before = now() - MARGIN
     with closing(open_database(migrated(options, env), options.timings)) as database:
         pruning = SqlPruning(database)
@@ -47,7 +47,7 @@ def run_prune(options: argparse.Namespace, env: Mapping[str, str]) -> int:
 
 
 def _total(table: str, steps: Iterable[int]) -> int:
-    """The sum of *steps*; says on stderr how far it is."""
+    """The sum of *steps*; prints progress on stderr."""
     deleted = told = 0
     for step in steps:
         deleted += step

@@ -80,7 +80,7 @@ def run_reset_factors(options: argparse.Namespace, env: Mapping[str, str]) -> in
 
 
 def run_verify(options: argparse.Namespace, env: Mapping[str, str]) -> int:
-    """Take one address for proven, or those of all accounts made before a time."""
+    """Mark one address as verified, or those of all accounts made before a time."""
     with closing(open_services(options, env)) as services:
         if options.created_before is not None:
             count = _vouch_for_all(services, _moment(options.created_before))

@@ -22,7 +22,7 @@ from authsvc.store.accounts.transfers import SqlUserTransfers
 from authsvc.wiring import build, now
 from authsvc.wiring.stores import open_database, open_transfers
 
-#: Lines of a file between two words of progress on stderr.
+#: Lines of a file between two lines of progress on stderr.
 PROGRESS_LINES = 5_000
 
 
@@ -43,7 +43,8 @@ def add_users(parser: argparse.ArgumentParser) -> None:
 
 def run_import(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Import users; one JSON line of result per line, a summary on stderr, 1 if any was refused."""
-    # Schemas bring Flask along, a third of what the other commands take to start.
+    # Imported here: the schemas import Flask, which would slow down the start of the other commands by a
+    # third.
     from authsvc.cli.imports import Importer
 
     report = _Report()
@@ -58,7 +59,7 @@ def run_import(options: argparse.Namespace, env: Mapping[str, str]) -> int:
         try:
             importer.run(source, report.add)
         finally:
-            # Also of an import that was cut short: what was reported is in the database.
+            # Also after an import that was cut short: all reported lines are in the database.
             detail = " ".join(f"{result}={count}" for result, count in report.counts.items())
             services.events.record(Event(Action.USERS_IMPORTED, detail=detail))
     print(report.summary, file=sys.stderr)
@@ -127,7 +128,7 @@ class _Report:
 
 
 def _print_lines(objects: Sequence[dict[str, Any]]) -> None:
-    """One line of JSON each, and out with them: whoever reads along is not a buffer behind."""
+    """One line of JSON each, flushed at once, so that a reader sees each line when it is written."""
     sys.stdout.writelines(f"{json.dumps(one)}\n" for one in objects)
     sys.stdout.flush()
 

@@ -34,7 +34,7 @@ MIN_PRODUCTION_BCRYPT_COST = 10
 PREFIX = "AUTHSVC_"
 #: libpq's own variable.
 PGOPTIONS = "PGOPTIONS"
-#: Nobody but the service has names that begin so: an unknown one is refused.
+#: Only the service has names with this beginning: an unknown one is refused.
 _OWN = (PREFIX, "BCRYPT_", "CACHE_CB_", "CACHE_KEY_", "CACHE_LOCK_", "RATE_LIMIT_", "REVOCATION_")
 #: Other programs may have names that begin so: one that is like no setting is a warning.
 _SHARED = (
@@ -43,14 +43,14 @@ _SHARED = (
 )
 #: Settings of earlier releases, and why they are gone.
 REMOVED = {"CACHE_STALE_TTL": "nothing that is cached is served stale"}
-#: Start scripts choose the executable by the first, X11 names its session by the second.
+#: Start scripts use the first for the executable, X11 the second for its session.
 _KNOWN_ELSEWHERE = frozenset({"AUTHSVC_BIN", "SESSION_MANAGER", *REMOVED})
 _SERVICE_LINK_NAME = re.compile(
     r"\w+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )
-#: How alike two names with a common prefix are (0 to 1), if one is taken for a slip of the other.
+#: How similar (0 to 1) two names with a common prefix are, if one counts as a typing error of the other.
 _ALIKE = 0.8
-#: Elsewhere so few changed characters are a slip, in names that are long enough.
+#: The most changed characters that count as a typing error in other names, if these are long enough.
 _SLIP_CHARACTERS = 2
 _LONG_NAME = 8
 
@@ -259,7 +259,7 @@ def server_option_problems(database: DatabaseSettings, reader: Reader) -> Iterat
 
 
 def mail_problems(mail: MailSettings, reader: Reader) -> Iterator[Problem]:
-    """What sends mails needs a relay and a sender, and tells nobody a password in clear."""
+    """Sending mails needs a relay and a sender, and TLS where there is a password."""
     if mail.transport is MailTransport.SMTP:
         missing = [name for name in ("SMTP_HOST", "MAIL_FROM") if reader.read[name] is None]
         for name in missing if reader.is_sound(*missing) else ():
@@ -274,7 +274,7 @@ def mail_problems(mail: MailSettings, reader: Reader) -> Iterator[Problem]:
 
 
 def link_problems(mail: MailSettings, reader: Reader) -> Iterator[Problem]:
-    """A link with a token in it crosses the network encrypted, but on this host."""
+    """Links hold tokens: they need https, except on this host."""
     parts = urlsplit(mail.link_url or "https://")
     is_local = reader.is_development and parts.hostname == "localhost"
     if parts.scheme != "https" and not is_local:

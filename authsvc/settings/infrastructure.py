@@ -37,7 +37,7 @@ class LogLevel(StrEnum):
 
 
 class LogFormat(StrEnum):
-    """For machines or for eyes."""
+    """For programs or for people."""
 
     JSON = "json"
     CONSOLE = "console"
@@ -56,7 +56,7 @@ def _workers(known: ReadSoFar) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpSettings:
-    """Where the service listens, with how many worker processes, and whose word it takes."""
+    """Where the service listens, with how many worker processes, and which proxies it trusts."""
 
     title: ClassVar = "Service"
 
@@ -141,7 +141,7 @@ class TracingSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatabaseSettings:
-    """The truth."""
+    """The database, which decides."""
 
     title: ClassVar = "Database"
 
@@ -213,7 +213,7 @@ class RedisSettings:
         "Nodes to start from; `REDIS_USERNAME`, `REDIS_PASSWORD`, `REDIS_TLS` are for all of them",
         computed=_none,
     )
-    #: All trust in Redis ends so long after the last comparison with SQL.
+    #: How long after the last comparison with SQL Redis is trusted (seconds).
     max_staleness_s: int = setting(
         "REVOCATION_MAX_STALENESS",
         kinds.whole(1, DAY_S),

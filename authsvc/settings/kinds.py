@@ -25,18 +25,18 @@ SERVICE_LINK_ADVICE = (
 )
 #: How a role may be called; verifiers take any such name.
 ROLE_PATTERN = r"[a-z][a-z0-9_-]{0,31}"
-#: So many names fit into a token and a header.
+#: The most names that fit into a token and a header.
 MAX_ROLES = 32
 MAX_QUOTA = 1_000_000
 MIN_SECRET_BYTES = 32
 STRONG_SECRET = f"at least {MIN_SECRET_BYTES} random bytes, as from `openssl rand -base64 48`"
 MAX_WINDOW_S = 30 * 86_400
-#: Characters of a wrong value that a message repeats; more helps nobody and floods the log.
+#: The most characters of a wrong value that a message repeats.
 SHOWN_CHARACTERS = 40
 
 
 class InvalidValue(ValueError):
-    """A text is no value of its kind; the message says why and never repeats a secret."""
+    """A text is not a valid value; the message says why and never repeats a secret."""
 
 
 def shown(text: str) -> str:

@@ -86,7 +86,7 @@ def webauthn_origins() -> Kind[tuple[str, ...]]:
 
 
 def issuer() -> Kind[str]:
-    """An absolute http(s) URL, kept letter by letter: verifiers compare it so."""
+    """An absolute http(s) URL, not normalised: verifiers compare it character by character."""
     return Kind(expected="an absolute https:// URL without query or fragment", parse=_issuer)
 
 
@@ -119,12 +119,12 @@ def redis_url() -> Kind[Secret]:
 
 
 def directory() -> Kind[Path]:
-    """A path; whether something is there is another question."""
+    """A path; whether it exists is checked elsewhere."""
     return Kind(expected="the path of a directory", parse=_path)
 
 
 def absolute(what: str) -> Kind[Path]:
-    """The absolute path of *what*; whether it is there is another question."""
+    """The absolute path of *what*; whether it exists is checked elsewhere."""
 
     def parse(text: str) -> Path:
         path = _path(text)

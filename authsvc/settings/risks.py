@@ -23,7 +23,7 @@ _PLACEHOLDER = re.compile(r"change[-_ ]?me|replace[-_ ]?me|placeholder", re.IGNO
 #: Passwords that the docs print in examples of URLs.
 _SAMPLES = frozenset({"password"})
 _URL_PASSWORD = re.compile(r"[a-z]+://[^:@/]*:([^@]*)@")
-#: Without it a device that is known counts as a stranger: nothing is left unbounded.
+#: Without this limit a known device counts like an unknown one, so logins stay limited.
 _HARMLESS = "RATE_LIMIT_LOGIN_DEVICE"
 _MUST_BE_STRONG = ("TOKEN_SECRET", "PASSWORD_PEPPER", "DATA_KEY", "DATA_KEY_PREVIOUS")
 
@@ -36,13 +36,13 @@ def limit_warnings(limits: LimitSettings) -> Iterator[str]:
 
 
 def http_warnings(http: HttpSettings) -> Iterator[str]:
-    """Proxies that are everybody."""
+    """Trusted proxies that include every address."""
     if any(network.prefixlen == 0 for network in http.trusted_proxies):
         yield "TRUSTED_PROXIES holds every address: any client can choose the address it is counted by"
 
 
 def issuer_warnings(tokens: TokenSettings) -> Iterator[str]:
-    """Tokens fetched and sent in clear."""
+    """An issuer without TLS: tokens would be sent unencrypted."""
     parts = urlsplit(tokens.issuer)
     if parts.scheme == "http" and not _is_loopback(parts.hostname or ""):
         yield "JWT_ISSUER is http:// and not of this host: keys and tokens cross the network in clear"
@@ -68,7 +68,8 @@ def weak_secrets(reader: Reader) -> Iterator[Problem]:
     """
     What is weak about the secrets of the service itself, and which other secret equals one of them.
 
-    Passwords of servers are somebody else's policy: they must not be reused here, and be no samples.
+    Passwords of servers follow the policy of these servers: here they must only not be reused, and not be
+    samples.
     """
     given = {name: value for name, value in reader.read.items() if isinstance(value, Secret)}
     for name in _MUST_BE_STRONG:

@@ -22,11 +22,12 @@ SETTLE_S = 0.05
 #: No key is longer; it also bounds the read of a file that somebody put there by mistake.
 MAX_FILE_BYTES = 65_536
 
-#: One file is not to be had: it went, it leads nowhere, it is not ours to read.  All else is the disk.
+#: Errors of a single file: it is gone, a broken link, or not readable for us.  All other errors are the
+#: disk's.
 ABSENT = frozenset({errno.ENOENT, errno.ELOOP})
 DENIED = frozenset({errno.EACCES, errno.EPERM})
 
-#: Name, then what differs when the file is another one; nothing for a link into nowhere.
+#: The name, then what changes when the file is replaced; nothing for a broken link.
 Listing = frozenset[tuple[str, int, int, int, int]]
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ class FolderTimings:
 
     #: How long a look is good for.
     reread_s: float = 2.0
-    #: How long a thread waits for another one that looks; a file system may hang for ever.
+    #: How long a thread waits for another one that reads the folder: a file system may hang for ever.
     wait_s: float = 1.0
 
 
@@ -83,7 +84,7 @@ class KeyFolder:
         return self._contents.ring
 
     def recent(self) -> KeyRing | None:
-        """The ring, if nobody has to look at the folder again before it may be used; never waits."""
+        """The ring, if it is recent enough to be used without reading the folder; never waits."""
         return None if self._is_old(self._timings.reread_s) else self._contents.ring
 
     def refresh(self) -> None:
@@ -121,7 +122,7 @@ class KeyFolder:
                 self._contents = read_folder(self._path)
         except OSError as error:
             log.error("keys.unreadable", extra={"cause": error.strerror})  # noqa: TRY400 - the cause says it all
-        # Last: whoever takes this time for recent must find the contents that it stands for.
+        # Set last: a thread that finds this time recent must also find these contents.
         self._looked_at_s = began_s
         return _changes(before, self._contents)
 
@@ -142,7 +143,7 @@ def read_folder(path: Path) -> Contents:
 
 def read_key(file: Path) -> SigningKey:
     """The key in *file*; raises KeyRefused, OSError."""
-    # A pipe would be waited for without end.
+    # Reading from a pipe could wait for ever.
     if not file.is_file() and file.exists():
         raise KeyRefused(f"{file.name}: not a file")
     modified_at = datetime.fromtimestamp(file.stat().st_mtime, UTC)
@@ -219,5 +220,7 @@ def _log_refused(refused: Mapping[str, str]) -> None:
 
 
 def _event(action: Action, key: SigningKey, occasion: str) -> Event:
-    """One event of each key, however many processes see it; not of whoever's request made them look."""
+    """
+    One event for each key, however many processes notice it; not attributed to the request that noticed it.
+    """
     return Event(action, detail=f"{key.kid} {key.algorithm} {occasion}", once=key.kid, origin=NOWHERE)

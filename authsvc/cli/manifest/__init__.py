@@ -1,5 +1,5 @@
 """
-Rendered Kubernetes YAML, held against what the service needs: ``authsvc config check --manifest``.
+Checks rendered Kubernetes YAML against what the service needs: ``authsvc config check --manifest``.
 
 ``documents`` reads, ``environment`` finds what a container gets as the kubelet would, ``checks`` judges.
 """
@@ -18,8 +18,8 @@ def check_manifest(text: str, warn: Callable[[str], None]) -> str:
     """
     Check every pod that runs the service; what was checked, in words.
 
-    Connects to nothing; *warn* hears of what is allowed, but looks wrong.  The values of
-    Secrets that are not in *text* are taken for good.
+    Connects to nothing; *warn* is called for what is allowed, but looks wrong.  The values of Secrets that
+    are not in *text* are assumed to be correct.
 
     Raises:
         ManifestError: something does not fit; names all of it.

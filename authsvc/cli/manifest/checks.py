@@ -17,7 +17,7 @@ from authsvc.server import ServerTimings
 from authsvc.settings import VARIABLES, Settings, SettingsError, all_names
 from authsvc.settings.checks import ignored_names
 
-#: Kubernetes' own.
+#: The default of Kubernetes.
 DEFAULT_GRACE_S = 30
 #: What each probe may ask: one that restarts pods must not depend on a store.
 PROBES = {
@@ -25,7 +25,7 @@ PROBES = {
     "livenessProbe": ("/v1/health/live",),
     "readinessProbe": ("/v1/health/ready",),
 }
-#: Reads as empty: what stands for a value that only the cluster knows.
+#: An empty text, in place of a value that only the cluster knows.
 UNKNOWN_FILE = "/dev/null"
 KNOWN_FOLDER = "/"
 
@@ -72,7 +72,7 @@ def _settings_problems(
 
 
 def _put_file(name: str, text: str | None, env: dict[str, str], unknown: set[str]) -> None:
-    """Let the settings find what the file holds, without a file; twice set stays twice set."""
+    """Give the settings the content of the file in place of its path; what is set twice stays set twice."""
     if text is None:
         env[f"{name}_FILE"] = UNKNOWN_FILE
         unknown.add(name)

@@ -1,7 +1,7 @@
 """
 What an error of the database means, in words that a log may carry and an operator can act on.
 
-A server's refusal of a connection comes as text alone: libpq does not hand its SQLSTATE on.
+If a server refuses a connection, there is only a text: libpq does not pass on its SQLSTATE.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Cause:
 
 
 class NoServer(psycopg.OperationalError):
-    """No server let the service in; ``failures`` has the error of each that was tried."""
+    """No server accepted a connection; ``failures`` has the error of each that was tried."""
 
     def __init__(self, failures: Sequence[psycopg.Error]) -> None:
         super().__init__("; ".join(dict.fromkeys(map(str, failures))))

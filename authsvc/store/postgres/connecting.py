@@ -90,7 +90,10 @@ class DeadlineConnection(psycopg.Connection[Any]):
                 self.autocommit = False
 
     def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
-        """Wait for *gen* until the deadline of this thread's work; past it the connection is of no use."""
+        """
+        Wait for *gen* until the deadline of this thread's work; after it the connection cannot be used any
+        more.
+        """
         ends_at_s = self.deadline.ends_at_s
         if ends_at_s is not None:
             left_s = max(0.0, ends_at_s - self.clock())
@@ -149,7 +152,7 @@ class Connector:
     #: The longest that a send may stay unacknowledged.
     silence_s: float
     settings: dict[str, str]
-    #: True once a pooler was met: settings then go with each transaction, which is right everywhere.
+    #: True once a pooler was found: then settings are sent with each transaction, which works everywhere.
     is_pooled: bool = False
     _silent: set[str] = field(default_factory=set)
     _connect: Callable[..., DeadlineConnection] = field(init=False)
@@ -194,7 +197,7 @@ class Connector:
         try:
             connection = self._prepared(address)
         except psycopg.errors.ConnectionTimeout:
-            # The next connection asks the others first: with this one before them, none would be in time.
+            # The next connection tries the others first: after this one there would be no time left for them.
             self._silent.add(_key(address))
             raise
         self._silent.discard(_key(address))
@@ -204,7 +207,7 @@ class Connector:
         """A connection on which the settings hold."""
         connection = None if self.is_pooled else self._direct(address)
         if connection is None:
-            # Empty, not absent: libpq would send its own variable's.
+            # Empty, not missing: else libpq would send those of its environment variable.
             connection = self._connect(**address, options="", autocommit=True, prepare_threshold=None)
             connection.begin = self._beginning()
         connection.autocommit = False
