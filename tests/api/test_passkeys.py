@@ -10,7 +10,7 @@ from redis import Redis
 
 from tests import times
 from tests.api.driver import at_once, code_of, json_of
-from tests.api.passkeys import LOGIN, ME, PASSKEYS, STEP_UP, Owner, an_owner, row_counts, sign_in
+from tests.api.passkeys import LOGIN, ME, PASSKEYS, SECOND, STEP_UP, Owner, an_owner, row_counts, sign_in
 from tests.authenticator import EDDSA, ES256, ORIGIN, RP_ID, RS256, UP, UV, Authenticator, Lies, b64
 
 if TYPE_CHECKING:
@@ -155,9 +155,10 @@ def test_a_second_factor_is_for_its_own_account(pg_site):
     """Not somebody else's passkey, not an assertion that was made to sign in alone or to step up."""
     owner, other = an_owner(pg_site), an_owner(pg_site)
     challenge = owner.challenge()
-    step_up = owner.authenticator.get(json_of(owner.person.call("POST", f"{STEP_UP}/options")))
+    options = json_of(pg_site.post(f"{SECOND}/options", {"challenge": challenge}))
+    foreign = other.authenticator.get(options | {"allowCredentials": []})
 
-    for assertion in (other.second(other.challenge()), owner.assertion(), step_up):
+    for assertion in (foreign, other.second(other.challenge()), owner.assertion(), owner.stepping_up()):
         assert refused(owner.finish(challenge, assertion))
     assert owner.finish(challenge, owner.second(challenge)).status_code == 200
 
@@ -255,16 +256,34 @@ def test_one_assertion_opens_one_session(site):
     assert owner.log_in().status_code == 200
 
 
-def test_a_counter_that_does_not_rise_locks_the_passkey(site):
+@pytest.mark.parametrize("counter", [1, 2])
+def test_a_counter_that_does_not_rise_locks_the_passkey(site, counter):
     """It may have been copied: the copy and the original are refused from then on."""
     owner = an_owner(site)
     owner.log_in()
 
-    copied = owner.log_in(Lies(counter=1))
+    copied = owner.log_in(Lies(counter=counter))
     original = owner.log_in()
 
     assert refused(copied)
     assert refused(original)
+
+
+def test_a_copy_is_noticed_on_every_way_in(pg_site):
+    """As a second factor and in a step-up, too; the session that asked for it goes on."""
+    second, stepping_up = an_owner(pg_site), an_owner(pg_site)
+    challenge = second.challenge()
+    copied = Lies(counter=1)
+
+    answers = [
+        second.finish(challenge, second.second(challenge, copied)),
+        stepping_up.person.call("POST", STEP_UP, json={"credential": stepping_up.stepping_up(copied)}),
+    ]
+
+    assert all(refused(answer) for answer in answers)
+    for owner in (second, stepping_up):
+        (factor,) = json_of(owner.person.call("GET", "/v1/me/factors"))["items"]
+        assert factor["locked"] is True
 
 
 def test_a_passkey_without_a_counter_is_not_locked(site):
@@ -323,14 +342,17 @@ def test_a_challenge_is_good_for_what_it_was_made_for(pg_site):
 
 
 def test_a_registration_is_used_once(site):
-    """The same answer again is the same passkey; another one over the same challenge is refused."""
-    owner = Owner(site.someone())
+    """The same answer again, and another one over the same challenge, are refused."""
+    owner = an_owner(site)
+    owner.step_up()
     options = json_of(owner.person.call("POST", f"{ME}/options"))
     one, other = (owner.authenticator.create(options) for _ in range(2))
 
     answers = [owner.person.call("POST", ME, json={"credential": shown}) for shown in (one, one, other)]
 
-    assert [answer.status_code for answer in answers] == [201, 401, 401]
+    assert answers[0].status_code == 201
+    assert refused(answers[1])
+    assert refused(answers[2])
 
 
 def test_a_known_passkey_is_not_registered_again(site):
