@@ -20,6 +20,7 @@ from joserfc.jwk import KeySet
 
 from authsvc.domain.errors import TokenInvalid as ServiceRefusal
 from authsvc.domain.tokens.access import TokenReader
+from authsvc.domain.tokens.claims import MAX_LENGTH
 from authsvc.domain.tokens.keys import Algorithm
 from authsvc.domain.users import is_role_name
 from authsvc.domain.values.levels import Acr, Level
@@ -386,7 +387,7 @@ def test_a_changed_text_is_read_alike_or_refused(data):
 def test_whatever_is_no_token_is_refused(text):
     """By a named error."""
     assert not taken(text)
-    assert not taken(claiming() + "A" * 4096)
+    assert not taken(claiming() + "A" * MAX_LENGTH)
 
 
 def test_a_lifetime_that_is_not_told_is_not_checked():

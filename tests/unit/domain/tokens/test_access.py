@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives import hashes, hmac, serialization
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from authsvc.domain.clients import MOST_SCOPES, Client, ClientId, SecretId
 from authsvc.domain.errors import TokenInvalid
 from authsvc.domain.tokens.access import REMEMBERED, AccessToken, TokenReader, TokenSigner, is_about
 from authsvc.domain.tokens.keys import KeyRing, SigningKey
@@ -419,3 +420,16 @@ def test_a_removed_key_takes_its_tokens_along_at_once():
 def test_a_token_is_about_its_user_as_they_were_when_it_was_issued(changes, is_theirs):
     """Another cut-off, other roles or another user: it is not about its user any more."""
     assert is_about(access_token(), user(**changes)) is is_theirs
+
+
+def test_the_longest_token_of_a_machine_can_be_read():
+    """All scopes that a client can have, of full length, by a long issuer, with the longest signature."""
+    keys, profile = ring("RS256"), replace(PROFILE, issuer=f"https://auth.example.com/{'x' * 600}")
+    scopes = tuple(f"{number:02}{'x' * 62}" for number in range(MOST_SCOPES))
+    client = Client(id=ClientId(ALICE_ID), name="x", scopes=scopes, may=(), created_at=NOW)
+
+    text, token = TokenSigner(profile, lambda: keys).issue_to_machine(
+        client, SecretId(SESSION_ID), scopes, now=NOW
+    )
+
+    assert TokenReader(profile, lambda: keys).read(text, now=NOW) == token
