@@ -20,7 +20,9 @@ import psycopg
 import pytest
 from redis import Redis
 
+from tests.api.passkeys import LOGIN, ME, PASSKEYS
 from tests.api.second_factors import UNLIMITED, App
+from tests.authenticator import Authenticator
 from tests.rig import HOPELESS_S, PASSWORD, Service, development, migrate
 from tests.servers import RedisServer, drop_database
 from tests.timings import PATIENT
@@ -42,13 +44,13 @@ class Estate:
     services: Sequence[Service]
     redis: RedisServer
 
-    def at_once(self, bodies: Sequence[dict[str, Any]]) -> Counter[int]:
-        """How often each status answered these second steps, which begin together in all replicas."""
+    def at_once(self, bodies: Sequence[dict[str, Any]], path: str = "/v1/auth/login/second") -> Counter[int]:
+        """How often each status answered these requests, which begin together in all replicas."""
         gate = Barrier(len(bodies))
 
         def ask(service: Service, body: dict[str, Any]) -> int:
             gate.wait(HOPELESS_S)
-            return service.call("POST", "/v1/auth/login/second", json=body).status_code
+            return service.call("POST", path, json=body).status_code
 
         with ThreadPoolExecutor(len(bodies)) as pool:
             return Counter(pool.map(ask, cycle(self.services), bodies))
@@ -61,7 +63,7 @@ def estate(postgres_server, tmp_path_factory) -> Iterator[Estate]:
     url = postgres_server.create_database()
     with RedisServer() as redis, ExitStack() as stack:
         stack.callback(drop_database, postgres_server.url, url)
-        env = development(url, redis.url, folder, LOG_LEVEL="warning", **UNLIMITED)
+        env = development(url, redis.url, folder, LOG_LEVEL="warning", **PASSKEYS | UNLIMITED)
         migrate(env)
         services = [Service(env, folder, entry=PATIENT) for _ in range(REPLICAS)]
         with ThreadPoolExecutor(REPLICAS) as pool:
@@ -129,6 +131,25 @@ def test_one_code_in_three_replicas_opens_one_session(estate, owner, loss):
 
     assert (first, more) == ({200: 1, 401: USES - 1}, {401: USES})
     assert owner.sessions() == 2
+
+
+def test_one_assertion_of_a_passkey_in_three_replicas_opens_one_session(estate):
+    """Of 50 parallel uses; and none of 50 more, though Redis has forgotten everything."""
+    service, authenticator = estate.services[0], Authenticator(counts=False)
+    email = f"{uuid4().hex}@example.com"
+    service.register(email)
+    token = service.log_in(email)["access_token"]
+    options = service.call("POST", f"{ME}/options", token=token).json()
+    registration = {"credential": authenticator.create(options)}
+    assert service.call("POST", ME, token=token, json=registration).status_code == 201
+    assertion = {"credential": authenticator.get(service.call("POST", f"{LOGIN}/options").json())}
+
+    first = estate.at_once([assertion] * USES, LOGIN)
+    with closing(Redis.from_url(estate.redis.url)) as client:
+        client.flushall()
+    more = estate.at_once([assertion] * USES, LOGIN)
+
+    assert (first, more) == ({200: 1, 401: USES - 1}, {401: USES})
 
 
 def test_of_100_guesses_in_three_replicas_five_are_judged(estate, owner):
