@@ -21,7 +21,7 @@ from authsvc.api.frame.errors import NOT_STORED, Problem, answer, problem_of
 from authsvc.api.frame.guards import required_bearer
 from authsvc.domain.errors import AuthError, Forbidden, StoreUnavailable
 from authsvc.domain.tokens.access import REMEMBERED, MachineToken, Token
-from authsvc.domain.tokens.checks import PolledIndex, PolledReads, TokenChecks
+from authsvc.domain.tokens.checks import PolledIndex, PolledKeys, PolledReads, TokenChecks
 from authsvc.domain.tokens.claims import bearer_token
 from authsvc.domain.tokens.demands import Admitted, Demand
 from authsvc.domain.tokens.keys import KeyRing, KeySource
@@ -109,7 +109,7 @@ class Prepared:
 
     __slots__ = ("before_id", "begins_s", "behind_id", "ends_s", "index_keys", "is_admitted", "keys", "token")
 
-    def __init__(self, token: Token, path: str, index_keys: bytes, window_s: tuple[int, int]) -> None:
+    def __init__(self, token: Token, path: str, index_keys: PolledKeys, window_s: tuple[int, int]) -> None:
         self.token = token
         self.keys = token.keys
         self.index_keys = index_keys

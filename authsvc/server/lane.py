@@ -108,7 +108,8 @@ class LaneWorker(ParkingWorker):
         self._upkeep: Future[None] | None = None
         self._upkeep_at_s = 0.0
         self._notify_at_s = 0.0
-        self._watched: tuple[socket.socket | None, int] = (None, 0)
+        #: The lane's sockets that are watched; True for those that are watched for writing, too.
+        self._watched: dict[socket.socket, bool] = {}
 
     def load_wsgi(self) -> None:
         """Load the application, and take its lane."""
@@ -293,17 +294,16 @@ class LaneWorker(ParkingWorker):
         return not closes
 
     def _watch(self) -> None:
-        """Watch the lane's socket, whichever it is now."""
-        lane = self.lane
-        reads = lane.reads if lane is not None else None
-        sock = reads.socket if reads is not None else None
-        is_writing = reads is not None and reads.has_unsent
-        wanted = (sock, selectors.EVENT_READ | (selectors.EVENT_WRITE if is_writing else 0))
+        """Watch the lane's sockets, whichever they are now."""
+        wanted = dict(self.lane.reads.sockets) if self.lane is not None else {}
         if wanted == self._watched:
             return
-        if self._watched[0] is not None:
-            # Also if it is closed already: its descriptor may soon be that of a client's connection.
-            self.poller.unregister(self._watched[0])
-        if sock is not None:
-            self.poller.register(sock, wanted[1], self._on_answer)
+        for sock, is_writing in self._watched.items():
+            if wanted.get(sock) is not is_writing:
+                # Also if it is closed already: its descriptor may soon be that of a client's connection.
+                self.poller.unregister(sock)
+        for sock, is_writing in wanted.items():
+            if self._watched.get(sock) is not is_writing:
+                events = selectors.EVENT_READ | (selectors.EVENT_WRITE if is_writing else 0)
+                self.poller.register(sock, events, self._on_answer)
         self._watched = wanted

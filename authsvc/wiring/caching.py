@@ -7,7 +7,7 @@ import math
 import random
 import time
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import TypeVar
 
 from authsvc.cache.aside import Aside, Records, Shape, Tagging, Tags, TrustCheck, TrustChecks
 from authsvc.cache.breaker import CircuitBreaker, State
@@ -19,7 +19,7 @@ from authsvc.cache.monitor import Meter, Monitor, joined
 from authsvc.cache.redis.client import CacheClient, CacheEvents
 from authsvc.cache.redis.connections import Deadlines, Pool
 from authsvc.cache.redis.link import Link
-from authsvc.cache.redis.polled import PolledReads, is_available
+from authsvc.cache.redis.polled import PolledFleet, PolledReads, is_available
 from authsvc.cache.warmer import Warmed, Warming
 from authsvc.domain.revocations import Proof
 from authsvc.domain.users import UserStore
@@ -30,6 +30,7 @@ from authsvc.settings import CacheSettings, RedisSettings, Settings
 from authsvc.store.copies.admin import CacheAdmin, user_warmers
 from authsvc.store.copies.index import IndexKeys
 from authsvc.store.copies.polled import PolledIndex
+from authsvc.store.copies.servers import Servers, shards_of
 from authsvc.store.copies.users import (
     ALL_USERS,
     PAGE_SHAPE,
@@ -39,7 +40,7 @@ from authsvc.store.copies.users import (
     UserCaches,
 )
 from authsvc.store.sql import Database
-from authsvc.wiring.links import redis_links
+from authsvc.wiring.links import pool_to, redis_links
 from authsvc.wiring.timings import Timings
 
 T = TypeVar("T")
@@ -57,8 +58,10 @@ class Redis:
     """Redis for this process, before it was compared with SQL."""
 
     client: CacheClient
-    #: The reconciler's own, over a connection of its own.
+    #: The reconciler's own, over a connection of its own to each server.
     reconciling: CacheClient
+    #: Which server has which shard.
+    servers: Servers
     #: For the lane of checks; None without one.
     polled: PolledIndex | None
     keys: KeySpace
@@ -85,11 +88,17 @@ def open_redis(settings: Settings, timings: Timings, metrics: Metrics, tracing: 
     names = index_keys(settings)
     unwatched_s = timings.marker.unwatched_s if settings.redis.is_cluster else math.inf
     proofs = Sharded(tuple(Proof(settings.redis.max_staleness_s, unwatched_s) for _ in names.each))
+    # The reconciler asks at its own pace, also while the breaker of the requests is open.
+    reconciling = _client(single, CircuitBreaker(clock=time.monotonic))
+    servers = Servers(shards_of(names, proofs, timings.marker), reconciling, client)
+    polled = _polled(settings, pool, client, events, servers, timings.redis)
+    if polled is not None:
+        servers.lane_to = polled.reads.at
     return Redis(
         client=client,
-        # The reconciler asks at its own pace, also while the breaker of the requests is open.
-        reconciling=_client(single, CircuitBreaker(clock=time.monotonic)),
-        polled=_polled(settings, pool, client, events, names, proofs, timings.redis),
+        reconciling=reconciling,
+        servers=servers,
+        polled=polled,
         keys=key_space(settings.cache),
         names=names,
         proofs=proofs,
@@ -273,18 +282,27 @@ def _polled(
     pool: Pool | Link,
     client: CacheClient,
     events: CacheEvents,
-    names: Sharded[IndexKeys],
-    proofs: Sharded[Proof],
+    servers: Servers,
     deadlines: Deadlines,
 ) -> PolledIndex | None:
-    """What the lane reads; without hiredis, and with a Redis in memory or a cluster, there is none."""
-    redis = settings.redis
-    if not settings.http.check_lane or redis.is_in_memory or redis.is_cluster or not is_available():
+    """What the lane reads; without hiredis, and with a Redis in memory, there is none."""
+    if not settings.http.check_lane or settings.redis.is_in_memory or not is_available():
         return None
+
+    def reads_of(name: str) -> PolledReads:
+        return PolledReads(
+            pool_to(pool, name),
+            clock=time.monotonic,
+            events=events,
+            deadlines=deadlines,
+            takes_refusals=settings.redis.is_cluster,
+        )
+
     return PolledIndex(
-        reads=PolledReads(cast("Pool", pool), clock=time.monotonic, events=events, deadlines=deadlines),
+        reads=PolledFleet(reads_of),
         client=client,
-        key_names=names.each[0],
-        proof=proofs.each[0],
+        key_names=index_keys(settings),
+        proofs=servers.proofs,
+        owner_of=servers.owner_of,
         monotonic=time.monotonic,
     )

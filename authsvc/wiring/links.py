@@ -47,6 +47,11 @@ def redis_links(
     return pool(size), pool(1)
 
 
+def pool_to(link: Pool | Link, name: str) -> Pool:
+    """A pool of connections to the server called *name*, counted with those of *link*."""
+    return link.pool_to(name) if isinstance(link, ClusterServers) else cast("Pool", link)
+
+
 def _topology(
     redis: RedisSettings,
     protocol: Literal[2, 3],

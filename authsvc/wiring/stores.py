@@ -22,7 +22,6 @@ from authsvc.store.copies.heartbeat import Heartbeat
 from authsvc.store.copies.index import RedisIndex
 from authsvc.store.copies.ownership import Ownership, installation_id
 from authsvc.store.copies.reconciler import Reconciler
-from authsvc.store.copies.servers import Servers, shards_of
 from authsvc.store.revocations import SqlRevocationLog
 from authsvc.store.sql import POOL_SIZE, Database, DatabaseEvents
 from authsvc.wiring.caching import Redis, open_redis
@@ -83,7 +82,7 @@ def open_stores(
         user_copies=redis.user_caches if settings.cache.is_enabled else None,
     )
     heartbeat = Heartbeat(
-        _reconciler(redis, index, log, following, metrics, answers, timings), metrics.heal, timings.heartbeat
+        _reconciler(redis, index, log, following, metrics, answers), metrics.heal, timings.heartbeat
     )
     waker.wakes = heartbeat.wake
     return Stores(
@@ -178,18 +177,11 @@ def _reconciler(
     following: Database,
     metrics: Metrics,
     answers: LastAnswers,
-    timings: Timings,
 ) -> Reconciler:
-    lane_reads = redis.polled.reads if redis.polled is not None else None
     return Reconciler(
         revocations=log,
         index=index,
-        servers=Servers(
-            shards_of(redis.names, redis.proofs, timings.marker),
-            redis.reconciling,
-            redis.client,
-            lambda _: lane_reads,
-        ),
+        servers=redis.servers,
         ownership=Ownership(
             # Over the connection of the log: a pool that requests have used up must not stop a comparison.
             installation=partial(installation_id, following),

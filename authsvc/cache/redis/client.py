@@ -160,6 +160,11 @@ class CacheClient:
         return State.OPEN if self._is_suspended or not self.link.is_closed else self._breaker.state
 
     @property
+    def may_ask(self) -> bool:
+        """True while nothing keeps calls from all servers; one of them may have its breaker open."""
+        return not self._is_suspended and self._breaker.state is State.CLOSED
+
+    @property
     def is_steady(self) -> bool:
         """False while recent calls failed: a caller that can do without Redis should not try it now."""
         return self._breaker.is_steady and self.link.is_steady

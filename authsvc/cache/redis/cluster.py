@@ -21,7 +21,7 @@ from redis.exceptions import ConnectionError as DriverConnectionError
 
 from authsvc.cache.breaker import CircuitBreaker, Permit, State
 from authsvc.cache.errors import ServerAvoided, ServerFailed, is_exhaustion
-from authsvc.cache.redis.connections import Connections, Reply, Wire
+from authsvc.cache.redis.connections import Connections, Pool, Reply, Wire
 from authsvc.cache.redis.link import Command, Link, Stamped
 from authsvc.cache.redis.single import SingleServer
 from authsvc.cache.redis.topology import ClusterFleet, Topology
@@ -142,6 +142,10 @@ class ClusterServers:
     def connections_to(self, name: str) -> Connections:
         """Return the connections to the server that a link calls *name*."""
         return self._topology.connections_to(name)
+
+    def pool_to(self, name: str) -> Pool:
+        """Return another pool of connections to that server, counted with the others."""
+        return self._topology.pool_to(name)
 
     def servers(self) -> list[Link]:
         """Return a link to each primary."""

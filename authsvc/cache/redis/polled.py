@@ -41,10 +41,11 @@ def is_available() -> bool:
 
 class PolledReads:
     """
-    MGETs over one connection made like those of *pool*, each to be answered within ``read_s`` of *deadlines*.
+    MGETs over one connection made like those of *pool*, to be answered within ``read_s`` of *deadlines*.
 
     All but :meth:`renew` and :meth:`wants_renewal` belongs to the thread of the loop.  *clock* is monotonic,
-    in seconds; *events* hears of each read that was answered.
+    in seconds; *events* hears of each read that was answered.  With *takes_refusals* the values of an MGET
+    that is refused are None, as where its slot has moved; else the connection is closed.
     """
 
     def __init__(
@@ -54,8 +55,10 @@ class PolledReads:
         clock: Callable[[], float],
         events: CacheEvents | None = None,
         deadlines: Deadlines | None = None,
+        takes_refusals: bool = False,
     ) -> None:
         self._pool = pool
+        self._takes_refusals = takes_refusals
         self._clock = clock
         self._on_operation = (events or CacheEvents()).on_operation
         self._deadline_s = (deadlines or Deadlines()).read_s
@@ -64,7 +67,9 @@ class PolledReads:
         self._wire: Wire | None = None
         self._reader: Any = None
         self._unsent: bytes = b""
-        self._wanted = 0
+        #: How many values each MGET under way is to be answered with, and the replies so far.
+        self._wanted: Sequence[int] = ()
+        self._replies: list[object] = []
         self._sent_at_s = 0.0
         self._adopted_at_s = 0.0
         self._pause_s = 0.0
@@ -83,7 +88,7 @@ class PolledReads:
     @property
     def is_busy(self) -> bool:
         """True while a read is to be answered."""
-        return self._wanted > 0
+        return bool(self._wanted)
 
     @property
     def has_unsent(self) -> bool:
@@ -120,30 +125,29 @@ class PolledReads:
             self._adopted_at_s = self._clock()
         return self._wire is not None
 
-    def send(self, request: bytes, count: int) -> None:
-        """Send *request*, which a reply of *count* values answers; raises CacheUnavailable."""
-        self._unsent, self._wanted, self._sent_at_s = request, count, self._clock()
+    def send(self, request: bytes, *counts: int) -> None:
+        """Send *request*: MGETs that are answered with *counts* of values each; raises CacheUnavailable."""
+        self._unsent, self._wanted, self._sent_at_s = request, counts, self._clock()
+        self._replies = []
         self._send_rest()
 
     def receive(self) -> Sequence[bytes | None] | None:
-        """The values once all are there, None before; first sends the rest.  Raises CacheUnavailable."""
+        """All values once they are there, None before; first sends the rest.  Raises CacheUnavailable."""
         if self._unsent:
             self._send_rest()
         sock = self._connected().bare_socket
-        reply: object = _INCOMPLETE
         try:
-            while reply is _INCOMPLETE:
+            while not self._is_answered():
                 piece = sock.recv(PIECE_BYTES)
                 # Redis sends nothing without a request: unexpected bytes would be taken for the next answer.
                 if not piece or not self._wanted:
                     self._fail(Reason.REFUSED)
                 self._reader.feed(piece)
-                reply = self._reader.gets()
         except _NOT_NOW:
             return None
         except OSError as error:  # the reader's errors are ConnectionErrors, too
             self._fail(Reason.REFUSED, error)
-        return self._checked(reply)
+        return self._checked()
 
     def abandon(self, reason: Reason = Reason.TIMEOUT) -> None:
         """Close the connection: its read was not answered in time, or not usefully."""
@@ -159,12 +163,29 @@ class PolledReads:
         self._disconnect()
         self._offer(None)
 
-    def _checked(self, reply: object) -> list[bytes | None]:
-        if not isinstance(reply, list) or len(reply) != self._wanted or self._reader.has_data():
+    def _is_answered(self) -> bool:
+        """True if all replies are there; False, too, where nothing was asked."""
+        while self._wanted and len(self._replies) < len(self._wanted):
+            reply = self._reader.gets()
+            if reply is _INCOMPLETE:
+                return False
+            self._replies.append(reply)
+        return bool(self._wanted)
+
+    def _checked(self) -> list[bytes | None]:
+        values: list[bytes | None] = []
+        for reply, count in zip(self._replies, self._wanted, strict=True):
+            if isinstance(reply, list) and len(reply) == count:
+                values += reply
+            elif isinstance(reply, Exception) and self._takes_refusals:
+                values += [None] * count
+            else:
+                self._fail(Reason.OTHER)
+        if self._reader.has_data():
             self._fail(Reason.OTHER)
-        self._wanted = 0
+        self._wanted = ()
         self._on_operation("mget", self._clock() - self._sent_at_s, "ok")
-        return reply
+        return values
 
     def _send_rest(self) -> None:
         try:
@@ -195,10 +216,55 @@ class PolledReads:
         self._pause_s = min(LONGEST_PAUSE_S, max(SHORTEST_PAUSE_S, 2 * self._pause_s))
 
     def _disconnect(self) -> None:
-        self._wanted, self._unsent = 0, b""
+        self._wanted, self._unsent = (), b""
         wire, self._wire = self._wire, None
         if wire is not None:
             wire.disconnect()
+
+
+class PolledFleet:
+    """
+    The polled reads of all servers, each made by *make* when its name is first asked for.
+
+    A read of several servers is under way until the last of them has answered.
+    """
+
+    def __init__(self, make: Callable[[str], PolledReads]) -> None:
+        self._make = make
+        self._making = Lock()
+        self._by_name: dict[str, PolledReads] = {}
+
+    def at(self, name: str) -> PolledReads:
+        """Those of the server called *name*."""
+        with self._making:
+            if name not in self._by_name:
+                self._by_name[name] = self._make(name)
+            return self._by_name[name]
+
+    def all(self) -> tuple[PolledReads, ...]:
+        """Those of all servers so far."""
+        return tuple(self._by_name.values())
+
+    @property
+    def sockets(self) -> dict[socket.socket, bool]:
+        """What is to be watched for reading; True for what is to be watched for writing, too."""
+        return {reads.socket: reads.has_unsent for reads in self.all() if reads.socket is not None}
+
+    @property
+    def due_s(self) -> float:
+        """When, on the clock, the reads under way must have been answered."""
+        return min((reads.due_s for reads in self.all() if reads.is_busy), default=0.0)
+
+    def abandon(self) -> None:
+        """Close the connections whose reads were not answered in time."""
+        for reads in self.all():
+            if reads.is_busy:
+                reads.abandon()
+
+    def close(self) -> None:
+        """Let go of all connections, for good."""
+        for reads in self.all():
+            reads.close()
 
 
 def _reader() -> Any:  # noqa: ANN401 - hiredis' own

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from authsvc.domain.errors import Forbidden, StepUpRequired, StoreUnavailable, TokenInvalid
 from authsvc.domain.revocations import IndexAnswer, TokenKeys, Verdict, judge
@@ -72,19 +72,22 @@ class PolledReads(Protocol):
     """Reads as an event loop watches them: one at a time is under way."""
 
     @property
-    def socket(self) -> socket.socket | None:
-        """To be watched for answers; another one, or none, after any call."""
+    def sockets(self) -> Mapping[socket.socket, bool]:
+        """To be watched for answers, True: for writing, too; others, or none, after any call."""
 
     @property
     def due_s(self) -> float:
         """When, on the monotonic clock, what was asked must have been answered."""
 
-    @property
-    def has_unsent(self) -> bool:
-        """True while the socket is to be watched for writing, too."""
-
     def abandon(self) -> None:
         """Wait for no answer any longer."""
+
+
+class PolledKeys(NamedTuple):
+    """What is read about a token, as it is sent, and the shard where that is."""
+
+    shard: int
+    keys: bytes
 
 
 class PolledIndex(Protocol):
@@ -97,10 +100,10 @@ class PolledIndex(Protocol):
     def is_open(self) -> bool:
         """True if it makes sense to ask."""
 
-    def keys_of(self, token: TokenKeys) -> bytes:
+    def keys_of(self, token: TokenKeys) -> PolledKeys:
         """What :meth:`ask` is given for *token*."""
 
-    def ask(self, keys: Sequence[bytes]) -> None:
+    def ask(self, keys: Sequence[PolledKeys]) -> None:
         """Begin to read."""
 
     def answers(self) -> list[IndexAnswer] | None:

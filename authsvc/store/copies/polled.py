@@ -2,79 +2,154 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 
-from authsvc.cache.breaker import State
 from authsvc.cache.errors import CacheUnavailable
 from authsvc.cache.redis.client import CacheClient
-from authsvc.cache.redis.polled import PolledReads
+from authsvc.cache.redis.polled import PolledFleet, PolledReads
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.revocations import IndexAnswer, Proof, TokenKeys
+from authsvc.domain.tokens.checks import PolledKeys
 from authsvc.domain.values.clocks import Monotonic
+from authsvc.domain.values.shards import Sharded, shard_of
 from authsvc.store.copies.index import IndexKeys
 
 #: Keys that belong to one token.
 KEYS_EACH = 4
 
 
+#: What is known of a token that nobody was asked about.
+_UNASKED = IndexAnswer(None, None, None, None, is_proven=False)
+
+
+@dataclass(slots=True)
+class _Question:
+    """One read of one server: the shards asked about, with the places of their tokens among all."""
+
+    reads: PolledReads
+    shards: list[tuple[int, list[int]]]
+    values: Sequence[bytes | None] | None = None
+    is_over: bool = False
+
+
 @dataclass(slots=True, kw_only=True)
 class PolledIndex:
     """
-    Reads what :class:`~authsvc.store.copies.index.RedisIndex` reads, over a connection of its own.
+    Reads what :class:`~authsvc.store.copies.index.RedisIndex` reads, over connections of its own.
 
-    It is open while that connection existed at the last comparison, and shut after an answer without proof
-    until there is another comparison.  While the breaker of *client* is not closed it is shut, too: by the
-    calls of others the breaker finds out that Redis is back.
+    It is open while such a connection existed at the last comparison.  After an answer without proof it asks
+    nothing more about that shard until there is another comparison.  While the breaker of *client* is not
+    closed it is shut, too: by the calls of others the breaker finds out that Redis is back.
     """
 
-    reads: PolledReads
+    reads: PolledFleet
     client: CacheClient
-    key_names: IndexKeys
-    proof: Proof
+    key_names: Sharded[IndexKeys]
+    proofs: Sharded[Proof]
+    #: The name of the server that owns a shard, as of the last comparison; None: not known.
+    owner_of: Callable[[int], str | None]
     monotonic: Monotonic
-    _marker: bytes = field(init=False)
-    #: The comparison whose proof did not hold; what it proved is not asked again.
-    _refuted_at_s: float = field(default=-1.0, init=False)
+    _markers: tuple[bytes, ...] = field(init=False)
+    #: The comparison of each shard whose proof did not hold; what it proved is not asked again.
+    _refuted_at_s: list[float] = field(init=False)
+    _questions: list[_Question] = field(default_factory=list, init=False)
+    _count: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        self._marker = _bulk(self.key_names.marker)
+        self._markers = tuple(_bulk(names.marker) for names in self.key_names.each)
+        self._refuted_at_s = [-1.0] * len(self.proofs.each)
 
     def is_open(self) -> bool:
         """True if it makes sense to ask."""
-        is_proving = self.proof.compared_at_s != self._refuted_at_s
-        return self.reads.adopt(self.proof.trusts) and is_proving and self.client.state is State.CLOSED
+        adopted = [reads.adopt(self._is_trusted) for reads in self.reads.all()]
+        return any(adopted) and self.client.may_ask and any(map(self._is_proving, range(len(self._markers))))
 
-    def keys_of(self, token: TokenKeys) -> bytes:
-        """The names of the keys of *token*, as they are sent."""
-        return b"".join(map(_bulk, self.key_names.of(token)))
+    def keys_of(self, token: TokenKeys) -> PolledKeys:
+        """The shard of *token*, and the names of its keys, as they are sent."""
+        shard = shard_of(token.user_id, len(self._markers))
+        return PolledKeys(shard, b"".join(map(_bulk, self.key_names.each[shard].of(token))))
 
-    def ask(self, keys: Sequence[bytes]) -> None:
-        """Begin to read *keys*, those of the marker behind them; raises StoreUnavailable."""
-        count = KEYS_EACH * len(keys) + 1
-        request = b"*%d\r\n$4\r\nMGET\r\n%b%b" % (count + 1, b"".join(keys), self._marker)
-        try:
-            self.reads.send(request, count)
-        except CacheUnavailable as error:
-            raise StoreUnavailable(f"redis: {error.reason}") from error
+    def ask(self, keys: Sequence[PolledKeys]) -> None:
+        """Begin to read *keys*, with the markers of their shards; raises StoreUnavailable if none can be."""
+        self._questions, self._count = [], len(keys)
+        for name, shards in self._by_server(keys).items():
+            reads = self.reads.at(name)
+            if reads.socket is not None:
+                requests = [
+                    self._mget(shard, [keys[place].keys for place in places]) for shard, places in shards
+                ]
+                counts = [KEYS_EACH * len(places) + 1 for _, places in shards]
+                with suppress(CacheUnavailable):  # told by the reads' hooks; a thread asks again
+                    reads.send(b"".join(requests), *counts)
+                    self._questions.append(_Question(reads, shards))
+        if not self._questions:
+            raise StoreUnavailable("redis: no server of the lane can be asked")
 
     def answers(self) -> list[IndexAnswer] | None:
         """One for each token, None while they are not there; raises StoreUnavailable."""
-        try:
-            values = self.reads.receive()
-        except CacheUnavailable as error:
-            raise StoreUnavailable(f"redis: {error.reason}") from error
-        if values is None:
+        asked = {id(question.reads): question for question in self._questions if not question.is_over}
+        for reads in self.reads.all():
+            self._take(reads, asked.get(id(reads)))
+        if not all(question.is_over for question in self._questions):
             return None
-        marker, now_s = values[-1], self.monotonic()
-        is_proven = self.proof.holds(marker, self.reads.generation, now_s)
-        if not is_proven:
-            self._refuted_at_s = self.proof.compared_at_s
-        each = (iter(values[:-1]),) * KEYS_EACH
-        return [
-            IndexAnswer(record, session, epoch, blacklist, is_proven)
-            for record, session, epoch, blacklist in zip(*each, strict=True)
-        ]
+        questions, self._questions = self._questions, []
+        if all(question.values is None for question in questions):
+            raise StoreUnavailable("redis: no answer")
+        found = [_UNASKED] * self._count
+        for question in questions:
+            self._judge(question, found)
+        return found
+
+    def _take(self, reads: PolledReads, question: _Question | None) -> None:
+        """Read what is there; also where nothing was asked, since the connection may have ended."""
+        if reads.socket is None:
+            if question is not None:
+                question.is_over = True
+            return
+        try:
+            values = reads.receive()
+        except CacheUnavailable:
+            if question is not None:
+                question.is_over = True
+            return
+        if question is not None and values is not None:
+            question.values, question.is_over = values, True
+
+    def _judge(self, question: _Question, found: list[IndexAnswer]) -> None:
+        now_s, values = self.monotonic(), iter(question.values or ())
+        for shard, places in question.shards if question.values is not None else ():
+            proof = self.proofs.each[shard]
+            own = [tuple(islice(values, KEYS_EACH)) for _ in places]
+            is_proven = proof.holds(next(values), question.reads.generation, now_s)
+            if not is_proven:
+                self._refuted_at_s[shard] = proof.compared_at_s
+            for place, (record, session, epoch, blacklist) in zip(places, own, strict=True):
+                found[place] = IndexAnswer(record, session, epoch, blacklist, is_proven)
+
+    def _by_server(self, keys: Sequence[PolledKeys]) -> dict[str, list[tuple[int, list[int]]]]:
+        """The shards of *keys* that are worth asking about, by server, with the places of their tokens."""
+        by_shard: dict[int, list[int]] = {}
+        for place, (shard, _) in enumerate(keys):
+            by_shard.setdefault(shard, []).append(place)
+        by_server: dict[str, list[tuple[int, list[int]]]] = {}
+        for shard, places in by_shard.items():
+            name = self.owner_of(shard)
+            if name is not None and self._is_proving(shard):
+                by_server.setdefault(name, []).append((shard, places))
+        return by_server
+
+    def _mget(self, shard: int, keys: Sequence[bytes]) -> bytes:
+        count = KEYS_EACH * len(keys) + 2
+        return b"*%d\r\n$4\r\nMGET\r\n%b%b" % (count, b"".join(keys), self._markers[shard])
+
+    def _is_proving(self, shard: int) -> bool:
+        return self.proofs.each[shard].compared_at_s != self._refuted_at_s[shard]
+
+    def _is_trusted(self, generation: int) -> bool:
+        return any(proof.trusts(generation) for proof in self.proofs.each)
 
 
 def _bulk(text: str) -> bytes:

@@ -121,6 +121,16 @@ class Servers:
         self._client = client
         self.lane_to = lane_to
         self._known: dict[str, Server] = {}
+        self._owners: dict[int, str] = {}
+
+    @property
+    def proofs(self) -> Sharded[Proof]:
+        """What is proven of each shard."""
+        return Sharded(tuple(shard.proof for shard in self.shards))
+
+    def owner_of(self, shard: int) -> str | None:
+        """The name of the server that owned *shard* at the last comparison; never waits."""
+        return self._owners.get(shard)
 
     def now(self, errors: list[CacheError]) -> list[tuple[Server, list[Shard]]]:
         """Each server with the shards that it owns at the moment; why others have none is in *errors*."""
@@ -130,8 +140,10 @@ class Servers:
                 client = self._client.at(shard.marker.key)
             except CacheError as error:
                 errors.append(error)
+                self._owners.pop(shard.number, None)
             else:
                 server = self._known_as(client)
+                self._owners[shard.number] = client.link.name
                 found.setdefault(client.link.name, (server, []))[1].append(shard)
         return list(found.values())
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from authsvc.cache.redis.polled import PolledReads
+from authsvc.cache.redis.polled import PolledFleet, PolledReads
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.revocations import IndexAnswer, Verdict, judge
 from authsvc.domain.tokens.access import AccessToken
@@ -16,7 +16,7 @@ from authsvc.domain.values.emails import Email
 from authsvc.store.copies.polled import PolledIndex
 from tests.contract.cache.clients import PATIENT
 from tests.contract.copies.reconciling import World
-from tests.contract.copies.redis_side import KEYS, Process, access_token
+from tests.contract.copies.redis_side import KEYS, NAMES, Process, access_token
 
 ALICE = Email("alice@example.com")
 
@@ -34,11 +34,14 @@ def polled(process: Process) -> Iterator[PolledIndex]:
     pool = process.checks.link.connections._pool  # type: ignore[attr-defined]  # noqa: SLF001 the checks' own
     reads = PolledReads(pool, clock=time.monotonic, deadlines=PATIENT)
     process.reconciler.servers.lane_to = lambda _: reads
+    fleet = PolledFleet(lambda _: reads)
+    fleet.at("")
     made = PolledIndex(
-        reads=reads,
+        reads=fleet,
         client=process.checks,
-        key_names=KEYS,
-        proof=process.proof,
+        key_names=NAMES,
+        proofs=process.index.proofs,
+        owner_of=process.reconciler.servers.owner_of,
         monotonic=process.monotonic,
     )
     yield made
@@ -49,8 +52,8 @@ def answers(polled: PolledIndex, *tokens: AccessToken) -> list[IndexAnswer]:
     """One round: all of *tokens* with one read."""
     polled.ask([polled.keys_of(token.keys) for token in tokens])
     while True:
-        assert polled.reads.socket is not None
-        assert select.select([polled.reads.socket], [], [], 60)[0]
+        assert polled.reads.sockets
+        assert select.select([*polled.reads.sockets], [], [], 60)[0]
         if (found := polled.answers()) is not None:
             return found
 
@@ -65,7 +68,7 @@ def issued(process: Process, count: int) -> list[AccessToken]:
 
 def test_it_opens_with_the_first_comparison(process, polled):
     """No connection is used that nobody has compared."""
-    polled.reads.renew()
+    polled.reads.at("").renew()
     assert not polled.is_open()
 
     assert process.reconciler.tick()
@@ -127,7 +130,7 @@ def test_a_lost_connection_is_made_and_compared_before_it_is_used(process, polle
     process.reconciler.tick()
     polled.is_open()
     (token,) = issued(process, 1)
-    before = polled.reads.generation
+    before = polled.reads.at("").generation
     quick_world.redis.client_kill_filter(skipme=True, _type="normal")
 
     with pytest.raises(StoreUnavailable):
@@ -138,7 +141,7 @@ def test_a_lost_connection_is_made_and_compared_before_it_is_used(process, polle
         pass
 
     assert polled.is_open()
-    assert polled.reads.generation > before
+    assert polled.reads.at("").generation > before
     assert answers(polled, token)[0].is_proven
     assert process.is_proven()
 
@@ -148,14 +151,14 @@ def test_a_connection_older_than_the_reconcilers_is_not_believed(process, polled
     process.reconciler.tick()
     polled.is_open()
     (token,) = issued(process, 1)
-    old = polled.reads.generation
+    old = polled.reads.at("").generation
     polled.ask([polled.keys_of(token.keys)])
     process.reconciling.connections.suspect()
     process.monotonic.tick(1)
     assert process.reconciler.tick()
 
-    assert select.select([polled.reads.socket], [], [], 60)[0]
+    assert select.select([*polled.reads.sockets], [], [], 60)[0]
     found = polled.answers()
 
-    assert polled.reads.generation == old
+    assert polled.reads.at("").generation == old
     assert [answer.is_proven for answer in found or []] == [False]
