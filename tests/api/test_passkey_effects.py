@@ -134,6 +134,24 @@ def test_a_passkey_goes_on_without_redis(make_api, redis_server):
     assert another.status_code == 201
 
 
+def test_without_sql_nothing_is_decided(make_api, postgres_server):
+    """503, and the assertion is as good as before; options for anybody need no store."""
+    with TcpProxy(postgres_server.url) as proxy:
+        api = make_api(**PASSKEYS)
+        with variant(api, DATABASE_URL=proxy.url_for(api.env["DATABASE_URL"])) as behind:
+            owner = an_owner(api)
+            assertion = owner.assertion()
+
+            proxy.switch(Mode.REFUSE)
+            answer = sign_in(behind, assertion)
+            begun = behind.call("POST", f"{LOGIN}/options")
+            proxy.switch(Mode.PASS)
+
+    assert (answer.status_code, code_of(answer)) == (503, "unavailable")
+    assert begun.status_code == 200
+    assert sign_in(api, assertion).status_code == 200
+
+
 def test_attempts_to_sign_in_count_for_the_address_that_makes_them(make_api):
     """With those that use a password, in one count."""
     api = make_api(**PASSKEYS, RATE_LIMIT_LOGIN_IP="4/hour")
