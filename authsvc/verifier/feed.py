@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final, TypeVar
 from urllib.parse import urlencode
 
-from authsvc.verifier.known import Known, Until
-from authsvc.verifier.pages import Page, read_page
+from authsvc.domain.values.identifiers import is_id
+from authsvc.verifier.known import Known, News, Until
 from authsvc.verifier.transport import Connection, TransportError
 
 PATH: Final = "/v1/revocations"
@@ -28,7 +30,28 @@ FIRST_PAUSE_S, MOST_PAUSE_S = 0.1, 2.0
 #: What is over is forgotten so often (seconds).
 FORGET_EVERY_S: Final = 60.0
 
+_SUBJECTS: Final = {"session": "session_id", "token": "token_id", "user": "user_id"}
+
+T = TypeVar("T")
+
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """
+    A part of the feed.
+
+    Nothing is missing from it that was revoked before the request was sent plus ``waited_s`` (seconds,
+    negative for before), unless ``has_more``.
+    """
+
+    news: tuple[News, ...]
+    cursor: str
+    is_reset: bool
+    has_more: bool
+    waited_s: float
+    retry_after_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,3 +199,39 @@ class Feed:
             log.warning("revocation feed: lost (%s), trying again", cause)
         most_s = min(MOST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(self._failures - 1, 10))
         return random.uniform(most_s / 2, most_s)  # noqa: S311 - nothing is secret about it
+
+
+def read_page(body: bytes, now: Until) -> Page:
+    """*body*, received *now*; raises ValueError for anything but a page: no item is skipped."""
+    try:
+        document = json.loads(body)
+        return Page(
+            news=tuple(_news(item, now) for item in document["items"]),
+            cursor=_typed(document["cursor"], str),
+            is_reset=_typed(document["reset"], bool),
+            has_more=_typed(document["has_more"], bool),
+            waited_s=_typed(document["waited_ms"], int) / 1000,
+            retry_after_s=_typed(document["retry_after_ms"] or 0, int) / 1000,
+        )
+    except (KeyError, TypeError, RecursionError) as error:
+        raise ValueError("not a page of the feed") from error
+
+
+def _news(item: Mapping[str, Any], now: Until) -> News:
+    kind = item["kind"]
+    subject = item[_SUBJECTS[kind]]
+    if not is_id(subject):
+        raise ValueError("not an identifier")
+    until_s = datetime.fromisoformat(item["until"]).timestamp()
+    return News(
+        kind=kind,
+        subject=subject,
+        epoch=_typed(item["epoch"], int) if kind == "user" else 0,
+        until=Until(until_s, now.monotonic_s + until_s - now.wall_s),
+    )
+
+
+def _typed(value: object, kind: type[T]) -> T:
+    if type(value) is not kind:
+        raise TypeError(kind.__name__)
+    return value
