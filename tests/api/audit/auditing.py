@@ -9,10 +9,11 @@ import bcrypt
 from sqlalchemy import select, update
 
 from authsvc.settings import Settings
-from authsvc.store.tables import audit_events, users
+from authsvc.store.tables import audit_events, factors, users
 from authsvc.wiring.stores import open_database
 from tests.api.driver import Api, Person, code_of, json_of, new_email
 from tests.api.mailing import Postbox, code_in, token_in
+from tests.api.second_factors import Guarded, guarded, refused
 from tests.rig import PASSWORD
 from tests.timings import UNHURRIED
 
@@ -98,6 +99,42 @@ class Stage:
         asked = self.user.call("POST", "/v1/me/email", json={"email": email, "password": PASSWORD})
         body = {"ticket": json_of(asked)["ticket"], "code": code_in(self.postbox.newest(email))}
         self.call("POST", "/v1/me/email/confirm", 200, body)
+
+    def guard(self) -> Guarded:
+        """Prove the address, and add an authenticator app."""
+        self.prove()
+        return guarded(self.api, self.user)
+
+    def step_up(self) -> None:
+        """Show the app's code in a session."""
+        body = {"code": self.guard().next_code()}
+        self.call("POST", "/v1/auth/step-up", 200, body)
+
+    def use_a_recovery_code(self) -> None:
+        """Enter a wrong code of the app, then a recovery code."""
+        them = self.guard()
+        challenge = them.challenge()
+        assert refused(them.answer(challenge, code=them.app.wrong()))
+        assert them.answer(challenge, recovery_code=them.recovery_codes[0]).status_code == 200
+
+    def take_the_factor_away(self) -> None:
+        """Log in with it, renew the recovery codes, and remove it."""
+        self.user = self.guard().log_in()
+        self.call("POST", "/v1/me/recovery-codes", 201)
+        (factor,) = json_of(self.user.call("GET", "/v1/me/factors"))["items"]
+        self.call("DELETE", f"/v1/me/factors/{factor['id']}", 204)
+
+    def lock_the_factor(self) -> None:
+        """Enter the last of 100 wrong codes in a row."""
+        them = self.guard()
+        with self.database.transaction() as connection:
+            connection.execute(update(factors).values(failures=99))
+        assert refused(them.answer(them.challenge(), code=them.app.wrong()))
+
+    def lose_the_factor(self) -> None:
+        """Have an admin remove it."""
+        self.guard()
+        self.administer("DELETE", "/v1/users/{}/factors", 204)
 
     def call(self, method: str, path: str, status: int, body: dict[str, Any] | None = None) -> None:
         """One request of the user."""

@@ -18,6 +18,7 @@ from authsvc.store.tables import audit_events, users
 from tests.api.audit.auditing import AGENT, IP, WRONG, Stage, Theatre
 from tests.api.driver import at_once, json_of, new_email
 from tests.api.mailing import MAIL
+from tests.api.second_factors import UNLIMITED
 from tests.processes import wait_until
 from tests.rig import PASSWORD
 
@@ -30,6 +31,7 @@ BY_OPERATORS = {action for action in Action if action.startswith(("key.", "users
 #: What the sender of mails notes.
 BY_SENDER = {Action.MAIL_FAILED}
 
+ADDED = [Action.EMAIL_VERIFIED, Action.FACTOR_ADDED]
 FIVE_FAILURES = [Action.LOGIN_FAILED] * 5
 #: Each act with the events it makes, in order.
 ACTS: dict[str, tuple[Callable[[Stage], object], list[Action]]] = {
@@ -101,6 +103,21 @@ ACTS: dict[str, tuple[Callable[[Stage], object], list[Action]]] = {
         [Action.PASSWORD_RESET_ASKED],
     ),
     "move": (Stage.move, [Action.EMAIL_CHANGE_ASKED, Action.EMAIL_CHANGED]),
+    "add a factor": (Stage.guard, ADDED),
+    "step up": (Stage.step_up, [*ADDED, Action.SESSION_STEPPED_UP]),
+    "recovery code": (
+        Stage.use_a_recovery_code,
+        [*ADDED, Action.SECOND_FACTOR_FAILED, Action.LOGIN_SUCCEEDED, Action.RECOVERY_USED],
+    ),
+    "remove a factor": (
+        Stage.take_the_factor_away,
+        [*ADDED, Action.LOGIN_SUCCEEDED, Action.RECOVERY_RENEWED, Action.FACTOR_REMOVED],
+    ),
+    "lock a factor": (
+        Stage.lock_the_factor,
+        [*ADDED, Action.SECOND_FACTOR_FAILED, Action.FACTOR_LOCKED],
+    ),
+    "lose a factor": (Stage.lose_the_factor, [*ADDED, Action.FACTORS_RESET]),
     "clear": (lambda at: at.administer("POST", "/v1/cache/clear", 200, {}), [Action.CACHE_CLEARED]),
 }
 
@@ -108,7 +125,7 @@ ACTS: dict[str, tuple[Callable[[Stage], object], list[Action]]] = {
 @pytest.fixture(scope="module")
 def theatre(make_module_api) -> Iterator[Theatre]:
     """Share one application."""
-    with closing(Theatre(make_module_api(RATE_LIMIT_LOGIN_ACCOUNT="5/hour", **MAIL))) as made:
+    with closing(Theatre(make_module_api(RATE_LIMIT_LOGIN_ACCOUNT="5/hour", **MAIL, **UNLIMITED))) as made:
         yield made
 
 
