@@ -21,7 +21,7 @@ from authsvc.domain.users import Profile
 from tests import times
 from tests.api.driver import Api, MakeApi, Person, new_email
 from tests.api.frame.ecmascript import refused
-from tests.api.frame.test_routes import BY_MAIL, QUIET, ROUTES
+from tests.api.frame.test_routes import BY_MAIL, OF_MACHINES, QUIET, ROUTES
 from tests.api.gateway import Gateway
 from tests.api.mailing import MAIL
 from tests.processes import wait_until
@@ -396,6 +396,25 @@ def test_whoever_asks_for_whatever_of_mails_gets_what_is_described(make_api, rol
     assert len(found) >= len(wanted)
     for operation in found:
         assert_conforms(operation, make_caller)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("role", ["admin", "client"])
+def test_whoever_asks_for_whatever_of_machines_gets_what_is_described(make_api, role):
+    """The same for the routes of services that get tokens of their own, and of their clients."""
+    api = make_api(MACHINES="on", RATE_LIMIT_TOKEN_CLIENT="off")
+    make_caller = api.an_admin if role == "admin" else None
+    client = Gateway.of(api).headers if role == "client" else None
+    described = schemathesis.openapi.from_wsgi("/openapi.json", api.application.flask)
+    wanted = {route.split(" ")[1].replace("<", "{").replace(">", "}") for route in OF_MACHINES}
+    found = [
+        one.ok() for one in described.get_all_operations() if isinstance(one, Ok) and one.ok().path in wanted
+    ]
+
+    assert list(OpenAPIV31SpecValidator(specification(api)).iter_errors()) == []
+    assert len(found) == len(OF_MACHINES)
+    for operation in found:
+        assert_conforms(operation, make_caller, client=client)
 
 
 def member(api: Api, *roles: str) -> Person:
