@@ -5,7 +5,6 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
@@ -17,9 +16,6 @@ from authsvc.store.sql import SqlTimings
 from tests.api.driver import Api, json_of
 from tests.processes import wait_until
 from tests.timings import UNHURRIED
-
-if TYPE_CHECKING:
-    pass
 
 MARKER = "v1:auth:revocations:seq"
 
