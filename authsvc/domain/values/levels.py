@@ -22,7 +22,10 @@ class Acr(StrEnum):
     @property
     def rank(self) -> int:
         """Higher is stronger."""
-        return tuple(Acr).index(self)
+        return _RANKS[self]
+
+
+_RANKS = {acr: rank for rank, acr in enumerate(Acr)}
 
 
 class Method(Enum):
