@@ -110,23 +110,24 @@ def worlds(tmp_path_factory, request) -> Iterator[Worlds]:
 
 
 @pytest.fixture
-def world(worlds: Worlds) -> Iterator[World]:
-    """Give the test a world that works, and require that it works again after it."""
+def world(worlds: Worlds, request) -> Iterator[World]:
+    """
+    Give the test a world that works, and require that it works again after it.
+
+    A test that is marked ``audits`` sees to that by itself.
+    """
     current = worlds.whole()
     yield current
+    is_whole = False
     try:
-        current.wait_whole()
-    except BaseException:
-        worlds.discard()
-        raise
-
-
-@pytest.fixture
-def audited(worlds: Worlds, request) -> Iterator[World]:
-    """Give the test a world that works, and leave it to the test to see that it does again."""
-    yield worlds.whole()
-    if not request.node.stash.get(HAS_PASSED, False):
-        worlds.discard()
+        if request.node.get_closest_marker("audits") is None:
+            current.wait_whole()
+            is_whole = True
+        else:
+            is_whole = request.node.stash.get(HAS_PASSED, False)
+    finally:
+        if not is_whole:
+            worlds.discard()
 
 
 @pytest.fixture

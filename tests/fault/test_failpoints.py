@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from tests.fault.ledger import Account
     from tests.fault.world import World
 
-pytestmark = [pytest.mark.fault, pytest.mark.slow]
+# Each test holds the world against the ledger in the end.
+pytestmark = [pytest.mark.fault, pytest.mark.slow, pytest.mark.audits]
 
 DEEDS = ("register", "log_in", "refresh", "write", "log_out", "change_password")
 #: In the short run: nothing was done, and the worst moment.
@@ -35,12 +36,6 @@ SHORT_SEAMS = SEAMS[:2]
 TRIES = 4
 #: docs/install.md: clocks may differ by a few seconds; tokens bear 5.  Backwards first: forwards would be 10.
 SKEWS_S = (-5, 5)
-
-
-@pytest.fixture
-def world(audited: World) -> World:
-    """Each test holds it against the ledger."""
-    return audited
 
 
 class Frail:

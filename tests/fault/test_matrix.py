@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from tests.fault.world import Cast, World
     from tests.rig import Service
 
-pytestmark = [pytest.mark.fault, pytest.mark.slow]
+# Each test holds the world against the ledger in the end.
+pytestmark = [pytest.mark.fault, pytest.mark.slow, pytest.mark.audits]
 
 PAGE = ROOT / "docs" / "failure-modes.md"
 #: For a machine that does other things, too; the table shows what it did take.
@@ -51,12 +52,6 @@ AT_ONCE_S = 0.5
 MOMENTS, FEW = 0.05, 3
 #: More requests than open the breakers of both workers, however they are dealt.
 CROWD = 16
-
-
-@pytest.fixture
-def world(audited: World) -> World:
-    """Each test holds it against the ledger."""
-    return audited
 
 
 @pytest.mark.parametrize(

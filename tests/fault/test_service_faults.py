@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.fault.world import World
 
-pytestmark = [pytest.mark.fault, pytest.mark.slow]
+# Each test holds the world against the ledger in the end.
+pytestmark = [pytest.mark.fault, pytest.mark.slow, pytest.mark.audits]
 
 #: A client that was not answered, or told to come back, asks the other replica; so does a load balancer.
 TRIES = 4
@@ -35,12 +35,6 @@ STOPPED_WITHIN_S = 60
 INTO_THE_PIPE = ("/bin/sh", "-c", 'exec "$0" "$@" >"$PIPE"', *COMMAND)
 #: The smallest pipe that the system makes.
 PIPE_BYTES = 4096
-
-
-@pytest.fixture
-def world(audited: World) -> World:
-    """Each test holds it against the ledger."""
-    return audited
 
 
 def test_a_rolling_restart_costs_no_request_and_no_session(world, ledger, score):
