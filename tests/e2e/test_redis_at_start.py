@@ -15,11 +15,13 @@ from tests.processes import HOST, free_port
 from tests.rig import environment, migrate
 from tests.servers import RedisServer, drop_database
 from tests.servers.certificates import self_signed
-from tests.servers.clusters import SERVICE, ClusterServer, SentinelServer, TlsFront
+from tests.servers.clusters import SERVICE, ClusterServer, SentinelServer, TlsFront, cluster
 from tests.servers.proxy import Mode, Rule, TcpProxy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tests.servers.clusters import Cluster
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -158,6 +160,74 @@ def test_a_node_in_cluster_mode_is_named(env, has_slots):
         message = named(env, REDIS_URL=node.url)
 
     assert message.startswith("REDIS_URL leads to a node in cluster mode; set REDIS_CLUSTER_ENABLED")
+
+
+@pytest.fixture(scope="module")
+def three() -> Iterator[Cluster]:
+    """A cluster that nothing is wrong with."""
+    with cluster() as running:
+        yield running
+
+
+def of_cluster(nodes: str, **redis: str) -> dict[str, str]:
+    """The settings of a cluster."""
+    return {"REDIS_CLUSTER_ENABLED": "true", "REDIS_CLUSTER_NODES": nodes, **redis}
+
+
+def test_nothing_wrong_with_a_cluster_is_no_problem(env, three):
+    """Each primary is asked, and no key is left behind."""
+    assert problems(Settings.from_env(env | of_cluster(three.url))) == ()
+    assert [three.ask(index, "KEYS", "*preflight*") for index in range(3)] == [[], [], []]
+
+
+def test_a_primary_that_evicts_is_named(env, three):
+    """Also where the others do not."""
+    three.ask(2, "CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+    message = named(env, **of_cluster(three.url))
+    three.ask(2, "CONFIG", "SET", "maxmemory-policy", "noeviction")
+
+    assert message.startswith("REDIS_CLUSTER_NODES evicts keys (maxmemory-policy allkeys-lru)")
+
+
+def test_a_cluster_needs_to_be_one(env, plain, three):
+    """A single server tells no map; neither does one that is not there, nor one that knows no such user."""
+    alone = named(env, **of_cluster(f"{plain.host}:{plain.port}"))
+    absent = named(env, **of_cluster(f"{HOST}:{free_port()}"))
+    unknown = named(env, **of_cluster(three.url, REDIS_USERNAME="nobody", REDIS_PASSWORD="hunter2"))
+
+    advice = "check hosts, ports, network, TLS and login, that the nodes are in cluster mode"
+    for message in (alone, absent, unknown):
+        assert message.startswith("REDIS_CLUSTER_NODES cannot be used: no node tells who owns the slots;")
+        assert advice in message
+
+
+def test_a_right_that_only_a_cluster_needs_is_named(env, three):
+    """Without INFO nobody could tell that a server became a replica and a primary again."""
+    for index in range(3):
+        three.ask(
+            index, "ACL", "SETUSER", "narrow", "reset", "on", ">hunter2", "~authsvc:*", "+@all", "-info"
+        )
+
+    message = named(env, **of_cluster(three.url, REDIS_USERNAME="narrow", REDIS_PASSWORD="hunter2"))
+
+    assert message == "REDIS_CLUSTER_NODES denies its user INFO, or keys under authsvc:v1: see its ACL"
+
+
+def test_data_in_another_number_of_shards_are_refused(env, three):
+    """A version that divides them otherwise would not find what is revoked."""
+    services = build(Settings.from_env(env | of_cluster(three.url)))
+    assert services.compare()
+    services.close()
+    assert problems(Settings.from_env(env | of_cluster(three.url))) == ()
+    key, index = three.ask(1, "KEYS", "*:auth:installation")[0], 1
+    noted = three.ask(index, "GET", key)
+    assert noted.endswith(b"/64")
+    three.ask(index, "SET", key, noted.replace(b"/64", b"/32"))
+
+    message = named(env, **of_cluster(three.url))
+
+    three.ask(index, "DEL", key)
+    assert message.startswith("REDIS_CLUSTER_NODES holds data that a version with another number of shards")
 
 
 @pytest.mark.parametrize(

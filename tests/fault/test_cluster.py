@@ -1,4 +1,4 @@
-"""The library on a cluster (the service refuses its settings): slots move, a primary is lost."""
+"""The library on a cluster: slots move, a primary is lost; for the service see test_redis_cluster.py."""
 
 from __future__ import annotations
 

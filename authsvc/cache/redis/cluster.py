@@ -59,6 +59,8 @@ class _Pending:
     is_asking: bool = False
     reply: Reply = None
     refusal: ResponseError | None = None
+    #: Of the connection that the last answer came over.
+    generation: int = 0
     parts: list[_Pending] = field(default_factory=list)
 
 
@@ -172,19 +174,23 @@ class ClusterServers:
         return Stamped([_joined(one) if one.parts else one.reply for one in pending], generation)
 
     def _rounds(self, flat: Sequence[_Pending]) -> int:
-        """Send, and send on what was redirected; returns the generation of the youngest connection."""
-        generation = self._round(flat)
+        """
+        Send, and send on what was redirected; returns the highest generation of what was answered.
+
+        Who only redirected answered nothing: its generation would vouch for another server's values.
+        """
+        self._round(flat)
         for _ in range(_REDIRECTIONS):
             redirected = [one for one in flat if isinstance(one.refusal, AskError)]
             if not redirected:
                 break
             for one in redirected:
                 self._redirect(one, cast("AskError", one.refusal))
-            generation = max(generation, self._round(redirected))
-        return generation
+            self._round(redirected)
+        return max((one.generation for one in flat), default=0)
 
-    def _round(self, flat: Sequence[_Pending]) -> int:
-        """Send everything to every server, then read every reply; returns the highest generation."""
+    def _round(self, flat: Sequence[_Pending]) -> None:
+        """Send everything to every server, then read every reply."""
         by_node: dict[str, list[_Pending]] = {}
         for one in flat:
             by_node.setdefault(one.node.name, []).append(one)
@@ -196,7 +202,6 @@ class ClusterServers:
         for talk in talks:
             if talk.error is not None:
                 raise self._told(talk.error)
-        return max((talk.generation for talk in talks), default=0)
 
     def _talk(self, borrowed: ExitStack, pending: Sequence[_Pending]) -> _Talk:
         """Begin to talk with the server of *pending*."""
@@ -352,11 +357,6 @@ class _Talk:
     error: RedisError | None = None
     _permit: Permit | None = None
 
-    @property
-    def generation(self) -> int:
-        """That of the connection."""
-        return self.wire.generation if self.wire is not None else 0
-
     def begin(self, borrowed: ExitStack) -> None:
         """Borrow a connection, unless the server is avoided."""
         if self.breaker is not None:
@@ -413,6 +413,7 @@ def _send(wire: Wire, pending: Sequence[_Pending]) -> None:
 
 def _read(wire: Wire, pending: Sequence[_Pending]) -> None:
     for one in pending:
+        one.generation = wire.generation
         if one.is_asking:
             wire.read_response()
         try:
