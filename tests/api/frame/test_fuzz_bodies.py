@@ -22,6 +22,8 @@ from tests.api.driver import json_of, new_email
 from tests.api.frame.test_bodies import MALFORMED
 from tests.api.frame.test_routes import ADMIN, CLIENT, USER, declared
 from tests.api.gateway import Gateway
+from tests.api.passkeys import PASSKEYS
+from tests.authenticator import b64, cbor
 from tests.rig import PASSWORD
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
     from werkzeug.test import TestResponse
 
-    from tests.api.driver import Api
+    from tests.api.driver import Api, MakeApi
 
 pytestmark = pytest.mark.slow
 
@@ -38,10 +40,21 @@ BY_CHANCE = times("FUZZ_BODIES", 100)
 EVERY = 1 if "FUZZ_BODIES" in os.environ else 7
 JSON, FORM, PATCH = "application/json", "application/x-www-form-urlencoded", "application/merge-patch+json"
 TAKING = ("POST", "PUT", "PATCH", "DELETE")
+#: An answer of an authenticator, of the form of both kinds.
+CREDENTIAL: dict[str, Any] = {
+    "id": "A" * 43, "rawId": "A" * 43, "type": "public-key",
+    "response": {
+        "clientDataJSON": b64(b'{"type":"webauthn.get","challenge":"AAAA","origin":"https://app.example.com"}'),
+        "authenticatorData": b64(bytes(37)), "signature": b64(bytes(64)), "userHandle": b64(bytes(16)),
+        "attestationObject": b64(cbor({"fmt": "none", "attStmt": {}, "authData": bytes(37)})),
+        "transports": ["usb"],
+    },
+}  # fmt: skip
 #: What gets a body past its schema, for members of that name; others get a word.
 PLAUSIBLE: dict[str, Any] = {
     "password": PASSWORD, "current_password": PASSWORD, "new_password": PASSWORD, "roles": ["user"],
     "status": "active", "users": [{"email": "x@example.com", "password": PASSWORD}],
+    "credential": CREDENTIAL,
 }  # fmt: skip
 NESTED: dict[str, Any] = {}
 for _ in range(30):
@@ -91,12 +104,22 @@ class Caller:
     def attempt(self, route: str, access: str | None, data: bytes, content_type: str | None) -> TestResponse:
         """One request."""
         method, path = route.split(" ")
-        ids = {"<user_id>": self.victim.id, "<session_id>": self.people[USER].session_id}
+        ids = {
+            "<user_id>": self.victim.id,
+            "<session_id>": self.people[USER].session_id,
+            "<factor_id>": self.victim.id,
+        }
         for name, value in ids.items():
             path = path.replace(name, value)
         token = self.people[access].access if access in self.people else None
         headers = self.gateway.headers if access == CLIENT else {}
         return self.api.call(method, path, token=token, headers=headers, data=data, content_type=content_type)
+
+
+@pytest.fixture(scope="module")
+def pg_api(make_module_api: MakeApi) -> Api:
+    """Share an application with second factors: their routes read the largest bodies."""
+    return make_module_api(**PASSKEYS)
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +191,29 @@ def test_no_route_breaks_on_a_media_type_or_charset(caller, routes):
         for kind in (*kinds, *(f"{JSON}; charset={charset}" for charset in charsets)):
             data = '{"name": "é"}'.encode("utf-16")
             assert not caller.is_chosen() or harmless(caller.send(route, access, data, kind), (route, kind))
+
+
+def odd_credentials() -> Iterator[dict[str, Any]]:
+    """One member of a credential odd, in JSON or within the bytes that it holds."""
+    inner = CREDENTIAL["response"]
+    for value in (
+        *ODD,
+        *(b64(raw) for raw in (b"", b"{}", b"[[[", b"\xff" * 40, b"\x9f" * 4000, bytes(300))),
+    ):
+        yield from ({**CREDENTIAL, name: value} for name in CREDENTIAL)
+        yield from ({**CREDENTIAL, "response": {**inner, name: value}} for name in inner)
+
+
+def test_no_passkey_breaks_on_a_credential_that_is_odd(caller, routes):
+    """Whatever a browser, or somebody in its place, sends as the answer of an authenticator."""
+    taking = [route for route in routes if "credential" in members(caller, route)]
+    assert len(taking) == 4
+    for route in taking:
+        others = {"challenge": "AAAA"} if "challenge" in members(caller, route) else {}
+        for credential in odd_credentials():
+            if caller.is_chosen():
+                data = json.dumps({"credential": credential, **others}).encode()
+                assert harmless(caller.send(route, routes[route], data, JSON), (route, credential))
 
 
 def test_no_route_breaks_on_a_member_that_is_odd(caller, routes):
