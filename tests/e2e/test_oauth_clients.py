@@ -132,7 +132,10 @@ def test_a_deleted_client_is_refused_on_its_next_request_everywhere(made, comman
         (made[0]["client_id"], "Gäteway: west"),
         (made[1]["client_id"], "gone"),
     }
-    assert all(client.keys() == {"client_id", "name", "may", "created_at"} for client in listed)
+    shown = {"client_id", "name", "scopes", "may", "created_at", "secrets"}
+    assert all(client.keys() == shown for client in listed)
+    secrets = [secret for client in listed for secret in client["secrets"]]
+    assert [secret.keys() for secret in secrets] == [{"id", "created_at", "last_used_on"}] * 2
     assert {client["name"]: client["may"] for client in listed} == {
         "Gäteway: west": ["introspect-refresh", "revoke"],
         "gone": ["introspect", "revoke", "feed"],
