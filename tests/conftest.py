@@ -11,6 +11,7 @@ from redis import Redis
 
 from tests.forking import warm_interpreter
 from tests.servers import PostgresServer, RedisServer, Remote, drop_database
+from tests.servers.clusters import cluster
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,6 +46,16 @@ def redis_server() -> Iterator[RedisServer | Remote]:
 def _worker_number() -> int:
     """Which process of a parallel run this is, else 0; each empties a database of its own."""
     return int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+
+
+@pytest.fixture(scope="session")
+def served_redis(redis_server: RedisServer | Remote) -> Iterator[str]:
+    """Return what services are told of Redis; with ``TEST_REDIS_CLUSTER`` set it is a cluster."""
+    if "TEST_REDIS_CLUSTER" not in os.environ:
+        yield redis_server.url
+        return
+    with cluster() as three:
+        yield three.url
 
 
 @pytest.fixture

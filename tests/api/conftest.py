@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
 from contextlib import closing
 from functools import partial
@@ -20,7 +19,6 @@ from tests.api.driver import Api, MakeApi, Person
 from tests.api.mailing import Postbox
 from tests.rig import development, migrate
 from tests.servers import drop_database
-from tests.servers.clusters import cluster
 from tests.timings import UNHURRIED
 
 if TYPE_CHECKING:
@@ -50,16 +48,6 @@ def sqlite_template(redis_server, folder) -> Path:
     file: Path = folder / "template.sqlite3"
     migrate(development(f"sqlite:///{file}", redis_server.url, folder))
     return file
-
-
-@pytest.fixture(scope="session")
-def served_redis(redis_server) -> Iterator[str]:
-    """Return what the applications are told of Redis; with ``TEST_REDIS_CLUSTER`` set it is a cluster."""
-    if "TEST_REDIS_CLUSTER" not in os.environ:
-        yield redis_server.url
-        return
-    with cluster() as three:
-        yield three.url
 
 
 @pytest.fixture(scope="module")

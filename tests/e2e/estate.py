@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hypothesis import note
 from redis import Redis
@@ -15,10 +16,11 @@ from tests.e2e.lines import NO_BODY, Line, Reply, open_lines
 from tests.processes import wait_until
 from tests.rig import PASSWORD, Service, development, migrate, run_command
 from tests.servers import PostgresServer, RedisServer
+from tests.servers.clusters import Cluster, cluster
 from tests.timings import PATIENT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 #: Thrice what docs/failure-modes.md promises and tests/fault measures: here other tests run beside it, and
@@ -35,14 +37,15 @@ ROOT = "root@example.com"
 class Stores:
     """Redis and PostgreSQL, and what is wrong with them: ``*_settling`` while a fault is over but felt."""
 
-    redis: RedisServer
+    redis: RedisServer | Cluster
     postgres: PostgresServer
     has_redis: bool = True
     has_sql: bool = True
     redis_settling: bool = False
     sql_settling: bool = False
     disturbed_at_s: float = 0.0
-    dumps: list[Path] = field(default_factory=list)
+    #: Of one server a file, of a cluster one for each.
+    dumps: list[Any] = field(default_factory=list)
 
     @property
     def is_settling(self) -> bool:
@@ -51,14 +54,19 @@ class Stores:
 
     def flush(self) -> None:
         """Everything in Redis is lost; its connections stay."""
-        with Redis.from_url(self.redis.url) as client:
-            client.flushall()
+        for server in self._servers():
+            with Redis.from_url(server.url) as client:
+                client.flushall()
 
     def break_connections(self) -> None:
         """Redis closes every connection."""
-        with Redis.from_url(self.redis.url) as client:
-            client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        for server in self._servers():
+            with Redis.from_url(server.url) as client:
+                client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
         self._disturb(redis=True)
+
+    def _servers(self) -> Sequence[RedisServer]:
+        return self.redis.all if isinstance(self.redis, Cluster) else (self.redis,)
 
     def kill_redis(self) -> None:
         """Redis and its data are gone."""
@@ -177,7 +185,8 @@ def _is_whole(line: Line) -> bool:
 @contextmanager
 def open_estate(folder: Path, **overrides: str) -> Iterator[Estate]:
     """Two replicas, one without grace for refresh tokens and without the lane; ROOT is their admin."""
-    with RedisServer() as redis, PostgresServer(fsync=True) as postgres:
+    is_cluster = "TEST_REDIS_CLUSTER" in os.environ
+    with cluster() if is_cluster else RedisServer() as redis, PostgresServer(fsync=True) as postgres:
         # Development alone may hash cheaply: the more can happen in a second.
         common = {"WEB_CONCURRENCY": "2", "LOG_LEVEL": "warning", **overrides}
         env = development(postgres.create_database(), redis.url, folder, **common)

@@ -45,14 +45,14 @@ ACCEPTED = [200, 200]
 
 
 @pytest.fixture(scope="module")
-def tracks(postgres_server, redis_server, tmp_path_factory) -> Iterator[tuple[Track, Track]]:
+def tracks(postgres_server, served_redis, tmp_path_factory) -> Iterator[tuple[Track, Track]]:
     """Two replicas of two workers; development alone hashes so cheaply that requests really meet."""
     folder = tmp_path_factory.mktemp("races")
     url = postgres_server.create_database()
     keys = {"CACHE_KEY_PREFIX": "races", "WEB_CONCURRENCY": "2", "LOG_LEVEL": "warning"}
     # The grace is for those who come at once, however long a busy machine takes over them.
     keys["REFRESH_GRACE_SECONDS"] = "60"
-    env = development(url, redis_server.url, folder, **keys)
+    env = development(url, served_redis, folder, **keys)
     migrate(env)
     with open_tracks(env, folder) as opened:
         yield opened

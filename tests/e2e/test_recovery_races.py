@@ -42,11 +42,11 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def track(postgres_server, redis_server, folder) -> Iterator[Track]:
+def track(postgres_server, served_redis, folder) -> Iterator[Track]:
     """Two workers, each with a sender; development alone hashes so cheaply that requests really meet."""
     url = postgres_server.create_database()
     keys = {"CACHE_KEY_PREFIX": "recovery", "WEB_CONCURRENCY": "2", "LOG_LEVEL": "warning"}
-    env = development(url, redis_server.url, folder, **keys, **MAIL, **WIDE)
+    env = development(url, served_redis, folder, **keys, **MAIL, **WIDE)
     migrate(env)
     with running(env, folder) as service, open_track(service) as opened:
         yield opened

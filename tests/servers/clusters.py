@@ -71,6 +71,29 @@ class Cluster:
         """All primaries, as a setting names them."""
         return ",".join(f"{host}:{port}" for host, port in self.addresses)
 
+    def kill(self) -> None:
+        """End all nodes at once, with what they hold."""
+        for node in self.all:
+            node.kill()
+
+    def start(self) -> None:
+        """Bring all nodes up again, empty, and wait until they serve."""
+        for node in self.all:
+            node.start()
+        for index in range(len(self.all)):
+            wait_until(partial(_is_whole, self, index, len(self.all)), what="cluster state ok")
+
+    def save_dump(self) -> list[Path]:
+        """Write what each primary holds to a file."""
+        return [node.save_dump() for node in self.nodes]
+
+    def restore(self, dumps: list[Path]) -> None:
+        """Bring each primary up with what it held then."""
+        for node, dump in zip(self.nodes, dumps, strict=True):
+            node.restore(dump)
+        for index in range(len(self.all)):
+            wait_until(partial(_is_whole, self, index, len(self.all)), what="cluster state ok")
+
     def ask(self, index: int, *command: Any) -> Any:
         """Send one command to one node."""
         with Redis.from_url(self.all[index].url) as client:

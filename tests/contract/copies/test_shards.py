@@ -89,8 +89,8 @@ def client_of(three: Cluster, counted: ServerGenerations, size: int) -> CacheCli
 @pytest.fixture
 def side(three, quick_world) -> Iterator[Side]:
     """Make a process that has compared the empty cluster once."""
-    for index in range(3):
-        three.ask(index, "FLUSHALL")
+    for node in range(3):
+        three.ask(node, "FLUSHALL")
     counted, stores = ServerGenerations(), quick_world.stores
     with (
         closing(client_of(three, counted, 3)) as checks,
