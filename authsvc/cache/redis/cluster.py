@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from threading import Lock
 from typing import ClassVar, Final, TypeVar, cast
 
@@ -19,11 +19,12 @@ from redis.crc import key_slot
 from redis.exceptions import AskError, MovedError, ReadOnlyError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as DriverConnectionError
 
-from authsvc.cache.breaker import CircuitBreaker, Permit, State
-from authsvc.cache.errors import ServerAvoided, ServerFailed, is_exhaustion
+from authsvc.cache.breaker import CircuitBreaker, State
+from authsvc.cache.errors import ServerFailed, is_exhaustion
 from authsvc.cache.redis.connections import Connections, Pool, Reply, Wire
 from authsvc.cache.redis.link import Command, Link, Stamped
 from authsvc.cache.redis.single import SingleServer
+from authsvc.cache.redis.talks import Pending, Talk, converse
 from authsvc.cache.redis.topology import ClusterFleet, Topology
 
 V = TypeVar("V")
@@ -48,20 +49,6 @@ _KEYLESS: Final = frozenset(
 _SCRIPTS: Final = frozenset({"EVAL", "EVAL_RO", "EVALSHA", "FCALL", "FCALL_RO"})
 #: How often one command is sent on to where its slot has moved.
 _REDIRECTIONS: Final = 3
-
-
-@dataclass(slots=True)
-class _Pending:
-    """One command on its way; *asked* is set where a migrating slot sends it elsewhere just this once."""
-
-    command: Command
-    node: ClusterNode
-    is_asking: bool = False
-    reply: Reply = None
-    refusal: ResponseError | None = None
-    #: Of the connection that the last answer came over.
-    generation: int = 0
-    parts: list[_Pending] = field(default_factory=list)
 
 
 class ClusterServers:
@@ -160,12 +147,12 @@ class ClusterServers:
 
     def exchange_at(self, node: ClusterNode, commands: Sequence[Command]) -> Stamped[Reply]:
         """Send *commands* to *node* whatever their keys are."""
-        return self._carry([_Pending(command, node) for command in commands])
+        return self._carry([Pending(command, node) for command in commands])
 
     def _exchange(self, commands: Sequence[Command]) -> Stamped[Reply]:
         return self._carry([self._addressed(command) for command in commands])
 
-    def _carry(self, pending: Sequence[_Pending]) -> Stamped[Reply]:
+    def _carry(self, pending: Sequence[Pending]) -> Stamped[Reply]:
         flat = [part for one in pending for part in (one.parts or [one])]
         generation = self._rounds(flat)
         refusals = [one.refusal for one in flat if one.refusal is not None]
@@ -173,7 +160,7 @@ class ClusterServers:
             raise self._told(refusals[0])
         return Stamped([_joined(one) if one.parts else one.reply for one in pending], generation)
 
-    def _rounds(self, flat: Sequence[_Pending]) -> int:
+    def _rounds(self, flat: Sequence[Pending]) -> int:
         """
         Send, and send on what was redirected; returns the highest generation of what was answered.
 
@@ -189,24 +176,24 @@ class ClusterServers:
             self._round(redirected)
         return max((one.generation for one in flat), default=0)
 
-    def _round(self, flat: Sequence[_Pending]) -> None:
+    def _round(self, flat: Sequence[Pending]) -> None:
         """Send everything to every server, then read every reply."""
-        by_node: dict[str, list[_Pending]] = {}
+        by_node: dict[str, list[Pending]] = {}
         for one in flat:
             by_node.setdefault(one.node.name, []).append(one)
         with ExitStack() as borrowed:
             # In the same order always: else two threads could each hold the last connection that the other
             # needs.
             talks = [self._talk(borrowed, pending) for _, pending in sorted(by_node.items())]
-            _converse(talks)
+            converse(talks)
         for talk in talks:
             if talk.error is not None:
                 raise self._told(talk.error)
 
-    def _talk(self, borrowed: ExitStack, pending: Sequence[_Pending]) -> _Talk:
+    def _talk(self, borrowed: ExitStack, pending: Sequence[Pending]) -> Talk:
         """Begin to talk with the server of *pending*."""
         node = pending[0].node
-        talk = _Talk(self._topology.connections(node), pending, self._breaker(node.name))
+        talk = Talk(self._topology.connections(node), pending, self._breaker(node.name))
         talk.begin(borrowed)
         return talk
 
@@ -222,28 +209,26 @@ class ClusterServers:
         """Return *error* as one of a single server, where that has a circuit breaker of its own."""
         return error if self._breaker_of is None else ServerFailed(error)
 
-    def _redirect(self, one: _Pending, refusal: AskError) -> None:
+    def _redirect(self, one: Pending, refusal: AskError) -> None:
         one.is_asking = not isinstance(refusal, MovedError)
         one.node = self._topology.redirected(refusal)
         one.refusal = None
 
-    def _addressed(self, command: Command) -> _Pending:
+    def _addressed(self, command: Command) -> Pending:
         name = str(command[0]).upper()
         if name == "MGET" and len(command) > 2:  # noqa: PLR2004 one key needs no splitting
             return self._split(command)
         if name in _KEYLESS or (name in _SCRIPTS and not command[2]):
-            return _Pending(command, self._topology.any_primary())
+            return Pending(command, self._topology.any_primary())
         key = command[3] if name in _SCRIPTS else command[1] if len(command) > 1 else ""
-        return _Pending(command, self._topology.owner(_bytes(key)))
+        return Pending(command, self._topology.owner(_bytes(key)))
 
-    def _split(self, command: Command) -> _Pending:
+    def _split(self, command: Command) -> Pending:
         by_slot: dict[int, list[str]] = {}
         for key in command[1:]:
             by_slot.setdefault(key_slot(_bytes(key)), []).append(cast("str", key))
-        parts = [
-            _Pending(("MGET", *keys), self._topology.owner(_bytes(keys[0]))) for keys in by_slot.values()
-        ]
-        return _Pending(command, parts[0].node, parts=parts)
+        parts = [Pending(("MGET", *keys), self._topology.owner(_bytes(keys[0]))) for keys in by_slot.values()]
+        return Pending(command, parts[0].node, parts=parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,96 +318,7 @@ class _Owner(SingleServer):
             raise
 
 
-def _converse(talks: Sequence[_Talk]) -> None:
-    try:
-        for step in (_send, _read):
-            for talk in talks:
-                talk.go_on(step)
-    except BaseException:
-        for talk in talks:
-            talk.break_off()
-        raise
-    for talk in talks:
-        talk.end()
-
-
-@dataclass(slots=True)
-class _Talk:
-    """With one server: its error waits until the replies of the others are read to their end."""
-
-    pool: Connections
-    pending: Sequence[_Pending]
-    breaker: CircuitBreaker | None
-    wire: Wire | None = None
-    error: RedisError | None = None
-    _permit: Permit | None = None
-
-    def begin(self, borrowed: ExitStack) -> None:
-        """Borrow a connection, unless the server is avoided."""
-        if self.breaker is not None:
-            self._permit = self.breaker.permit()
-            if self._permit is None:
-                self.error = ServerAvoided()
-                return
-        try:
-            self.wire = self.pool.acquire()
-        except RedisError as error:
-            self.error = error
-        else:
-            borrowed.callback(self.pool.release, self.wire)
-
-    def go_on(self, step: Callable[[Wire, Sequence[_Pending]], None]) -> None:
-        """Do *step* unless an earlier one failed."""
-        if self.error is not None or self.wire is None:
-            return
-        try:
-            step(self.wire, self.pending)
-        except RedisError as error:
-            self.wire.disconnect()
-            if type(error) is DriverConnectionError:  # as with one server: what closed this closed its others
-                self.pool.suspect()
-            self.error = error
-
-    def break_off(self) -> None:
-        """Leave nothing half read."""
-        if self.wire is not None:
-            self.wire.disconnect()
-        if self.breaker is not None and self._permit is not None:
-            self.breaker.withdrawn(self._permit)
-
-    def end(self) -> None:
-        """Tell the server's circuit breaker how it went; behind an open one no connection is believed."""
-        if self.breaker is None or self._permit is None:
-            return
-        if self.error is None:
-            self.breaker.succeeded(self._permit)
-        elif is_exhaustion(self.error):
-            self.breaker.withdrawn(self._permit)
-        else:
-            self.breaker.failed(self._permit)
-            if self.breaker.state is State.OPEN:
-                self.pool.suspect()
-
-
-def _send(wire: Wire, pending: Sequence[_Pending]) -> None:
-    commands: list[Command] = []
-    for one in pending:
-        commands += [("ASKING",), one.command] if one.is_asking else [one.command]
-    wire.send_packed_command(wire.pack_commands(commands))
-
-
-def _read(wire: Wire, pending: Sequence[_Pending]) -> None:
-    for one in pending:
-        one.generation = wire.generation
-        if one.is_asking:
-            wire.read_response()
-        try:
-            one.reply = wire.read_response()
-        except ResponseError as error:
-            one.refusal = error
-
-
-def _joined(split: _Pending) -> Reply:
+def _joined(split: Pending) -> Reply:
     """Return the values of an MGET that was split, in the order it was asked in."""
     found: dict[object, Reply] = {}
     for part in split.parts:
@@ -430,7 +326,7 @@ def _joined(split: _Pending) -> Reply:
     return [found[key] for key in split.command[1:]]
 
 
-def _answer(one: _Pending) -> Reply | ResponseError:
+def _answer(one: Pending) -> Reply | ResponseError:
     """Return the reply, or the refusal of the command or of a part of it."""
     refusals = [part.refusal for part in (one.parts or [one]) if part.refusal is not None]
     if refusals:
