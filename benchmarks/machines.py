@@ -27,9 +27,8 @@ from tests.rig import COMMAND, PASSWORD, Service, development, run_command
 from tests.servers import PostgresServer, RedisServer
 
 CONNECTIONS = 8
-EMAIL = "ada@example.com"
-#: Their one session outlives the many of who logs in again and again.
-CHECKED = "grace@example.com"
+#: Each connection logs in somebody else: logins of one user wait for each other.
+EMAILS = [f"user{number}@example.com" for number in range(CONNECTIONS)]
 SETTINGS = {
     "WEB_CONCURRENCY": "2",
     "BCRYPT_COST": "4",
@@ -37,6 +36,7 @@ SETTINGS = {
     "RATE_LIMIT_TOKEN_CLIENT": "off",
     "RATE_LIMIT_LOGIN_IP": "off",
     "RATE_LIMIT_LOGIN_ACCOUNT": "off",
+    "SESSION_MAX_PER_USER": "1000000",
 }
 FORM = b"grant_type=client_credentials"
 
@@ -58,7 +58,7 @@ def main() -> None:
         run_command("db", "upgrade", env=env, folder=Path(folder)).check_returncode()
         made = command(env, folder, "clients", "create", "billing", "--scope", "orders:read")
         with Service(env, Path(folder)).start(ready_within_s=60) as service:
-            for email in (EMAIL, CHECKED):
+            for email in EMAILS:
                 service.register(email)
             report(service, requests_of(service, made), options.seconds, options.rounds)
 
@@ -71,8 +71,8 @@ def command(env: dict[str, str], folder: str, *arguments: str) -> dict[str, Any]
     return found
 
 
-def requests_of(service: Service, made: dict[str, Any]) -> dict[str, bytes]:
-    """Every kind of request by its name."""
+def requests_of(service: Service, made: dict[str, Any]) -> dict[str, list[bytes]]:
+    """Every kind of request by its name, one for each connection or one for all."""
     pair = base64.b64encode(f"{made['client_id']}:{made['client_secret']}".encode())
     head = (
         b"POST /v1/oauth2/token HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Basic %b\r\n"
@@ -85,24 +85,24 @@ def requests_of(service: Service, made: dict[str, Any]) -> dict[str, bytes]:
         headers={"Content-Type": "application/x-www-form-urlencoded"},
         auth=(made["client_id"], made["client_secret"]),
     )
-    person, machine = service.log_in(CHECKED)["access_token"], answer.json()["access_token"]
-    login = json.dumps({"email": EMAIL, "password": PASSWORD}).encode()
+    person, machine = service.log_in(EMAILS[0])["access_token"], answer.json()["access_token"]
+    logins = [json.dumps({"email": email, "password": PASSWORD}).encode() for email in EMAILS]
     return {
-        "token": head + FORM,
-        "login": request("POST", "/v1/auth/login", body=login),
-        "verify": request("GET", "/v1/auth/verify", token=person),
-        "verify-machine": request("GET", "/v1/auth/verify-machine?scope=orders:read", token=machine),
+        "token": [head + FORM],
+        "login": [request("POST", "/v1/auth/login", body=login) for login in logins],
+        "verify": [request("GET", "/v1/auth/verify?role=user", token=person)],
+        "verify-machine": [request("GET", "/v1/auth/verify-machine?scope=orders:read", token=machine)],
     }
 
 
-def report(service: Service, requests: dict[str, bytes], seconds: float, rounds: int) -> None:
+def report(service: Service, requests: dict[str, list[bytes]], seconds: float, rounds: int) -> None:
     """Let all kinds take turns, and print how they compare."""
     per_s: dict[str, list[float]] = {name: [] for name in requests}
     cpu_ms: dict[str, list[float]] = {name: [] for name in requests}
     for turn in range(rounds):
         for name in requests if turn % 2 == 0 else reversed(requests):
             before = sum(map(cpu_s, processes(service)))
-            result = closed_loop(service.port, [requests[name]], connections=CONNECTIONS, seconds=seconds)
+            result = closed_loop(service.port, requests[name], connections=CONNECTIONS, seconds=seconds)
             if result.statuses.keys() != {200}:
                 raise AssertionError(f"{name}: {result.statuses}")
             used_s = sum(map(cpu_s, processes(service))) - before

@@ -15,7 +15,7 @@ from authsvc.domain.revocations import IndexAnswer, TokenKeys, Verdict, judge
 from authsvc.domain.sessions import Standing
 from authsvc.domain.tokens.access import AccessToken, MachineToken, Token, TokenReader, is_about
 from authsvc.domain.tokens.machines import MachineStanding
-from authsvc.domain.users import Role, User
+from authsvc.domain.users import User
 from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.identifiers import SessionId
 from authsvc.domain.values.levels import Requirement
@@ -218,7 +218,7 @@ def require_person(token: Token) -> AccessToken:
 
 def require_roles(token: AccessToken, wanted: frozenset[str]) -> None:
     """Raise Forbidden unless *token*, whose roles are current, holds every one of *wanted*."""
-    if not wanted <= set[Role](token.roles):
+    if not wanted.issubset(token.roles):
         raise Forbidden
 
 

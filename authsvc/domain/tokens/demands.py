@@ -64,7 +64,7 @@ class Demand:
             raise Forbidden
         if self.roles and (self.admitted is Admitted.MACHINES or not self.scopes):
             raise Forbidden
-        if not self.scopes <= set(token.scopes):
+        if not self.scopes.issubset(token.scopes):
             raise ScopeMissing
 
     def _require_person(self, token: AccessToken, now_s: float) -> None:
