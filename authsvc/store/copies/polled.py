@@ -31,6 +31,8 @@ class _Question:
 
     reads: PolledReads
     shards: list[tuple[int, list[int]]]
+    #: Of the connection that was asked: while others answer, the reads may change to another one.
+    generation: int
     values: Sequence[bytes | None] | None = None
     is_over: bool = False
 
@@ -84,7 +86,7 @@ class PolledIndex:
                 counts = [KEYS_EACH * len(places) + 1 for _, places in shards]
                 with suppress(CacheUnavailable):  # told by the reads' hooks; a thread asks again
                     reads.send(b"".join(requests), *counts)
-                    self._questions.append(_Question(reads, shards))
+                    self._questions.append(_Question(reads, shards, reads.generation))
         if not self._questions:
             raise StoreUnavailable("redis: no server of the lane can be asked")
 
@@ -123,7 +125,7 @@ class PolledIndex:
         for shard, places in question.shards if question.values is not None else ():
             proof = self.proofs.each[shard]
             own = [tuple(islice(values, KEYS_EACH)) for _ in places]
-            is_proven = proof.holds(next(values), question.reads.generation, now_s)
+            is_proven = proof.holds(next(values), question.generation, now_s)
             if not is_proven:
                 self._refuted_at_s[shard] = proof.compared_at_s
             for place, (record, session, epoch, blacklist) in zip(places, own, strict=True):

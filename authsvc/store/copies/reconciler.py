@@ -22,15 +22,6 @@ from authsvc.store.revocations import Range, SqlRevocationLog
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeartbeatTimings:
-    """How long lies between two comparisons (seconds)."""
-
-    interval_s: float = 1.0
-    #: Woken early by a new connection, but never more often than this.
-    shortest_s: float = 0.1
-
-
 def nothing() -> None:
     """Stand in for a callback that nobody gave."""
 

@@ -60,11 +60,14 @@ class Side:
         by_thread = [judge(token.keys, self.index.look_up(token.keys)) for token in tokens]
         assert self.polled.is_open()
         self.polled.ask([self.polled.keys_of(token.keys) for token in tokens])
+        assert self.verdicts_of_lane(tokens) == by_thread
+        return by_thread
+
+    def verdicts_of_lane(self, tokens: Sequence[AccessToken]) -> list[Verdict]:
+        """What the lane makes of those that it was just asked about."""
         while (found := self.polled.answers()) is None:
             assert select.select([*self.polled.reads.sockets], [], [], 60)[0]
-        by_lane = [judge(token.keys, answer) for token, answer in zip(tokens, found, strict=True)]
-        assert by_lane == by_thread
-        return by_thread
+        return [judge(token.keys, answer) for token, answer in zip(tokens, found, strict=True)]
 
 
 def home_of(token: AccessToken) -> int:
@@ -189,3 +192,28 @@ def is_compared(side: Side) -> bool:
         return side.reconciler.tick()
     except CacheError:
         return False
+
+
+def test_an_answer_of_the_lane_counts_for_the_connection_that_it_came_over(side):
+    """One server answers late; meanwhile the quick one's connection is replaced, and the old not believed."""
+    tokens = side.issued(30)
+    quick, late = (next(token for token in tokens if home_of(token) == home) for home in (0, 1))
+    assert side.verdicts([quick, late]) == [Verdict.ACTIVE, Verdict.ACTIVE]
+    name = "{}:{}".format(*side.three.addresses[0])
+    reads, proof = side.polled.reads.at(name), side.polled.proofs.about(quick.user_id)
+
+    side.three.nodes[1].pause()
+    try:
+        side.polled.ask([side.polled.keys_of(token.keys) for token in (quick, late)])
+        assert select.select([reads.socket], [], [], 60)[0]
+        assert side.polled.answers() is None
+        assert not reads.is_busy
+        reads.renew()
+        newest = side.index.client.link.connections_to(name).generation
+        proof.compared(seq=0, over=newest, newest=newest, now_s=time.monotonic())
+        assert side.polled.is_open()
+        assert reads.generation == newest
+    finally:
+        side.three.nodes[1].resume()
+
+    assert side.verdicts_of_lane([quick, late]) == [Verdict.UNKNOWN, Verdict.ACTIVE]
