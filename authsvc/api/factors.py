@@ -148,7 +148,7 @@ def confirm(form: dict[str, str], factor_id: str) -> tuple[dict[str, object], in
 @me.refuses(404, "`not_found`: there is no second factor")
 def renew_codes() -> dict[str, object]:
     """Make new recovery codes; the older ones are dead."""
-    return {"recovery_codes": second_factors().factors.renew_codes(identity().user_id)}
+    return {"recovery_codes": second_factors().factors.renew_codes(identity())}
 
 
 @admin.delete("/<user_id>/factors", tags=["users"])

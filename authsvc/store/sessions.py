@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Connection, Update, and_, bindparam, inser
 from sqlalchemy.exc import DBAPIError
 
 from authsvc.domain.audit import Entry
-from authsvc.domain.errors import NotFound
+from authsvc.domain.errors import NotFound, TokenInvalid
 from authsvc.domain.revocations import Committed, Revocation
 from authsvc.domain.sessions import Session, Standing
 from authsvc.domain.users import User
@@ -177,6 +177,28 @@ def locked_user(connection: Connection, user_id: UserId) -> User:
     if row is None:
         raise NotFound
     return to_user(row)
+
+
+def living_session(connection: Connection, session_id: SessionId, now: datetime) -> Session | None:
+    """The session under its row lock, which comes after that of its user; None where it is over."""
+    found = select(sessions).where(sessions.c.id == session_id).with_for_update()
+    row = connection.execute(found).mappings().one_or_none()
+    session = to_session(row) if row else None
+    return session if session is not None and session.is_alive(now) else None
+
+
+def acting_user(connection: Connection, user_id: UserId, session_id: SessionId, now: datetime) -> User:
+    """
+    The user, locked, who acts in a session that is still alive, locked as well.
+
+    A request that was checked before its session ended changes nothing after that.  Raises NotFound,
+    TokenInvalid.
+    """
+    user = locked_user(connection, user_id)
+    session = living_session(connection, session_id, now)
+    if session is None or session.user_id != user_id:
+        raise TokenInvalid("the session is over")
+    return user
 
 
 def add_session(connection: Connection, session: Session) -> None:

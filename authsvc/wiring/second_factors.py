@@ -108,7 +108,7 @@ def open_passkeys(
     stores, login = parts.stores, second_factors.login
     book = PasskeyBook(
         ceremonies=WebAuthn(party),
-        store=SqlPasskeyStore(stores.database, stores.log, _factor_store(parts)),
+        store=SqlPasskeyStore(stores.database, stores.log, parts.clock, _factor_store(parts)),
         factors=second_factors.factors,
         challenges=second_factors.challenges,
         revocations=parts.revocations,

@@ -11,6 +11,8 @@ from uuid import uuid4
 import pytest
 
 from authsvc.api.frame.context import DEVICE_HEADER
+from authsvc.domain.accounts.factors import FactorId
+from authsvc.domain.errors import TokenInvalid
 from authsvc.domain.values.encryption import DataKeys
 from authsvc.domain.values.identifiers import UserId
 from authsvc.settings import Settings
@@ -31,6 +33,7 @@ from tests.processes import wait_until
 from tests.rig import PASSWORD
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 OTHER_KEY = "tests-other-key-" + "76543210fedcba98" * 2
@@ -438,3 +441,25 @@ def test_switching_off_is_refused_while_anybody_has_a_factor(make_api, command, 
 
     assert problem.name == "SECOND_FACTORS"
     assert list(factor_problems(off)) == []
+
+
+@pytest.mark.parametrize("act", ["confirm", "remove", "renew"])
+def test_a_request_that_was_checked_before_its_session_ended_changes_no_factor(api, act):
+    """It changes nothing after the end: else it would add a factor of a thief after the owner's reset."""
+    them = guarded(api)
+    person = them.log_in()
+    (factor,), enrolment = listed(person), enrol(person)
+    found, token = api.services.second_factors, api.services.checks.check(person.access)
+    code = App(enrolment["secret"], api.clock).code()
+    acts: dict[str, Callable[[], object]] = {
+        "confirm": lambda: found.enrolments.confirm(token, FactorId(enrolment["id"]), code),
+        "remove": lambda: found.factors.remove(token, FactorId(factor["id"])),
+        "renew": lambda: found.factors.renew_codes(token),
+    }
+    assert person.call("POST", "/v1/auth/logout").status_code == 204
+
+    with pytest.raises(TokenInvalid):
+        acts[act]()
+
+    assert [one["id"] for one in listed(them.log_in())] == [factor["id"]]
+    assert them.answer(them.challenge(), recovery_code=them.recovery_codes[0]).status_code == 200

@@ -69,6 +69,23 @@ def test_the_first_passkey_ends_every_other_session(site):
     assert not elsewhere.is_accepted()
 
 
+def test_of_first_passkeys_in_many_sessions_one_is_added(site):
+    """It ends the other sessions, and what they asked for at the same moment comes too late."""
+    person = site.someone()
+    owners = [Owner(person), *(Owner(person.log_in()) for _ in range(7))]
+    attestations = [owner.attestation() for owner in owners]
+
+    def register(number: int) -> int:
+        body = {"credential": attestations[number]}
+        return owners[number].person.call("POST", ME, json=body).status_code
+
+    answers = at_once(register, range(8), threads=8)
+
+    assert sorted(answers) == [201, *[401] * 7]
+    (winner,) = (owner.person for owner in owners if owner.person.is_accepted())
+    assert len(json_of(winner.call("GET", "/v1/me/factors"))["items"]) == 1
+
+
 def test_a_password_alone_is_not_enough_any_more(site):
     """A passkey is a second factor: a login with the password asks for it."""
     owner = an_owner(site)

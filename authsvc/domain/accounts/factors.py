@@ -121,7 +121,7 @@ class FactorStore(Protocol):
         """
         Delete it; with the last one recovery codes go, too, and every session but *keep* ends.
 
-        Raises NotFound.
+        Raises NotFound, and TokenInvalid where *keep* has ended.
         """
 
     def reset(self, user_id: UserId) -> Committed[User]:
@@ -131,8 +131,8 @@ class FactorStore(Protocol):
         Raises NotFound.
         """
 
-    def renew_codes(self, user_id: UserId, digests: Sequence[bytes]) -> None:
-        """Replace the recovery codes; raises NotFound for somebody without a factor."""
+    def renew_codes(self, user_id: UserId, session_id: SessionId, digests: Sequence[bytes]) -> None:
+        """Replace the recovery codes; raises NotFound for somebody without a factor, TokenInvalid."""
 
 
 class EnrolmentStore(Protocol):
@@ -151,7 +151,7 @@ class EnrolmentStore(Protocol):
         Put *enrolment* in force in place of any other TOTP; the code of *step* is used up.
 
         True if it is the first factor: then recovery codes with these *digests* are stored, and every session
-        but *keep* ends.  Raises CodeInvalid where somebody was faster.
+        but *keep* ends.  Raises CodeInvalid where somebody was faster, TokenInvalid where *keep* has ended.
         """
 
 
@@ -212,16 +212,21 @@ class FactorBook:
         return self.store.rename(user_id, factor_id, name)
 
     def remove(self, token: AccessToken, factor_id: FactorId) -> Outcome[Factor]:
-        """Remove a factor of the caller; raises NotFound."""
+        """Remove a factor of the caller; raises NotFound, TokenInvalid."""
         outcome = self.revocations.publish(self.store.remove(token.user_id, factor_id, keep=token.session_id))
         self.note(Action.FACTOR_REMOVED, token, outcome.value.kind)
         return outcome
 
-    def renew_codes(self, user_id: UserId) -> list[str]:
-        """New recovery codes; the older ones are dead.  Raises NotFound for somebody without a factor."""
+    def renew_codes(self, token: AccessToken) -> list[str]:
+        """
+        New recovery codes; the older ones are dead.
+
+        Raises NotFound for somebody without a factor, TokenInvalid where the session has ended.
+        """
         codes = new_recovery_codes()
-        self.store.renew_codes(user_id, self.digests.of_all(user_id, codes))
-        self.audit.record(Event(Action.RECOVERY_RENEWED, user_id=user_id))
+        digests = self.digests.of_all(token.user_id, codes)
+        self.store.renew_codes(token.user_id, token.session_id, digests)
+        self.audit.record(Event(Action.RECOVERY_RENEWED, user_id=token.user_id))
         return codes
 
     def reset(self, user_id: UserId, *, actor: UserId | None) -> Outcome[User]:
@@ -274,7 +279,7 @@ class TotpEnrolments:
         """
         Put an enrolment in force with its first code; recovery codes come with the first factor.
 
-        Raises CodeInvalid, EmailUnverified, NotFound.
+        Raises CodeInvalid, EmailUnverified, NotFound, TokenInvalid.
         """
         self.factors.require_may_add(token.user_id)
         now = self.clock()

@@ -50,7 +50,7 @@ class PasskeyStore(Protocol):
         Add *factor* and use *challenge* up.
 
         True if it is the first factor: then recovery codes with these *digests* are stored, and every session
-        but *keep* ends.  Raises CodeInvalid, NotFound, PasskeyKnown, TooMany.
+        but *keep* ends.  Raises CodeInvalid, NotFound, PasskeyKnown, TokenInvalid, TooMany.
         """
 
 
@@ -86,7 +86,7 @@ class PasskeyBook:
         """
         Add the passkey of *answer*; recovery codes come with the first factor.
 
-        Raises CodeInvalid, EmailUnverified, PasskeyKnown, TooMany.
+        Raises CodeInvalid, EmailUnverified, PasskeyKnown, TokenInvalid, TooMany.
         """
         self.factors.require_may_add(token.user_id)
         challenge = self._answered(answer, Aim.PASSKEY_REGISTRATION, token.user_id)

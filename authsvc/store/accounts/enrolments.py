@@ -15,7 +15,7 @@ from authsvc.domain.values.encryption import DataKeys
 from authsvc.domain.values.identifiers import SessionId, UserId
 from authsvc.store.accounts.factors import SqlFactorStore, add_factor, to_factor, totp_of
 from authsvc.store.revocations import NOBODY, SqlRevocationLog
-from authsvc.store.sessions import locked_user
+from authsvc.store.sessions import acting_user, locked_user
 from authsvc.store.sql import Database
 from authsvc.store.tables import factors
 
@@ -65,7 +65,7 @@ class SqlEnrolmentStore:
             .values(confirmed_at=now, last_step=step)
         )
         with self._database.transaction() as connection:
-            user = locked_user(connection, user_id)
+            user = acting_user(connection, user_id, keep, now)
             replaced = and_(totp_of(user_id), factors.c.confirmed_at.is_not(None))
             connection.execute(delete(factors).where(replaced, factors.c.id != enrolment.id))
             if connection.execute(confirmed).rowcount != 1:

@@ -47,7 +47,7 @@ from authsvc.domain.values.encryption import Encrypted
 from authsvc.domain.values.identifiers import SessionId, UserId
 from authsvc.store.accounts.mails import Notices
 from authsvc.store.revocations import SqlRevocationLog
-from authsvc.store.sessions import end_sessions_of, locked_user
+from authsvc.store.sessions import acting_user, end_sessions_of, locked_user
 from authsvc.store.sql import Database
 from authsvc.store.tables import USER_COLUMNS, factors, recovery_codes, spent, to_user, users
 
@@ -100,7 +100,7 @@ class SqlFactorStore:
         now = self._clock()
         removed = delete(factors).where(_in_force(user_id), factors.c.id == factor_id).returning(factors)
         with self._database.transaction() as connection:
-            user = locked_user(connection, user_id)
+            user = acting_user(connection, user_id, keep, now)
             row = connection.execute(removed).mappings().first()
             if row is None:
                 raise NotFound
@@ -134,11 +134,11 @@ class SqlFactorStore:
             self._notices.add(connection, Template.FACTORS_RESET, (user.email,), now)
             return Committed(user, self._log.append(connection, entries))
 
-    def renew_codes(self, user_id: UserId, digests: Sequence[bytes]) -> None:
-        """Replace the recovery codes; raises NotFound for somebody without a factor."""
+    def renew_codes(self, user_id: UserId, session_id: SessionId, digests: Sequence[bytes]) -> None:
+        """Replace the recovery codes; raises NotFound for somebody without a factor, TokenInvalid."""
         now = self._clock()
         with self._database.transaction() as connection:
-            user = locked_user(connection, user_id)
+            user = acting_user(connection, user_id, session_id, now)
             if not _has_any(connection, user_id):
                 raise NotFound
             connection.execute(delete(recovery_codes).where(recovery_codes.c.user_id == user_id))

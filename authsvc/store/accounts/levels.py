@@ -7,15 +7,16 @@ from dataclasses import replace
 from sqlalchemy import Connection, select, update
 
 from authsvc.domain.credentials import Credentials, UsedUp
-from authsvc.domain.sessions import Session, Standing
+from authsvc.domain.sessions import Standing
 from authsvc.domain.users import User
 from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.identifiers import SessionId
 from authsvc.domain.values.levels import Method, level_of
 from authsvc.store.accounts.factors import use_up
 from authsvc.store.accounts.mails import Notices
+from authsvc.store.sessions import living_session
 from authsvc.store.sql import Database
-from authsvc.store.tables import USER_COLUMNS, from_level, sessions, to_session, to_user, users
+from authsvc.store.tables import USER_COLUMNS, from_level, sessions, to_user, users
 
 
 class SqlLevelStore:
@@ -32,7 +33,7 @@ class SqlLevelStore:
         """Note what was shown; None where the session is over, or its user has changed."""
         with self._database.transaction() as connection:
             user = _locked_as_proven(connection, proven, needs_password=used_up is None)
-            session = self._living(connection, session_id) if user else None
+            session = living_session(connection, session_id, self._clock()) if user else None
             if user is None or session is None or session.user_id != user.id:
                 return None
             if used_up is not None:
@@ -42,13 +43,6 @@ class SqlLevelStore:
             noted = update(sessions).where(sessions.c.id == session_id).values(from_level(level))
             connection.execute(noted)
             return Standing(session=replace(session, level=level), user=user)
-
-    def _living(self, connection: Connection, session_id: SessionId) -> Session | None:
-        """The session, locked; None where it is over."""
-        found = select(sessions).where(sessions.c.id == session_id).with_for_update()
-        row = connection.execute(found).mappings().one_or_none()
-        session = to_session(row) if row else None
-        return session if session and session.is_alive(self._clock()) else None
 
 
 def _locked_as_proven(connection: Connection, proven: Credentials, *, needs_password: bool) -> User | None:

@@ -11,10 +11,11 @@ from authsvc.domain.accounts.factors import Factor, Kind
 from authsvc.domain.accounts.passkeys import MOST_PASSKEYS
 from authsvc.domain.errors import PasskeyKnown, StoreUnavailable, TooMany
 from authsvc.domain.revocations import Committed
+from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.identifiers import SessionId
 from authsvc.store.accounts.factors import SqlFactorStore, add_factor, spend, to_factor
 from authsvc.store.revocations import SqlRevocationLog
-from authsvc.store.sessions import locked_user
+from authsvc.store.sessions import acting_user
 from authsvc.store.sql import Database, is_taken
 from authsvc.store.tables import factors
 
@@ -22,9 +23,12 @@ from authsvc.store.tables import factors
 class SqlPasskeyStore:
     """Passkeys as rows of the table of factors; each method is one transaction."""
 
-    def __init__(self, database: Database, log: SqlRevocationLog, of_factors: SqlFactorStore) -> None:
+    def __init__(
+        self, database: Database, log: SqlRevocationLog, clock: Clock, of_factors: SqlFactorStore
+    ) -> None:
         self._database = database
         self._log = log
+        self._clock = clock
         self._of_factors = of_factors
 
     def of_credential(self, credential_id: bytes) -> Factor | None:
@@ -44,7 +48,7 @@ class SqlPasskeyStore:
         try:
             with self._database.transaction() as connection:
                 # The lock lets one registration at a time count.
-                user = locked_user(connection, factor.user_id)
+                user = acting_user(connection, factor.user_id, keep, self._clock())
                 spend(connection, challenge.id, challenge.expires_at)
                 if connection.execute(theirs).scalar_one() >= MOST_PASSKEYS:
                     raise TooMany
