@@ -21,8 +21,7 @@ class MarkerTimings:
     life_ms: int = 10_000
     #: A replayer that died holds its claim for so long.
     claim_ms: int = 3_000
-    #: A server of a cluster cannot become a replica and a primary again within so many seconds, unless
-    #: somebody makes it one by force.
+    #: A failover of a cluster takes longer, unless somebody makes a server the primary by force.
     unwatched_s: float = 5.0
 
 
