@@ -113,7 +113,11 @@ class CredentialStore(Protocol):
     def replace_password(
         self, verified: Credentials, new_hash: str, *, keep: SessionId
     ) -> Committed[User] | None:
-        """Set the hash if the password is still the one *verified*, and end all sessions but *keep*."""
+        """
+        Set the hash if the password is still the one *verified*, and end all sessions but *keep*.
+
+        Raises TokenInvalid where *keep* has ended.
+        """
 
     def set_password(self, user_id: UserId, new_hash: str) -> Committed[User]:
         """Set the hash, end all sessions and raise the epoch; raises NotFound."""
@@ -246,6 +250,7 @@ class OwnAccount:
 
         Raises:
             WrongPassword: *current* is wrong, or was changed by somebody else meanwhile.
+            TokenInvalid: the session has ended meanwhile.
             Invalid: *new* breaks the policy.
             RateLimited, HashingBusy, StoreUnavailable.
         """
@@ -277,9 +282,9 @@ class OwnAccount:
         return outcome
 
     def close(self, token: AccessToken, password: str) -> Outcome[User]:
-        """Delete the caller's account; raises WrongPassword, LastAdmin, RateLimited, HashingBusy."""
+        """Delete the account; raises WrongPassword, LastAdmin, RateLimited, HashingBusy, TokenInvalid."""
         self.prove(token, password)
-        return self.users.remove(token.user_id, actor=token.user_id)
+        return self.users.remove(token.user_id, actor=token.user_id, within=token.session_id)
 
     def prove(self, token: AccessToken, password: str) -> Credentials:
         """The caller's credentials; raises WrongPassword unless *password* is theirs."""

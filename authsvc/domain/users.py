@@ -12,7 +12,7 @@ from authsvc.domain.audit import Action, AuditLog, Event
 from authsvc.domain.errors import Invalid, NotFound
 from authsvc.domain.revocations import Committed, Outcome, Revocations
 from authsvc.domain.values.emails import Email
-from authsvc.domain.values.identifiers import UserId
+from authsvc.domain.values.identifiers import SessionId, UserId
 from authsvc.domain.values.jsontext import Json
 from authsvc.settings.kinds import ROLE_PATTERN
 
@@ -152,8 +152,12 @@ class UserStore(Protocol):
         the sessions, too.  Raises NotFound, LastAdmin, EmailTaken, and whatever *rule* raises.
         """
 
-    def remove(self, user_id: UserId) -> Committed[User]:
-        """Delete the user with everything that is theirs; raises NotFound, LastAdmin."""
+    def remove(self, user_id: UserId, *, within: SessionId | None = None) -> Committed[User]:
+        """
+        Delete the user with everything that is theirs.
+
+        Raises NotFound, LastAdmin, and TokenInvalid where their session *within* has ended.
+        """
 
     def page(self, wanted: UserFilter) -> list[User]:
         """At most ``limit + 1`` users: the one too many says that there is a next page."""
@@ -252,9 +256,15 @@ class UserDirectory:
         self.audit.record(Event(Action.EMAIL_VERIFIED, user_id=user_id))
         return outcome
 
-    def remove(self, user_id: UserId, *, actor: UserId | None) -> Outcome[User]:
-        """Delete the user; their tokens die with them.  Raises NotFound, LastAdmin."""
-        outcome = self.revocations.publish(self.store.remove(user_id))
+    def remove(
+        self, user_id: UserId, *, actor: UserId | None, within: SessionId | None = None
+    ) -> Outcome[User]:
+        """
+        Delete the user; their tokens die with them.
+
+        Raises NotFound, LastAdmin, and TokenInvalid where their session *within* has ended.
+        """
+        outcome = self.revocations.publish(self.store.remove(user_id, within=within))
         self.audit.record(Event(Action.USER_DELETED, user_id=user_id, actor_id=actor))
         return outcome
 

@@ -195,10 +195,15 @@ def acting_user(connection: Connection, user_id: UserId, session_id: SessionId, 
     TokenInvalid.
     """
     user = locked_user(connection, user_id)
+    require_living(connection, user_id, session_id, now)
+    return user
+
+
+def require_living(connection: Connection, user_id: UserId, session_id: SessionId, now: datetime) -> None:
+    """Raise TokenInvalid unless the session of the user, who is locked, is alive; it is locked, too."""
     session = living_session(connection, session_id, now)
     if session is None or session.user_id != user_id:
         raise TokenInvalid("the session is over")
-    return user
 
 
 def add_session(connection: Connection, session: Session) -> None:

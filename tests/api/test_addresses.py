@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from authsvc.domain.accounts.requests import Shown
+from authsvc.domain.errors import TokenInvalid
 from tests.api.driver import THREADS, Api, MakeApi, at_once, code_of, json_of, new_email
 from tests.api.mailing import MAIL, Postbox, code_in, token_in
 from tests.api.watching import Shelf
@@ -338,6 +340,22 @@ class TestChange:
         body = {"ticket": ticket, "code": code_in(postbox.newest(new))}
         assert refused(self.confirm(stranger, **body))
         assert self.confirm(person, **body).status_code == 200
+
+    def test_a_confirmation_that_was_checked_before_its_session_ended_comes_too_late(self, api, postbox):
+        """The address stays; the codes are not used up."""
+        person, new = api.someone(), new_email()
+        ticket = json_of(self.ask(person, new))["ticket"]
+        code = code_in(postbox.newest(new))
+        token, later = api.services.checks.check(person.access), person.log_in()
+        assert person.call("POST", "/v1/auth/logout").status_code == 204
+
+        with pytest.raises(TokenInvalid):
+            api.services.recovery.addresses.confirm_change(
+                token.user_id, token.session_id, Shown(ticket=ticket, code=code), "192.0.2.1"
+            )
+
+        assert json_of(later.call("GET", "/v1/me"))["email"] == person.email
+        assert self.confirm(later, ticket=ticket, code=code).status_code == 200
 
     def test_many_who_change_to_one_address_are_one_owner(self, api, postbox):
         """Beside somebody who registers it: the unique index decides."""

@@ -77,7 +77,7 @@ class RecoveryStore(Protocol):
         """
         Set the address, end every session but *keep* and every ticket, write notices to both addresses.
 
-        Raises EmailTaken.
+        Raises CodeInvalid, EmailTaken, and TokenInvalid where *keep* has ended.
         """
 
     def add_user(self, user: User, password_hash: str, ticket: Ticket, mail: Mail | None) -> Committed[User]:

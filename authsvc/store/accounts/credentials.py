@@ -20,7 +20,7 @@ from authsvc.store.accounts.factors import use_up
 from authsvc.store.accounts.mails import NO_NOTICES, Notices
 from authsvc.store.accounts.tickets import end_tickets_of
 from authsvc.store.revocations import SqlRevocationLog
-from authsvc.store.sessions import add_session, end_oldest_beyond, end_sessions_of
+from authsvc.store.sessions import add_session, end_oldest_beyond, end_sessions_of, require_living
 from authsvc.store.sql import Database
 from authsvc.store.tables import USER_COLUMNS, to_user, users
 
@@ -103,7 +103,11 @@ class SqlCredentialStore:
     def replace_password(
         self, verified: Credentials, new_hash: str, *, keep: SessionId
     ) -> Committed[User] | None:
-        """Set the hash if the password is still the one *verified*; every session but *keep* ends."""
+        """
+        Set the hash if the password is still the one *verified*; every session but *keep* ends.
+
+        Raises TokenInvalid where *keep* has ended.
+        """
         now = self._clock()
         changed = self._still(verified).values(
             password_hash=new_hash, password_version=users.c.password_version + 1, updated_at=now
@@ -113,6 +117,7 @@ class SqlCredentialStore:
             if row is None:
                 return None
             user = to_user(row)
+            require_living(connection, user.id, keep, now)
             entries = end_sessions_of(connection, self._log, user.id, now, "password_changed", keep=keep)
             entries.append(self._log.draft(user, "password_changed"))
             end_tickets_of(connection, user.id, now)

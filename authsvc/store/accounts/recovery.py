@@ -27,7 +27,7 @@ from authsvc.store.accounts.mails import Notices, add_mail
 from authsvc.store.accounts.tickets import add_ticket, end_tickets_of, use_ticket
 from authsvc.store.accounts.users import refusing_taken
 from authsvc.store.revocations import SqlRevocationLog
-from authsvc.store.sessions import end_sessions_of, locked_user
+from authsvc.store.sessions import end_sessions_of, locked_user, require_living
 from authsvc.store.sql import Database
 from authsvc.store.tables import USER_COLUMNS, from_user, tickets, to_user, users
 
@@ -96,10 +96,15 @@ class SqlRecoveryStore:
             return Committed(user, self._log.append(connection, [self._log.draft(user, "registered")]))
 
     def change_email(self, ticket: Ticket, *, keep: SessionId) -> Committed[User]:
-        """Set the address, end every session but *keep* and every ticket, tell both addresses."""
+        """
+        Set the address, end every session but *keep* and every ticket, tell both addresses.
+
+        Raises TokenInvalid where *keep* has ended.
+        """
         now, new = self._clock(), ticket.email
         with refusing_taken(), self._database.transaction() as connection:
             user = to_user(self._used(connection, ticket, now, email=new, email_verified=True))
+            require_living(connection, user.id, keep, now)
             entries = end_sessions_of(connection, self._log, user.id, now, "email_changed", keep=keep)
             # Two entries: copies are kept by the old address, too.
             entries.append(self._log.draft(user, "email_changed"))

@@ -16,11 +16,11 @@ from authsvc.domain.revocations import Committed, Revocation
 from authsvc.domain.users import BUILT_IN, Role, User, UserFilter
 from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.emails import Email
-from authsvc.domain.values.identifiers import UserId
+from authsvc.domain.values.identifiers import SessionId, UserId
 from authsvc.store.accounts.mails import NO_NOTICES, Notices
 from authsvc.store.accounts.tickets import end_tickets_of
 from authsvc.store.revocations import SqlRevocationLog
-from authsvc.store.sessions import end_sessions_of, locked_user
+from authsvc.store.sessions import end_sessions_of, locked_user, require_living
 from authsvc.store.sql import Database, is_taken
 from authsvc.store.tables import USER_COLUMNS, from_user, split_roles, to_user, users
 
@@ -81,10 +81,12 @@ class SqlUserStore:
                 stored, self._log.append(connection, self._consequences(connection, user, stored))
             )
 
-    def remove(self, user_id: UserId) -> Committed[User]:
+    def remove(self, user_id: UserId, *, within: SessionId | None = None) -> Committed[User]:
         """Delete the user; their sessions go with them, their tombstones and the cut-off stay."""
         with self._database.transaction() as connection:
             user = locked_user(connection, user_id)
+            if within is not None:
+                require_living(connection, user_id, within, self._clock())
             self._keep_an_admin(connection, user, None)
             entries = end_sessions_of(connection, self._log, user_id, self._clock(), "user_deleted")
             entries.append(self._log.draft(user, "user_deleted", epoch=user.epoch + 1, drops_all=True))

@@ -24,7 +24,7 @@ from authsvc.domain.sessions import Session
 from authsvc.domain.users import Role, Status, User, UserFilter, UserStore, is_role_name
 from authsvc.domain.values.clocks import Clock, Monotonic
 from authsvc.domain.values.emails import Email
-from authsvc.domain.values.identifiers import UserId, is_id
+from authsvc.domain.values.identifiers import SessionId, UserId, is_id
 from authsvc.domain.values.jsontext import Json
 from authsvc.domain.values.shards import PAGES, shard_of
 from authsvc.store.accounts.credentials import SqlCredentialStore
@@ -186,9 +186,9 @@ class CachedUserStore:
         """In the store behind, on the row and never on a copy."""
         return self.behind.change(user_id, rule)
 
-    def remove(self, user_id: UserId) -> Committed[User]:
+    def remove(self, user_id: UserId, *, within: SessionId | None = None) -> Committed[User]:
         """In the store behind."""
-        return self.behind.remove(user_id)
+        return self.behind.remove(user_id, within=within)
 
     def page(self, wanted: UserFilter) -> list[User]:
         """By the filter's own words; every change of any user makes all pages out of date."""

@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 
 from authsvc.domain.credentials import Rehash
-from authsvc.domain.errors import NotFound
+from authsvc.domain.errors import NotFound, TokenInvalid
 from authsvc.domain.sessions import Session
 from authsvc.domain.values.emails import Email
 from authsvc.domain.values.identifiers import SessionId, UserId, new_id
@@ -69,7 +69,7 @@ def test_a_login_that_was_overtaken_is_refused(stores, meanwhile):
     elif meanwhile == "address changed":
         stores.users.change(alice.id, lambda user: replace(user, email="new@example.com"))
     else:
-        stores.credentials.replace_password(verified, "new", keep=NOBODY)
+        stores.credentials.replace_password(verified, "new", keep=stores.log_in(alice).id)
     head, session = stores.log.head(), stores.session_of(alice)
 
     assert open_session(stores, verified, session) is None
@@ -131,14 +131,31 @@ def test_a_password_change_ends_every_other_session(stores):
     assert (after.password_hash, after.password_version) == ("new", 2)
 
 
+@pytest.mark.parametrize("keep", ["ended", "unknown", "of somebody else"])
+def test_only_in_a_living_session_a_password_is_changed(stores, keep):
+    """A request that was checked before its session ended comes too late; nothing is changed or ended."""
+    alice = stores.register()
+    session, other = stores.log_in(alice), stores.log_in(alice)
+    kept = {"ended": session.id, "unknown": NOBODY, "of somebody else": None}[keep]
+    stores.sessions.end(session.id, reason="logout", token_id=None)
+
+    with pytest.raises(TokenInvalid):
+        stores.credentials.replace_password(
+            stores.credentials_of(alice), "new", keep=kept or stores.log_in(stores.register("bob")).id
+        )
+
+    assert stores.credentials_of(alice).password_hash == HASH
+    assert stores.alive(alice) == {other.id}
+
+
 def test_of_many_password_changes_at_once_one_wins(stores):
     """Each was proven by the old password, which only one of them can replace."""
     alice = stores.register()
-    verified = stores.credentials_of(alice)
+    kept, verified = stores.log_in(alice).id, stores.credentials_of(alice)
 
     changes = in_threads(
         *(
-            lambda number=number: stores.credentials.replace_password(verified, f"new{number}", keep=NOBODY)
+            lambda number=number: stores.credentials.replace_password(verified, f"new{number}", keep=kept)
             for number in range(RACERS)
         )
     )
@@ -267,7 +284,8 @@ def test_a_rehash_never_undoes_a_password_change(stores):
         verified = stores.credentials_of(alice)
         sessions = [stores.session_of(alice) for _ in range(4)]
         logins = [partial(open_session, stores, verified, s, rehash=REHASH) for s in sessions]
-        change = partial(stores.credentials.replace_password, verified, "new", keep=NOBODY)
+        kept = stores.log_in(alice).id
+        change = partial(stores.credentials.replace_password, verified, "new", keep=kept)
 
         in_threads(*logins[:2], change, *logins[2:])
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from authsvc.domain.errors import EmailTaken, LastAdmin, NotFound, StoreUnavailable
+from authsvc.domain.errors import EmailTaken, LastAdmin, NotFound, StoreUnavailable, TokenInvalid
 from authsvc.domain.users import User, UserFilter
 from authsvc.domain.values.emails import Email
 from authsvc.domain.values.identifiers import UserId, new_id
@@ -200,6 +200,18 @@ def test_a_removed_user_is_gone_with_everything_of_theirs(stores):
     assert stores.entries(after=before) == [("user_deleted", session.id, None), ("user_deleted", None, 1)]
     with pytest.raises(NotFound):
         stores.users.remove(alice.id)
+
+
+def test_only_in_a_living_session_people_delete_themselves(stores):
+    """A request that was checked before its session ended comes too late."""
+    alice = stores.register()
+    ended, alive = stores.log_in(alice), stores.log_in(alice)
+    stores.sessions.end(ended.id, reason="logout", token_id=None)
+
+    with pytest.raises(TokenInvalid):
+        stores.users.remove(alice.id, within=ended.id)
+
+    assert stores.users.remove(alice.id, within=alive.id).value.id == alice.id
 
 
 def test_a_freed_address_belongs_to_somebody_new(stores):

@@ -12,7 +12,7 @@ from authsvc.domain.errors import NotFound
 from authsvc.domain.revocations import Committed, Proof, Revocations
 from authsvc.domain.users import Profile, User, UserDirectory, UserFilter, UserStore, with_roles
 from authsvc.domain.values.emails import Email
-from authsvc.domain.values.identifiers import UserId
+from authsvc.domain.values.identifiers import SessionId, UserId
 from authsvc.domain.values.shards import Sharded
 from tests.unit.domain.samples import ALICE_ID, NOW, user
 
@@ -77,7 +77,7 @@ class Users:
         self.stored = rule(self.stored)
         return Committed(self.stored)
 
-    def remove(self, _user_id: UserId) -> Committed[User]:
+    def remove(self, _user_id: UserId, *, within: SessionId | None = None) -> Committed[User]:
         """Note it."""
         self.removed = True
         return Committed(self.stored)
