@@ -71,11 +71,15 @@ class Server:
         """
         Believe no connection from before this server was a replica: nothing need have closed it.
 
-        What it was told as a primary may be lost, and what it holds now comes from another server.
+        What it was told as a primary may be lost, and what it holds now comes from another server.  Raises
+        CacheError, also where the server does not tell.
         """
         if not self.client.link.may_change_roles:
             return
-        before, self.lineage = self.lineage, (self.client.info("replication") or {}).get("master_replid")
+        found = (self.client.info("replication") or {}).get("master_replid")
+        if found is None:
+            raise CacheUnavailable(Reason.DENIED)
+        before, self.lineage = self.lineage, found
         if before != self.lineage:
             self.client.connections.suspect()
             self.checks.suspect()

@@ -217,3 +217,21 @@ def test_an_answer_of_the_lane_counts_for_the_connection_that_it_came_over(side)
         side.three.nodes[1].resume()
 
     assert side.verdicts_of_lane([quick, late]) == [Verdict.UNKNOWN, Verdict.ACTIVE]
+
+
+def test_a_server_that_does_not_tell_its_role_is_not_compared(side):
+    """Servers do not share their ACLs: one that became a primary later may deny INFO, unlike at the start."""
+    token = next(token for token in side.issued(30) if home_of(token) == 1)
+    proof = side.polled.proofs.about(token.user_id)
+    compared_at_s = proof.compared_at_s
+
+    side.three.ask(1, "ACL", "SETUSER", "default", "-info")
+    try:
+        with pytest.raises(CacheError):
+            side.reconciler.tick()
+        assert proof.compared_at_s == compared_at_s
+    finally:
+        side.three.ask(1, "ACL", "SETUSER", "default", "+info")
+
+    assert side.reconciler.tick()
+    assert proof.compared_at_s > compared_at_s
