@@ -167,7 +167,7 @@ class SecretStore(Protocol):
         """Forget it and end its tokens; raises NotFound where there is no such client or secret."""
 
     def note_use(self, client_id: ClientId, secret_id: SecretId, on: date) -> None:
-        """Store that it was used *on* that day; never an earlier one than is stored."""
+        """Store that it was used *on* that day, never an earlier one; does nothing where it is gone."""
 
 
 def secret_digest(secret: str) -> SecretDigest:

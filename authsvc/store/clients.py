@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import date
 from typing import Any
@@ -119,8 +120,9 @@ class SqlSecretStore:
             .values(last_used_on=on)
         )
         with self._database.transaction() as connection:
-            if str(secret_id) == client_id:  # one that an older version added
-                _locked(connection, client_id)
+            if str(secret_id) == client_id:  # perhaps one that an older version added
+                with suppress(NotFound):  # deleted meanwhile
+                    _locked(connection, client_id)
             connection.execute(used)
 
 

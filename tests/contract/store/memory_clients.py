@@ -139,10 +139,12 @@ class MemorySecretStore:
 
     def note_use(self, client_id: ClientId, secret_id: SecretId, on: date) -> None:
         """Store the day of the last use."""
-        stored = self.clients.row(client_id)
+        stored = self.clients.rows.get(client_id)
         self.noted.append((secret_id, on))
         if self.is_read_only:
             raise StoreUnavailable("sql: read only")
+        if stored is None:
+            return
 
         def used(secret: Secret) -> Secret:
             is_later = secret.last_used_on is None or secret.last_used_on < on

@@ -289,6 +289,17 @@ def test_the_day_of_the_last_use_never_goes_back(side):
     assert [one.last_used_on for one in listed.secrets] == [MONDAY + timedelta(days=1)]
 
 
+def test_a_use_is_not_noted_of_a_client_that_was_deleted_meanwhile(side):
+    """Nor is that an error; the first secrets of old clients have the ids of their clients."""
+    client = add(side, "one").client
+    side.clients.remove(client.id)
+
+    for secret_id in (client.secrets[0].id, SecretId(client.id)):
+        side.secrets.note_use(client.id, secret_id, MONDAY)
+
+    assert side.clients.every() == []
+
+
 def test_a_client_that_an_older_version_adds_has_its_secret(database):
     """It is named like its client, can be noted as used, and gets a second one beside it."""
     side = over(database)
