@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from authsvc.cli.keys import generate_key
+from authsvc.cli.manifest.documents import Container, Manifest
+from authsvc.cli.manifest.environment import environment_of
 from tests import ROOT
 from tests.forking import Process, run_python, start_python
-from tests.manifests import kinds, only
+from tests.manifests import only
 from tests.timings import PATIENT
 
 if TYPE_CHECKING:
@@ -96,18 +98,14 @@ class Pod:
             _swap(self._volume(volume["name"]), data, volume["secret"]["defaultMode"])
 
     def environment(self, container: Document) -> dict[str, str]:
-        """Return the variables of *container*; raises Failed for what is not there."""
-        values: dict[str, str] = {}
-        for source in container["envFrom"]:
-            (reference,) = source.values()
-            values |= self._config_map(reference["name"])
-        for item in container["env"]:
-            if item.keys() != {"name", "value"}:
-                raise Failed(f"{item}: no such variable is known here")
-            values[item["name"]] = item["value"]
-        return {name: self._below(value, container) for name, value in values.items()} | {
-            "HOST": self.address
-        }
+        """Return the variables of *container*, as ``config check --manifest`` finds them; raises Failed."""
+        manifest = Manifest(tuple(self.documents))
+        (pod,) = (each for each in manifest.pods() if each.title == "Deployment/authsvc")
+        made = environment_of(Container(container["name"], container["name"], container), pod, manifest)
+        if made.problems or None in made.values.values():
+            raise Failed(f"{container['name']}: {made.problems or made.values}")
+        values = {name: self._below(str(value), container) for name, value in made.values.items()}
+        return values | {"HOST": self.address}
 
     def initialise(self) -> None:
         """Run the init containers, one after the other; raises Failed."""
@@ -194,12 +192,6 @@ class Pod:
         # PATH and PYTHONPATH take the place of what the image sets.
         image = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
         return [*PATIENT, *arguments], image | self.environment(container)
-
-    def _config_map(self, name: str) -> dict[str, str]:
-        found = [each for each in kinds(self.documents, "ConfigMap") if each["metadata"]["name"] == name]
-        if not found:
-            raise Failed(f"there is no ConfigMap {name}")
-        return dict(found[0]["data"])
 
     def _volume(self, name: str) -> Path:
         return self.folder / name
