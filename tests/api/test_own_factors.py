@@ -8,6 +8,7 @@ from threading import Event, Thread
 from typing import TYPE_CHECKING, Self
 from uuid import uuid4
 
+import psycopg
 import pytest
 
 from authsvc.api.frame.context import DEVICE_HEADER
@@ -421,6 +422,28 @@ class Rounds:
         if answer.status_code != status:
             self.refused.append(f"{path}: {answer.text}")
         return json_of(answer)
+
+
+def test_after_the_loss_of_the_key_people_get_in_with_a_recovery_code(make_api):
+    """The apps are removed by hand, as the page on secrets says; a password alone is still not enough."""
+    lost = make_api(**UNLIMITED)
+    them = guarded(lost)
+    lost.close()
+    new = {**UNLIMITED, "DATABASE_URL": lost.env["DATABASE_URL"], "DATA_KEY": OTHER_KEY}
+    (problem,) = factor_problems(Settings.from_env({**lost.env, **new}))
+    with psycopg.connect(lost.env["DATABASE_URL"]) as connection:
+        connection.execute("DELETE FROM factors WHERE kind = 'totp'")
+
+    assert problem.name == "DATA_KEY"
+    assert list(factor_problems(Settings.from_env({**lost.env, **new}))) == []
+    api = make_api(**new)
+    refusal = json_of(begun(api.log_in(them.email)))
+    assert refusal["methods"] == ["recovery_code"]
+    code = them.recovery_codes[0]
+    answer = them.answer(refusal["challenge"], api=api, recovery_code=code)
+    assert answer.status_code == 200
+    again = guarded(api, Person(api=api, id=them.person.id, email=them.email, pair=json_of(answer)))
+    assert again.log_in().is_accepted()
 
 
 def test_switching_off_is_refused_while_anybody_has_a_factor(make_api, command, capsys, monkeypatch):
