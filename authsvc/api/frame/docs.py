@@ -44,7 +44,10 @@ VERIFY_PATH = "/v1/auth/verify"
 VERIFY_MACHINE_PATH = f"{VERIFY_PATH}-machine"
 VERIFY_ANY_PATH = f"{VERIFY_PATH}-any"
 #: Paths on which anybody can have a password hashed.
-HASHING_PATHS = ("/v1/auth/login", "/v1/auth/register", "/v1/auth/password/reset")
+HASHING_PATHS = (
+    *("/v1/auth/login", "/v1/auth/register", "/v1/auth/register/confirm"),
+    *("/v1/auth/password/reset", "/v1/auth/email/verify"),
+)
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "

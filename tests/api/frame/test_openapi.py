@@ -15,7 +15,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from schemathesis import checks
 from schemathesis.core.result import Ok
 
-from authsvc.api.frame.docs import SWAGGER_UI
+from authsvc.api.frame.docs import HASHING_PATHS, SWAGGER_UI
 from authsvc.domain.authentication import Registration
 from authsvc.domain.users import Profile
 from tests import times
@@ -24,6 +24,7 @@ from tests.api.frame.ecmascript import refused
 from tests.api.frame.test_routes import BY_MAIL, OF_MACHINES, QUIET, ROUTES
 from tests.api.gateway import Gateway
 from tests.api.mailing import MAIL
+from tests.api.passkeys import PASSKEYS
 from tests.processes import wait_until
 from tests.rig import PASSWORD
 
@@ -268,6 +269,22 @@ def test_every_refusal_is_described_as_a_problem(pg_api):
         "type", "title", "status", "detail", "code", "request_id", "errors",
         "challenge", "expires_in", "methods",
     }  # fmt: skip
+
+
+def test_the_server_holds_back_every_route_on_which_anybody_has_passwords_hashed(make_api):
+    """Those that answer 503 `busy` without a token: in a storm they must leave threads to other requests."""
+    described = specification(make_api(**MAIL, REGISTRATION="quiet", **PASSKEYS))["paths"]
+
+    hashing = {
+        path
+        for path, methods in described.items()
+        for operation in methods.values()
+        if isinstance(operation, dict)
+        and operation.get("security") != [{"bearer": []}]
+        and "`busy`" in operation.get("responses", {}).get("503", {}).get("description", "")
+    }
+
+    assert hashing == set(HASHING_PATHS)
 
 
 def test_nothing_secret_or_internal_is_described(pg_api):
