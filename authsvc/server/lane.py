@@ -11,7 +11,7 @@ import logging
 import selectors
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
@@ -102,6 +102,8 @@ class LaneWorker(ParkingWorker):
         #: Connections whose check is in the read under way, or in the next.
         self.checking_conns = WaitQueue()
         self._batch: list[Waiting] = []
+        #: When, on the monotonic clock, the read under way must have been answered.
+        self._due_s = 0.0
         self._next: list[Waiting] = []
         #: Whether the lane is open in this round of the loop; None before anybody has asked.
         self._is_open: bool | None = None
@@ -109,7 +111,7 @@ class LaneWorker(ParkingWorker):
         self._upkeep_at_s = 0.0
         self._notify_at_s = 0.0
         #: The lane's sockets that are watched; True for those that are watched for writing, too.
-        self._watched: dict[socket.socket, bool] = {}
+        self._watched: Mapping[socket.socket, bool] = {}
 
     def load_wsgi(self) -> None:
         """Load the application, and take its lane."""
@@ -133,10 +135,10 @@ class LaneWorker(ParkingWorker):
             return
         ends_s = time.monotonic() + self.timings.checks_s
         while True:
-            left_s = max(0.0, lane.reads.due_s - time.monotonic()) if self._batch else timeout
+            left_s = max(0.0, self._due_s - time.monotonic()) if self._batch else timeout
             self._is_open = None
             super().wait_for_and_dispatch_events(min(timeout, left_s))
-            if self._batch and time.monotonic() >= lane.reads.due_s:
+            if self._batch and time.monotonic() >= self._due_s:
                 lane.reads.abandon()
                 self._watch()
                 self._finish(lane, [False] * len(self._batch))
@@ -202,6 +204,7 @@ class LaneWorker(ParkingWorker):
     def _ask(self, lane: CheckLane) -> None:
         self._batch, self._next = self._next[:MAX_BATCH], self._next[MAX_BATCH:]
         is_asked = lane.ask([waiting.check for waiting in self._batch])
+        self._due_s = lane.reads.due_s
         self._watch()
         if not is_asked:  # nor could be those that wait for the next read
             self._batch, self._next = [*self._batch, *self._next], []
@@ -295,7 +298,7 @@ class LaneWorker(ParkingWorker):
 
     def _watch(self) -> None:
         """Watch the lane's sockets, whichever they are now."""
-        wanted = dict(self.lane.reads.sockets) if self.lane is not None else {}
+        wanted = self.lane.reads.sockets if self.lane is not None else {}
         if wanted == self._watched:
             return
         for sock, is_writing in self._watched.items():

@@ -62,6 +62,12 @@ class PolledReads:
         self._clock = clock
         self._on_operation = (events or CacheEvents()).on_operation
         self._deadline_s = (deadlines or Deadlines()).read_s
+        #: To be watched for reading; None without a connection.
+        self.socket: socket.socket | None = None
+        #: True while the socket is to be watched for writing, too.
+        self.has_unsent = False
+        #: The stamp of the connection in use; 0 without one.
+        self.generation = 0
         self._handover = Lock()
         self._fresh: Wire | None = None
         self._wire: Wire | None = None
@@ -76,24 +82,9 @@ class PolledReads:
         self._renew_at_s = 0.0
 
     @property
-    def socket(self) -> socket.socket | None:
-        """To be watched for reading; None without a connection."""
-        return self._wire.bare_socket if self._wire is not None else None
-
-    @property
-    def generation(self) -> int:
-        """The stamp of the connection in use; 0 without one."""
-        return self._wire.generation if self._wire is not None else 0
-
-    @property
     def is_busy(self) -> bool:
         """True while a read is to be answered."""
         return bool(self._wanted)
-
-    @property
-    def has_unsent(self) -> bool:
-        """True while the socket is to be watched for writing, too."""
-        return bool(self._unsent)
 
     @property
     def due_s(self) -> float:
@@ -121,6 +112,8 @@ class PolledReads:
             self._disconnect()
             with self._handover:
                 self._wire, self._fresh = self._fresh, None
+            if self._wire is not None:
+                self.socket, self.generation = self._wire.bare_socket, self._wire.generation
             self._reader = _reader()
             self._adopted_at_s = self._clock()
         return self._wire is not None
@@ -133,9 +126,9 @@ class PolledReads:
 
     def receive(self) -> Sequence[bytes | None] | None:
         """All values once they are there, None before; first sends the rest.  Raises CacheUnavailable."""
-        if self._unsent:
+        if self.has_unsent:
             self._send_rest()
-        sock = self._connected().bare_socket
+        sock = self._connected()
         try:
             while not self._is_answered():
                 piece = sock.recv(PIECE_BYTES)
@@ -189,17 +182,18 @@ class PolledReads:
 
     def _send_rest(self) -> None:
         try:
-            sent = self._connected().bare_socket.send(self._unsent)
+            sent = self._connected().send(self._unsent)
         except _NOT_NOW:
-            return
+            sent = 0
         except OSError as error:
             self._fail(Reason.REFUSED, error)
         self._unsent = self._unsent[sent:]
+        self.has_unsent = bool(self._unsent)
 
-    def _connected(self) -> Wire:
-        if self._wire is None:
+    def _connected(self) -> socket.socket:
+        if self.socket is None:
             raise CacheUnavailable(Reason.REFUSED)
-        return self._wire
+        return self.socket
 
     def _fail(self, reason: Reason, error: OSError | None = None) -> NoReturn:
         self.abandon(reason)
@@ -216,7 +210,8 @@ class PolledReads:
         self._pause_s = min(LONGEST_PAUSE_S, max(SHORTEST_PAUSE_S, 2 * self._pause_s))
 
     def _disconnect(self) -> None:
-        self._wanted, self._unsent = (), b""
+        self._wanted, self._unsent, self.has_unsent = (), b"", False
+        self.socket, self.generation = None, 0
         wire, self._wire = self._wire, None
         if wire is not None:
             wire.disconnect()
@@ -233,38 +228,40 @@ class PolledFleet:
         self._make = make
         self._making = Lock()
         self._by_name: dict[str, PolledReads] = {}
+        #: Those of all servers so far.
+        self.all: tuple[PolledReads, ...] = ()
 
     def at(self, name: str) -> PolledReads:
         """Those of the server called *name*."""
-        with self._making:
-            if name not in self._by_name:
-                self._by_name[name] = self._make(name)
-            return self._by_name[name]
-
-    def all(self) -> tuple[PolledReads, ...]:
-        """Those of all servers so far."""
-        return tuple(self._by_name.values())
+        return self._by_name.get(name) or self._made(name)
 
     @property
     def sockets(self) -> dict[socket.socket, bool]:
         """What is to be watched for reading; True for what is to be watched for writing, too."""
-        return {reads.socket: reads.has_unsent for reads in self.all() if reads.socket is not None}
+        return {reads.socket: reads.has_unsent for reads in self.all if reads.socket is not None}
 
     @property
     def due_s(self) -> float:
         """When, on the clock, the reads under way must have been answered."""
-        return min((reads.due_s for reads in self.all() if reads.is_busy), default=0.0)
+        return min((reads.due_s for reads in self.all if reads.is_busy), default=0.0)
 
     def abandon(self) -> None:
         """Close the connections whose reads were not answered in time."""
-        for reads in self.all():
+        for reads in self.all:
             if reads.is_busy:
                 reads.abandon()
 
     def close(self) -> None:
         """Let go of all connections, for good."""
-        for reads in self.all():
+        for reads in self.all:
             reads.close()
+
+    def _made(self, name: str) -> PolledReads:
+        with self._making:
+            if name not in self._by_name:
+                self._by_name[name] = self._make(name)
+                self.all = tuple(self._by_name.values())
+            return self._by_name[name]
 
 
 def _reader() -> Any:  # noqa: ANN401 - hiredis' own

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import islice
 
 from authsvc.cache.errors import CacheUnavailable
 from authsvc.cache.redis.client import CacheClient
@@ -66,7 +65,7 @@ class PolledIndex:
 
     def is_open(self) -> bool:
         """True if it makes sense to ask."""
-        adopted = [reads.adopt(self._is_trusted) for reads in self.reads.all()]
+        adopted = [reads.adopt(self._is_trusted) for reads in self.reads.all]
         return any(adopted) and self.client.may_ask and any(map(self._is_proving, range(len(self._markers))))
 
     def keys_of(self, token: TokenKeys) -> PolledKeys:
@@ -92,9 +91,11 @@ class PolledIndex:
 
     def answers(self) -> list[IndexAnswer] | None:
         """One for each token, None while they are not there; raises StoreUnavailable."""
-        asked = {id(question.reads): question for question in self._questions if not question.is_over}
-        for reads in self.reads.all():
-            self._take(reads, asked.get(id(reads)))
+        under_way = [question for question in self._questions if not question.is_over]
+        for question in under_way:
+            self._take(question)
+        if len(under_way) < len(self.reads.all):
+            self._notice_ends({id(question.reads) for question in under_way})
         if not all(question.is_over for question in self._questions):
             return None
         questions, self._questions = self._questions, []
@@ -105,31 +106,38 @@ class PolledIndex:
             self._judge(question, found)
         return found
 
-    def _take(self, reads: PolledReads, question: _Question | None) -> None:
-        """Read what is there; also where nothing was asked, since the connection may have ended."""
-        if reads.socket is None:
-            if question is not None:
-                question.is_over = True
-            return
+    def _take(self, question: _Question) -> None:
+        """Read what is there of the answer to *question*; one that cannot come any more is over, too."""
         try:
-            values = reads.receive()
+            question.values = question.reads.receive()
         except CacheUnavailable:
-            if question is not None:
-                question.is_over = True
-            return
-        if question is not None and values is not None:
-            question.values, question.is_over = values, True
+            question.is_over = True
+        else:
+            question.is_over = question.values is not None
+
+    def _notice_ends(self, asked: Collection[int]) -> None:
+        """Close the connections that ended while nothing was asked; *asked* are the ids of the others."""
+        for reads in self.reads.all:
+            if reads.socket is not None and id(reads) not in asked:
+                with suppress(CacheUnavailable):  # told by the reads' hooks
+                    reads.receive()
 
     def _judge(self, question: _Question, found: list[IndexAnswer]) -> None:
-        now_s, values = self.monotonic(), iter(question.values or ())
-        for shard, places in question.shards if question.values is not None else ():
+        now_s, values, begin = self.monotonic(), question.values, 0
+        if values is None:
+            return
+        for shard, places in question.shards:
+            end = begin + KEYS_EACH * len(places)
             proof = self.proofs.each[shard]
-            own = [tuple(islice(values, KEYS_EACH)) for _ in places]
-            is_proven = proof.holds(next(values), question.generation, now_s)
+            is_proven = proof.holds(values[end], question.generation, now_s)
             if not is_proven:
                 self._refuted_at_s[shard] = proof.compared_at_s
-            for place, (record, session, epoch, blacklist) in zip(places, own, strict=True):
+            each = (iter(values[begin:end]),) * KEYS_EACH
+            for place, (record, session, epoch, blacklist) in zip(
+                places, zip(*each, strict=True), strict=True
+            ):
                 found[place] = IndexAnswer(record, session, epoch, blacklist, is_proven)
+            begin = end + 1
 
     def _by_server(self, keys: Sequence[PolledKeys]) -> dict[str, list[tuple[int, list[int]]]]:
         """The shards of *keys* that are worth asking about, by server, with the places of their tokens."""
