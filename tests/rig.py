@@ -250,5 +250,6 @@ class Service:
         count = int(self.env.get("WEB_CONCURRENCY", "1"))
         is_whole = len(self.workers()) == count and all(self.from_each_worker(self._is_ready))
         if not is_whole:
-            time.sleep(0.2)  # to start in: while one is asked, the others stand still
+            # from_each_worker stops all workers but one: without a pause, the others would never start.
+            time.sleep(0.2)
         return is_whole

@@ -14,6 +14,7 @@ from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.values.identifiers import UserId, canonical_id
 from authsvc.services import Services
 
+#: Attempts to compare Redis with SQL, with a pause (seconds) between them.
 COMPARISONS = 5
 PAUSE_S = 0.3
 
@@ -65,5 +66,6 @@ def _compare(services: Services) -> None:
     for _ in range(COMPARISONS):
         if services.compare():
             return
-        time.sleep(PAUSE_S)  # another process is doing it
+        # A worker holds the claim to compare. It takes milliseconds, and nothing signals its end: ask again.
+        time.sleep(PAUSE_S)
     raise StoreUnavailable("redis could not be compared with sql")

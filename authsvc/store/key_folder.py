@@ -137,6 +137,7 @@ def read_folder(path: Path) -> Contents:
         contents = _read(path)
         if not contents.refused and contents.listing == _listing(path):
             return contents
+        # Another program is writing a file, and nothing signals that it has finished: read again.
         time.sleep(pause_s)
     return _read(path)
 

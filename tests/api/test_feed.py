@@ -35,7 +35,11 @@ LONG_S, SHORT_S = 15, 12
 
 
 def until_a_new_look() -> None:
-    """Pause until the last answer of SQL is too old to be given to the next reader."""
+    """
+    Pause until the next request reads SQL again: for a short time, all readers share one result.
+
+    Only time ends the sharing, and the service does not show that it has ended: there is nothing to poll.
+    """
     time.sleep(1.3 * FeedTimings().look_every_s)
 
 

@@ -63,7 +63,7 @@ def test_a_rotation_through_all_algorithms_fails_no_request(service, keys):
         first.unlink()
         wait_until(lambda: load.everybody_has("RS256") and load.is_over("EdDSA"))
         second.unlink()
-        # Both workers look at the folder once more while they are asked.
+        # The load goes on while both workers read the folder once more; only a failure would show it.
         time.sleep(REREAD_S + 0.5)
 
     assert load.failures == {}
@@ -82,7 +82,7 @@ def test_a_key_that_is_taken_away_verifies_nothing_after_an_idle_time(service, k
 
     retire = ("keys", "retire", leaked.name, "--force")
     retired = run_command(*retire, env={"JWT_KEYS_DIR": str(keys)}, folder=tmp_path)
-    # Nobody asks anything meanwhile: a worker looks when it is asked.
+    # No request may come meanwhile, because a worker reads the folder on a request: so nothing can be polled.
     time.sleep(REREAD_S)
     answers = service.from_each_worker(lambda: at_once(8, lambda: service.verify(stolen)))
 

@@ -67,11 +67,17 @@ def storm(url, start, answers):
 
     def load(ident):
         loads.incr("test:loads")
-        time.sleep(0.2)
+        wait_until(
+            lambda: loads.get("test:readers") == b"%d" % (PROCESSES * THREADS), what="all 200 readers asked"
+        )
         return Row(ident, 1)
 
+    def read():
+        loads.incr("test:readers")
+        return rows.get_or_load("7", load)
+
     start.wait(120)
-    found = in_threads(*[lambda: rows.get_or_load("7", load)] * THREADS)
+    found = in_threads(*[read] * THREADS)
     answers.put(sum(answer == Row("7", 1) for answer in found))
     rows.client.close()
     loads.close()
@@ -191,19 +197,6 @@ def test_a_failed_load_is_nobody_elses_failure(rows, table):
     assert rows.client.call("EXISTS", LEASE) == 0
 
 
-def test_a_waiter_gets_what_another_process_stores(redis_url, rows):
-    """The lease is another's: the value is looked for until it is there."""
-    rows.client.call("SET", LEASE, "another's", "PX", 60_000)
-
-    def store():
-        time.sleep(0.1)
-        rows.client.call("SET", SPACE.key("7"), b'{"id":"7","_v":3,"_s":1}', "PX", 60_000)
-
-    _, answer = in_threads(store, lambda: rows.get_or_load("7", lambda _: pytest.fail("loaded")))
-
-    assert answer == Row("7", 3)
-
-
 class Overtaken:
     """A client behind whose lookups something happens: *then* by the number of the lookup."""
 
@@ -220,6 +213,20 @@ class Overtaken:
         self.looks += 1
         self.then.get(self.looks, lambda: None)()
         return found
+
+
+def test_a_waiter_gets_what_another_process_stores(redis_url, rows):
+    """The lease is another's: the value is looked for until it is there."""
+    rows.client.call("SET", LEASE, "another's", "PX", 60_000)
+
+    def store():
+        rows.client.call("SET", SPACE.key("7"), b'{"id":"7","_v":3,"_s":1}', "PX", 60_000)
+
+    client = Overtaken(rows.client, {4: store})
+    waiting = replace(rows, records=replace(rows.records, client=client))
+
+    assert waiting.get_or_load("7", lambda _: pytest.fail("loaded")) == Row("7", 3)
+    assert client.looks == 5
 
 
 def test_what_was_stored_between_a_look_and_a_lease_is_not_loaded_again(redis_url, rows):
@@ -380,7 +387,7 @@ class Ledger:
         self._lock = threading.Lock()
 
     def load(self, ident):
-        """Read a row, in a millisecond."""
+        """Read a row, in a millisecond: without the pause, hardly any change would fall into a load."""
         row = Row(ident, self.versions[ident])
         time.sleep(0.001)
         return row

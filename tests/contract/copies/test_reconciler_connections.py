@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import partial
@@ -221,10 +220,14 @@ class Storm:
             with suppress(StoreUnavailable):
                 self.revoked.append(self.world.revoke(by=process if turn % 2 else None))
 
+    def has_revoked(self, count: int) -> bool:
+        """Whether that many have been acknowledged."""
+        return len(self.revoked) >= count
+
     def lose(self) -> None:
-        """Everything, again and again."""
-        for _ in range(8):
-            time.sleep(0.08)
+        """Everything, eight times, each after another 18 of the 180 revocations."""
+        for count in range(18, 145, 18):
+            wait_until(partial(self.has_revoked, count), what=f"{count} revocations")
             self.world.redis.flushall()
         self.is_over.set()
 

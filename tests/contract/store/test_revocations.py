@@ -139,6 +139,7 @@ def append_slowly(stores: Stores, rng: random.Random) -> list[int]:
     drafts = [stores.log.draft_end(user, session, "test") for session in sessions]
     with stores.database.transaction() as connection:
         entries = stores.log.append(connection, drafts)
+        # Transactions commit out of order because each stays open for a random time.
         time.sleep(rng.random() * 0.006)
         if rng.random() < 0.1:
             raise Undone

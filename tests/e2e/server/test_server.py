@@ -243,7 +243,8 @@ def test_requests_in_one_packet_are_answered_in_order(shared_server):
 
     with socket.create_connection((HOST, shared_server.port), timeout=HOPELESS_S) as connection:
         connection.sendall(post + b"one" + post + b"two" + post[:20])
-        time.sleep(0.1)  # so that the rest comes in a packet of its own
+        # The kernel merges what is sent without a pause; no call tells that a packet has been read.
+        time.sleep(0.1)
         connection.sendall(post[20:].replace(b"Host: x", b"Host: x\r\nConnection: close") + b"end")
         answers = b"".join(iter(lambda: connection.recv(65_536), b""))
 
@@ -278,7 +279,8 @@ def test_the_port_is_the_socket_s_whatever_the_host_header_says(shared_server):
 def test_stalled_clients_hold_up_nobody(patient_server, sent):
     """More of them than there are threads, and a request is still answered at once."""
     with clients_that_send(patient_server.port, sent):
-        time.sleep(0.2)  # until all of them have been accepted
+        # The server does not show how many connections it has accepted; this long is plenty.
+        time.sleep(0.2)
         durations_s = []
         for _ in range(5):
             begun = time.perf_counter()
@@ -328,6 +330,7 @@ def test_a_worker_that_stops_says_so_before_it_refuses(patient_server):
     server.term()
     try:
         wait_until(lambda: server.get("/ready")[0] == 503, what="a draining worker's answer")
+        # The worker must go on draining: a later probe gets the same answer.
         time.sleep(0.3)
         answer = server.get("/ready")
     finally:
