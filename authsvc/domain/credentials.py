@@ -287,7 +287,8 @@ class OwnAccount:
         return self.users.remove(token.user_id, actor=token.user_id, within=token.session_id)
 
     def prove(self, token: AccessToken, password: str) -> Credentials:
-        """The caller's credentials; raises WrongPassword unless *password* is theirs."""
+        """The caller's credentials; raises WrongPassword unless *password* is theirs, HashingBusy."""
+        self.proof.passwords.require_room()
         credentials = self.credentials.by_user(token.user_id)
         with self.proof.attempt_of_session(credentials.user.email, token.session_id):
             if not self.proof.holds(password, credentials):

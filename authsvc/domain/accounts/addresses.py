@@ -6,7 +6,15 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from authsvc.domain.accounts.mails import Template, new_mail
-from authsvc.domain.accounts.requests import Asked, MailRequests, RecoveryStore, Shown, TicketProof, bound
+from authsvc.domain.accounts.requests import (
+    Asked,
+    Attempt,
+    MailRequests,
+    RecoveryStore,
+    Shown,
+    TicketProof,
+    bound,
+)
 from authsvc.domain.accounts.tickets import Purpose, Ticket, new_ticket
 from authsvc.domain.audit import Action, AuditLog, Event, current_origin
 from authsvc.domain.credentials import (
@@ -79,10 +87,18 @@ class Addresses:
 
     def verify_in_session(self, user_id: UserId, shown: Shown, client_ip: str) -> None:
         """Prove the address of the caller; raises CodeInvalid, RateLimited, StoreUnavailable."""
-        self._verify(self.credentials.by_user(user_id), shown, client_ip)
+        with self.proof.attempt(client_ip, Purpose.VERIFY) as attempt:
+            self._verify(self.credentials.by_user(user_id), shown, attempt)
 
     def verify_with_password(self, typed: str, password: str, shown: Shown, client_ip: str) -> None:
-        """The same for somebody who cannot log in before; raises InvalidCredentials, too."""
+        """The same for somebody who cannot log in before; raises HashingBusy and InvalidCredentials, too."""
+        # Room for the hash, and in each limit, comes before the hash and before SQL.
+        self.passwords.passwords.require_room()
+        with self.proof.attempt(client_ip, Purpose.VERIFY) as attempt:
+            self._verify(self._proven(typed, password), shown, attempt)
+
+    def _proven(self, typed: str, password: str) -> Credentials:
+        """The credentials of an active user, whose *password* is right; raises InvalidCredentials."""
         email = typed_email(typed)
         with self.passwords.attempt(email or typed):
             found = self.credentials.by_email(email or NOBODY)
@@ -92,15 +108,17 @@ class Addresses:
                 account = account_subject(email or typed)
                 self.audit.record(Event(Action.LOGIN_FAILED, user_id=user_id, account=account))
                 raise InvalidCredentials
-        self._verify(found, shown, client_ip)
+        return found
 
     def register(self, typed: str, password: str, profile: Profile, client_ip: str) -> Asked:
         """
         Ask for an account quietly: it is made when the address is proven.
 
-        The same work and the same answer, whether or not the address has an account.  Raises Invalid.
+        The same work and the same answer, whether or not the address has an account.  Raises HashingBusy,
+        Invalid.
         """
         email = required_email(typed)
+        self.passwords.passwords.require_room()
         require_policy(self.policy, password, email=email, field="password")
         ticket = replace(
             new_ticket(Purpose.REGISTER, email, self.clock()),
@@ -115,6 +133,8 @@ class Addresses:
 
         Raises CodeInvalid, EmailTaken, RateLimited, HashingBusy, StoreUnavailable.
         """
+        if shown.token is not None:
+            self.passwords.passwords.require_room()
         with self.proof.attempt(client_ip, Purpose.REGISTER) as attempt:
             ticket = attempt.ticket(shown)
             if ticket.email is None or ticket.profile is None:
@@ -163,10 +183,9 @@ class Addresses:
         self.audit.record(Event(Action.EMAIL_CHANGED, user_id=user_id, session_id=session_id))
         return outcome
 
-    def _verify(self, credentials: Credentials, shown: Shown, client_ip: str) -> None:
+    def _verify(self, credentials: Credentials, shown: Shown, attempt: Attempt) -> None:
         user_id = credentials.user.id
-        with self.proof.attempt(client_ip, Purpose.VERIFY) as attempt:
-            committed = self.store.prove_email(attempt.ticket_of(user_id, shown))
+        committed = self.store.prove_email(attempt.ticket_of(user_id, shown))
         self.revocations.publish(committed)
         self.audit.record(Event(Action.EMAIL_VERIFIED, user_id=user_id))
 

@@ -60,6 +60,8 @@ class Recovery:
         Returns a new device token.  Raises CodeInvalid, Invalid (the ticket stays good), RateLimited,
         HashingBusy, StoreUnavailable.
         """
+        # Refuse before other work, as a login does: in a storm of requests most are refused.
+        self.passwords.passwords.require_room()
         with self.proof.attempt(client_ip, Purpose.RESET) as attempt:
             ticket = attempt.ticket(shown, Purpose.INVITE)
             if ticket.user_id is None or ticket.bound_email is None:

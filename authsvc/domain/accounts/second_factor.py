@@ -81,6 +81,9 @@ class TryStore(Protocol):
         With *challenge* that is: it is of an earlier round, or the password has changed.
         """
 
+    def give_back(self, user_id: UserId, tried: Tried) -> None:
+        """Take back *tried*, which was not judged, or was right and opened nothing; never below its round."""
+
     def failed(self, user_id: UserId, notices: tuple[Template, ...], *, lock: str | None) -> None:
         """Write what wrong answers led to: *notices* to the user, and the end of the factor *lock*."""
 
@@ -159,11 +162,12 @@ class SecondFactors:
         try:
             with self._limited(credentials, answer.kind, device):
                 tried = self._counted(credentials, answer.kind, challenge)
-                used_up = answer.judge(credentials, tried)
-                challenges = ((challenge.id, challenge.expires_at),) if challenge is not None else ()
-                yield replace(
-                    used_up, challenges=(*challenges, *used_up.challenges), tries=tried.before_round
-                )
+                with self._given_back(credentials, tried):
+                    used_up = answer.judge(credentials, tried)
+                    challenges = ((challenge.id, challenge.expires_at),) if challenge is not None else ()
+                    yield replace(
+                        used_up, challenges=(*challenges, *used_up.challenges), tries=tried.before_round
+                    )
         except CodeInvalid as refusal:
             self.on_result(answer.kind.value, refusal.code)
             self._failed(credentials, answer.kind, tried)
@@ -186,6 +190,22 @@ class SecondFactors:
         if tried is None:
             raise CodeInvalid("the challenge has ended, or its user has changed")
         return tried
+
+    @contextmanager
+    def _given_back(self, credentials: Credentials, tried: Tried) -> Iterator[None]:
+        """
+        Take *tried* back in SQL unless it was wrong, or it was right and what it opens was committed.
+
+        An outage must not end challenges or lock an app.  It brings no further guesses: no answer that was
+        compared and found wrong gets here.
+        """
+        try:
+            yield
+        except CodeInvalid:
+            raise
+        except BaseException:
+            self.tries.give_back(credentials.user.id, tried)
+            raise
 
     @contextmanager
     def _limited(self, credentials: Credentials, kind: AnswerKind, device: Device | None) -> Iterator[None]:

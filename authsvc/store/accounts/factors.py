@@ -174,6 +174,16 @@ class SqlTryStore:
             totp = _tried_totp(connection, user_id) if kind is AnswerKind.TOTP else None
             return Tried(tries=tries, totp=totp)
 
+    def give_back(self, user_id: UserId, tried: Tried) -> None:
+        """Take back *tried*, which was not judged, or was right and opened nothing; never below its round."""
+        last = tried.before_round + MOST_TRIES
+        this_round = and_(users.c.id == user_id, users.c.factor_tries.between(tried.before_round + 1, last))
+        fewer = update(users).where(this_round).values(factor_tries=users.c.factor_tries - 1)
+        with self._database.transaction() as connection:
+            connection.execute(fewer)
+            if tried.totp is not None:
+                _give_back_failure(connection, user_id, tried.totp.id)
+
     def failed(self, user_id: UserId, notices: tuple[Template, ...], *, lock: str | None) -> None:
         """Write what wrong answers led to: *notices* to the user, and the end of the factor *lock*."""
         now = self._clock()
@@ -288,6 +298,11 @@ def _tried_totp(connection: Connection, user_id: UserId) -> Factor | None:
     )
     row = connection.execute(counted).mappings().first()
     return to_factor(row) if row else None
+
+
+def _give_back_failure(connection: Connection, user_id: UserId, factor_id: str) -> None:
+    this = and_(totp_of(user_id), factors.c.id == factor_id, factors.c.failures > 0)
+    connection.execute(update(factors).where(this).values(failures=factors.c.failures - 1))
 
 
 def _use_step(connection: Connection, user_id: UserId, factor_id: str, step: int, now: datetime) -> None:
