@@ -185,10 +185,10 @@ def next_program(fd: int) -> str:
 
 def _load() -> None:
     """Import what a process of the service imports, before any of them is there."""
-    from authsvc.cli import COMMANDS, without_unused  # noqa: PLC0415 - only where it forks
+    from authsvc.cli import COMMANDS, importing  # noqa: PLC0415 - only where it forks
     from authsvc.cli.service import PRELOAD  # noqa: PLC0415 - only where it forks
 
-    with without_unused():
+    with importing():
         for name in (*PRELOAD, *(f"authsvc.cli.{command.module}" for command in COMMANDS)):
             import_module(name)
     gc.freeze()

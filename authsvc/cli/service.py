@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from authsvc.cli import without_unused
+from authsvc.cli import importing
 from authsvc.observability import logs
 from authsvc.server import ServerOptions, ServerTimings, listening_problems, serve
 from authsvc.settings import Settings, SettingsError, available_cores
@@ -164,7 +164,7 @@ def _upgrade(options: argparse.Namespace, settings: Settings) -> str:
 
 def _serve(options: argparse.Namespace, settings: Settings) -> int:
     warnings = (*settings.warnings, *stored_warnings(settings, options.timings))
-    with without_unused():
+    with importing():
         from authsvc.api.frame.docs import HASHING_PATHS, check_paths
         from authsvc.observability.health import LastAnswers
 

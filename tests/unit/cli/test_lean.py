@@ -50,3 +50,27 @@ def loaded_by(*arguments: str) -> set[str]:
 def test_help_and_version_load_nothing_heavy(arguments: list[str]) -> None:
     """They tell what there is to tell at once."""
     assert loaded_by(*arguments) & HEAVY == set()
+
+
+#: Prints whether the collector runs, and whether it visits a class that was imported, and one that was not.
+COLLECTED = """
+import gc
+from authsvc.cli import importing
+with importing():
+    import flask
+class Later: pass
+print(gc.isenabled(), *(any(found is one for found in gc.get_objects()) for one in (flask.Flask, Later)))
+"""
+
+
+def test_the_garbage_collector_never_visits_what_a_command_has_imported() -> None:
+    """It runs, and visits what is made later alone."""
+    run = subprocess.run(
+        [sys.executable, "-c", COLLECTED],
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert run.stdout.split() == ["True", "False", "True"]
