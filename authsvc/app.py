@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
+from flask import Blueprint as PlainBlueprint
 from flask import Flask
 
 from authsvc.api import (
@@ -95,33 +97,28 @@ def _by_setting(services: Services) -> Iterator[Blueprint]:
 def create_app(services: Services) -> Application:
     """The whole application over *services*."""
     has_levels = services.second_factors is not None
+    has_machines = services.machines is not None
     app = Flask(__name__, static_folder=None)
-    app.config.update(
-        docs.openapi(
-            services.introspection.profile.issuer,
-            has_machines=services.machines is not None,
-            has_levels=has_levels,
-        ),
-        MAX_CONTENT_LENGTH=READ_BYTES,
-        PROVIDE_AUTOMATIC_OPTIONS=False,
-        **(docs.PUBLISHED if services.http.api_docs else {}),
-    )
+    app.config.update(MAX_CONTENT_LENGTH=READ_BYTES, PROVIDE_AUTOMATIC_OPTIONS=False)
     app.json.sort_keys = False  # type: ignore[attr-defined]  # Flask's default provider has it
     app.url_map.merge_slashes = False
     app.extensions[EXTENSION] = services
     services.metrics.instrument(app, excluded_paths=UNTIMED)
     services.tracing.instrument(app)
-    api = docs.DescribedApi(app)
-    for blueprint in (*BLUEPRINTS, *_by_setting(services)):
-        api.register_blueprint(blueprint)
-    app.register_blueprint(health.alias)
-    app.register_blueprint(oauth2.of_path)
-    app.register_blueprint(docs.root)
+    described = (*BLUEPRINTS, *_by_setting(services))
+    undescribed = (health.alias, oauth2.of_path, docs.root)
+    for blueprint in chain[PlainBlueprint](described, undescribed):
+        app.register_blueprint(blueprint)
     if services.http.api_docs:
-        app.register_blueprint(docs.blp)
+        docs.publish(
+            app,
+            described,
+            issuer=services.introspection.profile.issuer,
+            has_machines=has_machines,
+            has_levels=has_levels,
+        )
     hooks.install(app)
     errors.install(app)
-    has_machines = services.machines is not None
     answers = CheckAnswers(
         services.checks, services.tracing.trace_id, has_levels=has_levels, has_machines=has_machines
     )

@@ -17,7 +17,7 @@ from werkzeug.exceptions import (
     UnsupportedMediaType,
 )
 
-from authsvc.api.frame.errors import NotJson, ProblemView
+from authsvc.api.frame.errors import NotJson, ProblemView, Shape
 from authsvc.domain.values.jsontext import InvalidJson, Json, parse
 from authsvc.domain.values.problems import MEDIA_TYPE
 
@@ -32,9 +32,10 @@ MERGE_PATCH = "application/merge-patch+json"
 FORM = "application/x-www-form-urlencoded"
 #: The most parameters of a form; real ones have a few.
 MAX_PARAMETERS = 32
+_PROBLEM = ProblemView()
 
 
-class Body(Schema):
+class Body(Shape):
     """A JSON object in a request; unknown members are refused."""
 
     #: The media types that may carry it.
@@ -68,7 +69,7 @@ class Blueprint(SmorestBlueprint):
     def refuses(self, status: int, codes: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         """Document that a view may answer *status* with one of the problems *codes*."""
         documented: Callable[[Callable[P, R]], Callable[P, R]] = self.alt_response(
-            status, schema=ProblemView, content_type=MEDIA_TYPE, description=codes
+            status, schema=_PROBLEM, content_type=MEDIA_TYPE, description=codes
         )
         return documented
 

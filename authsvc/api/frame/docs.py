@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Callable, Iterable
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from apispec import BasePlugin
-from flask import Blueprint, Flask, Response, abort, jsonify, send_from_directory
+from flask import Blueprint, Flask, Response, abort, current_app, jsonify, send_from_directory
 from flask_smorest import Api
 
+from authsvc.api.frame.bodies import Blueprint as DescribedBlueprint
 from authsvc.api.frame.context import services
 from authsvc.api.frame.errors import ProblemView
 from authsvc.api.frame.guards import public
@@ -21,6 +25,8 @@ from authsvc.domain.values.problems import MEDIA_TYPE
 from authsvc.settings.kinds import ROLE_PATTERN
 
 blp = Blueprint("docs", __name__)
+#: Where an application keeps what makes its description.
+_DESCRIPTION = "authsvc.description"
 #: Routes that exist whether the description is shown or not.
 root = Blueprint("root", __name__)
 
@@ -126,8 +132,36 @@ def _asked_for(name: str) -> dict[str, Any]:
     return {"in": "query", "name": name, "schema": {"type": "array", "items": _ITEMS[name]}}
 
 
-def openapi(issuer: str, *, has_machines: bool, has_levels: bool) -> dict[str, Any]:
-    """Flask's configuration for the description of the service that is published as *issuer*."""
+def publish(
+    app: Flask,
+    blueprints: Iterable[DescribedBlueprint],
+    *,
+    issuer: str,
+    has_machines: bool,
+    has_levels: bool,
+) -> None:
+    """
+    Let *app* show the description of *blueprints*, as the service that is published as *issuer*.
+
+    It is made when somebody first asks for it: that takes 0.1 s, and most processes are never asked.
+    """
+    config = _openapi(issuer, has_machines=has_machines, has_levels=has_levels)
+    app.extensions[_DESCRIPTION] = cache(lambda: _described(config, blueprints))
+    app.register_blueprint(blp)
+
+
+def _described(config: dict[str, Any], blueprints: Iterable[DescribedBlueprint]) -> bytes:
+    """The description as JSON, taken from an application of its own."""
+    described = Flask(__name__, static_folder=None)
+    described.config.update(config)
+    api = DescribedApi(described)
+    for blueprint in blueprints:
+        api.register_blueprint(blueprint)
+    return json.dumps(api.spec.to_dict(), indent=2).encode()
+
+
+def _openapi(issuer: str, *, has_machines: bool, has_levels: bool) -> dict[str, Any]:
+    """flask-smorest's configuration."""
     schemes = {
         "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "at+jwt"},
         "client": {"type": "http", "scheme": "basic"},
@@ -144,9 +178,6 @@ def openapi(issuer: str, *, has_machines: bool, has_levels: bool) -> dict[str, A
         "OPENAPI_VERSION": "3.1.0",
         "API_SPEC_OPTIONS": options,
     }
-
-
-PUBLISHED = {"OPENAPI_URL_PREFIX": "/", "OPENAPI_JSON_PATH": "openapi.json"}
 
 
 def _operation_id(method: str, path: str) -> str:
@@ -186,6 +217,14 @@ def begin() -> Response:
     if services().http.api_docs:
         return Response(status=302, headers={"Location": "docs"}, content_type="text/plain")
     return jsonify(links=_LINKS)
+
+
+@blp.get("/openapi.json")
+@public
+def description() -> Response:
+    """Send the description."""
+    made: Callable[[], bytes] = current_app.extensions[_DESCRIPTION]
+    return Response(made(), content_type="application/json")
 
 
 @blp.get("/docs/assets/<name>")

@@ -7,7 +7,7 @@ import logging
 import re
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from flask import Flask, Response, g, request
 from marshmallow import Schema, fields, validate
@@ -140,7 +140,19 @@ _HTTP_CODES = {
 _PASSED_ON = {"Allow", "Accept-Encoding"}
 
 
-class ProblemView(Schema):
+class Shape(Schema):
+    """
+    A schema that is never copied, because none of its instances is ever changed.
+
+    flask-smorest copies what it knows about a view with each decorator, else with all schemas and fields.
+    """
+
+    def __deepcopy__(self, _memo: dict[int, object]) -> Self:
+        """Return the same."""
+        return self
+
+
+class ProblemView(Shape):
     """Every error (RFC 9457); ``code`` is stable."""
 
     type = fields.String(required=True)
@@ -155,7 +167,7 @@ class ProblemView(Schema):
     methods = fields.List(fields.String(validate=validate.OneOf(tuple(AnswerKind))))
 
 
-class OAuthErrorView(Schema):
+class OAuthErrorView(Shape):
     """An error of an OAuth endpoint (RFC 6749 §5.2)."""
 
     error = fields.String(required=True)

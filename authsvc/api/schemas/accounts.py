@@ -6,9 +6,10 @@ import re
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from marshmallow import RAISE, Schema, ValidationError, fields, post_load, validate, validates_schema
+from marshmallow import RAISE, ValidationError, fields, post_load, validate, validates_schema
 
 from authsvc.api.frame.bodies import JSON, MERGE_PATCH, Body
+from authsvc.api.frame.errors import Shape
 from authsvc.api.schemas.kinds import Identifier, Time, View, Whole
 from authsvc.domain.authentication import Registration
 from authsvc.domain.users import BUILT_IN, Profile, Role, Status, UserFilter, is_role_name
@@ -214,7 +215,7 @@ class UserPatch(Body):
         return UserPatchForm(roles=roles, status=data.get("status"))
 
 
-class UserQuery(Schema):
+class UserQuery(Shape):
     """Which users, and which page of them."""
 
     class Meta:

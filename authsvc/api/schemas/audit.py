@@ -5,8 +5,9 @@ from __future__ import annotations
 from ipaddress import ip_address
 from typing import Any
 
-from marshmallow import RAISE, Schema, ValidationError, fields, post_load, validate
+from marshmallow import RAISE, ValidationError, fields, post_load, validate
 
+from authsvc.api.frame.errors import Shape
 from authsvc.api.schemas.accounts import MAX_PAGE, SessionView, UserView
 from authsvc.api.schemas.factors import FactorView
 from authsvc.api.schemas.kinds import Identifier, Time, TimeInQuery, View, Whole
@@ -32,7 +33,7 @@ def _address(text: str) -> None:
         raise ValidationError("Must be an address, in its shortest form.")
 
 
-class OwnEventQuery(Schema):
+class OwnEventQuery(Shape):
     """Which page of the caller's own events."""
 
     class Meta:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from marshmallow import RAISE, Schema, ValidationError, fields, post_load, validate
+from marshmallow import RAISE, ValidationError, fields, post_load, validate
 
 from authsvc.api.frame.bodies import Body
-from authsvc.api.frame.errors import flat
+from authsvc.api.frame.errors import Shape, flat
 from authsvc.api.schemas.accounts import RegisterBody, UserView
 from authsvc.api.schemas.kinds import Identifier, View
 from authsvc.domain.authentication import Registration
@@ -44,7 +44,7 @@ class IdsBody(Body):
         return [UserId(one) for one in dict.fromkeys(data["ids"])]
 
 
-class IdsQuery(Schema):
+class IdsQuery(Shape):
     """Some users, in a query: ``ids=a,b``."""
 
     class Meta:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from marshmallow import Schema, ValidationError, fields, post_load, validate, validates_schema
+from marshmallow import ValidationError, fields, post_load, validate, validates_schema
 
 from authsvc.api.frame.bodies import Body
+from authsvc.api.frame.errors import Shape
 from authsvc.api.schemas.accounts import text
 from authsvc.api.schemas.kinds import Identifier, Time, View
 from authsvc.api.schemas.passkeys import AssertionCredential
@@ -121,7 +122,7 @@ class FactorListView(View):
     recovery_codes_left = fields.Integer()
 
 
-class EnrolmentView(Schema):
+class EnrolmentView(Shape):
     """What an authenticator app is given; it is shown once."""
 
     id = Identifier(required=True)

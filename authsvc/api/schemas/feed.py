@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from marshmallow import RAISE, Schema, fields, post_load, validate
+from marshmallow import RAISE, fields, post_load, validate
 
+from authsvc.api.frame.errors import Shape
 from authsvc.api.schemas.kinds import Seconds, Time, View, Whole
 from authsvc.domain.feed import MAX_PAGE, MAX_WAIT_S, FeedAnswer, FeedQuery
 from authsvc.domain.revocations import Revocation
@@ -17,7 +18,7 @@ DEFAULT_LIMIT = 500
 CURSOR_LENGTH = 100
 
 
-class FeedParameters(Schema):
+class FeedParameters(Shape):
     """From where, how long, how much."""
 
     class Meta:

@@ -6,8 +6,9 @@ import re
 from datetime import datetime
 from typing import Any, ClassVar
 
-from marshmallow import Schema, fields, validate
+from marshmallow import fields, validate
 
+from authsvc.api.frame.errors import Shape
 from authsvc.domain.values.clocks import rfc3339
 from authsvc.domain.values.identifiers import canonical_id
 
@@ -20,7 +21,7 @@ _WHOLE = re.compile(r"0|[1-9][0-9]{0,8}")
 _SECONDS = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,3})?")
 
 
-class View(Schema):
+class View(Shape):
     """An answer: every field is always there, but for those that *sometimes* names."""
 
     sometimes: ClassVar[frozenset[str]] = frozenset()

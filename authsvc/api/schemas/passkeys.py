@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from marshmallow import Schema, fields, post_load, validate
+from marshmallow import fields, post_load, validate
 
 from authsvc.api.frame.bodies import Body
+from authsvc.api.frame.errors import Shape
 from authsvc.api.schemas.accounts import text
 from authsvc.api.schemas.kinds import Time, View
 from authsvc.domain.accounts.ceremonies import Assertion, Attestation
@@ -23,7 +24,7 @@ def _bytes(most: int = _MOST, **options: Any) -> fields.String:
     return fields.String(validate=validate.Length(max=most), **options)
 
 
-class _Lenient(Schema):
+class _Lenient(Shape):
     """Browsers add members as the specification grows."""
 
     class Meta:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from marshmallow import Schema, ValidationError, fields, post_load, validate, validates_schema
+from marshmallow import ValidationError, fields, post_load, validate, validates_schema
 
 from authsvc.api.frame.bodies import Body
+from authsvc.api.frame.errors import Shape
 from authsvc.api.schemas.accounts import profile_of, role_name, text
 from authsvc.api.schemas.kinds import Identifier
 from authsvc.domain.accounts.requests import Shown
@@ -153,7 +154,7 @@ class LockBody(Body):
     lock = fields.Boolean(truthy={True}, falsy={False})
 
 
-class AskedView(Schema):
+class AskedView(Shape):
     """What everybody gets who asks for a mail."""
 
     ticket = Identifier(required=True)

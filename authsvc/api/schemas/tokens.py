@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from marshmallow import Schema, fields
+from marshmallow import fields
 
+from authsvc.api.frame.errors import Shape
 from authsvc.api.schemas.kinds import View
 from authsvc.domain.values.levels import Acr
 from authsvc.settings.kinds import ROLE_PATTERN
 
 
-class TokenForm(Schema):
+class TokenForm(Shape):
     """What a client sends; other parameters are ignored."""
 
     token = fields.String(required=True)
     token_type_hint = fields.String(metadata={"description": "Not needed, and never in the way."})
 
 
-class GrantForm(Schema):
+class GrantForm(Shape):
     """What a client sends for a token of its own."""
 
     grant_type = fields.String(required=True, metadata={"enum": ["client_credentials"]})
     scope = fields.String(metadata={"description": "With spaces between; without it all of them."})
 
 
-class MachineTokenView(Schema):
+class MachineTokenView(Shape):
     """A token of a client (RFC 6749 §5.1)."""
 
     access_token = fields.String(required=True)
@@ -32,7 +33,7 @@ class MachineTokenView(Schema):
     scope = fields.String(metadata={"description": "Left out for a client without scopes."})
 
 
-class IntrospectionView(Schema):
+class IntrospectionView(Shape):
     """A token; one that is not active has ``active`` alone."""
 
     active = fields.Boolean(required=True)
