@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import psutil
 import requests
+from redis import Redis, RedisCluster
 
 from authsvc.cli.keys import generate_key
 from authsvc.settings import Settings
@@ -71,6 +72,14 @@ def redis_settings(url: str) -> dict[str, str]:
     if "," not in url:
         return {"REDIS_URL": url}
     return {"REDIS_CLUSTER_ENABLED": "true", "REDIS_CLUSTER_NODES": url}
+
+
+def operator_of(env: Mapping[str, str]) -> Any:
+    """A client of the Redis that *env* names, one server or a cluster, for whoever looks at its keys."""
+    nodes = env.get("REDIS_CLUSTER_NODES")
+    if nodes is None:
+        return Redis.from_url(env["REDIS_URL"], decode_responses=True)
+    return RedisCluster.from_url(f"redis://{nodes.split(',')[0]}", decode_responses=True)
 
 
 def development(database_url: str, redis_url: str, folder: Path, **overrides: str) -> dict[str, str]:

@@ -62,8 +62,9 @@ def make_module_api(postgres_server, served_redis, template, folder, request) ->
             url = f"sqlite:///{copy}"
         else:
             url = postgres_server.create_database(template=template)
+        redis = settings.pop("REDIS_URL", served_redis)
         prefix = {"CACHE_KEY_PREFIX": f"t{uuid4().hex[:8]}"}
-        api = Api(development(url, served_redis, folder, **prefix | settings))
+        api = Api(development(url, redis, folder, **prefix | settings))
         made.append((api, url))
         return api
 

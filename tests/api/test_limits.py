@@ -7,10 +7,9 @@ import re
 from collections import Counter
 
 import pytest
-from redis import Redis
 
 from tests.api.driver import Api, Person, at_once, code_of, new_email
-from tests.rig import PASSWORD
+from tests.rig import PASSWORD, operator_of
 
 WRONG = "wrong horse battery staple"
 
@@ -292,7 +291,7 @@ def test_the_tightest_rule_is_the_one_that_is_told(make_api):
 def keys_of(api: Api) -> dict[str, int]:
     """The counters of *api* in Redis, with what is left of their lives in seconds."""
     prefix = f"{api.env['CACHE_KEY_PREFIX']}:v1:auth:rate-limit:"
-    with Redis.from_url(api.env["REDIS_URL"], decode_responses=True) as redis:
+    with operator_of(api.env) as redis:
         return {key.removeprefix(prefix): redis.ttl(key) for key in redis.scan_iter(f"{prefix}*")}
 
 

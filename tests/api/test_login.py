@@ -6,11 +6,10 @@ import re
 
 import psycopg
 import pytest
-from redis import Redis
 
 from authsvc.domain.values.identifiers import is_id
 from tests.api.driver import code_of, new_email
-from tests.rig import PASSWORD
+from tests.rig import PASSWORD, operator_of
 
 
 def test_a_login_gives_a_pair_of_tokens(api):
@@ -243,7 +242,7 @@ def test_redis_holds_no_secret(pg_api):
         query = "SELECT password_hash FROM users WHERE id = %s"
         ((password_hash,),) = connection.execute(query, [person.id]).fetchall()
 
-    with Redis.from_url(pg_api.env["REDIS_URL"], decode_responses=True) as redis:
+    with operator_of(pg_api.env) as redis:
         keys = list(redis.scan_iter(f"{pg_api.env['CACHE_KEY_PREFIX']}:*"))
         values = {key: redis.get(key) for key in keys if redis.type(key) == "string"}
         # Whose data it is holds for as long as there are any.

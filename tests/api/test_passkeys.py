@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import jwt
 import pytest
-from redis import Redis
 
 from tests import times
 from tests.api.driver import at_once, code_of, json_of
 from tests.api.passkeys import LOGIN, ME, PASSKEYS, SECOND, STEP_UP, Owner, an_owner, row_counts, sign_in
 from tests.authenticator import EDDSA, ES256, ORIGIN, RP_ID, RS256, UP, UV, Authenticator, Lies, b64
+from tests.rig import operator_of
 
 if TYPE_CHECKING:
     from tests.api.driver import Api, MakeApi
@@ -263,7 +263,7 @@ def test_one_assertion_opens_one_session(site):
     assertion, before = owner.assertion(), row_counts(site)["sessions"]
 
     answers = at_once(lambda _: sign_in(site, assertion), range(50))
-    with Redis.from_url(site.env["REDIS_URL"]) as redis:
+    with operator_of(site.env) as redis:
         redis.flushdb()
     again = sign_in(site, assertion)
 
@@ -419,7 +419,7 @@ def test_beginning_stores_nothing(site):
         lambda: site.post("/v1/auth/login/second/options", {"challenge": challenge}),
     ]
 
-    with Redis.from_url(site.env["REDIS_URL"]) as redis:
+    with operator_of(site.env) as redis:
         before = row_counts(site), redis.dbsize()
         answers = [begin() for begin in kinds for _ in range(BEGUN // len(kinds))]
         after = row_counts(site), redis.dbsize()

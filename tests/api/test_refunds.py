@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, cast
 
 import psycopg
 import pytest
-from redis import Redis
 
 from authsvc.api.frame.context import DEVICE_HEADER
 from authsvc.domain.errors import StoreUnavailable
@@ -17,7 +16,7 @@ from tests.api.driver import Api, MakeApi, code_of, new_email
 from tests.api.mailing import MAIL, Postbox, code_in, token_in
 from tests.api.second_factors import FACTORS, Guarded, guarded, refused
 from tests.processes import wait_until
-from tests.rig import PASSWORD, development
+from tests.rig import PASSWORD, development, operator_of
 from tests.servers import drop_database
 from tests.servers.proxy import Mode, TcpProxy
 
@@ -56,10 +55,10 @@ def sql_proxy(postgres_server, template) -> Iterator[tuple[TcpProxy, str]]:
 
 
 @pytest.fixture(scope="module")
-def api(sql_proxy, redis_server, tmp_path_factory) -> Iterator[Api]:
+def api(sql_proxy, served_redis, tmp_path_factory) -> Iterator[Api]:
     """Share an application with limits, whose SQL can be cut off."""
     settings = {"CACHE_KEY_PREFIX": "refunds", **LIMITS, **MAIL, "RATE_LIMIT_MAIL_ADDRESS": "off"}
-    api = Api(development(sql_proxy[1], redis_server.url, tmp_path_factory.mktemp("refunds"), **settings))
+    api = Api(development(sql_proxy[1], served_redis, tmp_path_factory.mktemp("refunds"), **settings))
     yield api
     api.close()
 
@@ -68,14 +67,14 @@ def api(sql_proxy, redis_server, tmp_path_factory) -> Iterator[Api]:
 def person(api) -> Person:
     """Somebody with an account, and no attempt counted for anybody."""
     person: Person = api.someone()
-    with Redis.from_url(api.env["REDIS_URL"]) as redis:
+    with operator_of(api.env) as redis:
         redis.delete(*redis.scan_iter("refunds:v1:auth:rate-limit:*"))
     return person
 
 
 def attempts(api: Api) -> dict[str, int]:
     """How many attempts Redis counts, by rule."""
-    with Redis.from_url(api.env["REDIS_URL"], decode_responses=True) as redis:
+    with operator_of(api.env) as redis:
         keys = list(redis.scan_iter(f"{api.env['CACHE_KEY_PREFIX']}:v1:auth:rate-limit:*"))
         return {key.split(":")[4]: redis.zcard(key) for key in keys}
 
@@ -274,7 +273,7 @@ def test_a_second_factor_that_opened_nothing_for_want_of_a_store_is_given_back(
     # Else the above would show nothing: what is wrong counts.
     assert refused(them.answer(them.challenge(), code=them.app.wrong()))
     assert attempts(api).pop("second-factor") == 1
-    with Redis.from_url(api.env["REDIS_URL"]) as redis:
+    with operator_of(api.env) as redis:
         redis.delete(*redis.scan_iter(f"{api.env['CACHE_KEY_PREFIX']}:v1:auth:rate-limit:*"))
 
 

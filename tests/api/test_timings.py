@@ -8,16 +8,16 @@ from dataclasses import replace
 
 import psycopg
 import pytest
-from redis import Redis
 
 from authsvc.cli.keys import generate_key
 from authsvc.store.key_folder import FolderTimings
 from authsvc.store.sql import SqlTimings
 from tests.api.driver import Api, json_of
+from tests.api.watching import Shelf
 from tests.processes import wait_until
 from tests.timings import UNHURRIED
 
-MARKER = "v1:auth:revocations:seq"
+MARKER = "auth:revocations:seq"
 
 
 def test_a_lock_is_waited_for_as_long_as_sql_is_told(pg_api):
@@ -69,7 +69,7 @@ def published(api: Api) -> set[str]:
 def test_the_marker_lives_as_long_as_it_is_told(pg_api):
     """The one that the comparison has written."""
     usual_ms = 10_000
-    with Redis.from_url(pg_api.env["REDIS_URL"]) as redis:
-        left_ms = redis.pttl(f"{pg_api.env['CACHE_KEY_PREFIX']}:{MARKER}")
+    with closing(Shelf(pg_api)) as shelf:
+        left_ms = shelf.ttl_s(MARKER) * 1000
 
     assert usual_ms < left_ms <= UNHURRIED.marker.life_ms

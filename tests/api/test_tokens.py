@@ -6,6 +6,7 @@ import base64
 import hashlib
 import hmac
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,10 @@ import pytest
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
-from redis import Redis
 
 from authsvc.domain.values.identifiers import new_id
 from tests.api.driver import Api, Person, code_of
+from tests.api.watching import Shelf
 from tests.rig import PASSWORD
 
 if TYPE_CHECKING:
@@ -143,8 +144,8 @@ def test_a_token_is_what_was_issued(pg_api, change, is_sql_sure):
     text = forge.payload(json.dumps(forge.claims | claims))
 
     while_bound = pg_api.verify(text)
-    with Redis.from_url(pg_api.env["REDIS_URL"]) as redis:
-        assert redis.delete(f"{pg_api.env['CACHE_KEY_PREFIX']}:v1:auth:token:{forge.claims['jti']}")
+    with closing(Shelf(pg_api)) as shelf:
+        assert shelf.drop(f"auth:token:{forge.claims['jti']}") == 1
     after_the_loss = [pg_api.verify(text) for _ in range(2)]
 
     assert while_bound == 401

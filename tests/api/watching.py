@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 from uuid import uuid4
 
-from redis import Redis
+from redis import Redis, RedisCluster
 from sqlalchemy import Engine, event
 
+from authsvc.cache.keys import spread_tags
+from authsvc.domain.values.shards import CLUSTER_SHARDS, shard_of
 from authsvc.store.statements import Statement
+from tests.rig import operator_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -18,6 +21,9 @@ if TYPE_CHECKING:
     from authsvc.store.postgres.connecting import DeadlineConnection
     from authsvc.store.statements import Answer
     from tests.api.driver import Api
+
+
+TAGS = spread_tags(CLUSTER_SHARDS)
 
 
 @contextmanager
@@ -45,60 +51,86 @@ def sql_statements() -> Iterator[list[str]]:
 
 
 class Shelf:
-    """The keys of one application in Redis, by their names without prefix and version."""
+    """
+    The keys of one application in Redis, by their names without prefix and version.
+
+    On a cluster a name has no hash tag either, and may be that of a key in each shard.
+    """
 
     def __init__(self, api: Api) -> None:
         self._root = f"{api.env['CACHE_KEY_PREFIX']}:v1:"
-        self._url = api.env["REDIS_URL"]
-        self.redis: Any = Redis.from_url(self._url, decode_responses=True)
+        self._env = api.env
+        self.redis: Any = operator_of(api.env)
+        self._is_cluster = isinstance(self.redis, RedisCluster)
 
     def key(self, name: str) -> str:
-        """The whole key of *name*."""
-        return self._root + name
+        """The whole key of *name*, if it is about a user or has no hash tag."""
+        space, _, owner = name.partition(":")
+        if not self._is_cluster or space != "user":
+            return self._root + name
+        return f"{self._root}{{{TAGS[shard_of(owner, CLUSTER_SHARDS)]}}}:{name}"
+
+    def keys(self, pattern: str = "*") -> list[str]:
+        """The whole keys that are there, and whose names match *pattern*."""
+        patterns = [self._root + pattern, *([f"{self._root}{{*}}:{pattern}"] if self._is_cluster else [])]
+        return sorted({key for one in patterns for key in self.redis.scan_iter(match=one, count=1000)})
 
     def names(self, pattern: str = "*") -> set[str]:
         """The keys whose names match *pattern*."""
-        found = self.redis.scan_iter(match=self._root + pattern, count=1000)
-        return {key.removeprefix(self._root) for key in found}
+        return set(map(self._name, self.keys(pattern)))
 
     def get(self, name: str) -> str | None:
         """The text under *name*."""
-        text: str | None = self.redis.get(self._root + name)
+        text: str | None = next((self.redis.get(key) for key in self.keys(name)), None)
         return text
 
     def put(self, name: str, value: str) -> None:
         """Forge what lies under *name*; how long it lives stays as it is."""
-        self.redis.set(self._root + name, value, keepttl=True)
+        (key,) = self.keys(name)
+        self.redis.set(key, value, keepttl=True)
 
-    def drop(self, name: str) -> None:
-        """Lose what lies under *name*."""
-        self.redis.delete(self._root + name)
+    def drop(self, pattern: str) -> int:
+        """Lose the keys whose names match *pattern*; how many there were."""
+        keys = self.keys(pattern)
+        return sum(self.redis.delete(key) for key in keys)
 
     def ttl_s(self, name: str) -> float:
-        """The seconds that *name* has left; negative where it has no end, or is not there."""
-        left_s: float = self.redis.pttl(self._root + name) / 1000
+        """The seconds that *name* has left, the least of several; negative where one has no end."""
+        left_s: float = min(self.redis.pttl(key) for key in self.keys(name)) / 1000
         return left_s
 
     def everything(self, pattern: str = "*") -> dict[str, str]:
         """What lies under each key, of whatever type."""
-        names = sorted(self.names(pattern))
-        return {name: str(self._value(self._root + name)) for name in names}
+        return {key.removeprefix(self._root): str(self._value(key)) for key in self.keys(pattern)}
 
     @contextmanager
     def commands(self) -> Iterator[list[str]]:
         """Collect the commands about these keys; there when the block has ended, scripts as one each."""
         heard: list[str] = []
-        with Redis.from_url(self._url) as listening, listening.monitor() as monitor:
+        with ExitStack() as stack:
+            servers = [stack.enter_context(server) for server in self._servers()]
+            monitors = [stack.enter_context(server.monitor()) for server in servers]
             yield heard
-            end = uuid4().hex
-            self.redis.echo(end)
-            while end not in (command := monitor.next_command())["command"]:
-                if self._root in command["command"] and command["client_type"] != "lua":
-                    heard.append(command["command"])
+            for server, monitor in zip(servers, monitors, strict=True):
+                end = uuid4().hex
+                server.echo(end)
+                while end not in (command := monitor.next_command())["command"]:
+                    if self._root in command["command"] and command["client_type"] != "lua":
+                        heard.append(command["command"])
 
     def close(self) -> None:
         """Let the connections go."""
         self.redis.close()
+
+    def _name(self, key: str) -> str:
+        rest = key.removeprefix(self._root)
+        return rest.partition("}:")[2] if self._is_cluster and rest.startswith("{") else rest
+
+    def _servers(self) -> list[Redis]:
+        """A client of each."""
+        if not self._is_cluster:
+            return [operator_of(self._env)]
+        return [Redis(host=node.host, port=node.port) for node in self.redis.get_primaries()]
 
     def _value(self, key: str) -> object:
         readers = {

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import jwt
 import pytest
-import redis
 
 from authsvc.domain.clients import Right
 from tests.api.driver import Api, MakeApi, at_once, code_of, json_of
 from tests.api.gateway import TOKEN, Gateway, basic, refusal
+from tests.api.watching import Shelf
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,9 +71,8 @@ def claims(token: str) -> dict[str, Any]:
 
 def flush(api: Api) -> None:
     """Take everything out of Redis that is of this application."""
-    with closing(redis.Redis.from_url(api.env["REDIS_URL"])) as operator:
-        for key in operator.scan_iter(f"{api.env['CACHE_KEY_PREFIX']}*", count=1000):
-            operator.delete(key)
+    with closing(Shelf(api)) as shelf:
+        shelf.drop("*")
 
 
 @pytest.fixture(scope="module")
@@ -394,9 +393,8 @@ def test_what_ends_a_token_outlives_it_whichever_kind_lives_longer(make_api):
     api.services.client_registry.drop_secret(client.id, secret.id)
 
     left_s = claims(token)["exp"] - api.clock().timestamp()
-    with closing(redis.Redis.from_url(api.env["REDIS_URL"])) as operator:
-        (key,) = operator.scan_iter(f"{api.env['CACHE_KEY_PREFIX']}*auth:session:{secret.id}", count=1000)
-        assert operator.ttl(key) > left_s
+    with closing(Shelf(api)) as shelf:
+        assert shelf.ttl_s(f"auth:session:{secret.id}") > left_s
     reader = Gateway.of(api, may=[Right.FEED])
     (item,) = json_of(api.call("GET", "/v1/revocations", headers=reader.headers))["items"]
     assert datetime.fromisoformat(item["until"]).timestamp() > claims(token)["exp"]
