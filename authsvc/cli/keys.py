@@ -188,11 +188,11 @@ def _folder(options: argparse.Namespace, env: Mapping[str, str]) -> Path:
 def _lifetime_s(env: Mapping[str, str]) -> int:
     """The longest life of an access token, in seconds; the service's, if the environment is the service's."""
     reader = Reader(env)
-    names = ("REDIS_AUTH_TOKEN_TTL", "MACHINES", "MACHINE_TOKEN_TTL")
-    lifetime_s, has_machines, machine_lifetime_s = (reader.value(VARIABLES[name]) for name in names)
+    # Whether MACHINES is on or not: tokens of machines outlive the switch.
+    lives_s = [reader.value(VARIABLES[name]) for name in ("REDIS_AUTH_TOKEN_TTL", "MACHINE_TOKEN_TTL")]
     if reader.problems:
         raise SettingsError(reader.problems)
-    return max(cast("int", lifetime_s), cast("int", machine_lifetime_s) if has_machines else 0)
+    return max(cast("list[int]", lives_s))
 
 
 def _require_unused(ring: KeyRing, key: SigningKey, lifetime_s: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import pytest
 
 from authsvc.domain.clients import Right
 from tests.api.driver import Api, MakeApi, at_once, code_of, json_of
-from tests.api.gateway import TOKEN, Gateway, basic, refusal
+from tests.api.gateway import REVOKE, TOKEN, Gateway, basic, refusal
 from tests.api.watching import Shelf
 
 if TYPE_CHECKING:
@@ -534,6 +534,41 @@ def test_what_is_off_does_not_exist(pg_api):
     metadata = json_of(pg_api.call("GET", "/.well-known/oauth-authorization-server"))
     assert "token_endpoint" not in metadata
     assert metadata["grant_types_supported"] == []
+
+
+def test_tokens_of_machines_outlive_the_switch_and_can_still_be_ended(m_api):
+    """
+    Switched off: no new tokens and no checks for machines; those that there are stay what they are.
+
+    Introspection and revocation answer about them in every process, on either side of the switch.
+    """
+    client, gateway = machine(m_api, READ), Gateway.of(m_api, may=[Right.INTROSPECT, Right.REVOKE])
+    dropped, revoked, kept = client.token(), client.token(), machine(m_api, WRITE).token()
+    secret = claims(dropped)["sid"]
+    with closing(Api({**m_api.env, "MACHINES": "off"})) as off:
+        there, here = replace(client, api=off), replace(gateway, api=off)
+        admin = off.an_admin()
+
+        assert there.post(TOKEN, GRANT).status_code == 404
+        for token in (dropped, revoked, kept):
+            assert verdict(off, token, "") == (403, "forbidden")
+            assert [verdict(off, token, path)[0] for path in ("-machine", "-any")] == [404, 404]
+            assert off.call("GET", "/v1/me", token=token).status_code == 403
+            assert here.introspect(token)["client_id"] == claims(token)["client_id"]
+        assert verdict(off, admin.access, "-any")[0] == 404
+        assert refusal(here.post(REVOKE, {"token": kept})) == (400, "unauthorized_client")
+
+        assert there.post(REVOKE, {"token": revoked}).status_code == 200
+        assert off.verify(revoked) == 401
+        assert [here.introspect(token)["active"] for token in (revoked, dropped, kept)] == [False, True, True]
+        assert not is_good(m_api, revoked)
+        assert is_good(m_api, dropped)
+
+        off.services.client_registry.drop_secret(client.id, secret)
+        assert off.verify(dropped) == 401
+        assert [here.introspect(token)["active"] for token in (dropped, kept)] == [False, True]
+        assert not is_good(m_api, dropped)
+        assert is_good(m_api, kept)
 
 
 def test_the_metadata_name_endpoint_and_grant(m_api):

@@ -115,6 +115,14 @@ class Pod:
             if done.returncode:
                 raise Failed(f"{container['name']}: {done.stderr}")
 
+    def run(self, *arguments: str) -> str:
+        """What ``authsvc`` with *arguments* prints in the container (``kubectl exec``); raises Failed."""
+        _, env = self._process(self.container)
+        done = run_python([*PATIENT, *arguments], cwd=self.folder, env=env)
+        if done.returncode:
+            raise Failed(f"{arguments}: {done.stderr}")
+        return done.stdout
+
     def start(self) -> Self:
         """Start the container and wait for the startup probe, then for the readiness probe; raises Failed."""
         command, env = self._process(self.container)

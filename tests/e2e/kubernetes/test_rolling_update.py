@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -39,6 +40,8 @@ USERS = 3
 #: Within the 60 a minute that a session may ask for.
 REFRESH_EVERY_S = 1.1
 CHECK_EVERY_S = 0.1
+#: Within the 60 tokens a minute that a client may ask for, with those that the test asks each pod for.
+TOKEN_EVERY_S = 2.0
 #: The new key signs so long after it was shown to the pods, which look every 2 s.
 SIGNS_AFTER_S = 8
 SIGNING_AGE_S = 300
@@ -86,6 +89,11 @@ class User:
         self.pair = requests.post(f"{url}/v1/auth/login", json=account, timeout=HOPELESS_S).json()
         self.first = self.latest = self.pair["access_token"]
 
+    @property
+    def acts(self) -> tuple[tuple[Callable[[], None], float], ...]:
+        """What they do, and the pauses between."""
+        return (self.refresh, REFRESH_EVERY_S), (self.check, CHECK_EVERY_S)
+
     def refresh(self) -> None:
         """Trade the refresh token for a new pair."""
         answer = self._ask("refresh", "POST", json={"refresh_token": self.pair["refresh_token"]})
@@ -117,13 +125,73 @@ class User:
         return answer
 
 
-class Traffic:
-    """What *users* do until it is over, each in two threads."""
+class Machine:
+    """A client with tokens of its own, and the right to introspect them; asks at *url* all the time."""
 
-    def __init__(self, users: list[User]) -> None:
+    def __init__(self, url: str, pod: Pod) -> None:
+        made = pod.run(
+            *(
+                "clients",
+                "create",
+                "orders",
+                "--scope",
+                "orders:read",
+                "--may",
+                "token",
+                "--may",
+                "introspect",
+            )
+        )
+        self.url = url
+        self.secret = tuple(json.loads(made)[name] for name in ("client_id", "client_secret"))
+        self.outcomes: Counter[str] = Counter()
+        self.token = ""
+
+    @property
+    def acts(self) -> tuple[tuple[Callable[[], None], float], ...]:
+        """What they do, and the pauses between."""
+        return (self.ask, TOKEN_EVERY_S), (self.check, CHECK_EVERY_S)
+
+    def ask(self) -> None:
+        """Ask for a token, whoever answers."""
+        self.outcomes[f"token {self.ask_at(self.url)}"] += 1
+
+    def check(self) -> None:
+        """Check the latest token in every way, whoever answers."""
+        if self.token:
+            self.outcomes.update(f"{way} {said}" for way, said in self.answers_at(self.url).items())
+
+    def ask_at(self, url: str) -> int:
+        """The status of asking there for a token, which is used from now on."""
+        form = {"grant_type": "client_credentials"}
+        answer = requests.post(f"{url}/v1/oauth2/token", data=form, auth=self.secret, timeout=HOPELESS_S)
+        if answer.ok:
+            self.token = answer.json()["access_token"]
+        return answer.status_code
+
+    def answers_at(self, url: str) -> dict[str, object]:
+        """What is said there of the latest token."""
+        token = self.token
+        bearer = {"Authorization": f"Bearer {token}"}
+        checks = ("verify", "verify-machine", "verify-any")
+        answers: dict[str, object] = {
+            name: requests.get(f"{url}/v1/auth/{name}", headers=bearer, timeout=HOPELESS_S).status_code
+            for name in checks
+        }
+        asked = requests.post(
+            f"{url}/v1/oauth2/introspect", data={"token": token}, auth=self.secret, timeout=HOPELESS_S
+        )
+        return answers | {"active": asked.json()["active"]}
+
+
+class Traffic:
+    """What *callers* do until it is over, each act in a thread."""
+
+    def __init__(self, *callers: User | Machine) -> None:
         self._over = threading.Event()
-        acts = [(act, pause_s) for user in users for act, pause_s in self._acts(user)]
-        self._threads = [threading.Thread(target=self._repeat, args=each) for each in acts]
+        self._threads = [
+            threading.Thread(target=self._repeat, args=each) for caller in callers for each in caller.acts
+        ]
 
     def __enter__(self) -> None:
         for thread in self._threads:
@@ -133,10 +201,6 @@ class Traffic:
         self._over.set()
         for thread in self._threads:
             thread.join()
-
-    @staticmethod
-    def _acts(user: User) -> tuple[tuple[Callable[[], None], float], ...]:
-        return (user.refresh, REFRESH_EVERY_S), (user.check, CHECK_EVERY_S)
 
     def _repeat(self, act: Callable[[], None], pause_s: float) -> None:
         while not self._over.wait(pause_s):
@@ -236,21 +300,31 @@ class Cluster:
         self.drains = [future.result() for future in going]
 
 
-def test_nobody_notices_an_update_a_new_key_and_second_factors(cluster):
+#: docs/upgrade.md: what a pod says of machines and their tokens before and after the switch.
+OFF = {"token": 404, "verify": 403, "verify-machine": 404, "verify-any": 404, "active": True}
+ON = OFF | {"token": 200, "verify-machine": 200, "verify-any": 200}
+
+
+def test_nobody_notices_an_update_a_new_key_second_factors_and_machines(cluster):
     """
     No request fails and nobody is logged out, while every pod and the signing key are replaced.
 
-    The new pods have second factors on.  Their tokens say levels, and old and new ones take each other's.
+    The new pods have second factors and machines on.  Their tokens say levels, and old and new ones take
+    each other's; what concerns machines is answered by each pod as its own settings have it.
     """
     users = [User(cluster.gateway.url, f"user{number}@example.com") for number in range(USERS)]
+    machine = Machine(cluster.gateway.url, cluster.pods[0])
     old_kids = {user.kid() for user in users}
     assert not any(user.level() for user in users)
-    cluster.switch(**FACTORS)
+    cluster.switch(**FACTORS, MACHINES="on")
+    said: list[list[dict[str, object]]] = []
 
-    with Traffic(users):
+    with Traffic(*users, machine):
         for number in cluster.roll():
             if number == 0:
                 cluster.show_key(*key(age_s=SIGNING_AGE_S - SIGNS_AFTER_S))
+            urls = [f"http://{pod.address}:{PORT}" for pod in reversed(cluster.pods)]
+            said.append([{"token": machine.ask_at(url), **machine.answers_at(url)} for url in urls])
         wait_until(lambda: old_kids.isdisjoint(user.kid() for user in users), what="new key")
         for user in users:
             user.check()
@@ -260,5 +334,8 @@ def test_nobody_notices_an_update_a_new_key_and_second_factors(cluster):
     assert min(outcomes.values()) > USERS
     assert len({user.kid() for user in users} | old_kids) == 2
     assert {user.level() for user in users} == {"aal1"}
+    assert said == [[ON] * (number + 1) + [OFF] * (REPLICAS - 1 - number) for number in range(REPLICAS)]
+    expected = {f"{way} {answer}" for answers in (OFF, ON) for way, answer in answers.items()}
+    assert machine.outcomes.keys() == expected, machine.outcomes
     assert [drain.status for drain in cluster.drains] == [0] * REPLICAS
     assert all(drain.took_s < drain.grace_s for drain in cluster.drains)
