@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.fault.machine_tokens import Machine, of_every_worker, verdicts
 from tests.processes import wait_until
-from tests.rig import run_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,40 +16,6 @@ if TYPE_CHECKING:
     from tests.fault.world import World
 
 pytestmark = [pytest.mark.fault, pytest.mark.slow]
-
-CHECKS = 20
-CHECK = "/v1/auth/verify-machine?scope=orders:read"
-
-
-def clients(world: World, *arguments: str) -> Any:
-    """What ``authsvc clients`` prints, with the service's own settings."""
-    folder = world.service.log.parent
-    done = run_command("clients", *arguments, env=world.service.env, folder=folder)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout) if done.stdout else None
-
-
-def token(world: World, client_id: str, secret: str) -> str:
-    """A token for that secret."""
-    answer = world.service.call(
-        "POST", "/v1/oauth2/token", data={"grant_type": "client_credentials"}, auth=(client_id, secret)
-    )
-    assert answer.status_code == 200, answer.text
-    return str(answer.json()["access_token"])
-
-
-def verdicts(world: World, shown: str) -> Counter[int]:
-    """Of 20 checks by each worker of each replica."""
-
-    def by_one_worker() -> Counter[int]:
-        return Counter(world_at.ask("GET", CHECK, token=shown).status for _ in range(CHECKS))
-
-    found: Counter[int] = Counter()
-    for replica in world.replicas:
-        world_at = world.at(replica)
-        for counts in replica.from_each_worker(by_one_worker):
-            found += counts
-    return found
 
 
 def flushed(world: World, _dump: Any) -> None:
@@ -76,17 +40,13 @@ def test_a_dropped_secret_stays_dropped_and_the_other_one_good(
     world: World, becomes: Callable[[World, Any], None]
 ):
     """20 of 20 in each worker: after the drop, right after the fault, and when everything is whole again."""
-    made = clients(world, "create", "billing", "--scope", "orders:read")
-    client_id = made["client_id"]
-    second = clients(world, "rotate", client_id)
-    (listed,) = [one for one in clients(world, "list")["clients"] if one["client_id"] == client_id]
-    old, new = (token(world, client_id, one["client_secret"]) for one in (made, second))
-    every = CHECKS * sum(len(replica.workers()) for replica in world.replicas)
-    expected = [Counter({401: every}), Counter({200: every})]
-    assert [verdicts(world, shown) for shown in (old, new)] == [Counter({200: every})] * 2
+    machine = Machine.made_in(world)
+    old, new = machine.token(0), machine.token(1)
+    expected = [of_every_worker(world, status) for status in (401, 200)]
+    assert [verdicts(world, shown) for shown in (old, new)] == [expected[1]] * 2
     dump = world.redis.save_dump()
 
-    clients(world, "drop-secret", client_id, listed["secrets"][0]["id"])
+    machine.drop_secret_of(old)
     world.wait_replayed()  # else a busy machine could have been late with the drop itself
     dropped = [verdicts(world, shown) for shown in (old, new)]
     becomes(world, dump)

@@ -182,6 +182,16 @@ class Watched:
         """Host and port of each Sentinel."""
         return tuple((sentinel.host, sentinel.port) for sentinel in self.sentinels)
 
+    def cut_replica_off(self) -> None:
+        """
+        Stop the replica, and break its link: it misses what the primary is told from now on.
+
+        Without the break it would find all of that in its socket when it goes on.
+        """
+        self.replica.pause()
+        with Redis.from_url(self.primary.url) as client:
+            client.execute_command("CLIENT", "KILL", "TYPE", "replica")
+
 
 @contextmanager
 def watched() -> Iterator[Watched]:
