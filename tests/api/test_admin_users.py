@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
+import psycopg
 import pytest
 
 from tests.api.driver import Api, MakeApi, Person, at_once, code_of
+from tests.api.second_factors import UNLIMITED, guarded
+from tests.processes import wait_until
 
 
 def standing(admin: Person, user: Person, **change: object):
@@ -269,3 +273,51 @@ def test_logins_and_refreshes_that_race_the_end_of_a_user_leave_nothing_alive(ma
     pairs = [answer.json for answer in answers if answer.status_code == 200 and "access_token" in answer.json]
     assert {api.verify(pair["access_token"]) for pair in pairs} <= {401}
     assert {api.refresh(pair["refresh_token"]).status_code for pair in pairs} <= {401}
+
+
+@pytest.fixture(scope="module")
+def guarded_api(make_module_api: MakeApi) -> Api:
+    """Share an application with every route for admins that changes a user."""
+    return make_module_api(**UNLIMITED)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("PATCH", "", {"roles": ["admin"]}, 200),
+        ("PATCH", "", {"status": "disabled"}, 200),
+        ("DELETE", "", None, 204),
+        ("DELETE", "/sessions", None, 204),
+        ("DELETE", "/factors", None, 204),
+    ],
+)
+def test_what_an_admin_began_before_their_session_ended_is_finished(guarded_api, method, path, body, status):
+    """A request is checked once, when it begins: the same on every route for admins; the next one is 401."""
+    admin, person = guarded_api.an_admin(), guarded(guarded_api).person
+    options = {} if body is None else {"json": body}
+
+    def act() -> int:
+        return admin.call(method, f"/v1/users/{person.id}{path}", **options).status_code
+
+    url = guarded_api.env["DATABASE_URL"]
+    with (
+        ThreadPoolExecutor(1) as pool,
+        psycopg.connect(url, autocommit=True) as watcher,
+        psycopg.connect(url) as holder,
+    ):
+        holder.execute("SELECT 1 FROM users WHERE id = %s FOR UPDATE", (person.id,))
+        holder.execute("SELECT 1 FROM sessions WHERE user_id = %s FOR UPDATE", (person.id,))
+        begun = pool.submit(act)
+        name = holder.info.dbname
+        wait_until(
+            lambda: watcher.execute(
+                "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = %s", (name,)
+            ).fetchone(),
+            what="the request at the lock",
+        )
+        assert admin.call("POST", "/v1/auth/logout").status_code == 204
+        holder.rollback()
+
+        assert begun.result() == status
+
+    assert act() == 401
