@@ -297,7 +297,8 @@ def test_what_an_admin_began_before_their_session_ended_is_finished(guarded_api,
     options = {} if body is None else {"json": body}
 
     def act() -> int:
-        return admin.call(method, f"/v1/users/{person.id}{path}", **options).status_code
+        answer = admin.call(method, f"/v1/users/{person.id}{path}", **options)
+        return int(answer.status_code)
 
     url = guarded_api.env["DATABASE_URL"]
     with (
@@ -307,14 +308,13 @@ def test_what_an_admin_began_before_their_session_ended_is_finished(guarded_api,
     ):
         holder.execute("SELECT 1 FROM users WHERE id = %s FOR UPDATE", (person.id,))
         holder.execute("SELECT 1 FROM sessions WHERE user_id = %s FOR UPDATE", (person.id,))
+
+        def is_waiting() -> bool:
+            waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = %s"
+            return watcher.execute(waiting, (holder.info.dbname,)).fetchone() is not None
+
         begun = pool.submit(act)
-        name = holder.info.dbname
-        wait_until(
-            lambda: watcher.execute(
-                "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = %s", (name,)
-            ).fetchone(),
-            what="the request at the lock",
-        )
+        wait_until(is_waiting, what="the request at the lock")
         assert admin.call("POST", "/v1/auth/logout").status_code == 204
         holder.rollback()
 
