@@ -33,7 +33,8 @@ from authsvc.api.frame.context import EXTENSION
 from authsvc.api.frame.cors import CrossOrigin
 from authsvc.api.frame.metrics import MetricsPort
 from authsvc.api.frame.plain import PlainRequests
-from authsvc.api.verify import CheckAnswers, CheckLane, ForwardAuth
+from authsvc.api.lane import PROFILE_PATH, CheckLane, ProfileReads
+from authsvc.api.verify import CheckAnswers, ForwardAuth
 from authsvc.services import Services
 from authsvc.settings import RegistrationMode
 
@@ -142,7 +143,16 @@ def _lane(services: Services) -> CheckLane | None:
         ring=services.ring,
         sample=services.tracing.sample,
         metrics_port=services.http.metrics_port,
-        paths=_check_paths(services),
+        check_paths=_check_paths(services),
+        profiles=_profiles(services) if services.polled.has_users else None,
         has_levels=services.second_factors is not None,
         has_machines=services.machines is not None,
+    )
+
+
+def _profiles(services: Services) -> ProfileReads:
+    return ProfileReads(
+        users=services.users,
+        count=services.metrics.count_of("GET", PROFILE_PATH, 200),
+        is_shared=bool(services.http.cors_origins),
     )

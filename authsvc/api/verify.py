@@ -9,22 +9,20 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
-from authsvc.api.frame.context import request_id_from, request_id_of
+from authsvc.api.frame.context import request_id_of
 from authsvc.api.frame.docs import VERIFY_ANY_PATH, VERIFY_MACHINE_PATH, VERIFY_PATH
 from authsvc.api.frame.errors import NOT_STORED, Problem, answer, problem_of
 from authsvc.api.frame.guards import required_bearer
-from authsvc.domain.errors import AuthError, Forbidden, StoreUnavailable
-from authsvc.domain.tokens.access import REMEMBERED, MachineToken, Token
-from authsvc.domain.tokens.checks import PolledIndex, PolledKeys, PolledReads, TokenChecks
-from authsvc.domain.tokens.claims import bearer_token
+from authsvc.domain.errors import AuthError, Forbidden
+from authsvc.domain.tokens.access import MachineToken, Token
+from authsvc.domain.tokens.checks import TokenChecks
 from authsvc.domain.tokens.demands import Admitted, Demand
-from authsvc.domain.tokens.keys import KeyRing, KeySource
 from authsvc.domain.values.levels import Acr, Requirement
 from authsvc.observability.logs import bind_request
 
@@ -44,8 +42,6 @@ _OF_MACHINES = ("X-Auth-Client-Id", "X-Auth-Scopes")
 _ACRS = frozenset(Acr)
 #: Whole seconds, without sign and leading zeros.
 _AGE = re.compile(r"0|[1-9][0-9]{0,8}")
-#: Stands for the request id in an answer that is made in advance; no header holds it.
-_MARK = "\0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +87,7 @@ class CheckAnswers:
             # Any other error: a gateway treats a 500 as a denial, and the log has the cause.
             log.exception("verify.crashed")
             return answer(Problem(status=500, code="internal_error"), request_id, environ, start_response)
-        start_response("200 OK", _granted(token, admitted, request_id))
+        start_response("200 OK", granted(token, admitted, request_id))
         return (b"",)
 
     def _check(self, environ: WSGIEnvironment) -> tuple[Token, Admitted]:
@@ -102,126 +98,6 @@ class CheckAnswers:
             raise Forbidden
         demand.require(token, self.checks.clock().timestamp())
         return token, demand.admitted
-
-
-class Prepared:
-    """A token whose signature held, with all that an answer about it on one path needs."""
-
-    __slots__ = ("before_id", "begins_s", "behind_id", "ends_s", "index_keys", "is_admitted", "keys", "token")
-
-    def __init__(self, token: Token, path: str, index_keys: PolledKeys, window_s: tuple[int, int]) -> None:
-        self.token = token
-        self.keys = token.keys
-        self.index_keys = index_keys
-        self.begins_s, self.ends_s = window_s
-        admitted = CHECK_PATHS[path]
-        #: True if it is good for a check that asks for nothing more.
-        self.is_admitted = Demand(admitted=admitted).is_met_by(token, self.begins_s)
-        headers = "".join(f"{name}: {value}\r\n" for name, value in _granted(token, admitted, _MARK))
-        before, _, behind = headers.partition(_MARK)
-        #: The answer's head, but for how every answer begins, up to the request id and from it on.
-        self.before_id, self.behind_id = before.encode("latin-1"), f"{behind}\r\n".encode("latin-1")
-
-
-@dataclass(slots=True, kw_only=True)
-class CheckLane:
-    """
-    The server's lane: checks that Redis proves to be good, many with one read, without waiting.
-
-    It only answers yes; all other checks are answered by :class:`CheckAnswers`.
-    """
-
-    checks: TokenChecks
-    index: PolledIndex
-    ring: KeySource
-    #: Decides about a trace, by the text of a ``traceparent``.
-    sample: Callable[[str], bool]
-    metrics_port: int
-    has_levels: bool = False
-    has_machines: bool = False
-    paths: tuple[str, ...] = (VERIFY_PATH,)
-    _recent: KeyRing | None = field(default=None, init=False)
-    _now_s: float = field(default=0.0, init=False)
-    #: By path, then by the whole header.
-    _known: dict[str, dict[bytes, Prepared]] = field(init=False, repr=False)
-    #: Remembers by position alone, in half the time.
-    _demand_of: Callable[[str, str], Demand | None] = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        self._known = {path: {} for path in self.paths}
-        self._demand_of = lru_cache(maxsize=256)(
-            partial(demand_of, has_levels=self.has_levels, has_machines=self.has_machines)
-        )
-
-    @property
-    def reads(self) -> PolledReads:
-        """What the loop watches."""
-        return self.index.reads
-
-    def open(self) -> bool:
-        """Begin a round of the server's loop; True if there is something to be asked."""
-        ring = self.ring.recent()
-        if ring is not None and ring is not self._recent:
-            for known in self._known.values():
-                known.clear()
-            self._recent = ring
-        self._now_s = self.checks.clock().timestamp()
-        return ring is not None and self.index.is_open()
-
-    def prepare(self, authorization: bytes, path: str, query: str) -> Prepared | None:
-        """The check of a token that is known, in time, and has what is asked for."""
-        known = self._known[path].get(authorization) or self._learn(authorization, path)
-        if known is None or not known.begins_s <= self._now_s < known.ends_s:
-            return None
-        if not query:
-            return known if known.is_admitted else None
-        demand = self._demand_of(path, query)
-        return known if demand is not None and demand.is_met_by(known.token, self._now_s) else None
-
-    def request_id(self, given: bytes) -> bytes:
-        """The client's id if it is sane, else a new one."""
-        return request_id_from(given.decode("latin-1")).encode("ascii")
-
-    def ask(self, checks: Sequence[Prepared]) -> bool:
-        """Begin to ask about all *checks*; False if that cannot be."""
-        try:
-            self.index.ask([check.index_keys for check in checks])
-        except StoreUnavailable:
-            return False
-        return True
-
-    def answers(self, checks: Sequence[Prepared]) -> list[bool] | None:
-        """For each of *checks*, True if it is proven to be good; None while the answer is not there."""
-        try:
-            answers = self.index.answers()
-        except StoreUnavailable:
-            return [False] * len(checks)
-        if answers is None:
-            return None
-        return self.checks.settle([check.keys for check in checks], answers)
-
-    def upkeep(self) -> None:
-        """Load new signing keys before a check needs them; may block."""
-        self.ring.refresh()
-
-    def _learn(self, authorization: bytes, path: str) -> Prepared | None:
-        """A token whose signature is remembered, by the whole header that it is in."""
-        text = _plain_bearer(authorization)
-        token = self.checks.reader.recall(text, self._recent) if text and self._recent else None
-        if token is None:
-            return None
-        remembered = self._known[path]
-        while len(remembered) >= REMEMBERED:
-            del remembered[next(iter(remembered))]
-        window_s = self.checks.reader.window_s(token)
-        known = remembered[authorization] = Prepared(token, path, self.index.keys_of(token.keys), window_s)
-        return known
-
-
-def _plain_bearer(authorization: bytes) -> str | None:
-    """The token in a header with exactly one space: other spellings are left to the threads."""
-    text = bearer_token(authorization.decode("latin-1"))
-    return text if text and len(authorization) == len("Bearer ") + len(text) else None
 
 
 @lru_cache(maxsize=256)
@@ -242,7 +118,7 @@ def demand_of(path: str, query: str, *, has_levels: bool, has_machines: bool) ->
     )
 
 
-def _granted(token: Token, admitted: Admitted, request_id: str) -> list[tuple[str, str]]:
+def granted(token: Token, admitted: Admitted, request_id: str) -> list[tuple[str, str]]:
     """Who is asking, for the service behind the gateway."""
     return [
         *_identity(token, admitted),

@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeAlias, cast
 from flask import Flask
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.registry import Collector
 from prometheus_flask_exporter import PrometheusMetrics
 from prometheus_flask_exporter.multiprocess import GunicornInternalPrometheusMetrics
 
@@ -318,7 +319,20 @@ class Metrics:
         else:
             exporter = GunicornInternalPrometheusMetrics(None, registry=self.registry, **options)
         exporter.init_app(app)
-        _begin_failures(exporter.registry)
+        _begin_failures(self.registry)
+
+    def count_of(self, method: str, rule: str, status: int) -> Callable[[float], None]:
+        """What counts a request that is answered without the instrumented application, as it would."""
+        total = cast("Counter", _exported(self.registry, "flask_http_request_total"))
+        duration = cast("Histogram", _exported(self.registry, "flask_http_request_duration_seconds"))
+        of_these = duration.labels(method=method, url_rule=rule, status=str(status))
+        all_of_status = total.labels(method, str(status))
+
+        def count(seconds: float) -> None:
+            of_these.observe(seconds)
+            all_of_status.inc()
+
+        return count
 
 
 def make_metrics(registry: CollectorRegistry | None = None) -> Metrics:
@@ -332,10 +346,14 @@ def make_metrics(registry: CollectorRegistry | None = None) -> Metrics:
 
 def _begin_failures(registry: CollectorRegistry) -> None:
     """Have the exporter's counter of requests begin at 0 where the service fails."""
-    # The exporter keeps its counter in closures; the registry alone knows it by name.
-    requests = cast("Counter", registry._names_to_collectors["flask_http_request_total"])  # noqa: SLF001
+    requests = cast("Counter", _exported(registry, "flask_http_request_total"))
     for values in _FAILURES:
         requests.labels(*values)
+
+
+def _exported(registry: CollectorRegistry, name: str) -> Collector:
+    """A metric of the exporter, which keeps them in closures; the registry alone knows them by name."""
+    return registry._names_to_collectors[name]  # noqa: SLF001
 
 
 def _text(source: MetricSource) -> bytes:

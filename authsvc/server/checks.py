@@ -7,6 +7,7 @@ gunicorn's parser reads everything.  What this one accepts, both must read alike
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
 
@@ -26,6 +27,7 @@ class CheckRequest(NamedTuple):
     authorization: bytes
     request_id: bytes
     traceparent: bytes
+    origin: bytes
     closes: bool
 
 
@@ -36,13 +38,15 @@ _AUTHORIZATION: Final = "authorization"
 _REQUEST_ID: Final = "x-request-id"
 _CONNECTION: Final = "connection"
 _TRACEPARENT: Final = "traceparent"
-_READ: Final = frozenset({_HOST, _AUTHORIZATION, _REQUEST_ID, _CONNECTION, _TRACEPARENT})
+_ORIGIN: Final = "origin"
+_READ: Final = frozenset({_HOST, _AUTHORIZATION, _REQUEST_ID, _CONNECTION, _TRACEPARENT, _ORIGIN})
 #: Fields that frame a message, or may appear only once.
 _FRAMING: Final = frozenset(
     {"content-length", "transfer-encoding", "content-type", "expect", "upgrade", "trailer", "te"}
 )
 #: A field's name, in fewer characters than RFC 9110 §5.6.2 allows; gunicorn refuses underscores.
 _NAME: Final = re.compile(rb"[A-Za-z0-9-]{1,64}")
+_PLAIN_HOST: Final = re.compile(rb"[A-Za-z0-9.-]{1,255}(?::[0-9]{1,5})?")
 #: Tab, CR, LF, visible ASCII, space and what RFC 9110 §5.5 calls obs-text.
 _TAKEN: Final = bytes([9, 10, 13, *range(32, 127), *range(128, 256)])
 _CLOSES: Final = {b"": False, b"keep-alive": False, b"close": True}
@@ -60,16 +64,19 @@ def _kind_of(name: bytes) -> str:
 
 
 class CheckReader:
-    """Reads requests that are checks beyond doubt: GET or HEAD on *paths*, whole, alone, without a body."""
+    """Reads requests that are checks beyond doubt: one of *methods* by path, whole, alone, without a body."""
 
-    def __init__(self, *paths: str) -> None:
-        any_path = b"|".join(re.escape(path.encode()) for path in paths)
-        line = re.compile(rb"(?:GET|HEAD) (%b)(?:\?([A-Za-z0-9_.~:/%%&=+-]{0,1024}))? HTTP/1\.1" % any_path)
+    def __init__(self, methods: Mapping[str, Sequence[str]]) -> None:
+        targets = (f"{method} {path}" for path, some in methods.items() for method in some)
+        any_target = "|".join(map(re.escape, targets)).encode()
+        line = re.compile(rb"(%b)(?:\?([A-Za-z0-9_.~:/%%&=+-]{0,1024}))? HTTP/1\.1" % any_target)
 
         @lru_cache(maxsize=256)
         def target_of(first: bytes) -> tuple[str, str] | None:
             found = line.fullmatch(first)
-            return (found[1].decode(), (found[2] or b"").decode()) if found else None
+            if found is None:
+                return None
+            return found[1].decode().partition(" ")[2], (found[2] or b"").decode()
 
         self._target_of = target_of
         self._known: dict[bytes, CheckRequest] = {}
@@ -97,7 +104,9 @@ class CheckReader:
         lines = len(fields) + 2
         is_sane = lines <= MAX_FIELDS and data.count(b"\n") == lines and data.count(b"\r") == lines
         found = _fields_of(fields) if target is not None and is_sane else None
-        if target is None or found is None or _HOST not in found or _AUTHORIZATION not in found:
+        if target is None or found is None or _AUTHORIZATION not in found:
+            return None
+        if not _PLAIN_HOST.fullmatch(found.get(_HOST, b"")):  # Flask refuses some
             return None
         closes = _CLOSES.get(found.get(_CONNECTION, b"").lower())
         if closes is None:
@@ -107,6 +116,7 @@ class CheckReader:
             found[_AUTHORIZATION],
             found.get(_REQUEST_ID, b""),
             found.get(_TRACEPARENT, b""),
+            found.get(_ORIGIN, b""),
             closes,
         )
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
 
 from authsvc.server.arrival import Arrival, Progress
 from authsvc.server.checks import CheckReader, CheckRequest
@@ -32,18 +32,16 @@ MAX_BATCH: Final = 64
 SLOW_SHARE: Final = 4
 
 
-class Prepared(Protocol):
-    """A check that can be asked about, with its answer up to and from the request id."""
-
-    before_id: bytes
-    behind_id: bytes
+#: A request that can be asked about, and its answer but for the request id; the lane's own.
+Prepared: TypeAlias = Any
+Answer: TypeAlias = Any
 
 
 class CheckLane(Protocol):
     """What an application provides so that its checks are answered here; no method waits or raises."""
 
-    #: Checks are requests for these paths, on any port but the other.
-    paths: Sequence[str]
+    #: Requests with these methods, by path, on any port but the other.
+    methods: Mapping[str, Sequence[str]]
     metrics_port: int
     #: Decides by the text of a ``traceparent`` whether a check is traced, which is done in a thread.
     sample: Callable[[str], bool]
@@ -55,20 +53,21 @@ class CheckLane(Protocol):
     def open(self) -> bool:
         """Begin a round; True if there is something to be asked."""
 
-    def prepare(self, authorization: bytes, path: str, query: str) -> Prepared | None:
-        """The check, if it can be asked about."""
-
-    def request_id(self, given: bytes) -> bytes:
-        """The client's id if it is sane, else a new one."""
+    def prepare(self, request: CheckRequest) -> Prepared | None:
+        """The request, if it can be asked about."""
 
     def ask(self, checks: Sequence[Prepared]) -> bool:
         """Begin to ask about all *checks*; False if that cannot be."""
 
-    def answers(self, checks: Sequence[Prepared]) -> Sequence[bool] | None:
+    def answers(self, checks: Sequence[Prepared]) -> Sequence[Answer | None] | None:
         """
-        For each, whether the answer is yes; None while there is no answer yet.  After a failure it is no for
-        all.
+        The answer to each; None where a thread has to answer, as to all after a failure.
+
+        None in all while nothing has come from Redis.
         """
+
+    def text(self, prepared: Prepared, answer: Answer, given_id: bytes, took_s: float) -> bytes:
+        """The answer's text under the client's request id if that is sane, else a new one; noted."""
 
     def upkeep(self) -> None:
         """Do what keeps the lane open; called in a thread every half second, for it may wait."""
@@ -81,6 +80,7 @@ class Waiting(NamedTuple):
     check: Prepared
     request: CheckRequest
     data: bytes
+    began_s: float
 
 
 def _keep_up(lane: CheckLane) -> None:
@@ -107,6 +107,8 @@ class LaneWorker(ParkingWorker):
         self._next: list[Waiting] = []
         #: Whether the lane is open in this round of the loop; None before anybody has asked.
         self._is_open: bool | None = None
+        #: When the lane was first asked in this round.
+        self._began_s = 0.0
         self._upkeep: Future[None] | None = None
         self._upkeep_at_s = 0.0
         self._notify_at_s = 0.0
@@ -118,7 +120,7 @@ class LaneWorker(ParkingWorker):
         super().load_wsgi()
         self.lane = getattr(self.wsgi, "lane", None)
         if self.lane is not None:
-            self._reader = CheckReader(*self.lane.paths)
+            self._reader = CheckReader(self.lane.methods)
 
     def notify(self) -> None:
         """Tell the master that the loop goes round."""
@@ -141,7 +143,7 @@ class LaneWorker(ParkingWorker):
             if self._batch and time.monotonic() >= self._due_s:
                 lane.reads.abandon()
                 self._watch()
-                self._finish(lane, [False] * len(self._batch))
+                self._finish(lane, [None] * len(self._batch))
             if self._next and not self._batch:
                 self._ask(lane)
             if not self._batch or time.monotonic() >= ends_s:
@@ -184,7 +186,7 @@ class LaneWorker(ParkingWorker):
         request = self._reader.read(data)
         if request is None or not self._has_room(lane):
             return False
-        check = lane.prepare(request.authorization, request.path, request.query)
+        check = lane.prepare(request)
         if check is None:
             return False
         conn.is_sampled = lane.sample(request.traceparent.decode("latin-1"))
@@ -192,11 +194,12 @@ class LaneWorker(ParkingWorker):
             return False
         conn.arrival, conn.deadline = Arrival(), 0.0
         self._move(conn, self.checking_conns)
-        self._next.append(Waiting(conn, check, request, data))
+        self._next.append(Waiting(conn, check, request, data, self._began_s))
         return True
 
     def _has_room(self, lane: CheckLane) -> bool:
         if self._is_open is None:
+            self._began_s = time.monotonic()
             self._is_open = lane.open()
             self._watch()
         return self._is_open and len(self.keepalived_conns) < self.max_keepalived
@@ -208,7 +211,7 @@ class LaneWorker(ParkingWorker):
         self._watch()
         if not is_asked:  # nor could be those that wait for the next read
             self._batch, self._next = [*self._batch, *self._next], []
-            self._finish(lane, [False] * len(self._batch))
+            self._finish(lane, [None] * len(self._batch))
 
     def _on_answer(self, _sock: object) -> None:
         lane = self.lane
@@ -219,19 +222,19 @@ class LaneWorker(ParkingWorker):
         if answers is not None:
             self._finish(lane, answers)
 
-    def _finish(self, lane: CheckLane, answers: Sequence[bool]) -> None:
+    def _finish(self, lane: CheckLane, answers: Sequence[Answer | None]) -> None:
         batch, self._batch = self._batch, []
-        for waiting, is_granted in zip(batch, answers, strict=True):
-            if is_granted:
-                self._grant(lane, waiting)
-            else:
+        now_s = time.monotonic()
+        for waiting, answer in zip(batch, answers, strict=True):
+            if answer is None:
                 self._take_ordinary_way(waiting)
+            else:
+                self._grant(lane, waiting, answer, now_s)
 
-    def _grant(self, lane: CheckLane, waiting: Waiting) -> None:
-        conn, check, request, _ = waiting
+    def _grant(self, lane: CheckLane, waiting: Waiting, answer: Answer, now_s: float) -> None:
+        conn, check, request, _, began_s = waiting
         closes = request.closes or not self.alive
-        begin = opening_of_grant(closes=closes)
-        data = b"".join((begin, check.before_id, lane.request_id(request.request_id), check.behind_id))
+        data = opening_of_grant(closes=closes) + lane.text(check, answer, request.request_id, now_s - began_s)
         try:
             sent = conn.sock.send(data)
         except BlockingIOError:

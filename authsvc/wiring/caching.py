@@ -91,7 +91,9 @@ def open_redis(settings: Settings, timings: Timings, metrics: Metrics, tracing: 
     # The reconciler asks at its own pace, also while the breaker of the requests is open.
     reconciling = _client(single, CircuitBreaker(clock=time.monotonic))
     servers = Servers(shards_of(names, proofs, timings.marker), reconciling, client)
-    polled = _polled(settings, pool, client, events, servers, timings.redis)
+    user_caches = _user_caches(settings.cache, timings.copies, client, names, proofs, events)
+    copies = user_caches if settings.cache.is_enabled else None
+    polled = _polled(settings, pool, client, events, servers, copies, timings.redis)
     if polled is not None:
         servers.lane_to = polled.reads.at
     return Redis(
@@ -102,7 +104,7 @@ def open_redis(settings: Settings, timings: Timings, metrics: Metrics, tracing: 
         keys=key_space(settings.cache),
         names=names,
         proofs=proofs,
-        user_caches=_user_caches(settings.cache, timings.copies, client, names, proofs, events),
+        user_caches=user_caches,
         meter=meter,
     )
 
@@ -283,6 +285,7 @@ def _polled(
     client: CacheClient,
     events: CacheEvents,
     servers: Servers,
+    copies: UserCaches | None,
     deadlines: Deadlines,
 ) -> PolledIndex | None:
     """What the lane reads; without hiredis, and with a Redis in memory, there is none."""
@@ -305,4 +308,5 @@ def _polled(
         proofs=servers.proofs,
         owner_of=servers.owner_of,
         monotonic=time.monotonic,
+        user_copies=copies,
     )

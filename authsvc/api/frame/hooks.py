@@ -14,7 +14,8 @@ from authsvc.observability.logs import bind_request
 
 log = logging.getLogger("authsvc.requests")
 
-_HEADERS = {
+#: On every answer of a view.
+HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
@@ -38,19 +39,25 @@ def _begin() -> None:
 
 def _finish(response: Response) -> Response:
     response.headers["X-Request-Id"] = g.request_id
-    for name, value in _HEADERS.items():
+    for name, value in HEADERS.items():
         response.headers.setdefault(name, value)
     if g.attempts:
         attempt = tightest(g.attempts)
         response.headers["RateLimit-Policy"] = policy_header(attempt.limit)
         response.headers["RateLimit"] = state_header(attempt)
+    route = request.url_rule.rule if request.url_rule else None
+    log_answer(request.method, route, response.status_code, time.perf_counter() - g.began_s)
+    return response
+
+
+def log_answer(method: str, route: str | None, status: int, took_s: float) -> None:
+    """Write the line about one request."""
     log.info(
         "request.answered",
         extra={
-            "method": request.method,
-            "route": request.url_rule.rule if request.url_rule else None,
-            "status": response.status_code,
-            "duration_ms": round((time.perf_counter() - g.began_s) * 1000, 2),
+            "method": method,
+            "route": route,
+            "status": status,
+            "duration_ms": round(took_s * 1000, 2),
         },
     )
-    return response

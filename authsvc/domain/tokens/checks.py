@@ -88,6 +88,16 @@ class PolledKeys(NamedTuple):
 
     shard: int
     keys: bytes
+    #: The key of the copy of its user; empty where that is not asked for.
+    user_key: bytes = b""
+
+
+class PolledAnswers(NamedTuple):
+    """One answer for each token that was asked about, in that order; the copies of users by its place."""
+
+    tokens: list[IndexAnswer]
+    #: As they are stored, from under the same proof as the answer of the token.
+    users: dict[int, bytes | None]
 
 
 class PolledIndex(Protocol):
@@ -100,14 +110,21 @@ class PolledIndex(Protocol):
     def is_open(self) -> bool:
         """True if it makes sense to ask."""
 
-    def keys_of(self, token: TokenKeys) -> PolledKeys:
-        """What :meth:`ask` is given for *token*."""
+    @property
+    def has_users(self) -> bool:
+        """True where there are copies of users."""
+
+    def keys_of(self, token: TokenKeys, *, with_user: bool = False) -> PolledKeys:
+        """What :meth:`ask` is given for *token*; *with_user* also for the copy of its user."""
 
     def ask(self, keys: Sequence[PolledKeys]) -> None:
         """Begin to read."""
 
-    def answers(self) -> list[IndexAnswer] | None:
-        """One for each token that was asked about, in that order; None while the answer is not there."""
+    def answers(self) -> PolledAnswers | None:
+        """What was asked for; None while the answer is not there."""
+
+    def read_user(self, user_id: str, raw: bytes | None) -> User | None:
+        """The user in the copy *raw*; None where there is no good one, or one too large for the loop."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,17 +179,18 @@ class TokenChecks:
             raise TokenInvalid("revoked")
         return token
 
-    def settle(self, tokens: Sequence[TokenKeys], answers: Sequence[IndexAnswer]) -> list[bool]:
+    def are_good(self, tokens: Sequence[TokenKeys], answers: Sequence[IndexAnswer]) -> list[bool]:
         """
         For each of *tokens*, whose signatures held, True if *answers* prove that it is good.
 
         The others are not refused by this: :meth:`check` decides about them, and counts them.
         """
-        are_good = [judge(*pair) is Verdict.ACTIVE for pair in zip(tokens, answers, strict=True)]
-        good = sum(are_good)
-        if good:
-            self.observe(Verdict.ACTIVE.value, Source.REDIS, times=good)
-        return are_good
+        return [judge(*pair) is Verdict.ACTIVE for pair in zip(tokens, answers, strict=True)]
+
+    def count_good(self, times: int) -> None:
+        """Count so many tokens that :meth:`are_good` found good, and whose requests were answered."""
+        if times:
+            self.observe(Verdict.ACTIVE.value, Source.REDIS, times=times)
 
     def _ask_index(self, token: Token) -> Verdict:
         """What Redis proves of *token*; an outage proves nothing."""

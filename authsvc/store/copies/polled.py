@@ -5,31 +5,42 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from authsvc.cache.errors import CacheUnavailable
 from authsvc.cache.redis.client import CacheClient
 from authsvc.cache.redis.polled import PolledFleet, PolledReads
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.revocations import IndexAnswer, Proof, TokenKeys
-from authsvc.domain.tokens.checks import PolledKeys
+from authsvc.domain.tokens.checks import PolledAnswers, PolledKeys
+from authsvc.domain.users import User
 from authsvc.domain.values.clocks import Monotonic
 from authsvc.domain.values.shards import Sharded, shard_of
-from authsvc.store.copies.index import IndexKeys
+from authsvc.store.copies.index import IndexKeys, UserCopies
 
 #: Keys that belong to one token.
 KEYS_EACH = 4
-
+#: A longer copy of a user would keep the event loop busy: a thread reads it.
+LARGEST_COPY_BYTES = 4096
 
 #: What is known of a token that nobody was asked about.
 _UNASKED = IndexAnswer(None, None, None, None, is_proven=False)
 
 
+class _Asked(NamedTuple):
+    """What is asked about one shard: the places of its tokens among all, and of those with their users."""
+
+    shard: int
+    places: list[int]
+    users: list[int]
+
+
 @dataclass(slots=True)
 class _Question:
-    """One read of one server: the shards asked about, with the places of their tokens among all."""
+    """One read of one server."""
 
     reads: PolledReads
-    shards: list[tuple[int, list[int]]]
+    shards: list[_Asked]
     #: Of the connection that was asked: while others answer, the reads may change to another one.
     generation: int
     values: Sequence[bytes | None] | None = None
@@ -53,6 +64,8 @@ class PolledIndex:
     #: The name of the server that owns a shard, as of the last comparison; None: not known.
     owner_of: Callable[[int], str | None]
     monotonic: Monotonic
+    #: None: users are not cached.
+    user_copies: UserCopies | None = None
     _markers: tuple[bytes, ...] = field(init=False)
     #: The comparison of each shard whose proof did not hold; what it proved is not asked again.
     _refuted_at_s: list[float] = field(init=False)
@@ -68,10 +81,23 @@ class PolledIndex:
         adopted = [reads.adopt(self._is_trusted) for reads in self.reads.all]
         return any(adopted) and self.client.may_ask and any(map(self._is_proving, range(len(self._markers))))
 
-    def keys_of(self, token: TokenKeys) -> PolledKeys:
+    @property
+    def has_users(self) -> bool:
+        """True where users are cached."""
+        return self.user_copies is not None
+
+    def keys_of(self, token: TokenKeys, *, with_user: bool = False) -> PolledKeys:
         """The shard of *token*, and the names of its keys, as they are sent."""
         shard = shard_of(token.user_id, len(self._markers))
-        return PolledKeys(shard, b"".join(map(_bulk, self.key_names.each[shard].of(token))))
+        keys = b"".join(map(_bulk, self.key_names.each[shard].of(token)))
+        copies = self.user_copies if with_user else None
+        return PolledKeys(shard, keys, _bulk(copies.key(token.user_id)) if copies is not None else b"")
+
+    def read_user(self, user_id: str, raw: bytes | None) -> User | None:
+        """The user in the copy *raw*; None where there is no good one, or one too large for the loop."""
+        if self.user_copies is None or raw is None or len(raw) > LARGEST_COPY_BYTES:
+            return None
+        return self.user_copies.read(user_id, raw)
 
     def ask(self, keys: Sequence[PolledKeys]) -> None:
         """Begin to read *keys*, with the markers of their shards; raises StoreUnavailable if none can be."""
@@ -79,18 +105,16 @@ class PolledIndex:
         for name, shards in self._by_server(keys).items():
             reads = self.reads.at(name)
             if reads.socket is not None:
-                requests = [
-                    self._mget(shard, [keys[place].keys for place in places]) for shard, places in shards
-                ]
-                counts = [KEYS_EACH * len(places) + 1 for _, places in shards]
+                requests = [self._mget(keys, asked) for asked in shards]
+                counts = [KEYS_EACH * len(places) + 1 + len(users) for _, places, users in shards]
                 with suppress(CacheUnavailable):  # told by the reads' hooks; a thread asks again
                     reads.send(b"".join(requests), *counts)
                     self._questions.append(_Question(reads, shards, reads.generation))
         if not self._questions:
             raise StoreUnavailable("redis: no server of the lane can be asked")
 
-    def answers(self) -> list[IndexAnswer] | None:
-        """One for each token, None while they are not there; raises StoreUnavailable."""
+    def answers(self) -> PolledAnswers | None:
+        """What was asked for, None while it is not there; raises StoreUnavailable."""
         under_way = [question for question in self._questions if not question.is_over]
         for question in under_way:
             self._take(question)
@@ -101,7 +125,7 @@ class PolledIndex:
         questions, self._questions = self._questions, []
         if all(question.values is None for question in questions):
             raise StoreUnavailable("redis: no answer")
-        found = [_UNASKED] * self._count
+        found = PolledAnswers([_UNASKED] * self._count, {})
         for question in questions:
             self._judge(question, found)
         return found
@@ -122,11 +146,11 @@ class PolledIndex:
                 with suppress(CacheUnavailable):  # told by the reads' hooks
                     reads.receive()
 
-    def _judge(self, question: _Question, found: list[IndexAnswer]) -> None:
+    def _judge(self, question: _Question, found: PolledAnswers) -> None:
         now_s, values, begin = self.monotonic(), question.values, 0
         if values is None:
             return
-        for shard, places in question.shards:
+        for shard, places, users in question.shards:
             end = begin + KEYS_EACH * len(places)
             proof = self.proofs.each[shard]
             is_proven = proof.holds(values[end], question.generation, now_s)
@@ -136,24 +160,29 @@ class PolledIndex:
             for place, (record, session, epoch, blacklist) in zip(
                 places, zip(*each, strict=True), strict=True
             ):
-                found[place] = IndexAnswer(record, session, epoch, blacklist, is_proven)
-            begin = end + 1
+                found.tokens[place] = IndexAnswer(record, session, epoch, blacklist, is_proven)
+            begin = end + 1 + len(users)
+            found.users.update(zip(users, values[end + 1 : begin], strict=True))
 
-    def _by_server(self, keys: Sequence[PolledKeys]) -> dict[str, list[tuple[int, list[int]]]]:
-        """The shards of *keys* that are worth asking about, by server, with the places of their tokens."""
+    def _by_server(self, keys: Sequence[PolledKeys]) -> dict[str, list[_Asked]]:
+        """The shards of *keys* that are worth asking about, by server, as a question has them."""
         by_shard: dict[int, list[int]] = {}
-        for place, (shard, _) in enumerate(keys):
-            by_shard.setdefault(shard, []).append(place)
-        by_server: dict[str, list[tuple[int, list[int]]]] = {}
+        for place, asked in enumerate(keys):
+            by_shard.setdefault(asked.shard, []).append(place)
+        by_server: dict[str, list[_Asked]] = {}
         for shard, places in by_shard.items():
             name = self.owner_of(shard)
             if name is not None and self._is_proving(shard):
-                by_server.setdefault(name, []).append((shard, places))
+                users = [place for place in places if keys[place].user_key]
+                by_server.setdefault(name, []).append(_Asked(shard, places, users))
         return by_server
 
-    def _mget(self, shard: int, keys: Sequence[bytes]) -> bytes:
-        count = KEYS_EACH * len(keys) + 2
-        return b"*%d\r\n$4\r\nMGET\r\n%b%b" % (count, b"".join(keys), self._markers[shard])
+    def _mget(self, keys: Sequence[PolledKeys], asked: _Asked) -> bytes:
+        shard, places, users = asked
+        count = KEYS_EACH * len(places) + len(users) + 2
+        tokens = b"".join([keys[place].keys for place in places])
+        copies = b"".join([keys[place].user_key for place in users])
+        return b"*%d\r\n$4\r\nMGET\r\n%b%b%b" % (count, tokens, self._markers[shard], copies)
 
     def _is_proving(self, shard: int) -> bool:
         return self.proofs.each[shard].compared_at_s != self._refuted_at_s[shard]

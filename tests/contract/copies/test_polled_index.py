@@ -55,7 +55,7 @@ def answers(polled: PolledIndex, *tokens: AccessToken) -> list[IndexAnswer]:
         assert polled.reads.sockets
         assert select.select([*polled.reads.sockets], [], [], 60)[0]
         if (found := polled.answers()) is not None:
-            return found
+            return found.tokens
 
 
 def issued(process: Process, count: int) -> list[AccessToken]:
@@ -161,4 +161,5 @@ def test_a_connection_older_than_the_reconcilers_is_not_believed(process, polled
     found = polled.answers()
 
     assert polled.reads.at("").generation == old
-    assert [answer.is_proven for answer in found or []] == [False]
+    assert found is not None
+    assert [answer.is_proven for answer in found.tokens] == [False]

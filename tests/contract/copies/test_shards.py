@@ -67,7 +67,7 @@ class Side:
         """What the lane makes of those that it was just asked about."""
         while (found := self.polled.answers()) is None:
             assert select.select([*self.polled.reads.sockets], [], [], 60)[0]
-        return [judge(token.keys, answer) for token, answer in zip(tokens, found, strict=True)]
+        return [judge(token.keys, answer) for token, answer in zip(tokens, found.tokens, strict=True)]
 
 
 def home_of(token: AccessToken) -> int:

@@ -1,4 +1,8 @@
-"""Requests by the byte: token checks as clients send them, and what looks like one or hides behind one."""
+"""
+Requests by the byte: token checks and reads of the profile as clients send them.
+
+Some only look like one, or hide behind one.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from typing import TypeAlias
 Pieces: TypeAlias = tuple[bytes, ...]
 
 PATH = b"/v1/auth/verify"
+PROFILE = b"/v1/me"
 METHODS = (
     b"GET",
     b"GET",
@@ -69,6 +74,11 @@ TARGETS = (
     PATH + b"?\xff",
     PATH.upper(),
     b"/v1/me",
+    b"/v1/me",
+    b"/v1/me?x=1",
+    b"/v1/me/",
+    b"/v1/me#x",
+    b"//v1/me",
     b"/metrics",
 )
 VERSIONS = (
@@ -128,6 +138,11 @@ FIELDS = (
     b"Trailer: Host",
     b"TE: trailers",
     b"X-Original-URI: /orders",
+    b"Origin: https://app.example.com",
+    b"Origin: https://other.example.com",
+    b"Origin:",
+    b"If-None-Match: *",
+    b"Range: bytes=0-1",
     b"X-Odd: \xe9\xff",
     b"X-Odd: a\tb",
     b"X-Odd: a\x00b",
@@ -220,9 +235,11 @@ class Checks:
         extra = [field for field in FIELDS[:3] if self.random.random() < 0.5]
         fields = [b"Host: x", self.bearer(), *extra]
         self.random.shuffle(fields)
-        return self.request(
-            *fields, method=self.random.choice(METHODS[:4]), target=self.random.choice(TARGETS[:5])
-        )
+        return self.request(*fields, method=self.random.choice(METHODS[:4]), target=self.target())
+
+    def target(self) -> bytes:
+        """A check, or in one of four requests the caller's profile, which is read in the same way."""
+        return self.random.choice((*TARGETS[:3], PROFILE))
 
     def plain(self) -> Pieces:
         """As a gateway sends it, alone."""
@@ -238,7 +255,7 @@ class Checks:
                 self.bearer(choice(BEARERS) if odd == 0 else BEARERS[0]),
                 *((choice(FIELDS),) if odd == 1 else ()),
                 method=choice(METHODS) if odd == 2 else b"GET",
-                target=choice(TARGETS) if odd == 3 else PATH,
+                target=choice(TARGETS) if odd == 3 else self.target(),
                 version=choice(VERSIONS) if odd == 2 else b"HTTP/1.1",
             ),
         )
@@ -247,7 +264,7 @@ class Checks:
         """Several fields, in any order, some twice."""
         fields = [b"Host: x", self.bearer(self.random.choice(BEARERS)), *self.random.choices(FIELDS, k=3)]
         self.random.shuffle(fields)
-        return (self.request(*fields) + self.random.choice(BODIES),)
+        return (self.request(*fields, target=self.target()) + self.random.choice(BODIES),)
 
     def pipelined(self) -> Pieces:
         """Two to four checks in one piece, the last of them perhaps cut off."""

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import re
 import select
 import socket
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from itertools import count
 from random import Random
 from typing import TYPE_CHECKING
 
 import psutil
 import pytest
+import requests
 from redis import Redis
+from requests import Session
 
 from tests import times
 from tests.api.second_factors import FACTORS
 from tests.e2e.estate import ROOT, create_root, running
 from tests.e2e.server.raw_checks import Checks, Pieces, cut_at
-from tests.processes import HOST, resume_tree, suspend_tree
+from tests.processes import HOST, resume_tree, suspend_tree, wait_until
 from tests.rig import HOPELESS_S, Service, environment, migrate
 
 if TYPE_CHECKING:
@@ -33,6 +37,7 @@ SEED = times("LANE_SEED", 1)
 CLIENTS = 8
 #: Checks of one round; fewer than go into one read.
 MANY = 40
+_numbers = count(1)
 #: What differs between two answers to the same bytes: the second, and ids that the service made up.
 _OWN = re.compile(
     rb"(?<=\r\nDate: )[^\r\n]+|(?<=X-Request-Id: )[0-9a-f]{32}|(?<=\"request_id\": \")[0-9a-f]{32}"
@@ -50,7 +55,8 @@ def folder(tmp_path_factory) -> Path:
 def env(postgres_server, redis_server, folder) -> dict[str, str]:
     """One worker, so that it is the same that answers; with second factors, so that tokens say levels."""
     url = postgres_server.create_database()
-    settings = {"CACHE_KEY_PREFIX": "lane", "WEB_CONCURRENCY": "1", "MACHINES": "on"}
+    origins = {"CORS_ORIGINS": "https://app.example.com"}
+    settings = {"CACHE_KEY_PREFIX": "lane", "WEB_CONCURRENCY": "1", "MACHINES": "on", **origins}
     made = environment(url, redis_server.url, folder, **settings, **FACTORS)
     migrate(made)
     create_root(made, folder)
@@ -157,17 +163,18 @@ def reads(redis_url: str) -> int:
 @pytest.mark.parametrize(
     ("target", "whose"),
     [
-        (b"", 0),
-        (b"?acr=aal1&max_age=99999", 0),
-        (b"-machine?scope=orders:read&scope=orders/write", 2),
-        (b"-any?role=admin&scope=orders:read", 2),
-        (b"-any?role=admin&scope=orders:read", 0),
+        (b"/auth/verify", 0),
+        (b"/auth/verify?acr=aal1&max_age=99999", 0),
+        (b"/auth/verify-machine?scope=orders:read&scope=orders/write", 2),
+        (b"/auth/verify-any?role=admin&scope=orders:read", 2),
+        (b"/auth/verify-any?role=admin&scope=orders:read", 0),
+        (b"/me", 1),
     ],
-    ids=["plain", "level", "machine", "any, of a machine", "any, of a person"],
+    ids=["plain", "level", "machine", "any, of a machine", "any, of a person", "profile"],
 )
-def test_all_checks_of_a_round_are_one_read(lane, tokens, redis_server, target, whose):
+def test_all_requests_of_a_round_are_one_read(lane, tokens, redis_server, target, whose):
     """They wait for one MGET, not for one each, whatever they ask for and on whichever path."""
-    line = b"GET /v1/auth/verify%b HTTP/1.1\r\n" % target
+    line = b"GET /v1%b HTTP/1.1\r\n" % target
     request = b"%bHost: x\r\nAuthorization: Bearer %b\r\n\r\n" % (line, tokens[whose])
     with ExitStack() as stack:
         clients = [stack.enter_context(socket.create_connection((HOST, lane.port))) for _ in range(MANY)]
@@ -222,3 +229,68 @@ def test_checks_do_not_wait_for_threads(private_postgres, redis_server, tmp_path
 
         assert first == clients[:1]
         assert clients[0].recv(65_536).startswith(b"HTTP/1.1 200 OK")
+
+
+@pytest.fixture
+def eve(lane) -> Iterator[Session]:
+    """The token of somebody who is logged in, in a session of HTTP; the worker knows its signature."""
+    email = f"eve-{next(_numbers)}@example.com"
+    lane.register(email)
+    with Session() as session:
+        session.headers["Authorization"] = f"Bearer {lane.log_in(email)['access_token']}"
+        assert session.get(f"{lane.url}/v1/auth/verify").status_code == 200
+        yield session
+
+
+def test_a_profile_is_current(lane, eve):
+    """Each read shows the change that was acknowledged before it, from a thread or from the lane."""
+    for number in range(20):
+        changed = eve.patch(f"{lane.url}/v1/me", json={"name": f"Eve {number}"})
+        shown = [eve.get(f"{lane.url}/v1/me").json() for _ in range(3)]
+
+        assert shown == [changed.json()] * 3
+    assert eve.post(f"{lane.url}/v1/auth/logout").status_code == 204
+    assert eve.get(f"{lane.url}/v1/me").status_code == 401
+
+
+@pytest.mark.parametrize("letters", [0, 3000, 5000, 16_000])
+def test_a_profile_of_any_size_is_read(lane, ordinary, eve, letters):
+    """Large ones are left to threads; the answer is the same."""
+    preferences = {"text": "x" * letters, "odd": "\U0001f600\u00e9\u2028</script>"}
+    assert eve.put(f"{lane.url}/v1/me/preferences", json=preferences).status_code == 200
+
+    bodies = {eve.get(f"{service.url}/v1/me").content for service in (lane, ordinary) for _ in range(3)}
+
+    assert [json.loads(body)["preferences"] for body in bodies] == [preferences]
+
+
+def test_profiles_are_logged_and_counted(lane, eve, redis_server):
+    """One line and one count each, whoever answers; most of them are answered by the lane."""
+
+    def counts() -> dict[str, float]:
+        lines = requests.get(lane.metrics_url, timeout=HOPELESS_S).text.splitlines()
+        samples = (line.rpartition(" ") for line in lines if not line.startswith("#"))
+        return {name: float(value) for name, _, value in samples}
+
+    for _ in range(3):
+        eve.get(f"{lane.url}/v1/me")
+    before = counts()
+    answers = [eve.get(f"{lane.url}/v1/me", headers={"X-Request-Id": f"me-{n}"}) for n in range(MANY)]
+    after = counts()
+
+    assert [answer.headers["X-Request-Id"] for answer in answers] == [f"me-{n}" for n in range(MANY)]
+    for name in (
+        'flask_http_request_total{method="GET",status="200"}',
+        'flask_http_request_duration_seconds_count{method="GET",status="200",url_rule="/v1/me"}',
+        'authsvc_token_checks_total{result="active",source="redis"}',
+    ):
+        assert after[name] - before[name] == MANY, name
+    wait_until(lambda: lane.log.read_text().count('"request_id":"me-') == MANY, what="a line for each")
+    line = next(line for line in lane.log.read_text().splitlines() if '"request_id":"me-7"' in line)
+    logged = json.loads(line)
+    assert (logged["event"], logged["method"], logged["route"], logged["status"]) == (
+        "request.answered",
+        "GET",
+        "/v1/me",
+        200,
+    )
