@@ -100,7 +100,7 @@ class HttpSettings:
     check_lane: bool = setting(
         "CHECK_LANE",
         kinds.switch(),
-        "Answer token checks in the main loop of each worker, many with one read of Redis; off: in threads",
+        "Answer token checks and `GET /v1/me` in the main loop of each worker; off: in threads",
         default="on",
     )
 
