@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, bindparam, delete, select
+from sqlalchemy import CTE, ColumnElement, Connection, bindparam, delete, select
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.sql.dml import ReturningInsert
 
 from authsvc.domain.audit import AuditFilter, Entry
 from authsvc.domain.values.identifiers import lowest_timed_id
@@ -73,12 +74,32 @@ def adding_one(database: Database) -> Statement:
     return Statement(database, _adding(is_postgresql=database.is_postgresql).values(_PARAMETERS))
 
 
+def adding_of(ended: CTE, prefix: str) -> ReturningInsert[Any]:
+    """
+    What adds the entry about each session in *ended*, as a part of one statement for PostgreSQL.
+
+    The names of its values begin with *prefix*.
+    """
+    values = [
+        ended.c.user_id
+        if column is audit_events.c.user_id
+        else bindparam(prefix + column.name, type_=column.type)
+        for column in audit_events.columns
+    ]
+    statement = postgresql.insert(audit_events).from_select(list(audit_events.columns), select(*values))
+    return _sharing(statement).returning(audit_events.c.id)
+
+
 def _insert(*, is_postgresql: bool) -> postgresql.Insert | sqlite.Insert:
     return (postgresql.insert if is_postgresql else sqlite.insert)(audit_events)
 
 
 def _adding(*, is_postgresql: bool) -> postgresql.Insert | sqlite.Insert:
-    statement = _insert(is_postgresql=is_postgresql)
+    return _sharing(_insert(is_postgresql=is_postgresql))
+
+
+def _sharing(statement: postgresql.Insert | sqlite.Insert) -> postgresql.Insert | sqlite.Insert:
+    """*statement*, which adds to the count of a row that is there."""
     return statement.on_conflict_do_update(
         index_elements=[audit_events.c.once],
         set_={"count": audit_events.c.count + statement.excluded.count},

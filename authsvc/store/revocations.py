@@ -16,6 +16,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import (
+    CTE,
     ColumnElement,
     Connection,
     Label,
@@ -34,6 +35,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.sql.dml import ReturningInsert
 
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.revocations import Position, Revocation, Sight
@@ -74,11 +76,13 @@ _MAY_KNOW = func.has_sequence_privilege(_SEQUENCE, "USAGE, SELECT")
 _HEAD = func.coalesce(func.max(revocations.c.seq), 0)
 
 #: Evaluated in the snapshot of the statement, which is older than the numbers that it takes.
-_HEAD_BEFORE = select(_HEAD).scalar_subquery().label("head")
+HEAD_BEFORE = select(_HEAD).scalar_subquery().label("head")
+_GIVEN = tuple(column for column in revocations.columns if column.name != "seq")
+_HOLD = func.pg_advisory_xact_lock_shared(LOG_LOCK)
 _ADD_ONE = (
     insert(revocations)
-    .values({column.name: bindparam(column.name) for column in revocations.columns if column.name != "seq"})
-    .returning(revocations.c.seq, _HEAD_BEFORE)
+    .values({column.name: bindparam(column.name) for column in _GIVEN})
+    .returning(revocations.c.seq, HEAD_BEFORE)
 )
 
 log = logging.getLogger(__name__)
@@ -109,7 +113,7 @@ class SqlRevocationLog:
         self._copies_live = copies_live
         self._users_live = max(copies_live, users_live)
         self._clock = clock
-        self._lock = Statement(database, select(func.pg_advisory_xact_lock_shared(LOG_LOCK)))
+        self._lock = Statement(database, select(_HOLD))
         self._add_one = Statement(database, _ADD_ONE)
 
     def draft(
@@ -166,11 +170,11 @@ class SqlRevocationLog:
         """The number of each of *drafts*, and the head of the log before they were there."""
         if len(drafts) > 1:
             statement = insert(revocations).returning(
-                revocations.c.seq, _HEAD_BEFORE, sort_by_parameter_order=True
+                revocations.c.seq, HEAD_BEFORE, sort_by_parameter_order=True
             )
             return ((row.seq, row.head) for row in connection.execute(statement, _rows(drafts)))
         (row,) = self._add_one.within(connection, **from_revocation(drafts[0])).rows
-        return [(row[revocations.c.seq], row[_HEAD_BEFORE])]
+        return [(row[revocations.c.seq], row[HEAD_BEFORE])]
 
     def head(self) -> int:
         """The highest visible number; lower ones may still be about to appear.  0: none yet."""
@@ -293,6 +297,30 @@ class SqlRevocationLog:
             )
             connection.execute(select(*limits))
             connection.execute(select(func.pg_advisory_xact_lock(LOG_LOCK)))
+
+
+def log_held(ended: CTE, *before: CTE) -> Select[Any]:
+    """What takes the lock of the log for *ended* sessions, after all of *before*: a part of one statement."""
+    held = select(ended.c.user_id, _HOLD)
+    for part in before:
+        held = held.join_from(ended, part, true())
+    return held
+
+
+def appending(held: CTE, prefix: str) -> ReturningInsert[Any]:
+    """
+    What adds an entry for each of :func:`log_held`, and returns its number: the next part of that statement.
+
+    The names of its values begin with *prefix*.
+    """
+    values = [
+        held.c.user_id
+        if column is revocations.c.user_id
+        else bindparam(prefix + column.name, type_=column.type)
+        for column in _GIVEN
+    ]
+    adding = insert(revocations).from_select(list(_GIVEN), select(*values), include_defaults=False)
+    return adding.returning(revocations.c.seq)
 
 
 def _rows(drafts: Sequence[Revocation]) -> list[dict[str, Any]]:

@@ -5,26 +5,41 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 import psycopg
-from sqlalchemy import ColumnElement, Connection, Update, and_, bindparam, insert, select, update
+from sqlalchemy import (
+    CTE,
+    ColumnElement,
+    Connection,
+    Select,
+    Update,
+    and_,
+    bindparam,
+    case,
+    insert,
+    select,
+    true,
+    update,
+)
 from sqlalchemy.exc import DBAPIError
 
 from authsvc.domain.audit import Entry
-from authsvc.domain.errors import NotFound, TokenInvalid
+from authsvc.domain.errors import NotFound, StoreUnavailable, TokenInvalid
 from authsvc.domain.revocations import Committed, Revocation
 from authsvc.domain.sessions import Session, Standing
 from authsvc.domain.users import User
 from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.identifiers import SessionId, TokenId, UserId
-from authsvc.store.audit import adding_one
-from authsvc.store.revocations import SqlRevocationLog
-from authsvc.store.sql import Database
-from authsvc.store.statements import Statement
+from authsvc.store.audit import adding_of, adding_one
+from authsvc.store.revocations import HEAD_BEFORE, SqlRevocationLog, appending, log_held
+from authsvc.store.sql import Database, is_refusal
+from authsvc.store.statements import Statement, named
 from authsvc.store.tables import (
     USER_COLUMNS,
     UtcTime,
     from_entry,
+    from_revocation,
     from_session,
     sessions,
     to_level,
@@ -63,6 +78,24 @@ _END = (
     .values(revoked_at=_NOW, reason=bindparam("why"))
     .returning(*sessions.columns)
 )
+#: Before the names of the values of the event and of the log entry.
+_OF_EVENT, _OF_ENTRY = "event_", "entry_"
+
+
+def _end_at_once() -> tuple[Select[Any], CTE, ColumnElement[int]]:
+    """
+    What ends a session, notes its event and adds its log entry, for PostgreSQL, in one round trip.
+
+    Each part reads what the part before it returns, so the lock of the log is taken last and before the
+    number.  A number that is not above the head divides by zero: then nothing of it happens.  Also returns
+    the ended session and the number.
+    """
+    ended = _END.cte("ended")
+    noted = adding_of(ended, _OF_EVENT).cte("noted")
+    held = log_held(ended, noted).cte("held")
+    added = appending(held, _OF_ENTRY).cte("added")
+    is_above = 1 // case((added.c.seq > HEAD_BEFORE, 1), else_=0)
+    return select(*ended.columns, added.c.seq, is_above).join_from(ended, added, true()), ended, added.c.seq
 
 
 class SqlSessionStore:
@@ -76,6 +109,8 @@ class SqlSessionStore:
         self._rotate = Statement(database, _ROTATE)
         self._end_one = Statement(database, _END)
         self._add_event = adding_one(database)
+        at_once, self._ended, self._number = _end_at_once()
+        self._end_at_once = Statement(database, at_once) if database.is_postgresql else None
 
     def standing(self, session_id: SessionId) -> Standing | None:
         """The session with its user, in one query."""
@@ -114,6 +149,8 @@ class SqlSessionStore:
         self, session_id: SessionId, reason: str, token_id: TokenId | None, event: Entry | None
     ) -> Committed[Session | None] | None:
         """End it; None where it was over, or never there."""
+        if self._end_at_once is not None and event is not None:
+            return self._ended_at_once(self._end_at_once, session_id, reason, token_id, event)
         with self._database.transaction() as connection:
             rows = self._end_one.within(connection, session=session_id, now=self._clock(), why=reason).rows
             if not rows:
@@ -124,6 +161,30 @@ class SqlSessionStore:
             entry = self._log.draft_end(session.user_id, session.id, reason, token_id=token_id)
             numbered = self._log.append(connection, [entry])
         return Committed(session, numbered, is_noted=event is not None)
+
+    def _ended_at_once(
+        self, statement: Statement, session_id: SessionId, reason: str, token_id: TokenId | None, event: Entry
+    ) -> Committed[Session | None] | None:
+        """The same in one statement; raises _TrailRefuses where the server refused any part of it."""
+        draft = self._log.draft_end(UserId(""), session_id, reason, token_id=token_id)
+        try:
+            rows = statement(
+                session=session_id,
+                now=self._clock(),
+                why=reason,
+                **named(_OF_EVENT, from_entry(event)),
+                **named(_OF_ENTRY, from_revocation(draft)),
+            ).rows
+        except StoreUnavailable as error:
+            if is_refusal(error):
+                raise _TrailRefuses from error
+            raise
+        if not rows:
+            return None
+        (row,) = rows
+        session = to_session({column: row[self._ended.c[column.name]] for column in sessions.columns})
+        entry = replace(draft, user_id=session.user_id, seq=row[self._number])
+        return Committed(session, (entry,), is_noted=True)
 
     def end_all(self, user_id: UserId, *, reason: str, keep: SessionId | None) -> Committed[int]:
         """End every session of the user, or every other; without *keep* their epoch rises, too."""

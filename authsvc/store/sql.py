@@ -286,6 +286,12 @@ def is_taken(error: StoreUnavailable, column: Column[Any]) -> bool:
     return str(cause.orig) == f"UNIQUE constraint failed: {column.table.name}.{column.name}"
 
 
+def is_refusal(error: StoreUnavailable) -> bool:
+    """True where the server answered, and refused the statement."""
+    cause = error.__cause__
+    return isinstance(cause, DBAPIError | psycopg.Error) and not _is_outage(cause)
+
+
 def _is_outage(error: BaseException) -> bool:
     """True where the server is unreachable, silent, full or shutting down, not where one statement failed."""
     if not isinstance(error, DBAPIError | psycopg.Error) or is_unreadable(error):

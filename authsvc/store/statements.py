@@ -82,5 +82,10 @@ class Statement:
         }
 
 
+def named(prefix: str, values: Mapping[str, object]) -> dict[str, object]:
+    """*values*, each name with *prefix* before it: a statement over two tables has some names twice."""
+    return {prefix + name: value for name, value in values.items()}
+
+
 def _as_it_is(value: object) -> object:
     return value

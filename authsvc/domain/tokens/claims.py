@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, TypedDict
 
 from jwt import PyJWS
-from jwt.exceptions import PyJWTError
-from jwt.utils import base64url_decode
+from jwt.utils import base64url_decode, base64url_encode
 
 from authsvc.domain.values.identifiers import is_id
 from authsvc.domain.values.jsontext import InvalidJson, Json, parse
@@ -122,16 +121,31 @@ def read(text: str, rules: Rules, find_key: Callable[[str], Key | None]) -> Clai
     """
     if len(text) > MAX_LENGTH or not _COMPACT.fullmatch(text):
         raise InvalidToken("not a compact JWS")
+    signed, _, signature = text.rpartition(".")
+    header, _, payload = signed.partition(".")
+    key = _named_key(_json(header), find_key)
+    algorithm = JWS.get_algorithm_by_name(key.algorithm)
+    if not algorithm.verify(signed.encode(), key.public, _decoded(signature)):
+        raise InvalidToken("signature")
+    return _accepted(_json(payload), rules)
+
+
+def _json(segment: str) -> Json:
     try:
-        header = parse(base64url_decode(text.partition(".")[0]))
-    except (InvalidJson, ValueError) as error:
-        raise InvalidToken("header") from error
-    key = _named_key(header, find_key)
+        return parse(_decoded(segment))
+    except InvalidJson as error:
+        raise InvalidToken("not JSON") from error
+
+
+def _decoded(segment: str) -> bytes:
+    """The bytes of *segment*, which must be their one encoding in base64url (RFC 4648 §3.5)."""
     try:
-        members = parse(JWS.decode(text, key.public, algorithms=[key.algorithm]))
-    except (PyJWTError, InvalidJson, ValueError) as error:
-        raise InvalidToken("signature or form") from error
-    return _accepted(members, rules)
+        data = base64url_decode(segment)
+    except ValueError as error:
+        raise InvalidToken("not base64url") from error
+    if base64url_encode(data).decode() != segment:
+        raise InvalidToken("not the one encoding")
+    return data
 
 
 def _named_key(header: Json, find_key: Callable[[str], Key | None]) -> Key:

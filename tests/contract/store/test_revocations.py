@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import event
 
+from authsvc.domain.audit import AuditFilter, Entry
 from authsvc.domain.clients import Client, ClientId, secret_digest
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.revocations import Horizon, Sight
-from authsvc.domain.values.identifiers import SessionId, TokenId, UserId, new_id
+from authsvc.domain.values.identifiers import SessionId, TokenId, UserId, new_id, timed_id
+from authsvc.store.audit import SqlAuditTrail
 from authsvc.store.clients import SqlClientStore
 from authsvc.store.revocations import LOG_LOCK, SqlRevocationLog
 from tests.contract.cache.clients import in_threads
@@ -409,6 +411,25 @@ class TestNumbersThatGoBack:
 
         assert stores.log.head() == numbers[-1]
         assert {entry.seq for entry in read(stores, after=0, upto=99)} == set(numbers) - {1, gap}
+
+    @pytest.mark.parametrize("statement", SET_BACK)
+    def test_a_session_does_not_end_without_a_number_above_the_head(self, postgres_stores, statement):
+        """Nor is its event stored."""
+        stores = postgres_stores
+        session = stores.log_in(stores.register())
+        numbers = append(stores, 9)
+        with stores.database.transaction() as connection:
+            connection.exec_driver_sql("DELETE FROM revocations WHERE seq = 5")
+            connection.exec_driver_sql(statement)
+        told = Entry(id=timed_id(session.created_at), at=session.created_at, action="session.ended")
+
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable):
+                stores.sessions.end(session.id, reason="logout", token_id=None, event=told)
+
+        assert stores.alive(stores.users.get(session.user_id)) == {session.id}
+        assert SqlAuditTrail(stores.database).page(AuditFilter()) == []
+        assert stores.log.head() == numbers[-1]
 
     @pytest.mark.parametrize("statement", SET_BACK)
     def test_it_is_seen_and_set_right(self, postgres_stores, statement):

@@ -11,6 +11,8 @@ import psycopg
 import pytest
 
 from authsvc.cache.breaker import CircuitBreaker
+from authsvc.domain.audit import Entry
+from authsvc.domain.values.identifiers import timed_id
 from authsvc.store.postgres.connecting import IDLE_S, DeadlineConnection
 from authsvc.store.sql import Database, DatabaseEvents
 from tests.contract.store.stores import Stores
@@ -74,6 +76,19 @@ def test_a_rotation_is_one_query_and_one_update(postgres_url, clock):
         assert stores.sessions.rotate(standing.session, now=now, idle_expires_at=now + timedelta(days=7))
 
         assert said == ["SELECT", "UPDATE"]
+
+
+def test_the_end_of_a_session_is_one_statement_with_event_and_log_entry(postgres_url, clock):
+    """Nothing else goes over the connection: no BEGIN, no COMMIT."""
+    with listening(postgres_url, clock) as (stores, said):
+        session = stores.log_in(stores.register())
+        told = Entry(id=timed_id(session.created_at), at=session.created_at, action="session.ended")
+        said.clear()
+
+        committed = stores.sessions.end(session.id, reason="logout", token_id=None, event=told)
+
+        assert committed.is_noted
+        assert said == ["WITH"]
 
 
 def test_a_connection_that_lay_idle_is_asked_first(postgres_url, clock):
