@@ -1,4 +1,4 @@
-"""The application: blueprints, the error table, what every request gets."""
+"""The application: blueprints, error table, and what is done for every request."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ BLUEPRINTS = (
     audit.blp,
     health.blp,
 )
-#: Timed by nobody: probes would drown the rest.
+#: Left out of the duration metrics: frequent probes would hide all other requests.
 UNTIMED = ("/v1/health/.*", "/health")
 
 
@@ -65,16 +65,16 @@ class Application:
     flask: Flask
     services: Services
     wsgi: WSGIApplication
-    #: For the server's loop; None where all checks are answered by threads.
+    #: The check lane for the server's loop; None where threads answer all checks.
     lane: CheckLane | None
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Metrics port, then token checks, then Flask."""
+        """Offer the request to the metrics port, then to the token checks, then to Flask."""
         return self.wsgi(environ, start_response)
 
 
 def _by_setting(services: Services) -> Iterator[Blueprint]:
-    """The routes that exist, or answer so, only with certain settings."""
+    """Blueprints that depend on the settings."""
     if services.recovery is not None:
         yield recovery.blp
         yield recovery.me

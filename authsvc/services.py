@@ -38,7 +38,7 @@ from authsvc.store.copies.admin import CacheAdmin
 
 @dataclass(frozen=True, slots=True)
 class RecoveryServices:
-    """What mails make possible; made only where mails are sent."""
+    """Services that send mails; None unless mails are configured."""
 
     recovery: Recovery
     addresses: Addresses
@@ -46,23 +46,23 @@ class RecoveryServices:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SecondFactorServices:
-    """Second factors; made only where they are on."""
+    """Second-factor services; None unless SECOND_FACTORS is on."""
 
     factors: FactorBook
     enrolments: TotpEnrolments
-    #: Judges answers, for a login and for a step-up.
+    #: Verifies second factors, for a login and for a step-up.
     second: SecondFactors
     login: SecondLogin
     challenges: ChallengeTexts
     step_ups: StepUps
     freshness: Freshness
-    #: What admins need on their routes.
+    #: Operations of admins.
     admin_level: Requirement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PasskeyServices:
-    """Passkeys; made only where second factors are on and there is an RP ID."""
+    """Passkey services; None unless second factors are on and WEBAUTHN_RP_ID is set."""
 
     book: PasskeyBook
     login: PasskeyLogin
@@ -70,13 +70,13 @@ class PasskeyServices:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
-    """Made by wiring, one per process, after the fork."""
+    """All services of one process; wiring makes them after the fork."""
 
     audit: AuditBook
     events: AuditLog
     authentication: Authentication
     checks: TokenChecks
-    #: Redis for the lane of checks; None where there is no lane.
+    #: Redis reads of the check lane; None without one.
     polled: PolledIndex | None
     account: OwnAccount
     batches: Batches
@@ -106,7 +106,7 @@ class Services:
     http: HttpSettings
     #: Compare Redis with SQL once, now; True if Redis is proven.
     compare: Callable[[], bool]
-    #: Begin what runs in the background; once, in the process that serves.
+    #: Start the background threads; called once, in a process that serves requests.
     start: Callable[[], None]
-    #: Stop it and let connections go.
+    #: Stop the background threads and close all connections.
     close: Callable[[], None]

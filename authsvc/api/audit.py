@@ -10,7 +10,7 @@ from authsvc.api.sessions import listed
 from authsvc.domain.accounts.own_data import OwnData
 from authsvc.domain.audit import AuditFilter, Entry
 
-blp = Blueprint("audit", __name__, url_prefix="/v1", description="What happened, newest first.")
+blp = Blueprint("audit", __name__, url_prefix="/v1", description="The audit trail, newest events first.")
 
 
 @blp.get("/audit")
@@ -19,7 +19,7 @@ blp = Blueprint("audit", __name__, url_prefix="/v1", description="What happened,
 @blp.response(200, EventPage)
 @blp.refuses(503, "`unavailable`")
 def events(wanted: AuditFilter) -> dict[str, object]:
-    """List security events, a page at a time."""
+    """List security events, one page per request."""
     items, next_cursor = services().audit.page(wanted)
     return {"items": items, "next_cursor": next_cursor}
 
@@ -43,7 +43,7 @@ def own_events(wanted: AuditFilter) -> dict[str, object]:
 @blp.refuses(429, "`rate_limited`")
 @blp.refuses(503, "`unavailable`")
 def export() -> dict[str, object]:
-    """Everything that is kept about the caller."""
+    """Export all data that the service stores about the caller."""
     found = services().own_data.read(identity().user_id)
     members = {
         "account": found.user,
@@ -55,14 +55,16 @@ def export() -> dict[str, object]:
 
 
 def _by_setting(found: OwnData) -> dict[str, object]:
-    """The members of parts that may be off."""
+    """Members of the answer that depend on the settings."""
     mails = {"mails": found.mails} if services().recovery is not None else {}
     factors = {"factors": found.factors} if services().second_factors is not None else {}
     return {**mails, **factors}
 
 
 def shown(entry: Entry) -> dict[str, object]:
-    """What its user sees of *entry*: that it was somebody else, not who, nor from where."""
+    """
+    *entry* as its user sees it: if somebody else acted, neither their identity nor their address is shown.
+    """
     names = ("id", "at", "action", "session_id", "device_id")
     return {
         **{name: getattr(entry, name) for name in names},

@@ -22,7 +22,7 @@ from authsvc.domain.authentication import LoginAttempt, Registration
 from authsvc.domain.ratelimits import Rule
 from authsvc.domain.users import User
 
-blp = Blueprint("auth", __name__, url_prefix="/v1/auth", description="Sessions: begin, go on, end.")
+blp = Blueprint("auth", __name__, url_prefix="/v1/auth", description="Register, log in, refresh, log out.")
 registration = Blueprint("registration", __name__, url_prefix="/v1/auth/register", description="Signing up.")
 
 
@@ -54,7 +54,7 @@ def register(form: Registration) -> tuple[User, int, dict[str, str]]:
 @blp.refuses(429, "`rate_limited`")
 @blp.refuses(503, "`busy`, `unavailable`")
 def login(form: LoginForm) -> tuple[TokenPair, int, dict[str, str]]:
-    """Trade e-mail address and password for a session."""
+    """Log in with e-mail address and password; opens a session."""
     attempt = LoginAttempt(
         email=form.email,
         password=form.password,
@@ -76,7 +76,7 @@ def login(form: LoginForm) -> tuple[TokenPair, int, dict[str, str]]:
 @blp.refuses(429, "`rate_limited`")
 @blp.refuses(503, "`unavailable`")
 def refresh(form: RefreshForm) -> TokenPair:
-    """Trade a refresh token for a new pair; the old one stops working."""
+    """Exchange a refresh token for a new pair; the old one stops working."""
     return services().authentication.refresh(form.refresh_token or "")
 
 
@@ -87,7 +87,7 @@ def refresh(form: RefreshForm) -> TokenPair:
     requestBody={"required": False, "content": {"application/json": {"schema": RefreshBody}}},
 )
 @blp.response(204, description="The session has ended, for its access and its refresh token.")
-@blp.alt_response(202, description="The same, Redis has yet to hear of it: within 2 s, at most.")
+@blp.alt_response(202, description="As 204, but Redis could not be updated yet; this follows within 2 s.")
 @blp.refuses(401, "`token_invalid`")
 @blp.refuses(503, "`unavailable`")
 def logout() -> Response:
@@ -98,7 +98,7 @@ def logout() -> Response:
 
 
 def _optional_refresh_token() -> str | None:
-    """The refresh token in a body that need not be there."""
+    """The refresh token in the body; None without a body."""
     if not request.get_data(cache=True):
         return None
     form: RefreshForm = load(RefreshBody(partial=True), read_json(request))

@@ -1,4 +1,4 @@
-"""What admins do with many users at once."""
+"""Operations of admins on many users at once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ from authsvc.domain.errors import AuthError, Invalid
 from authsvc.domain.values.identifiers import UserId
 
 blp = Blueprint(
-    "batch", __name__, url_prefix="/v1/batch/users", description="Many users at once, for admins."
+    "batch",
+    __name__,
+    url_prefix="/v1/batch/users",
+    description="Operations on many users at once, for admins.",
 )
 
 
@@ -32,9 +35,9 @@ blp = Blueprint(
 @requires("admin")
 @blp.arguments(CreateBatchBody)
 @blp.response(200, CreateBatchView)
-@blp.refuses(503, "`unavailable`: no item could be decided")
+@blp.refuses(503, "`unavailable`: no item could be processed")
 def create(items: Sequence[Registration | AuthError]) -> dict[str, object]:
-    """Create up to 20 users; every item has a result of its own."""
+    """Create up to 20 users; each item has its own result."""
     with _noted("create"):
         results = services().batches.create(items)
     created = sum(result.user is not None for result in results)
@@ -66,7 +69,7 @@ def last_login(ids: Sequence[UserId]) -> dict[str, object]:
 
 @contextmanager
 def _noted(operation: str) -> Iterator[None]:
-    """Count and time one batch, however it ends."""
+    """Count and time one batch, whether it succeeds or fails."""
     began_s = time.perf_counter()
     try:
         yield
@@ -75,7 +78,7 @@ def _noted(operation: str) -> Iterator[None]:
 
 
 def _described(index: int, result: Created) -> dict[str, object]:
-    """One result as it is shown."""
+    """One result, as the answer shows it."""
     if result.refusal is None:
         return {"index": index, "status": "created", "user": result.user}
     error: dict[str, object] = {"code": result.refusal.code, "detail": DETAILS[result.refusal.code]}

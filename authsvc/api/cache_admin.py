@@ -16,7 +16,7 @@ from authsvc.api.schemas.reports import CacheMetricsView, CacheStatsView, Cleare
 from authsvc.cache.monitor import Snapshot
 from authsvc.domain.audit import Action, Event
 
-blp = Blueprint("cache", __name__, url_prefix="/v1/cache", description="The cache of users, for admins.")
+blp = Blueprint("cache", __name__, url_prefix="/v1/cache", description="The user cache, for admins.")
 
 
 def _done(schema: type[Schema]) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def _done(schema: type[Schema]) -> dict[str, Any]:
 @blp.doc(responses=_done(CacheStatsView))
 @blp.refuses(503, "`unavailable`: Redis is away")
 def stats() -> Response:
-    """Count hits, misses and operations of all workers since the start."""
+    """Show hits, misses and operations of all workers since the start."""
     return jsonify(asdict(services().cache.stats()))
 
 
@@ -37,7 +37,7 @@ def stats() -> Response:
 @blp.doc(responses=_done(CacheMetricsView))
 @blp.refuses(503, "`unavailable`: Redis is away")
 def metrics() -> Response:
-    """Show the health, memory and key space of Redis; what it denies is null."""
+    """Show health, memory and key space of Redis; null where Redis does not permit the command."""
     return jsonify({**_described(services().cache.snapshot()), "cache": asdict(services().cache.stats())})
 
 
@@ -46,7 +46,7 @@ def metrics() -> Response:
 @blp.doc(responses=_done(WarmedView))
 @blp.refuses(503, "`unavailable`: Redis is away")
 def warm() -> Response:
-    """Run the warmers."""
+    """Fill the user cache with the users that are likely to be read next."""
     return jsonify(warmed=services().cache.warm())
 
 
@@ -58,7 +58,7 @@ def warm() -> Response:
 )
 @blp.refuses(503, "`unavailable`: Redis is away")
 def clear() -> Response:
-    """Drop what is cached of one user, or of all; nobody is logged in or out by it."""
+    """Drop the cached data of one user, or of all; no session or token changes."""
     user_id = load(ClearBody(), read_json(request)) if request.get_data(cache=True) else None
     cleared = services().cache.clear(user_id)
     services().events.record(Event(Action.CACHE_CLEARED, user_id=user_id))
@@ -66,7 +66,7 @@ def clear() -> Response:
 
 
 def _described(snapshot: Snapshot) -> dict[str, Any]:
-    """*snapshot* as it is shown."""
+    """*snapshot*, as the answer shows it."""
     health = snapshot.health
     return {
         "health": {"status": "up", "connected": health.is_connected, "latency_ms": health.latency_ms},

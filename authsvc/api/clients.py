@@ -1,4 +1,4 @@
-"""What admins do with clients."""
+"""Operations of admins on registered clients."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def every() -> dict[str, object]:
 @blp.arguments(ClientBody)
 @blp.response(201, NewClientView)
 def create(form: ClientChange) -> dict[str, object]:
-    """Make a client; its secret is in this answer alone."""
+    """Create a client; its secret is only in this answer."""
     made = services().client_registry.create(form.name or "", scopes=form.scopes or (), may=form.may)
     return with_secret(made)
 
@@ -54,17 +54,17 @@ def one(client_id: str) -> Client:
 @requires("admin")
 @blp.arguments(ClientPatch)
 @blp.response(200, ClientView)
-@blp.alt_response(202, schema=ClientView, description="Changed; Redis has yet to hear of it.")
+@blp.alt_response(202, schema=ClientView, description="Changed, but Redis could not be updated yet.")
 @blp.refuses(404, "`not_found`")
 def change(form: ClientChange, client_id: str) -> tuple[Client, int]:
-    """Change a client; its tokens end if a scope is taken away, or the right to have tokens."""
+    """Change a client; removing a scope or the right to tokens ends its tokens."""
     return changed(services().client_registry.change(client_id, form))
 
 
 @blp.delete("/<client_id>")
 @requires("admin")
-@blp.response(204, description="Deleted, and its tokens with it.")
-@blp.alt_response(202, description="Deleted; Redis has yet to hear of it.")
+@blp.response(204, description="Deleted; its tokens are no longer valid.")
+@blp.alt_response(202, description="Deleted, but Redis could not be updated yet.")
 @blp.refuses(404, "`not_found`")
 def remove(client_id: str) -> Response:
     """Delete a client with its secrets."""
@@ -75,17 +75,17 @@ def remove(client_id: str) -> Response:
 @requires("admin")
 @blp.response(201, NewSecretView)
 @blp.refuses(404, "`not_found`")
-@blp.refuses(409, "`too_many`: a client has two secrets at most")
+@blp.refuses(409, "`too_many`: a client can have two secrets at most")
 def add_secret(client_id: str) -> NewSecret:
-    """Make a second secret; it is in this answer alone."""
+    """Create a second secret; it is only in this answer."""
     return services().client_registry.add_secret(client_id)
 
 
 @blp.delete("/<client_id>/secrets/<secret_id>")
 @requires("admin")
-@blp.response(204, description="Dropped, and its tokens with it.")
-@blp.alt_response(202, description="Dropped; Redis has yet to hear of it.")
+@blp.response(204, description="Deleted; the tokens issued for this secret are no longer valid.")
+@blp.alt_response(202, description="Deleted, but Redis could not be updated yet.")
 @blp.refuses(404, "`not_found`")
 def drop_secret(client_id: str, secret_id: str) -> Response:
-    """Drop one secret of a client."""
+    """Delete one secret of a client."""
     return revoked(services().client_registry.drop_secret(client_id, secret_id))

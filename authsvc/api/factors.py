@@ -1,4 +1,4 @@
-"""Second factors: the second step of a login, and what their owners and admins do with them."""
+"""Second factors: the second step of a login, and their management by users and admins."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ admin = Blueprint("resets of factors", __name__, url_prefix="/v1/users", descrip
 @blp.refuses(429, "`rate_limited`")
 @blp.refuses(503, "`unavailable`")
 def log_in(form: tuple[str, AnswerForm]) -> tuple[TokenPair, int, dict[str, str]]:
-    """Answer the challenge of a login with a second factor; that opens the session."""
+    """Complete a login with a second factor; opens the session."""
     challenge, answer = form
     pair = second_factors().login.log_in(
         challenge,
@@ -75,7 +75,7 @@ def log_in(form: tuple[str, AnswerForm]) -> tuple[TokenPair, int, dict[str, str]
 @blp.refuses(429, "`rate_limited`")
 @blp.refuses(503, "`busy`, `unavailable`")
 def step_up(proof: str | AnswerForm) -> dict[str, object]:
-    """Prove again who one is, for a new access token that says so; the session goes on."""
+    """Authenticate again within the session, for a new access token with a higher or more recent level."""
     step_ups, token = second_factors().step_ups, identity()
     if isinstance(proof, str):
         outcome = step_ups.by_password(token, proof)
@@ -90,7 +90,7 @@ def step_up(proof: str | AnswerForm) -> dict[str, object]:
 @requires("user")
 @me.response(200, FactorListView)
 def every() -> FactorList:
-    """List the second factors, and how many recovery codes are left."""
+    """List the second factors, and the number of unused recovery codes."""
     return second_factors().factors.of_user(identity().user_id)
 
 
@@ -108,10 +108,10 @@ def rename(name: str | None, factor_id: str) -> Factor:
 @requires("user")
 @fresh()
 @me.response(204, description="Removed. If it was the last, every other session has ended.")
-@me.alt_response(202, description="The same, Redis has yet to hear of it.")
+@me.alt_response(202, description="As above, but Redis could not be updated yet.")
 @me.refuses(404, "`not_found`")
 def remove(factor_id: str) -> Response:
-    """Remove a factor; recovery codes go with the last one."""
+    """Remove a factor; removing the last one removes the recovery codes, too."""
     return revoked(second_factors().factors.remove(identity(), factor_named(factor_id)))
 
 
@@ -122,7 +122,7 @@ def remove(factor_id: str) -> Response:
 @me.response(201, EnrolmentView)
 @me.refuses(403, "`email_unverified`")
 def enrol(name: str | None) -> Enrolment:
-    """Begin with an authenticator app; one that is in force stays so until this one is confirmed."""
+    """Begin to enrol an authenticator app; an app enrolled earlier works until the new one is confirmed."""
     return second_factors().enrolments.enrol(identity().user_id, name)
 
 
@@ -131,12 +131,12 @@ def enrol(name: str | None) -> Enrolment:
 @fresh()
 @me.arguments(CodeBody)
 @me.response(200, RecoveryCodesView)
-@me.alt_response(202, schema=RecoveryCodesView, description="The same, Redis has yet to hear of it.")
+@me.alt_response(202, schema=RecoveryCodesView, description="As above, but Redis could not be updated yet.")
 @me.refuses(401, "`code_invalid`, `token_invalid`")
 @me.refuses(403, "`email_unverified`")
 @me.refuses(404, "`not_found`")
 def confirm(form: dict[str, str], factor_id: str) -> tuple[dict[str, object], int]:
-    """Put the app in force with its first code; recovery codes come with the first factor."""
+    """Confirm the app with its first code; the first factor brings recovery codes."""
     outcome = second_factors().enrolments.confirm(identity(), factor_named(factor_id), form["code"])
     return {"recovery_codes": outcome.value}, 200 if outcome.is_complete else 202
 
@@ -147,7 +147,7 @@ def confirm(form: dict[str, str], factor_id: str) -> tuple[dict[str, object], in
 @me.response(201, RecoveryCodesView)
 @me.refuses(404, "`not_found`: there is no second factor")
 def renew_codes() -> dict[str, object]:
-    """Make new recovery codes; the older ones are dead."""
+    """Make new recovery codes; the older ones stop working."""
     return {"recovery_codes": second_factors().factors.renew_codes(identity())}
 
 
@@ -155,7 +155,7 @@ def renew_codes() -> dict[str, object]:
 @requires("admin")
 @fresh()
 @admin.response(204, description="Removed; every session of the user has ended.")
-@admin.alt_response(202, description="The same, Redis has yet to hear of it.")
+@admin.alt_response(202, description="As above, but Redis could not be updated yet.")
 @admin.refuses(403, "`forbidden`: the admin's own")
 @admin.refuses(404, "`not_found`")
 def reset(user_id: str) -> Response:
@@ -164,7 +164,7 @@ def reset(user_id: str) -> Response:
 
 
 def judged(form: AnswerForm, passkey_aim: Aim) -> Answer:
-    """The answer of *form*, to be judged; a passkey's is over options with *passkey_aim*."""
+    """The second factor in *form*; a passkey must answer options that were made for *passkey_aim*."""
     second, passkeys = second_factors().second, services().passkeys
     if form.credential is not None:
         if passkeys is None:
@@ -176,7 +176,7 @@ def judged(form: AnswerForm, passkey_aim: Aim) -> Answer:
 
 
 def factor_named(text: str) -> FactorId:
-    """*text* as a factor's id; a malformed one names none."""
+    """*text* as a factor's id; raises NotFound for a malformed one."""
     named = canonical_id(text)
     if named is None:
         raise NotFound

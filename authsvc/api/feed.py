@@ -11,7 +11,7 @@ from authsvc.api.schemas.feed import FeedParameters, FeedView, shown
 from authsvc.domain.clients import Right
 from authsvc.domain.feed import FeedQuery
 
-blp = Blueprint("feed", __name__, description="What has been revoked, for verifiers.")
+blp = Blueprint("feed", __name__, description="The feed of revocations, for verifiers.")
 
 
 @blp.get("/v1/revocations")
@@ -19,7 +19,7 @@ blp = Blueprint("feed", __name__, description="What has been revoked, for verifi
 @blp.arguments(FeedParameters, location="query")
 @blp.response(200, FeedView)
 def revocations(query: FeedQuery) -> dict[str, object]:
-    """Read what was revoked after a cursor, and wait for it if nothing was."""
+    """Read the revocations after a cursor; if there are none yet, wait for one."""
     draining = request.environ.get("authsvc.draining")
     answer = services().feed.read(query, is_over=lambda: draining is not None and draining.is_set())
     return shown(answer)

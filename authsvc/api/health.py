@@ -1,4 +1,4 @@
-"""Is it alive, is it ready, how is it."""
+"""Health: liveness, readiness, startup, summaries."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _ALIVE = {"200": _up_or_down(LifeView)["200"]}
 @public
 @blp.doc(responses=_ALIVE)
 def live() -> Response:
-    """Answer that this process runs; depends on nothing."""
+    """Report that this process runs; asks no store."""
     return jsonify(status="ok")
 
 
@@ -40,7 +40,7 @@ def live() -> Response:
 @public
 @blp.doc(responses=_up_or_down(ReadyView))
 def ready() -> tuple[Response, int]:
-    """Answer whether this process can answer token checks, and what is impaired."""
+    """Report whether this process can answer token checks, and what is degraded."""
     draining = request.environ.get("authsvc.draining")
     report = services().health.readiness(is_draining=draining is not None and draining.is_set())
     return jsonify(report.body), 200 if report.is_good else 503
@@ -50,7 +50,7 @@ def ready() -> tuple[Response, int]:
 @public
 @blp.doc(responses=_up_or_down(LifeView))
 def startup() -> tuple[Response, int]:
-    """Answer whether this process has finished starting."""
+    """Report whether this process has finished starting."""
     has_started = services().health.has_started()
     return jsonify(status="ok" if has_started else "starting"), 200 if has_started else 503
 

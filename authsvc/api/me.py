@@ -1,4 +1,4 @@
-"""What users do with their own account."""
+"""Operations of users on their own account."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def change_profile(change: Profile) -> User:
 @requires("user")
 @fresh(of_everybody=False)
 @blp.arguments(ClosingBody)
-@blp.response(204, description="The account is gone, with its sessions.")
-@blp.alt_response(202, description="The same, Redis has yet to hear of it.")
+@blp.response(204, description="The account and its sessions are deleted.")
+@blp.alt_response(202, description="As 204, but Redis could not be updated yet.")
 @blp.refuses(403, "`wrong_password`")
 @blp.refuses(409, "`last_admin`")
 def close(form: ClosingForm) -> Response:
@@ -56,7 +56,7 @@ def close(form: ClosingForm) -> Response:
 @fresh(of_everybody=False)
 @blp.arguments(PasswordBody)
 @blp.response(204, description="Changed; every other session has ended.")
-@blp.alt_response(202, description="The same, Redis has yet to hear of it.")
+@blp.alt_response(202, description="As 204, but Redis could not be updated yet.")
 @blp.refuses(403, "`wrong_password`")
 @blp.refuses(429, "`rate_limited`")
 def change_password(form: PasswordForm) -> Response:

@@ -1,4 +1,4 @@
-"""What other software expects to find by RFC: introspection, revocation, metadata, the signing keys."""
+"""OAuth 2.0 endpoints defined by RFCs: introspection, revocation, tokens, metadata, keys."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from authsvc.domain.tokens.access import MachineToken
 from authsvc.domain.tokens.introspection import ActiveToken, Introspection, Kind
 from authsvc.domain.tokens.machines import NewMachineToken
 
-blp = Blueprint("oauth2", __name__, description="Standard endpoints for standard clients.")
-#: Its route exists only where MACHINES is on.
+blp = Blueprint("oauth2", __name__, description="OAuth 2.0 endpoints for standard clients.")
+#: The route exists only with MACHINES on.
 machines = Blueprint("oauth2_token", __name__, description="Tokens for services.")
 #: Where RFC 8414 §3 puts the metadata of an issuer that has a path.
 of_path = FlaskBlueprint("metadata_of_path", __name__)
 
 #: How long verifiers may keep the keys (seconds); a key signs only when it is older.
 JWKS_MAX_AGE_S = 300
-#: The same for the metadata, which change with a release or a setting.
+#: How long clients may keep the metadata (seconds); they change with a release or a setting.
 METADATA_MAX_AGE_S = 3600
 
 INTROSPECT, REVOKE, JWKS = OAUTH_PREFIX + "introspect", OAUTH_PREFIX + "revoke", "/.well-known/jwks.json"
@@ -69,7 +69,7 @@ _REFUSALS = {
 @requires_client(Right.INTROSPECT)
 @blp.doc(requestBody=_FORM, responses={"200": _json("The token", IntrospectionView), **_REFUSALS})
 def introspect() -> Response:
-    """Say whether a token is good on this very request, and whose it is (RFC 7662)."""
+    """Tell whether a token is valid now, and whose it is (RFC 7662)."""
     sees_refresh = caller().client.has(Right.INTROSPECT_REFRESH)
     found = _introspection().describe(_token(), sees_refresh=sees_refresh)
     if found is None:
@@ -79,7 +79,10 @@ def introspect() -> Response:
 
 @blp.post(REVOKE)
 @requires_client()
-@blp.doc(requestBody=_FORM, responses={"200": {"description": "It is worth nothing now."}, **_REFUSALS})
+@blp.doc(
+    requestBody=_FORM,
+    responses={"200": {"description": "The token is not valid any more, or never was."}, **_REFUSALS},
+)
 def revoke() -> Response:
     """End the session of an access or a refresh token, or a client's own token (RFC 7009)."""
     _introspection().revoke(_token(), by=caller().client)
@@ -109,7 +112,7 @@ def token() -> Response:
 @public
 @blp.doc(responses={"200": _json("The metadata", MetadataView)})
 def metadata() -> Response:
-    """Say where the endpoints are, and what they take (RFC 8414)."""
+    """Show the endpoints and what they support (RFC 8414)."""
     issuer = services().introspection.profile.issuer
     has_machines = services().machines is not None
     return _public(_metadata(issuer, issuer.rstrip("/"), has_machines=has_machines), METADATA_MAX_AGE_S)
@@ -118,7 +121,7 @@ def metadata() -> Response:
 @of_path.get(f"{METADATA}/<path:issuer_path>")
 @public
 def metadata_of_path(issuer_path: str) -> Response:
-    """Answer the same below the path of the issuer, and below no other; a slash at its end may stay or go."""
+    """Show the metadata below the path of the issuer, with or without its last slash."""
     if urlsplit(services().introspection.profile.issuer).path.strip("/") != issuer_path.rstrip("/"):
         raise NotFound
     answer: Response = metadata()
@@ -129,7 +132,7 @@ def metadata_of_path(issuer_path: str) -> Response:
 @public
 @blp.doc(responses={"200": _json("The keys", _KEYS)})
 def jwks() -> Response:
-    """Every public key that tokens of this service verify with (RFC 7517)."""
+    """Show the public keys that verify tokens of this service (RFC 7517)."""
     return _public(services().ring().jwks(), JWKS_MAX_AGE_S)
 
 
@@ -139,14 +142,14 @@ def _introspection() -> Introspection:
 
 
 def _public(value: object, max_age_s: int) -> Response:
-    """*value* as JSON that anybody may keep for *max_age_s* seconds."""
+    """*value* as JSON that any cache may keep for *max_age_s* seconds."""
     response = jsonify(value)
     response.headers["Cache-Control"] = f"public, max-age={max_age_s}"
     return response
 
 
 def _token() -> str:
-    """The token in the form; raises 400 without one, and for a secret that was sent in the form as well."""
+    """The token in the form; raises 400 without one, and if the form also has a client secret."""
     parameters = read_form(request)
     if "token" not in parameters or "client_secret" in parameters:
         raise BadRequest
@@ -154,7 +157,7 @@ def _token() -> str:
 
 
 def _described(token: ActiveToken) -> dict[str, object]:
-    """An active token as RFC 7662 §2.2 names its parts."""
+    """An active token with the member names of RFC 7662 §2.2."""
     members: dict[str, object] = {
         "active": True,
         "token_type": token.kind.value,
@@ -171,7 +174,9 @@ def _described(token: ActiveToken) -> dict[str, object]:
 
 
 def _described_machine(token: MachineToken) -> dict[str, object]:
-    """The active token of a machine; RFC 6749 §3.3 has no text for no scopes."""
+    """
+    The active token of a machine. Without scopes, ``scope`` is left out: RFC 6749 §3.3 allows no empty text.
+    """
     members: dict[str, object] = {
         "active": True,
         "token_type": Kind.ACCESS.value,
@@ -188,7 +193,7 @@ def _described_machine(token: MachineToken) -> dict[str, object]:
 
 
 def _issued(made: NewMachineToken) -> dict[str, object]:
-    """A new token as RFC 6749 §5.1 has it."""
+    """A new token, as RFC 6749 §5.1 defines the answer."""
     members = {"access_token": made.access_token, "token_type": "Bearer", "expires_in": made.expires_in}
     return members | _scope(made.scopes)
 
@@ -198,7 +203,7 @@ def _scope(scopes: tuple[str, ...]) -> dict[str, object]:
 
 
 def _metadata(issuer: str, base: str, *, has_machines: bool) -> dict[str, object]:
-    """What works, and nothing else: there is no authorization endpoint."""
+    """What this service supports; there is no authorization endpoint."""
     token = {"token_endpoint": base + TOKEN, "token_endpoint_auth_methods_supported": AUTH_METHODS}
     return {
         "issuer": issuer,
@@ -208,7 +213,8 @@ def _metadata(issuer: str, base: str, *, has_machines: bool) -> dict[str, object
         "introspection_endpoint_auth_methods_supported": AUTH_METHODS,
         "revocation_endpoint": base + REVOKE,
         "revocation_endpoint_auth_methods_supported": AUTH_METHODS,
-        # Required, and empty for want of any; left out, the grants would mean two that there are not.
+        # Required, but empty: no flow has an authorization endpoint. The default of grants would name two
+        # that we lack.
         "response_types_supported": [],
         "grant_types_supported": [CLIENT_CREDENTIALS] if has_machines else [],
     }

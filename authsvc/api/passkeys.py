@@ -1,4 +1,4 @@
-"""Passkeys (WebAuthn): registering them, and signing in with one."""
+"""Passkeys (WebAuthn): registration and login."""
 
 from __future__ import annotations
 
@@ -27,18 +27,20 @@ from authsvc.domain.accounts.passkeys import NewPasskey
 from authsvc.domain.ratelimits import OnOutage, Rule
 
 me = Blueprint("passkeys", __name__, url_prefix="/v1/me/passkeys", description="The caller's own passkeys.")
-blp = Blueprint("passkey", __name__, url_prefix="/v1/auth", description="Signing in with a passkey.")
+blp = Blueprint("passkey", __name__, url_prefix="/v1/auth", description="Login with a passkey.")
 well_known = Blueprint("webauthn", __name__, url_prefix="/.well-known")
 
 
 @me.post("/options")
 @requires("user")
 @fresh()
-@me.response(200, CreationOptionsView, description="For `parseCreationOptionsFromJSON`, as they are.")
+@me.response(
+    200, CreationOptionsView, description="Options to pass to `parseCreationOptionsFromJSON` unchanged."
+)
 @me.refuses(403, "`email_unverified`")
 @me.refuses(409, "`too_many`")
 def begin_registration() -> dict[str, Any]:
-    """Begin to register a passkey; nothing is stored."""
+    """Make options to register a passkey; nothing is stored."""
     return passkeys().book.begin_registration(identity().user_id)
 
 
@@ -47,7 +49,7 @@ def begin_registration() -> dict[str, Any]:
 @fresh()
 @me.arguments(PasskeyBody)
 @me.response(201, NewPasskeyView, description="With `recovery_codes` if it is the first factor.")
-@me.alt_response(202, schema=NewPasskeyView, description="The same, Redis has yet to hear of it.")
+@me.alt_response(202, schema=NewPasskeyView, description="As 201, but Redis could not be updated yet.")
 @me.refuses(401, "`code_invalid`, `token_invalid`")
 @me.refuses(403, "`email_unverified`")
 @me.refuses(409, "`passkey_known`, `too_many`")
@@ -59,9 +61,11 @@ def register(form: PasskeyForm) -> tuple[NewPasskey, int]:
 
 @blp.post("/passkey/options")
 @public
-@blp.response(200, RequestOptionsView, description="For `parseRequestOptionsFromJSON`, as they are.")
+@blp.response(
+    200, RequestOptionsView, description="Options to pass to `parseRequestOptionsFromJSON` unchanged."
+)
 def begin_login() -> dict[str, Any]:
-    """Begin to sign in with a passkey, whoever it is; nothing is stored."""
+    """Make options to log in with a passkey, for any user; nothing is stored."""
     return passkeys().book.begin(Aim.PASSKEY_LOGIN)
 
 
@@ -77,7 +81,7 @@ def begin_login() -> dict[str, Any]:
 @blp.refuses(429, "`rate_limited`")
 @blp.refuses(503, "`unavailable`")
 def login(form: PasskeyLoginForm) -> tuple[TokenPair, int, dict[str, str]]:
-    """Sign in with a passkey that shows user verification; no password is needed."""
+    """Log in with a passkey that verified the user; no password is needed."""
     origin = LoginOrigin(ip=client_ip(), user_agent=user_agent(), device_id=form.device_id)
     pair = passkeys().login.log_in(form.credential, origin, request.headers.get(DEVICE_HEADER, ""))
     return pair, 200, {DEVICE_HEADER: pair.device_token or ""}
@@ -86,21 +90,25 @@ def login(form: PasskeyLoginForm) -> tuple[TokenPair, int, dict[str, str]]:
 @blp.post("/login/second/options")
 @public
 @blp.arguments(ChallengeBody)
-@blp.response(200, RequestOptionsView, description="For `parseRequestOptionsFromJSON`, as they are.")
+@blp.response(
+    200, RequestOptionsView, description="Options to pass to `parseRequestOptionsFromJSON` unchanged."
+)
 @blp.refuses(401, "`code_invalid`")
 @blp.refuses(404, "`not_found`: the account has no passkey that can be used here")
 def begin_second(form: dict[str, str]) -> dict[str, Any]:
-    """Begin to answer a login's challenge with a passkey; nothing is stored."""
+    """Make options to complete a login with a passkey; nothing is stored."""
     _, credentials = second_factors().login.open_challenge(form["challenge"])
     return passkeys().book.begin(Aim.PASSKEY_SECOND, credentials.user.id)
 
 
 @blp.post("/step-up/options")
 @requires("user")
-@blp.response(200, RequestOptionsView, description="For `parseRequestOptionsFromJSON`, as they are.")
+@blp.response(
+    200, RequestOptionsView, description="Options to pass to `parseRequestOptionsFromJSON` unchanged."
+)
 @blp.refuses(404, "`not_found`: the account has no passkey that can be used here")
 def begin_step_up() -> dict[str, Any]:
-    """Begin a step-up with a passkey; nothing is stored."""
+    """Make options for a step-up with a passkey; nothing is stored."""
     return passkeys().book.begin(Aim.PASSKEY_STEP_UP, identity().user_id)
 
 
@@ -108,5 +116,5 @@ def begin_step_up() -> dict[str, Any]:
 @public
 @well_known.response(200, RelatedOriginsView)
 def related_origins() -> dict[str, tuple[str, ...]]:
-    """Name the origins outside the RP ID that browsers let use its passkeys, too."""
+    """List the other origins on which browsers may use passkeys of this RP ID."""
     return {"origins": passkeys().book.ceremonies.party.related_origins}

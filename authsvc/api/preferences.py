@@ -17,8 +17,8 @@ blp = Blueprint(
     "preferences", __name__, url_prefix="/v1/me/preferences", description="The caller's preferences."
 )
 
-#: What proxies add to the tag of an answer that they compress: Apache and Caddy ``-gzip``, Jetty ``--gzip``,
-#: others ``;gzip``.
+#: Suffixes that proxies add to the tag of an answer that they compress: Apache and Caddy ``-gzip``, Jetty
+#: ``--gzip``, others ``;gzip``.
 _CODING = re.compile(r"(?:--?|;)(?:gzip|br|zstd|deflate)\Z")
 
 
@@ -26,7 +26,7 @@ _TAGGED: dict[str, Any] = {"ETag": {"schema": {"type": "string"}}}
 _IF_MATCH = {
     "in": "header",
     "name": "If-Match",
-    "description": "Tags, of which one must be the current one: else 412, and nothing is written.",
+    "description": "Entity tags; if none is the current one, the answer is 412 and nothing is written.",
     "schema": {"type": "string"},
 }
 

@@ -1,4 +1,4 @@
-"""Accounts that people get back into: verification, reset, quiet registration, change of address."""
+"""Account recovery by mail: verification, password reset, registration, change of address."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from authsvc.domain.authentication import Registration
 from authsvc.domain.ratelimits import Rule
 from authsvc.domain.users import User
 
-blp = Blueprint("recovery", __name__, url_prefix="/v1/auth", description="Getting back into an account.")
-me = Blueprint("address", __name__, url_prefix="/v1/me/email", description="The caller's own address.")
+blp = Blueprint("recovery", __name__, url_prefix="/v1/auth", description="Verification and recovery by mail.")
+me = Blueprint("address", __name__, url_prefix="/v1/me/email", description="The caller's own e-mail address.")
 admin = Blueprint("resets", __name__, url_prefix="/v1/users", description="Resets, by admins.")
 invitations = Blueprint(
     "invitations", __name__, url_prefix="/v1/users", description="Invitations, by admins."
@@ -43,7 +43,7 @@ quiet = Blueprint("quiet", __name__, url_prefix="/v1/auth/register", description
 @public
 @limited(Rule.MAIL_IP)
 @blp.arguments(AddressBody)
-@blp.response(202, description="A mail is sent if an account has the address, not proven yet.")
+@blp.response(202, description="A mail is sent if an account has the address and it is not verified yet.")
 @blp.refuses(429, "`rate_limited`")
 @blp.refuses(503, "`unavailable`")
 def resend(form: AddressForm) -> tuple[dict[str, object], int]:
@@ -56,15 +56,15 @@ def resend(form: AddressForm) -> tuple[dict[str, object], int]:
 @public
 @blp.doc(security=[{"bearer": []}, {}])
 @blp.arguments(VerifyBody)
-@blp.response(204, description="The address is proven.")
+@blp.response(204, description="The address is verified.")
 @blp.refuses(401, "`code_invalid`, `token_invalid`, `invalid_credentials`")
 @blp.refuses(429, "`rate_limited`")
 @blp.refuses(503, "`busy`, `unavailable`")
 def verify(form: TicketForm) -> Response:
-    """Prove an address: with a session, or with address and password."""
+    """Verify an address, authenticated by a session or by address and password."""
     addresses = recovery().addresses
     if form.email is not None and form.password is not None:
-        # Passwords can be guessed here as at the login, and are counted as there.
+        # Passwords can be guessed here as at the login, so the same limit counts attempts.
         with attempt(Rule.LOGIN_IP):
             addresses.verify_with_password(form.email, form.password, form.shown, client_ip())
     else:
@@ -81,7 +81,7 @@ def verify(form: TicketForm) -> Response:
 @blp.refuses(429, "`rate_limited`")
 @blp.refuses(503, "`unavailable`")
 def forgot(form: AddressForm) -> tuple[Asked, int]:
-    """Ask for a mail to choose a new password with."""
+    """Request a mail with which to choose a new password."""
     return recovery().recovery.ask(form.email, client_ip()), 202
 
 
@@ -90,15 +90,15 @@ def forgot(form: AddressForm) -> tuple[Asked, int]:
 @blp.arguments(ResetBody)
 @blp.response(
     204,
-    description="The password is set; every session has ended.",
+    description="The password is set; all sessions have ended.",
     headers={DEVICE_HEADER: {"schema": {"type": "string"}}},
 )
-@blp.alt_response(202, description="The same, Redis has yet to hear of it.")
+@blp.alt_response(202, description="As 204, but Redis could not be updated yet.")
 @blp.refuses(401, "`code_invalid`")
 @blp.refuses(429, "`rate_limited`")
 @blp.refuses(503, "`busy`, `unavailable`")
 def reset(form: TicketForm) -> Response:
-    """Choose a new password with a mail's code or link; opens no session."""
+    """Set a new password with the code or link of a mail; opens no session."""
     outcome = recovery().recovery.reset(form.shown, form.new_password or "", client_ip())
     answer = revoked(outcome)
     answer.headers[DEVICE_HEADER] = outcome.value
@@ -115,7 +115,7 @@ def reset(form: TicketForm) -> Response:
 @quiet.refuses(429, "`rate_limited`")
 @quiet.refuses(503, "`busy`, `unavailable`")
 def register(form: Registration) -> tuple[Asked, int]:
-    """Ask for an account; it is made when the address is proven."""
+    """Request an account; it is created once the address is verified."""
     addresses = recovery().addresses
     return addresses.register(form.email, form.password, form.profile, client_ip()), 202
 
@@ -129,7 +129,7 @@ def register(form: Registration) -> tuple[Asked, int]:
 @quiet.refuses(429, "`rate_limited`")
 @quiet.refuses(503, "`busy`, `unavailable`")
 def confirm_registration(form: TicketForm) -> tuple[User, int, dict[str, str]]:
-    """Create the account that was asked for."""
+    """Create the account that was requested."""
     user = recovery().addresses.confirm_registration(form.shown, form.password, client_ip()).value
     return user, 201, {"Location": f"/v1/users/{user.id}"}
 
@@ -139,11 +139,11 @@ def confirm_registration(form: TicketForm) -> tuple[User, int, dict[str, str]]:
 @fresh(of_everybody=False)
 @limited(Rule.MAIL_IP)
 @me.arguments(ChangeBody)
-@me.response(202, ChangeAskedView, description="Codes are on their way.")
+@me.response(202, ChangeAskedView, description="Mails with codes are queued.")
 @me.refuses(403, "`wrong_password`")
 @me.refuses(429, "`rate_limited`")
 def ask_change(form: AddressForm) -> tuple[Asked, int]:
-    """Ask to change the address; a newer request voids the older."""
+    """Request a change of the address; a new request cancels an older one."""
     proven = services().account.prove(identity(), form.password)
     return recovery().addresses.ask_change(proven, form.email, client_ip()), 202
 
@@ -152,7 +152,7 @@ def ask_change(form: AddressForm) -> tuple[Asked, int]:
 @requires("user")
 @me.arguments(ChangeConfirmBody)
 @me.response(200, UserView)
-@me.alt_response(202, schema=UserView, description="Changed; Redis has yet to hear of it.")
+@me.alt_response(202, schema=UserView, description="Changed, but Redis could not be updated yet.")
 @me.refuses(401, "`code_invalid`, `token_invalid`")
 @me.refuses(409, "`email_taken`")
 @me.refuses(429, "`rate_limited`")
@@ -167,8 +167,10 @@ def confirm_change(form: TicketForm) -> tuple[User, int]:
 @invitations.post("")
 @requires("admin")
 @invitations.arguments(InviteBody)
-@invitations.response(201, UserView, description="Made, without a password; an invitation is on its way.")
-@invitations.refuses(404, "`not_found`: mails carry no links")
+@invitations.response(
+    201, UserView, description="Created without a password; a mail with the invitation is queued."
+)
+@invitations.refuses(404, "`not_found`: LINK_URL is not set, and an invitation needs a link")
 @invitations.refuses(409, "`email_taken`")
 def invite(form: InviteForm) -> tuple[User, int, dict[str, str]]:
     """Invite a user: the link in the mail lets them choose a password."""

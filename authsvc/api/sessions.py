@@ -20,7 +20,7 @@ blp = Blueprint("sessions", __name__, url_prefix="/v1/me/sessions", description=
 @requires("user")
 @blp.response(200, SessionList)
 def own() -> dict[str, list[dict[str, object]]]:
-    """List the living sessions, the last used first."""
+    """List the live sessions, the last used first."""
     found = services().sessions.of_user(identity().user_id)
     return {"items": [listed(session) for session in found]}
 
@@ -28,10 +28,10 @@ def own() -> dict[str, list[dict[str, object]]]:
 @blp.delete("/<session_id>")
 @requires("user")
 @blp.response(204, description="Ended.")
-@blp.alt_response(202, description="Ended; Redis has yet to hear of it.")
+@blp.alt_response(202, description="Ended, but Redis could not be updated yet.")
 @blp.refuses(404, "`not_found`")
 def end(session_id: str) -> Response:
-    """End one session; the current one, too."""
+    """End one session; it may be the current one."""
     named = canonical_id(session_id)
     if named is None:
         raise NotFound
@@ -42,7 +42,7 @@ def end(session_id: str) -> Response:
 @requires("user")
 @blp.doc(parameters=[{"in": "query", "name": "except", "schema": {"type": "string", "enum": ["current"]}}])
 @blp.response(204, description="Ended.")
-@blp.alt_response(202, description="Ended; Redis has yet to hear of it.")
+@blp.alt_response(202, description="Ended, but Redis could not be updated yet.")
 def end_all() -> Response:
     """End every session; `?except=current` keeps this one."""
     token = identity()
@@ -51,7 +51,7 @@ def end_all() -> Response:
 
 
 def _keeps_current() -> bool:
-    """True for ``?except=current``; every other query is a mistake that could end too much."""
+    """True for ``?except=current``; any other query is an error, because it could end too many sessions."""
     if not request.args:
         return False
     if request.args.to_dict(flat=False) != {"except": ["current"]}:
@@ -60,7 +60,7 @@ def _keeps_current() -> bool:
 
 
 def listed(session: Session) -> dict[str, object]:
-    """What its user sees of *session*; ``expires_at`` is when it ends unless it is used again."""
+    """*session* as its user sees it; ``expires_at`` is when it ends unless it is used again."""
     shown = ("id", "device_id", "ip", "user_agent", "created_at", "last_used_at")
     return {
         **{name: getattr(session, name) for name in shown},

@@ -1,4 +1,4 @@
-"""What admins do with users."""
+"""Operations of admins on users."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ blp = Blueprint("users", __name__, url_prefix="/v1/users", description="Users, f
 @blp.arguments(UserQuery, location="query")
 @blp.response(200, UserPage)
 def page(wanted: UserFilter) -> dict[str, object]:
-    """List users, a page at a time."""
+    """List users, one page per request."""
     items, next_cursor = services().users.page(wanted)
     return {"items": items, "next_cursor": next_cursor}
 
@@ -39,11 +39,11 @@ def one(user_id: str) -> User:
 @requires("admin")
 @blp.arguments(UserPatch)
 @blp.response(200, UserView)
-@blp.alt_response(202, schema=UserView, description="Changed; Redis has yet to hear of it.")
+@blp.alt_response(202, schema=UserView, description="Changed, but Redis could not be updated yet.")
 @blp.refuses(404, "`not_found`")
 @blp.refuses(409, "`last_admin`")
 def change(form: UserPatchForm, user_id: str) -> tuple[User, int]:
-    """Set roles, status or both; it holds on the user's next request."""
+    """Set roles, status or both; this takes effect on the user's next request."""
     return changed(
         services().users.change_roles_or_status(
             user_named(user_id), roles=form.roles, status=form.status, actor=identity().user_id
@@ -54,18 +54,18 @@ def change(form: UserPatchForm, user_id: str) -> tuple[User, int]:
 @blp.delete("/<user_id>")
 @requires("admin")
 @blp.response(204, description="Deleted.")
-@blp.alt_response(202, description="Deleted; Redis has yet to hear of it.")
+@blp.alt_response(202, description="Deleted, but Redis could not be updated yet.")
 @blp.refuses(404, "`not_found`")
 @blp.refuses(409, "`last_admin`")
 def remove(user_id: str) -> Response:
-    """Delete a user with everything of theirs."""
+    """Delete a user and all their data."""
     return revoked(services().users.remove(user_named(user_id), actor=identity().user_id))
 
 
 @blp.delete("/<user_id>/sessions")
 @requires("admin")
 @blp.response(204, description="Ended.")
-@blp.alt_response(202, description="Ended; Redis has yet to hear of it.")
+@blp.alt_response(202, description="Ended, but Redis could not be updated yet.")
 @blp.refuses(404, "`not_found`")
 def end_sessions(user_id: str) -> Response:
     """End every session of a user."""
@@ -73,7 +73,7 @@ def end_sessions(user_id: str) -> Response:
 
 
 def user_named(text: str) -> UserId:
-    """*text* as a user's id; a malformed one names nobody."""
+    """*text* as a user's id; raises NotFound for a malformed one."""
     named = canonical_id(text)
     if named is None:
         raise NotFound

@@ -1,4 +1,4 @@
-"""The one place where concrete classes meet: settings in, services out."""
+"""The one place that connects concrete classes: takes settings, makes services."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def build(
     timings: Timings | None = None,
 ) -> Services:
     """
-    Everything for one process; connects to nothing until it is used or started.  Call after the fork.
+    All services of one process; opens no connection until they are used or started.  Call after the fork.
 
     *answers* was made before it, for all workers; None: this process speaks for itself.
     """
@@ -299,7 +299,7 @@ def _health(parts: Parts, mail: Mailing | None, cache: CacheAdmin) -> Health:
 
 
 def _start(parts: Parts, mail: Mailing | None, cache: CacheAdmin) -> None:
-    """Begin what runs in the background of a process that serves: comparing, then warming; mails."""
+    """Start the background threads of a process that serves: comparison, warming of the cache, mails."""
     parts.ring.announce()
     settings, heartbeat = parts.settings.cache, parts.stores.heartbeat
     if settings.is_enabled and settings.is_warmup_enabled:

@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 
 #: Connections of the requests to Redis: one for each thread, opened at the start and not on the hot path.
 REDIS_POOL = 32
-#: A tag outlives the pages that hang on it.
+#: A tag must live longer than the cached pages that refer to it.
 TAG_TTL_S = 86_400
 
 
@@ -62,7 +62,7 @@ class Redis:
     reconciling: CacheClient
     #: Which server has which shard.
     servers: Servers
-    #: For the lane of checks; None without one.
+    #: Reads of the check lane; None without one.
     polled: PolledIndex | None
     keys: KeySpace
     names: Sharded[IndexKeys]
@@ -71,7 +71,7 @@ class Redis:
     meter: Meter
 
     def close(self) -> None:
-        """Let all connections go."""
+        """Close all connections."""
         if self.polled is not None:
             self.polled.reads.close()
         self.client.close()
@@ -79,7 +79,7 @@ class Redis:
 
 
 def open_redis(settings: Settings, timings: Timings, metrics: Metrics, tracing: Tracing) -> Redis:
-    """Connects to nothing yet: pools fill when they are used."""
+    """Redis for this process; pools connect when they are first used."""
     meter = Meter(time.monotonic)
     events = joined(_counted(metrics), meter.events(), tracing.redis)
     breakers = _Breakers(settings.cache, metrics)
@@ -115,7 +115,7 @@ def key_space(cache: CacheSettings) -> KeySpace:
 
 
 def index_keys(settings: Settings) -> Sharded[IndexKeys]:
-    """The names of the keys that tokens are checked by: a cluster has many shards, one server has one."""
+    """The names of the keys that token checks read: one shard on a single server, many on a cluster."""
     tags = spread_tags(CLUSTER_SHARDS if settings.redis.is_cluster else 1)
     return Sharded(tuple(IndexKeys(key_space(settings.cache), tag) for tag in tags))
 
@@ -173,7 +173,7 @@ def _tell(progress: Warmed) -> None:
 
 
 class _Breakers:
-    """Makes the circuit breakers of the requests; the metric shows the one that is worst off."""
+    """Makes the circuit breakers of the requests; the metric shows the worst state of all."""
 
     def __init__(self, cache: CacheSettings, metrics: Metrics) -> None:
         self._cache = cache
@@ -220,9 +220,8 @@ def _user_caches(
     events: CacheEvents,
 ) -> UserCaches:
     """
-    The three kinds of copies, each believed only under the proof of its shard.
-
-    Who misses waits for who loads.  All pages and their tag are in one shard.
+    The three kinds of copies. Each is trusted only while its shard is proven. Concurrent misses share one
+    load.  All pages and their tag are in one shard.
     """
     retry_s = cache.lock_retry_delay_ms / 1000
     trusted = Sharded(tuple(map(_trusted, names.each, proofs.each)))
@@ -266,7 +265,7 @@ def _user_caches(
 
 
 def _counted(metrics: Metrics) -> CacheEvents:
-    """The cache's hooks, counted."""
+    """Hooks that count what the cache does."""
 
     def operation(_name: str, seconds: float, outcome: str) -> None:
         metrics.cache_operation(seconds)
@@ -288,7 +287,7 @@ def _polled(
     copies: UserCaches | None,
     deadlines: Deadlines,
 ) -> PolledIndex | None:
-    """What the lane reads; without hiredis, and with a Redis in memory, there is none."""
+    """The reads of the check lane; None without hiredis, and for a Redis in memory."""
     if not settings.http.check_lane or settings.redis.is_in_memory or not is_available():
         return None
 

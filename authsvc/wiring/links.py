@@ -73,7 +73,7 @@ def _topology(
 
 
 class _Common(TypedDict):
-    """What both kinds of pools are told."""
+    """Options of both kinds of pools."""
 
     size: int
     protocol: Literal[2, 3]
@@ -108,7 +108,7 @@ def _address(redis: RedisSettings) -> RedisAddress:
 
 
 def _embedded_pools(generations: Generations, size: int) -> tuple[Pool, Pool]:
-    """Redis in this process, for development: data and outages of it are nobody else's."""
+    """Redis in this process, for development; no other process shares it."""
     import fakeredis
     from redis import ConnectionPool
 

@@ -1,4 +1,4 @@
-"""The outbox, its sender, and the services that mails make possible."""
+"""The outbox, its sender, and the services that send mails."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MAIL_DIR = DEVELOPMENT_DIR / "mail"
 
 @dataclass(frozen=True, slots=True)
 class Mailing:
-    """What views call, and what sends, on a thread of its own."""
+    """The services that views call, and the sender with its own thread."""
 
     services: RecoveryServices
     run: MailRun
@@ -43,7 +43,7 @@ def _recovery_store(parts: Parts) -> SqlRecoveryStore:
 
 
 def open_mail(parts: Parts) -> Mailing:
-    """Everything that has to do with mails; the thread is not started."""
+    """All parts that deal with mails; does not start the thread."""
     settings, database, clock = parts.settings, parts.stores.database, parts.clock
     secrets, outbox = _ticket_secrets(settings), SqlOutbox(parts.stores.database)
     run = MailRun(
@@ -96,7 +96,7 @@ def open_mail(parts: Parts) -> Mailing:
 
 
 def letters(settings: Settings) -> Letters:
-    """The templates, and whom mails come from."""
+    """The templates and the sender's address of mails."""
     mail = settings.mail
     sender = Sender(
         address=mail.from_address or "",
@@ -108,7 +108,7 @@ def letters(settings: Settings) -> Letters:
 
 
 def transport(mail: MailSettings, timings: Timings | None = None) -> Transport:
-    """The way out."""
+    """The transport that MAIL_TRANSPORT names."""
     if mail.transport is MailTransport.FILE:
         return FileTransport(MAIL_DIR)
     return SmtpTransport(

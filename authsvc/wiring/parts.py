@@ -39,7 +39,7 @@ from authsvc.wiring.timings import Timings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """What several services share; made once for a process, before them."""
+    """What several services share; made once for a process, before the services."""
 
     settings: Settings
     stores: Stores
@@ -63,7 +63,7 @@ class Parts:
 
 
 def make_parts(settings: Settings, clock: Clock, answers: LastAnswers, timings: Timings) -> Parts:
-    """All parts of one process; connects to nothing."""
+    """All parts of one process; opens no connection."""
     metrics = make_metrics()
     tracing = open_tracing(settings.tracing, now_ns=time.time_ns)
     stores = open_stores(settings, timings, metrics, tracing, answers, clock)

@@ -1,4 +1,4 @@
-"""What must be true before production starts: both stores answer, the schema fits, keys are there."""
+"""Checks before a start in production: both stores answer, the schema fits, there are keys."""
 
 from __future__ import annotations
 
@@ -23,20 +23,22 @@ from authsvc.wiring.timings import Timings
 
 
 def problems(settings: Settings, timings: Timings | None = None) -> tuple[Problem, ...]:
-    """Everything that stands in the way of serving; connects, within a few seconds, and tells no secret."""
+    """All problems that prevent serving; connects to the stores, takes a few seconds, shows no secret."""
     of_stores = (*database_problems(settings, timings), *_redis(settings, timings))
     of_rows = of_stores or (*ownership_problems(settings, timings), *factor_problems(settings, timings))
     return (*local_problems(settings), *of_rows)
 
 
 def local_problems(settings: Settings) -> tuple[Problem, ...]:
-    """What is wrong with keys and mail templates, and what is not installed; connects to nothing."""
+    """Problems of keys, mail templates and missing packages; opens no connection."""
     of_mails = letters(settings).problems() if settings.mail.is_on else ()
     return (*key_problems(settings.tokens.keys_dir), *tracing_problems(settings.tracing), *of_mails)
 
 
 def factor_problems(settings: Settings, timings: Timings | None = None) -> Iterator[Problem]:
-    """Second factors that this process would let people past, or cannot read; raises StoreUnavailable."""
+    """
+    Stored second factors that this process would not ask for, or cannot decrypt; raises StoreUnavailable.
+    """
     with closing(open_database(settings, timings)) as database:
         if settings.second_factors.is_on:
             known = data_keys(settings).by_id
@@ -56,13 +58,13 @@ def factor_problems(settings: Settings, timings: Timings | None = None) -> Itera
 
 
 def database_problems(settings: Settings, timings: Timings | None = None) -> tuple[Problem, ...]:
-    """What is wrong with the database: it cannot be reached, or its schema is not the one needed."""
+    """Problems of the database: it cannot be reached, or its schema is not the one needed."""
     with closing(open_database(settings, timings)) as database:
         return tuple(schema_problems(database))
 
 
 def ownership_problems(settings: Settings, timings: Timings | None = None) -> tuple[Problem, ...]:
-    """Whether Redis holds the data of another installation; where a store is away, others say so."""
+    """Whether Redis has the data of another installation. Other checks report a store that is away."""
     with (
         closing(open_database(settings, timings)) as database,
         closing(single_client(settings.redis, timings)) as client,
@@ -71,7 +73,7 @@ def ownership_problems(settings: Settings, timings: Timings | None = None) -> tu
 
 
 def stored_warnings(settings: Settings, timings: Timings | None = None) -> list[str]:
-    """What is stored and has no effect with these settings; raises StoreUnavailable."""
+    """Warnings about stored data that has no effect with these settings; raises StoreUnavailable."""
     with closing(open_database(settings, timings)) as database:
         return [*_role_warnings(settings, database), *_passkey_warnings(settings, database)]
 

@@ -29,7 +29,7 @@ from authsvc.wiring.parts import Parts
 
 
 def open_second_factors(parts: Parts, opening: SessionOpening, account: OwnAccount) -> SecondFactorServices:
-    """Everything that has to do with them."""
+    """All parts of second factors."""
     settings, stores, clock = parts.settings, parts.stores, parts.clock
     notices, store = Notices(are_sent=settings.mail.is_on), _factor_store(parts)
     keys, book, second = data_keys(settings), _book(parts, store), _second(parts, notices)
@@ -96,11 +96,11 @@ def _second(parts: Parts, notices: Notices) -> SecondFactors:
 def open_passkeys(
     parts: Parts, second_factors: SecondFactorServices | None, authentication: Authentication
 ) -> PasskeyServices | None:
-    """Everything that has to do with passkeys; None where second factors are off, or there is no RP ID."""
+    """All parts of passkeys; None unless second factors are on and there is an RP ID."""
     settings = parts.settings.passkeys
     if second_factors is None or settings.rp_id is None:
         return None
-    # A process without passkeys does not load what reads them.
+    # Import here: a process without passkeys does not load the code that reads them.
     from authsvc.domain.accounts.webauthn import WebAuthn
 
     name = settings.rp_name or settings.rp_id
@@ -134,19 +134,19 @@ def _factor_store(parts: Parts) -> SqlFactorStore:
 
 
 def _admin_level(settings: Settings) -> Requirement:
-    """What ADMIN_ACR asks for; ``aal1`` is nothing: everybody has logged in somehow."""
+    """The level that ADMIN_ACR demands of admins; nothing for ``aal1``, which every login has."""
     acr = Acr(settings.second_factors.admin_acr)
     return Requirement(acr=acr if acr is not Acr.AAL1 else None)
 
 
 def data_keys(settings: Settings) -> DataKeys:
-    """The keys that secrets are encrypted under."""
+    """The keys that encrypt secrets."""
     factors = settings.second_factors
     previous = (revealed(factors.data_key_previous),) if factors.data_key_previous else ()
     return DataKeys.of(revealed(factors.data_key), *previous)
 
 
 def _recovery_digests(settings: Settings) -> RecoveryDigests:
-    """Under the pepper, which is never changed: the codes outlive other secrets."""
+    """Keyed with the pepper, which never changes: the codes must outlive other secrets."""
     key = hmac.digest(revealed(settings.passwords.pepper), b"authsvc recovery code key 1", "sha256")
     return RecoveryDigests(key)

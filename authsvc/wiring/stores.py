@@ -1,4 +1,4 @@
-"""SQL as the settings name it, with the revocation log and what compares Redis with it."""
+"""SQL as the settings name it, with the revocation log and the reconciler."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from authsvc.store.sql import POOL_SIZE, Database, DatabaseEvents
 from authsvc.wiring.caching import Redis, open_redis
 from authsvc.wiring.timings import Timings
 
-#: What jitter makes of a TTL at most.
+#: Largest factor by which jitter extends a TTL.
 LONGEST_TTL = 1.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stores:
-    """The truth, the fast copy, and who keeps the second honest."""
+    """SQL, its copy in Redis, and the reconciler that compares them."""
 
     database: Database
     following: Database
@@ -44,7 +44,7 @@ class Stores:
     profile: TokenProfile
 
     def close(self) -> None:
-        """Stop comparing and let all connections go."""
+        """Stop the reconciler and close all connections."""
         self.heartbeat.close()
         self.redis.close()
         self.following.close()
@@ -59,12 +59,12 @@ def open_stores(
     answers: LastAnswers,
     clock: Clock,
 ) -> Stores:
-    """Connects to nothing yet: pools fill when they are used or started."""
+    """Stores of this process; pools connect when they are first used or started."""
     profile = _profile(settings)
     noted = _noted_in(answers)
     observed = _observed_by(metrics, tracing, noted)
     database = open_database(settings, timings, events=observed, pool_size=POOL_SIZE - 1)
-    # Slow commits of requests can take all of their connections: the log is followed over one of its own.
+    # Slow commits of requests can use all connections of their pool: the log is read over a separate one.
     following = open_database(settings, timings, events=noted, pool_size=1)
     log = revocation_log(settings, database, clock, following=following)
     redis = open_redis(settings, timings, metrics, tracing)
@@ -99,12 +99,12 @@ def open_stores(
 def revocation_log(
     settings: Settings, database: Database, clock: Clock, *, following: Database | None = None
 ) -> SqlRevocationLog:
-    """The log in *database*, with lives that fit those of tokens and cached users."""
+    """The log in *database*; entries live longer than the tokens and cached users that they concern."""
     profile, cache = _profile(settings), settings.cache
     return SqlRevocationLog(
         database,
         copies_live=timedelta(seconds=profile.longest_s + profile.leeway_s + COPY_MARGIN_S),
-        # A Redis that was away, and kept what it had, must still be told what changed when it comes back.
+        # A Redis that was away and kept its data must still receive these changes when it comes back.
         users_live=timedelta(seconds=cache.ttl_s * LONGEST_TTL + COPY_MARGIN_S),
         clock=clock,
         following=following,
@@ -118,7 +118,7 @@ def open_database(
     events: DatabaseEvents | None = None,
     pool_size: int = POOL_SIZE,
 ) -> Database:
-    """The database of *settings*, with a breaker of its own."""
+    """The database of *settings*, with its circuit breaker."""
     events = events or DatabaseEvents()
     breaker = CircuitBreaker(clock=time.monotonic, on_change=lambda _, state: events.on_breaker(state))
     url = settings.database.url.reveal()
@@ -133,12 +133,12 @@ def open_database(
 
 
 def open_transfers(settings: Settings, database: Database, clock: Clock) -> SqlUserTransfers:
-    """Many users at once, in and out of *database*; for the command line."""
+    """Import and export of users in *database*; for the command line."""
     return SqlUserTransfers(database, revocation_log(settings, database, clock), clock, pause=time.sleep)
 
 
 def _noted_in(answers: LastAnswers) -> DatabaseEvents:
-    """The hooks that tell all workers whether SQL answers."""
+    """Hooks that record for all workers whether SQL answers."""
     return DatabaseEvents(
         on_answer=lambda: answers.answered(time.monotonic()),
         on_outage=lambda: answers.failed(time.monotonic()),
@@ -183,7 +183,8 @@ def _reconciler(
         index=index,
         servers=redis.servers,
         ownership=Ownership(
-            # Over the connection of the log: a pool that requests have used up must not stop a comparison.
+            # Over the connection of the log: a pool whose connections are all in use must not stop a
+            # comparison.
             installation=partial(installation_id, following),
             checks=redis.client,
             shards=len(redis.names.each),

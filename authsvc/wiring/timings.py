@@ -1,4 +1,4 @@
-"""How long everything may take: one value for a process, which tests hand in another of."""
+"""Time limits and lives, as one value per process; tests pass another value."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from authsvc.store.sql import SqlTimings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timings:
-    """The deadlines and lives of each part, declared beside it; no setting, for they depend on each other."""
+    """The time limits and lives of each part. They depend on each other, so they are not settings."""
 
     sql: SqlTimings = field(default_factory=SqlTimings)
     redis: Deadlines = field(default_factory=Deadlines)

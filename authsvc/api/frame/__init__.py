@@ -1,1 +1,1 @@
-"""What every view stands in: guards, bodies, errors, headers, the description."""
+"""What all views share: guards, bodies, errors, headers, the OpenAPI description."""

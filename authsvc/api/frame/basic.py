@@ -15,10 +15,10 @@ _COLON = ":"
 
 def basic_credentials(header: str | None) -> ClientCredentials:
     """
-    What *header* says, each part decoded as it was encoded: percent signs, then Basic.
+    The id and secret in *header*: Basic is decoded first, then the percent-encoding of each part.
 
     Raises:
-        ClientRefused: no header, another scheme, or nothing that can be read as an id and a secret.
+        ClientRefused: no header, another scheme, or not a readable id and secret.
     """
     found = _BASIC.fullmatch((header or "").strip(" "))
     if found is None:
@@ -35,5 +35,7 @@ def basic_credentials(header: str | None) -> ClientCredentials:
 
 
 def _plain(encoded: str) -> str:
-    """*encoded* without ``application/x-www-form-urlencoded``; raises ValueError for what is no UTF-8."""
+    """
+    *encoded*, decoded from ``application/x-www-form-urlencoded``; raises ValueError unless it is UTF-8.
+    """
     return unquote_plus(encoded, errors="strict")

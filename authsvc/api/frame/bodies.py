@@ -1,4 +1,4 @@
-"""Request bodies: read within limits, strictly, and checked by a schema; the blueprint that sees to it."""
+"""Request bodies: read strictly and within limits, then checked by a schema."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ READ_BYTES = MAX_BYTES + 1
 JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
 FORM = "application/x-www-form-urlencoded"
-#: The most parameters of a form; real ones have a few.
+#: Largest number of parameters of a form; real ones have a few.
 MAX_PARAMETERS = 32
 _PROBLEM = ProblemView()
 
@@ -38,7 +38,7 @@ _PROBLEM = ProblemView()
 class Body(Shape):
     """A JSON object in a request; unknown members are refused."""
 
-    #: The media types that may carry it.
+    #: Accepted media types.
     media_types: ClassVar[tuple[str, ...]] = (JSON,)
 
 
@@ -57,17 +57,17 @@ class StrictParser(FlaskParser):
     DEFAULT_UNKNOWN_BY_LOCATION: dict[str, str | None] = {}  # noqa: RUF012 - as webargs declares it
 
     def load_json(self, req: Request, schema: Schema) -> Any:
-        """The decoded body; 400, 413 or 415 if it cannot be read."""
+        """The decoded body; raises 400, 413 or 415 if it cannot be read."""
         return read_json(req, getattr(schema, "media_types", (JSON,)))
 
 
 class Blueprint(SmorestBlueprint):
-    """Views whose bodies are read by the strict parser; it must be in place before the first is declared."""
+    """A blueprint whose views read bodies with the strict parser; set the parser before declaring views."""
 
     ARGUMENTS_PARSER = StrictParser()
 
     def refuses(self, status: int, codes: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-        """Document that a view may answer *status* with one of the problems *codes*."""
+        """Document that a view may answer *status* with the problem codes *codes*."""
         documented: Callable[[Callable[P, R]], Callable[P, R]] = self.alt_response(
             status, schema=_PROBLEM, content_type=MEDIA_TYPE, description=codes
         )
@@ -117,7 +117,7 @@ def _read(req: Request, media_types: tuple[str, ...]) -> bytes:
 
 
 def load(schema: Schema, data: Json) -> Any:
-    """*data* as *schema* makes it; raises 422 with the messages for each field."""
+    """*data*, loaded by *schema*; raises 422 with the messages for each field."""
     try:
         return schema.load(data)  # type: ignore[arg-type]  # whatever is no object is refused by it
     except ValidationError as error:

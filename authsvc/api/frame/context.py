@@ -18,7 +18,7 @@ from authsvc.domain.users import User
 from authsvc.services import PasskeyServices, RecoveryServices, SecondFactorServices, Services
 
 EXTENSION = "authsvc"
-#: Shows, and renews, that somebody logged in on this device before.
+#: The header that sends a device token, and returns a new one.
 DEVICE_HEADER = "X-Device-Token"
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -36,7 +36,7 @@ def services() -> Services:
 
 
 def recovery() -> RecoveryServices:
-    """What mails make possible; its routes exist only where it does."""
+    """Services that send mails; routes that call this exist only with them."""
     found = services().recovery
     if found is None:
         raise NotFound
@@ -44,7 +44,7 @@ def recovery() -> RecoveryServices:
 
 
 def second_factors() -> SecondFactorServices:
-    """Second factors; their routes exist only where they are on."""
+    """Second-factor services; routes that call this exist only with them."""
     found = services().second_factors
     if found is None:
         raise NotFound
@@ -52,7 +52,7 @@ def second_factors() -> SecondFactorServices:
 
 
 def passkeys() -> PasskeyServices:
-    """Passkeys; their routes exist only where there are any."""
+    """Passkey services; routes that call this exist only with them."""
     found = services().passkeys
     if found is None:
         raise NotFound
@@ -60,7 +60,7 @@ def passkeys() -> PasskeyServices:
 
 
 def issuer_of_tokens() -> MachineTokens:
-    """What issues tokens to clients; its route exists only where it does."""
+    """The issuer of tokens to clients; the route that calls this exists only with it."""
     found = services().machines
     if found is None:
         raise NotFound
@@ -68,48 +68,48 @@ def issuer_of_tokens() -> MachineTokens:
 
 
 def own_user() -> User | None:
-    """The caller's user, for a view that asked for it; None where the cache had no copy of it."""
+    """The caller's user, for a view guarded with *reads_user*; None if the cache had no copy."""
     return cast("User | None", g.own_user)
 
 
 def identity() -> AccessToken:
-    """The caller, as the guard of this view found them."""
+    """The caller, as the guard of this view identified them."""
     return cast("AccessToken", g.identity)
 
 
 def caller() -> Caller:
-    """The client that calls, as the guard of this view found it."""
+    """The calling client, as the guard of this view identified it."""
     return cast("Caller", g.client)
 
 
 def client_ip() -> str:
-    """The caller's address; only trusted proxies may name another than that of the connection."""
+    """The caller's address: that of the connection, unless a trusted proxy names another."""
     return resolve_client(request.environ, services().http.trusted_proxies)
 
 
 def user_agent() -> str | None:
-    """The User-Agent, shortened, without characters that a database refuses."""
+    """The User-Agent, shortened, without characters that the database rejects."""
     text = request.headers.get("User-Agent", "")
     clean = "".join(character for character in text if character.isprintable())
     return clean.encode("utf-8", "replace").decode()[:USER_AGENT_LENGTH] or None
 
 
 def request_id_of(environ: Mapping[str, Any]) -> str:
-    """The client's request id if it is sane, else a new one."""
+    """The client's request id if it is valid, else a new one."""
     return request_id_from(environ.get("HTTP_X_REQUEST_ID", ""))
 
 
 def request_id_from(given: str) -> str:
-    """The same from the header's value; empty for none."""
+    """The request id for the value of its header, "" if there is none."""
     return given if given and _SANE_ID.fullmatch(given) else secrets.token_hex(16)
 
 
 def resolve_client(environ: Mapping[str, Any], trusted: Sequence[Network]) -> str:
     """
-    Walk ``X-Forwarded-For`` from the right, past trusted hops, to the first that is not.
+    The client's address: the rightmost in ``X-Forwarded-For`` that is not a trusted proxy.
 
-    All trusted: the leftmost.  A hop that is no address, with or without a port, ends the walk at the last
-    good one.  ``Forwarded`` (RFC 7239) is ignored: a proxy that sets one header passes the other on as sent.
+    If all are trusted, the leftmost. A hop that is not an address ends the search at the last valid one.
+    ``Forwarded`` (RFC 7239) is ignored: a proxy that sets one header passes the other on as sent.
     """
     current = _address(environ.get("REMOTE_ADDR", ""))
     if current is None:
@@ -137,5 +137,5 @@ def _address(text: str) -> Address | None:
         return None
     if isinstance(address, ipaddress.IPv4Address):
         return address
-    # Without its zone, which means nothing here and can be of any length.
+    # Without its zone id, which has no meaning here and can have any length.
     return address.ipv4_mapped or ipaddress.IPv6Address(int(address))

@@ -1,4 +1,4 @@
-"""CORS: which pages of other origins may read answers (Fetch standard), without cookies."""
+"""CORS (Fetch standard): which origins may read answers; no cookies."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from _typeshed import OptExcInfo
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-#: Public documents, the same for everybody.
+#: Public documents: every origin may read them.
 WELL_KNOWN = "/.well-known/"
 #: How long a browser may remember the answer to a preflight (seconds).
 MAX_AGE_S = 600
@@ -39,8 +39,8 @@ class CrossOrigin:
     """
     Adds the headers of CORS to what *application* answers, and answers preflights.
 
-    *origins* are compared exactly.  Token checks must not come this way: a gateway that forwards an
-    ``OPTIONS`` with its headers would take the 204 for a yes.
+    *origins* are compared exactly.  Token checks must bypass this: a gateway that forwards an ``OPTIONS``
+    request would take the 204 for success.
     """
 
     application: WSGIApplication
@@ -63,7 +63,7 @@ class CrossOrigin:
         return self.application(environ, start if headers else start_response)
 
     def _headers(self, environ: WSGIEnvironment) -> list[tuple[str, str]]:
-        """What every answer to this request carries."""
+        """The CORS headers of every answer to this request."""
         if environ.get("PATH_INFO", "").startswith(WELL_KNOWN):
             is_read = environ["REQUEST_METHOD"] in {"GET", "HEAD"} or _is_preflight(environ)
             return [("Access-Control-Allow-Origin", "*"), _EXPOSED] if is_read else []

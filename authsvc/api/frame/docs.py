@@ -1,4 +1,4 @@
-"""The API's own description: OpenAPI 3.1, and a page over it that needs no internet."""
+"""The OpenAPI 3.1 description of the API, and a page that shows it without access to the internet."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from authsvc.settings.kinds import ROLE_PATTERN
 blp = Blueprint("docs", __name__)
 #: Where an application keeps what makes its description.
 _DESCRIPTION = "authsvc.description"
-#: Routes that exist whether the description is shown or not.
+#: Routes that exist whether or not the description is published.
 root = Blueprint("root", __name__)
 
 _LINKS = {
@@ -36,20 +36,20 @@ _LINKS = {
     "metadata": ".well-known/oauth-authorization-server",
 }
 
-#: Where the package keeps Swagger UI as published.
+#: The folder of Swagger UI in its package.
 SWAGGER_UI = Path(str(files("flask_swagger_ui"))) / "dist"
-#: What the page needs, and where it lies.
+#: Files of the page, and where they are.
 _ASSETS = {
     "swagger-ui.css": SWAGGER_UI,
     "swagger-ui-bundle.js": SWAGGER_UI,
     "init.js": Path(__file__).parents[1] / "static",
 }
 
-#: Where gateways ask; answered before Flask.
+#: Paths of token checks, answered before Flask.
 VERIFY_PATH = "/v1/auth/verify"
 VERIFY_MACHINE_PATH = f"{VERIFY_PATH}-machine"
 VERIFY_ANY_PATH = f"{VERIFY_PATH}-any"
-#: Paths on which anybody can have a password hashed.
+#: Paths on which any caller can cause a password hash.
 HASHING_PATHS = (
     *("/v1/auth/login", "/v1/auth/register", "/v1/auth/register/confirm"),
     *("/v1/auth/password/reset", "/v1/auth/email/verify"),
@@ -76,23 +76,27 @@ _PAGE = """<!doctype html>
 </html>
 """
 
-_COMMON_REFUSALS = {"DEFAULT_ERROR": "Any other refusal.", "UNPROCESSABLE_ENTITY": "`validation_failed`"}
+_COMMON_REFUSALS = {"DEFAULT_ERROR": "Any other error.", "UNPROCESSABLE_ENTITY": "`validation_failed`"}
 
 
 def check_paths(*, has_machines: bool) -> tuple[str, ...]:
-    """Where gateways ask; the paths for machines exist only with them."""
+    """Paths of token checks; those for machines exist only where machines are on."""
     return (VERIFY_PATH, VERIFY_MACHINE_PATH, VERIFY_ANY_PATH) if has_machines else (VERIFY_PATH,)
 
 
 def _check_operations(*, has_machines: bool, has_levels: bool) -> dict[str, Any]:
-    """The checks, which are answered before Flask and so are unknown to it."""
+    """Describe the checks: they are answered before Flask, which does not know them."""
     person = "`X-Auth-User-Id`, `X-Auth-Session-Id`, `X-Auth-Roles`"
     machine = "`X-Auth-Client-Id`, `X-Auth-Scopes`"
     of_people = ("role", "acr", "max_age") if has_levels else ("role",)
     about = {
         VERIFY_PATH: ("Check a person's access token for a gateway.", of_people, person),
-        VERIFY_MACHINE_PATH: ("The same for a machine's.", ("scope",), machine),
-        VERIFY_ANY_PATH: ("The same for either.", (*of_people, "scope"), f"{person}, or {machine}"),
+        VERIFY_MACHINE_PATH: ("Check a machine's access token for a gateway.", ("scope",), machine),
+        VERIFY_ANY_PATH: (
+            "Check a person's or a machine's access token for a gateway.",
+            (*of_people, "scope"),
+            f"{person}, or {machine}",
+        ),
     }
     paths = check_paths(has_machines=has_machines)
     return {path: {"get": _check_operation(path, *about[path])} for path in paths}
@@ -185,7 +189,7 @@ def _operation_id(method: str, path: str) -> str:
 
 
 class OperationIds(BasePlugin):
-    """Gives every operation the id that generators make up where there is none: its method and path."""
+    """Gives every operation an id of method and path, as code generators do where there is none."""
 
     def operation_helper(
         self, path: str | None = None, operations: dict[str, Any] | None = None, **_: object
@@ -196,7 +200,7 @@ class OperationIds(BasePlugin):
 
 
 class DescribedApi(Api):
-    """flask-smorest's description, with our problems where it has errors of its own."""
+    """flask-smorest's description, with our problem bodies in place of its own error schema."""
 
     ERROR_SCHEMA = ProblemView
 
@@ -213,7 +217,7 @@ class DescribedApi(Api):
 @root.get("/")
 @public
 def begin() -> Response:
-    """Lead a person to the page, or name what else there is; by relative addresses, for any path in front."""
+    """Redirect to the page, or list the entry points; addresses are relative, for any path prefix."""
     if services().http.api_docs:
         return Response(status=302, headers={"Location": "docs"}, content_type="text/plain")
     return jsonify(links=_LINKS)
@@ -230,7 +234,7 @@ def description() -> Response:
 @blp.get("/docs/assets/<name>")
 @public
 def asset(name: str) -> Response:
-    """Send a file of the page, and no other of the package."""
+    """Send a file of the page, and no other file of the package."""
     if name not in _ASSETS:
         abort(404)
     return send_from_directory(_ASSETS[name], name)
@@ -239,7 +243,7 @@ def asset(name: str) -> Response:
 @blp.get("/docs")
 @public
 def page() -> Response:
-    """Show the description."""
+    """Show the page."""
     response = Response(_PAGE, content_type="text/html; charset=utf-8")
     response.headers["Content-Security-Policy"] = POLICY
     return response

@@ -1,4 +1,4 @@
-"""The one place where a refusal becomes a status, a header and a body (RFC 9457)."""
+"""The one place that turns errors into status, headers and body (RFC 9457)."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CHALLENGE = 'Bearer realm="authsvc"'
-#: Headers of every answer that is made without Flask.
+#: Headers of every error answer that is made without Flask.
 NOT_STORED = [("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff")]
-#: Where the challenge says more than CHALLENGE.
+#: Codes whose challenge differs from CHALLENGE.
 CHALLENGES: dict[type[errors.AuthError], str] = {
     errors.TokenInvalid: f'{CHALLENGE}, error="invalid_token"',
     errors.ClientRefused: 'Basic realm="authsvc", charset="UTF-8"',
@@ -35,7 +35,7 @@ CHALLENGES: dict[type[errors.AuthError], str] = {
     errors.ScopeMissing: f'{CHALLENGE}, error="insufficient_scope"',
 }
 
-#: Every AuthError with its status; a test asserts that none is left out.
+#: The status of every AuthError; a test asserts that none is missing.
 STATUSES: dict[type[errors.AuthError], int] = {
     errors.TokenMissing: 401,
     errors.TokenInvalid: 401,
@@ -76,37 +76,37 @@ DETAILS = {
     "refresh_reused": "The refresh token was used before; its session has been ended. Log in again.",
     "session_ended": "The session has ended. Log in again.",
     "code_invalid": "The code, link or challenge is not valid: it is wrong, used or expired.",
-    "step_up_required": "Prove again who you are, with a step-up; the challenge says what is needed.",
+    "step_up_required": "Authenticate again with a step-up; WWW-Authenticate says which level is needed.",
     "invalid_client": "Authenticate as a registered client, with HTTP Basic in the Authorization header.",
     "unauthorized_client": "This client was not given the right to do that.",
-    "unsupported_grant_type": "The only grant type here is client_credentials.",
+    "unsupported_grant_type": "The only supported grant type is client_credentials.",
     "invalid_scope": "This client does not have that scope.",
     "forbidden": "A role or a right is missing.",
     "insufficient_scope": "The access token lacks a scope.",
-    "email_unverified": "Prove your e-mail address first, with the code that was mailed to you.",
+    "email_unverified": "Verify your e-mail address first, with the code that was mailed to you.",
     "second_factor_required": "The password is right. Answer the challenge with a second factor.",
     "registration_closed": "Accounts are made by invitation or by the operators.",
     "wrong_password": "The current password is wrong.",
     "not_found": "There is nothing here.",
     "email_taken": "Another account has this e-mail address.",
-    "too_many": "There are as many of them as there may be: remove one first.",
+    "too_many": "The limit is reached: remove one first.",
     "passkey_known": "This passkey is registered already.",
     "last_admin": "The last active admin cannot be demoted, disabled or deleted.",
-    "precondition_failed": "It has changed since you read it.",
+    "precondition_failed": "The resource has changed since you read it.",
     "validation_failed": "One or more fields are wrong.",
     "rate_limited": "Too many attempts. Try again later.",
     "busy": "Too many passwords are being checked right now. Try again shortly.",
     "unavailable": "The service cannot answer right now. Try again shortly.",
-    "malformed_request": "The body is not the JSON that is expected.",
-    "method_not_allowed": "This method is not offered here.",
+    "malformed_request": "The body is not valid JSON, or not a JSON object.",
+    "method_not_allowed": "This method is not allowed here.",
     "too_large": "The body is larger than 64 KiB.",
     "unsupported_media_type": "Send JSON in UTF-8, uncompressed, with the Content-Type that is documented.",
     "internal_error": "Something went wrong. The request id helps to find out what.",
 }
 
-#: Below it errors are in the form that OAuth clients read.
+#: Errors below this path have the form of RFC 6749.
 OAUTH_PREFIX = "/v1/oauth2/"
-#: What they are told; no character that RFC 6749 §5.2 forbids.
+#: Texts of OAuth errors; they have no character that RFC 6749 §5.2 forbids.
 _OAUTH_DETAILS = {
     400: "Send one form with the parameters of the route, none twice, and the secret in the header alone.",
     401: DETAILS["invalid_client"],
@@ -118,14 +118,14 @@ _OAUTH_DETAILS = {
     500: DETAILS["internal_error"],
     503: DETAILS["unavailable"],
 }
-#: Codes that RFC 6749 §5.2 has itself; all others are told by their status.
+#: Codes that RFC 6749 §5.2 defines; other errors get a code by their status.
 _OAUTH_CODES = {errors.RightMissing.code, errors.GrantUnsupported.code, errors.InvalidScope.code}
 
-#: What may be the name of a field, or a place in a list.  Callers choose names, too: a name that does not
+#: What may be the name of a field, or an index in a list.  Callers choose names, too: a name that does not
 #: look like one, such as markup or a secret in the wrong place, is not repeated in an answer.
 _FIELD = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,31}|[0-9]{1,4}")
 
-#: marshmallow's tree of messages.
+#: marshmallow's nested messages.
 Messages = list[str] | dict[str, "Messages"]
 
 _HTTP_CODES = {
@@ -136,7 +136,7 @@ _HTTP_CODES = {
     415: "unsupported_media_type",
     422: "validation_failed",
 }
-#: Headers of werkzeug's errors that the answer keeps.
+#: Headers of werkzeug's errors that are copied to the answer.
 _PASSED_ON = {"Allow", "Accept-Encoding"}
 
 
@@ -162,7 +162,7 @@ class ProblemView(Shape):
     code = fields.String(required=True)
     request_id = fields.String(required=True)
     errors = fields.Dict(keys=fields.String(), values=fields.List(fields.String()))
-    challenge = fields.String(metadata={"description": "With `second_factor_required` alone, as the next."})
+    challenge = fields.String(metadata={"description": "Only with `second_factor_required`, as the next."})
     expires_in = fields.Integer(metadata={"description": "Seconds."})
     methods = fields.List(fields.String(validate=validate.OneOf(tuple(AnswerKind))))
 
@@ -175,7 +175,7 @@ class OAuthErrorView(Shape):
 
 
 class NotJson(BadRequest):
-    """A body that is not JSON as it is read here; *reason* is for the caller and repeats nothing of it."""
+    """A body that is not strict JSON; *reason* goes to the caller and repeats nothing of the body."""
 
     def __init__(self, reason: str) -> None:
         super().__init__()
@@ -184,7 +184,7 @@ class NotJson(BadRequest):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """One error answer, for Flask and for what is answered without it."""
+    """One error answer, with or without Flask."""
 
     status: int
     code: str
@@ -192,11 +192,11 @@ class Problem:
     errors: dict[str, list[str]] | None = None
     #: Further members of the body.
     members: dict[str, Any] = field(default_factory=dict)
-    #: Added to the text of the code.
+    #: Appended to the text of the code.
     reason: str = ""
 
     def body(self, request_id: str) -> bytes:
-        """The problem details; nothing in them comes from the request."""
+        """The problem details; they repeat nothing of the request."""
         detail = f"{DETAILS[self.code][:-1]}: {self.reason}." if self.reason else DETAILS[self.code]
         return problem_body(
             self.status,
@@ -208,7 +208,7 @@ class Problem:
         )
 
     def oauth_body(self) -> bytes:
-        """The same as RFC 6749 §5.2 has it."""
+        """The same in the form of RFC 6749 §5.2."""
         if self.code in _OAUTH_CODES:
             members = {"error": self.code, "error_description": DETAILS[self.code]}
         else:
@@ -254,14 +254,14 @@ def install(app: Flask) -> None:
 
 
 def _members(error: errors.AuthError) -> dict[str, Any]:
-    """What the body says beside what every problem says."""
+    """Further members of the body for *error*."""
     if not isinstance(error, errors.SecondFactorRequired):
         return {}
     return {"challenge": error.challenge, "expires_in": error.expires_in, "methods": error.methods}
 
 
 def _headers(error: errors.AuthError, status: int) -> dict[str, str]:
-    """The headers that belong to the status."""
+    """Headers that the status requires."""
     if isinstance(error, errors.StepUpRequired):
         return {"WWW-Authenticate": f"Bearer {error.requirement.challenge}"}
     if type(error) in CHALLENGES:
@@ -297,14 +297,14 @@ def _oauth_code(status: int) -> str:
 
 
 def _refuse(error: errors.AuthError) -> Response:
-    """A refusal of the domain."""
+    """Answer an AuthError of the domain."""
     if isinstance(error, errors.StoreUnavailable):
         log.warning("request.unavailable", extra={"cause": error.store})
     return _respond(problem_of(error))
 
 
 def _refuse_http(error: HTTPException) -> Response:
-    """A refusal of Flask, werkzeug or webargs."""
+    """Answer an HTTP error of Flask, werkzeug or webargs."""
     status = _status(error)
     headers = {name: _in_order(value) for name, value in error.get_headers() if name in _PASSED_ON}
     messages = getattr(error, "data", {}).get("messages")
@@ -319,12 +319,14 @@ def _refuse_http(error: HTTPException) -> Response:
 
 
 def _in_order(items: str) -> str:
-    """*items* in alphabetical order: werkzeug's order is that of a set and differs between processes."""
+    """
+    *items* in alphabetical order: werkzeug takes them from a set, whose order differs between processes.
+    """
     return ", ".join(sorted(items.split(", ")))
 
 
 def _status(error: HTTPException) -> int:
-    """The error's own status where it is one of ours, else the nearest."""
+    """The status of *error* if this service documents it, else the closest documented one."""
     if error.code in _HTTP_CODES:
         return error.code
     is_theirs = error.code is not None and error.code < HTTPStatus.INTERNAL_SERVER_ERROR
@@ -332,17 +334,17 @@ def _status(error: HTTPException) -> int:
 
 
 def _fail(error: Exception) -> Response:
-    """An unexpected error: the log has the details, the caller gets the request id."""
+    """Answer an unexpected error: details go to the log, the caller gets the request id."""
     log.error("request.crashed", exc_info=error)
     return _respond(Problem(status=500, code="internal_error"))
 
 
 def flat(messages: Messages, path: str = "", *, whole: str = "body") -> dict[str, list[str]]:
     """
-    marshmallow's tree of messages as field path -> messages.
+    marshmallow's nested messages as field path -> messages.
 
-    In the order of the alphabet: marshmallow's is that of a set for unknown names.  The location is not part
-    of the path; it names, as *whole*, what is wrong as a whole.
+    Sorted, because marshmallow's order of unknown names differs between processes. The location is not part
+    of the path; errors of the whole input are listed under *whole*.
     """
     if isinstance(messages, list):
         return {path or whole: [str(message) for message in messages]}

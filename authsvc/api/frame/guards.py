@@ -1,4 +1,7 @@
-"""Who may call a view: ``public``, ``requires``, ``fresh``, ``requires_client``; how often: ``limited``."""
+"""
+Guards of views. Who may call: ``public``, ``requires``, ``fresh``, ``requires_client``. How often:
+``limited``.
+"""
 
 from __future__ import annotations
 
@@ -51,16 +54,17 @@ def required_bearer(header: str | None) -> str:
 
 
 def public(view: Callable[P, R]) -> Callable[P, R]:
-    """Declare that anybody may call *view*."""
+    """Declare that *view* needs no authentication."""
     view.__access__ = "public"  # type: ignore[attr-defined]
     return view
 
 
 def requires(role: Role, *, reads_user: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """
-    Declare that a bearer token with *role* is needed; the view finds the caller in ``identity()``.
+    Declare that the view needs a bearer token with *role*; the caller is in ``identity()``.
 
-    With *reads_user* also in ``own_user()``, if a copy was there to be read together with the token.
+    With *reads_user*, the cached user is read together with the token and is in ``own_user()``, if there was
+    one.
     """
 
     def decorate(view: Callable[P, R]) -> Callable[P, R]:
@@ -86,7 +90,7 @@ def requires(role: Role, *, reads_user: bool = False) -> Callable[[Callable[P, R
 
 
 def _require_admin_level(token: AccessToken) -> None:
-    """Raise StepUpRequired unless *token* has the level that ADMIN_ACR asks admins for."""
+    """Raise StepUpRequired unless *token* has the level that ADMIN_ACR demands of admins."""
     found = services().second_factors
     if found is not None:
         require_level(token, found.admin_level, services().checks.clock())
@@ -94,9 +98,10 @@ def _require_admin_level(token: AccessToken) -> None:
 
 def fresh(*, of_everybody: bool = True) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """
-    Declare, below ``requires``, that the caller must have proven a short while ago who they are.
+    Declare, below ``requires``, that the caller must have authenticated recently.
 
-    Not *of_everybody*: those who have a second factor.  Nobody, while there are no second factors.
+    Without *of_everybody* this holds only for callers who have a second factor. It has no effect while
+    SECOND_FACTORS is off.
     """
 
     def decorate(view: Callable[P, R]) -> Callable[P, R]:
@@ -114,7 +119,7 @@ def fresh(*, of_everybody: bool = True) -> Callable[[Callable[P, R]], Callable[P
 
 
 def requires_client(right: Right | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Declare that a registered client with *right* has to show its secret; it is in ``caller()``."""
+    """Declare that the view needs a registered client with *right*, by its secret; it is in ``caller()``."""
 
     def decorate(view: Callable[P, R]) -> Callable[P, R]:
         @wraps(view)
@@ -134,7 +139,7 @@ def requires_client(right: Right | None = None) -> Callable[[Callable[P, R]], Ca
 
 
 def _document(view: Callable[..., object], scheme: str) -> None:
-    """Say in the OpenAPI description that *view* wants what *scheme* names."""
+    """Describe in OpenAPI that *view* needs the security scheme *scheme*."""
     described = deepcopy(getattr(view, "_apidoc", {}))
     described["manual_doc"] = {"security": [{scheme: []}], **described.get("manual_doc", {})}
     view._apidoc = described  # type: ignore[attr-defined]  # noqa: SLF001 - where flask-smorest looks
@@ -142,7 +147,7 @@ def _document(view: Callable[..., object], scheme: str) -> None:
 
 @contextmanager
 def attempt(rule: Rule, *, on_outage: OnOutage | None = None) -> Iterator[None]:
-    """Count one attempt by address; give it back where nothing is judged within."""
+    """Count one attempt by address; uncount it if the block checked no credential."""
     limits = services().limits
     taken = limits.take(rule, ip_subject(client_ip()), on_outage=on_outage)
     try:
@@ -154,9 +159,9 @@ def attempt(rule: Rule, *, on_outage: OnOutage | None = None) -> Iterator[None]:
 
 def limited(rule: Rule, *, on_outage: OnOutage | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """
-    Count one attempt by address before the view; give it back where the view judged nothing.
+    Count one attempt by address before the view; uncount it if the view checked no credential.
 
-    *on_outage* takes the place of what *rule* does while nothing can be counted.
+    *on_outage* overrides what *rule* does while the counters are unavailable.
     """
 
     def decorate(view: Callable[P, R]) -> Callable[P, R]:
@@ -171,7 +176,9 @@ def limited(rule: Rule, *, on_outage: OnOutage | None = None) -> Callable[[Calla
 
 
 def counted(result: Callable[[Metrics], Callable[[str], None]]) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Count how the view ended: ``ok``, the code of its refusal, or ``malformed`` for an unreadable body."""
+    """
+    Count the result of the view: ``ok``, the code of its error, or ``malformed`` for an unreadable body.
+    """
 
     def decorate(view: Callable[P, R]) -> Callable[P, R]:
         @wraps(view)
@@ -194,7 +201,7 @@ def counted(result: Callable[[Metrics], Callable[[str], None]]) -> Callable[[Cal
 
 
 def optional_bearer() -> str | None:
-    """The presented token for a view that takes other proof, too; raises TokenInvalid for another scheme."""
+    """The bearer token, for a view that accepts other proof, too; raises TokenInvalid for another scheme."""
     header = request.headers.get("Authorization")
     if header is None:
         return None

@@ -1,4 +1,4 @@
-"""The metrics port: served by the same processes, recognised by the port of the request."""
+"""The metrics port: the same processes serve it; the port of the request tells it apart."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class MetricsPort:
-    """Answers ``/metrics`` on *port*, where there is nothing else, and hands all other ports on."""
+    """Answers ``/metrics`` on *port*, and nothing else there; passes requests to other ports on."""
 
     application: WSGIApplication
     metrics: Metrics

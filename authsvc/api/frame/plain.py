@@ -1,4 +1,4 @@
-"""Flask sees the same path as a gateway in front, and only known methods, which keeps metric labels few."""
+"""Give Flask the same path that a gateway sees, and only known methods, which bounds the metric labels."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-#: The name for unknown methods: each would be a metric label of its own otherwise.
+#: Replaces unknown methods: otherwise each would become a metric label.
 OTHER = "OTHER"
 
 
 @dataclass(frozen=True, slots=True)
 class PlainRequests:
     """
-    Hands requests on under a known method and a path as it was sent.
+    Passes requests on with a known method and with the path as it was sent.
 
     werkzeug reads ``//v1/me`` as ``/v1/me``: a gateway's rules by path prefix could be bypassed.
     """

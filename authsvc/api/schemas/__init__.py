@@ -1,1 +1,1 @@
-"""The shapes that go in and out, by what they are about."""
+"""Schemas of requests and answers, by topic."""

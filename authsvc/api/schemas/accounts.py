@@ -1,4 +1,4 @@
-"""The shapes that go in and out; load() returns a frozen value of the domain, rules live there."""
+"""Schemas of accounts; load() returns a frozen value of the domain, which has the rules."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MAX_PAGE = 200
 
 
 def storable(value: object) -> None:
-    """Refuse NUL and lone surrogates in *value*, however deep: no database takes them."""
+    """Reject NUL and lone surrogates anywhere in *value*: the database cannot store them."""
     if isinstance(value, str) and _UNSTORABLE.search(value):
         raise ValidationError("Must not contain NUL or lone surrogates.")
     if isinstance(value, dict):
@@ -36,12 +36,12 @@ def storable(value: object) -> None:
 
 
 def text(most: int, **options: Any) -> fields.String:
-    """A string of at most *most* characters that a database takes."""
+    """A string of at most *most* characters that the database can store."""
     return fields.String(validate=[validate.Length(max=most), storable], **options)
 
 
 def role_name() -> fields.String:
-    """The name of a role; whether there is such a role is the domain's to say."""
+    """The name of a role; the domain checks whether that role exists."""
     return fields.String(
         validate=_named_like_a_role, metadata={"pattern": f"^{ROLE_PATTERN}$", "example": "user"}
     )
@@ -53,7 +53,7 @@ def _named_like_a_role(name: str) -> None:
 
 
 class ProfileFields(Body):
-    """What a user says of themselves."""
+    """Fields of a user's profile."""
 
     name = text(200, allow_none=True, metadata={"example": "Ada Lovelace"})
     phone = text(64, allow_none=True, metadata={"example": "+44 20 7946 0000"})
@@ -61,20 +61,20 @@ class ProfileFields(Body):
 
 
 class RegisterBody(ProfileFields):
-    """What somebody signs up with."""
+    """The body of a registration."""
 
     email = text(1024, required=True, metadata={"example": "ada@example.com"})
     password = fields.String(required=True, metadata={"example": "correct horse battery staple"})
 
     @post_load
     def build(self, data: dict[str, Any], **_: Any) -> Registration:
-        """As the domain takes it."""
+        """The value for the domain."""
         return Registration(email=data["email"], password=data["password"], profile=profile_of(data))
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class LoginForm:
-    """What somebody signs in with."""
+    """The address and password of a login."""
 
     email: str
     password: str
@@ -82,7 +82,7 @@ class LoginForm:
 
 
 class LoginBody(Body):
-    """Address and password: any string will do, what fits nobody is a failure like any other."""
+    """The body of a login. Any strings are accepted: those that no account can have fail like wrong ones."""
 
     email = fields.String(required=True, metadata={"example": "ada@example.com"})
     password = fields.String(required=True, metadata={"example": "correct horse battery staple"})
@@ -90,25 +90,25 @@ class LoginBody(Body):
 
     @post_load
     def build(self, data: dict[str, Any], **_: Any) -> LoginForm:
-        """As a value."""
+        """The value for the view."""
         return LoginForm(**data)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class RefreshForm:
-    """A refresh token, as presented; None where the body names none and need not."""
+    """A refresh token; None if the body has none and may leave it out."""
 
     refresh_token: str | None = None
 
 
 class RefreshBody(Body):
-    """A refresh token."""
+    """The body with a refresh token."""
 
     refresh_token = fields.String(required=True, validate=storable)
 
     @post_load
     def build(self, data: dict[str, Any], **_: Any) -> RefreshForm:
-        """As a value."""
+        """The value for the view."""
         return RefreshForm(**data)
 
 
@@ -117,18 +117,18 @@ class ProfilePatch(ProfileFields):
 
     @validates_schema
     def not_empty(self, data: dict[str, Any], **_: Any) -> None:
-        """A patch that changes nothing is a mistake."""
+        """Reject a patch without any field."""
         _require_some(data)
 
     @post_load
     def build(self, data: dict[str, Any], **_: Any) -> Profile:
-        """As the domain takes it."""
+        """The value for the domain."""
         return profile_of(data)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class PasswordForm:
-    """The password in use and the one to come."""
+    """The current password and the new one."""
 
     current_password: str
     new_password: str
@@ -142,25 +142,25 @@ class PasswordBody(Body):
 
     @post_load
     def build(self, data: dict[str, Any], **_: Any) -> PasswordForm:
-        """As a value."""
+        """The value for the view."""
         return PasswordForm(**data)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ClosingForm:
-    """The password that closes an account."""
+    """The password of a request to close the account."""
 
     password: str
 
 
 class ClosingBody(Body):
-    """The current password."""
+    """The body of a request to close the account."""
 
     password = fields.String(required=True)
 
     @post_load
     def build(self, data: dict[str, Any], **_: Any) -> ClosingForm:
-        """As a value."""
+        """The value for the view."""
         return ClosingForm(**data)
 
 
@@ -168,18 +168,18 @@ class PreferencesBody(Body):
     """Any JSON object within the limits."""
 
     class Meta:
-        """Every member is welcome."""
+        """Members may have any name."""
 
         unknown = "include"
 
     @validates_schema
     def all_storable(self, data: dict[str, Any], **_: Any) -> None:
-        """No NUL and no lone surrogate anywhere."""
+        """Reject NUL and lone surrogates anywhere."""
         storable(data)
 
     @post_load(pass_original=True)
     def as_sent(self, _data: dict[str, Any], original: dict[str, Any], **_: Any) -> dict[str, Any]:
-        """Members in the caller's order: marshmallow hands unknown ones on in the order of a set."""
+        """Members in the caller's order: marshmallow passes unknown ones in the order of a set."""
         return original
 
 
@@ -191,39 +191,39 @@ class PreferencesPatch(PreferencesBody):
 
 @dataclass(frozen=True, slots=True)
 class UserPatchForm:
-    """Roles, status or both."""
+    """New roles, a new status, or both."""
 
     roles: tuple[Role, ...] | None = None
     status: Status | None = None
 
 
 class UserPatch(Body):
-    """What an admin changes of a user."""
+    """The body of an admin's change of a user."""
 
     roles = fields.List(role_name(), validate=validate.Length(min=1, max=len(BUILT_IN) + MAX_ROLES))
     status = fields.String(validate=validate.OneOf(("active", "disabled")))
 
     @validates_schema
     def not_empty(self, data: dict[str, Any], **_: Any) -> None:
-        """A patch that changes nothing is a mistake."""
+        """Reject a patch without any field."""
         _require_some(data)
 
     @post_load
     def build(self, data: dict[str, Any], **_: Any) -> UserPatchForm:
-        """As a value."""
+        """The value for the view."""
         roles = tuple(data["roles"]) if "roles" in data else None
         return UserPatchForm(roles=roles, status=data.get("status"))
 
 
 class UserQuery(Shape):
-    """Which users, and which page of them."""
+    """The filters and the page of a list of users."""
 
     class Meta:
-        """A typing error is not a filter."""
+        """An unknown parameter is an error, not ignored."""
 
         unknown = RAISE
 
-    email = text(1024, metadata={"description": "The one user with that address, or none."})
+    email = text(1024, metadata={"description": "Only the user with this address."})
     role = role_name()
     status = fields.String(validate=validate.OneOf(("active", "disabled")))
     limit = Whole(1, MAX_PAGE, load_default=50)
@@ -231,7 +231,7 @@ class UserQuery(Shape):
 
     @post_load
     def build(self, data: dict[str, Any], **_: Any) -> UserFilter:
-        """As the domain takes it."""
+        """The value for the domain."""
         after = UserId(data["cursor"]) if "cursor" in data else None
         email = _address(data["email"]) if "email" in data else None
         return UserFilter(
@@ -284,7 +284,7 @@ class SessionView(View):
 
 
 class SessionList(View):
-    """Every living session of a user."""
+    """All live sessions of a user."""
 
     items = fields.List(fields.Nested(SessionView))
 
@@ -301,7 +301,7 @@ class TokenPairView(View):
 
 
 def profile_of(data: dict[str, Any]) -> Profile:
-    """The fields of a profile that *data* has."""
+    """The profile fields that *data* contains."""
     given = frozenset(name for name in PROFILE_FIELDS if name in data)
     return Profile(given=given, **{name: data[name] for name in given})
 

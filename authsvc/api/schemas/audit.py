@@ -1,4 +1,4 @@
-"""Security events as admins and users see them, and how to ask for them."""
+"""Schemas of security events, for admins and for users."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from authsvc.api.schemas.kinds import Identifier, Time, TimeInQuery, View, Whole
 from authsvc.domain.audit import OPERATIONAL, Action, AuditFilter
 
 ACTIONS = sorted(action.value for action in Action if action not in OPERATIONAL)
-#: The place of the version in a UUID: ids of events have version 7.
+#: Position of the version in a UUID: ids of events have version 7.
 _VERSION_AT = 14
 _NO_CURSOR = "Not a cursor of this list."
 
@@ -34,10 +34,10 @@ def _address(text: str) -> None:
 
 
 class OwnEventQuery(Shape):
-    """Which page of the caller's own events."""
+    """The page of the caller's own events."""
 
     class Meta:
-        """A typing error is not a filter."""
+        """An unknown parameter is an error, not ignored."""
 
         unknown = RAISE
 
@@ -46,12 +46,12 @@ class OwnEventQuery(Shape):
 
     @post_load
     def build(self, data: dict[str, Any], **_: Any) -> AuditFilter:
-        """As the domain takes it."""
+        """The value for the domain."""
         return _filter(data)
 
 
 class EventQuery(OwnEventQuery):
-    """Which events, and which page of them."""
+    """The filters and the page of a list of events."""
 
     action = fields.String(validate=validate.OneOf(ACTIONS))
     user_id = Identifier()
@@ -95,7 +95,7 @@ class OwnEventPage(View):
 
 
 class MailView(View):
-    """A mail as its recipient sees it: that it was sent, not what it said."""
+    """A mail as its recipient sees it: when it was sent, without its content."""
 
     template = fields.String()
     state = fields.String()
@@ -105,16 +105,16 @@ class MailView(View):
 
 
 class AccountView(UserView):
-    """The account; preferences have a member of their own."""
+    """The account, without preferences."""
 
     class Meta:
-        """Once is enough."""
+        """Preferences are a member of the whole document already."""
 
         exclude = ("preferences",)
 
 
 class OwnDataView(View):
-    """Everything that is kept about one person; parts that are off are left out."""
+    """All data stored about one person; members of parts that are off are left out."""
 
     sometimes = frozenset({"mails", "factors"})
 

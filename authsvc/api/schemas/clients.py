@@ -1,4 +1,4 @@
-"""The shapes of registered clients."""
+"""Schemas of registered clients."""
 
 from __future__ import annotations
 
@@ -38,22 +38,20 @@ def _rights(**options: Any) -> fields.List[Any]:
 
 
 class ClientBody(Body):
-    """A client to be made."""
+    """The body that creates a client."""
 
     name = _name(required=True)
     scopes = _scopes(load_default=())
-    may = _rights(
-        metadata={"description": "Without it: `token` where scopes are given, else the usual ones."}
-    )
+    may = _rights(metadata={"description": "Default: `token` if scopes are given, else the default rights."})
 
     @post_load
     def build(self, data: dict[str, Any], **_: Any) -> ClientChange:
-        """As the domain takes it."""
+        """The value for the domain."""
         return _change(data)
 
 
 class ClientPatch(Body):
-    """What of a client is to change; a scope that is left out ends its tokens."""
+    """Changes of a client; removing one of its scopes ends its tokens."""
 
     media_types = (JSON, MERGE_PATCH)
 
@@ -63,13 +61,13 @@ class ClientPatch(Body):
 
     @validates_schema
     def not_empty(self, data: dict[str, Any], **_: Any) -> None:
-        """A patch that changes nothing is a mistake."""
+        """Reject a patch without any field."""
         if not data:
             raise ValidationError("Name at least one field.")
 
     @post_load
     def build(self, data: dict[str, Any], **_: Any) -> ClientChange:
-        """As the domain takes it."""
+        """The value for the domain."""
         return _change(data)
 
 
@@ -93,13 +91,13 @@ class ClientView(View):
 
 
 class NewClientView(ClientView):
-    """A client that was just made, with its secret: nobody can show that again."""
+    """A new client with its secret, which is never shown again."""
 
     client_secret = fields.String()
 
 
 class NewSecretView(View):
-    """A secret that was just made: nobody can show it again."""
+    """A new secret, which is never shown again."""
 
     id = fields.UUID()
     client_secret = fields.String(attribute="secret")
@@ -121,7 +119,7 @@ def _change(data: dict[str, Any]) -> ClientChange:
 
 
 def with_secret(made: NewClient) -> dict[str, object]:
-    """A new client as NewClientView has it."""
+    """The members of NewClientView for a new client."""
     client: Client = made.client
     return {
         "id": client.id,

@@ -1,4 +1,4 @@
-"""Second factors: what goes in and comes out."""
+"""Schemas of second factors."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from authsvc.domain.accounts.ceremonies import Assertion
 from authsvc.domain.accounts.factors import Kind
 from authsvc.domain.values.levels import Acr
 
-_CODE = {"example": "492039", "description": "Of the authenticator app."}
+_CODE = {"example": "492039", "description": "A code of the authenticator app."}
 _RECOVERY_CODE = {"example": "XD4A-BCID-CPT4-L5C5-DQFI-2YIK"}
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class AnswerForm:
-    """The answer to a challenge: exactly one of the three."""
+    """One second factor: exactly one field is set."""
 
     code: str | None = None
     recovery_code: str | None = None
@@ -30,36 +30,37 @@ class AnswerForm:
 
 
 class AnswerBody(Body):
-    """One answer: two at once are a mistake."""
+    """One second factor; more than one is an error."""
 
     proofs: ClassVar[tuple[str, ...]] = ("code", "recovery_code", "credential")
 
     code = fields.String(metadata=_CODE)
     recovery_code = fields.String(metadata=_RECOVERY_CODE)
     credential = fields.Nested(
-        AssertionCredential, metadata={"description": "Of a passkey, by `toJSON()`; over options for it."}
+        AssertionCredential,
+        metadata={"description": "A passkey's answer to options of this service, by `toJSON()`."},
     )
 
     @validates_schema
     def one_answer(self, data: dict[str, Any], **_: Any) -> None:
-        """Exactly one."""
+        """Require exactly one field."""
         if len(data.keys() & set(self.proofs)) != 1:
             raise ValidationError(f"Send one of {', '.join(self.proofs[:-1])} and {self.proofs[-1]}.")
 
 
 class SecondLoginBody(AnswerBody):
-    """The challenge of a login, and its answer."""
+    """The challenge of a login, and a second factor."""
 
     challenge = fields.String(required=True)
 
     @post_load
     def build(self, data: dict[str, Any], **_: Any) -> tuple[str, AnswerForm]:
-        """As values."""
+        """The value for the view."""
         return data.pop("challenge"), AnswerForm(**data)
 
 
 class StepUpBody(AnswerBody):
-    """A second factor; or the password, where the account has none."""
+    """A second factor; or the password, if the account has no second factor."""
 
     proofs = ("password", *AnswerBody.proofs)
 
@@ -67,12 +68,12 @@ class StepUpBody(AnswerBody):
 
     @post_load
     def build(self, data: dict[str, Any], **_: Any) -> str | AnswerForm:
-        """The password, or the answer."""
+        """The password, or the second factor."""
         return str(data["password"]) if "password" in data else AnswerForm(**data)
 
 
 class SteppedUpView(View):
-    """An access token of the session, and the level that it says."""
+    """A new access token of the session, with its level."""
 
     access_token = fields.String()
     expires_in = fields.Integer(metadata={"description": "Seconds"})
@@ -82,7 +83,7 @@ class SteppedUpView(View):
 
 
 class FactorName(Body):
-    """What its owner calls a factor; null for no name."""
+    """The name that a user gives to a factor; null for no name."""
 
     name = text(200, allow_none=True, metadata={"example": "My phone"})
 
@@ -123,11 +124,13 @@ class FactorListView(View):
 
 
 class EnrolmentView(Shape):
-    """What an authenticator app is given; it is shown once."""
+    """The secret for an authenticator app; it is shown once."""
 
     id = Identifier(required=True)
     secret = fields.String(required=True, metadata={"example": "JBSWY3DPEHPK3PXPJBSWY3DPEHPK3PXP"})
-    uri = fields.String(required=True, metadata={"description": "To be shown as a QR code."})
+    uri = fields.String(
+        required=True, metadata={"description": "An `otpauth:` address, to show as a QR code."}
+    )
     expires_in = fields.Integer(required=True, metadata={"description": "Seconds."})
 
 

@@ -1,4 +1,4 @@
-"""The shapes of the revocation feed."""
+"""Schemas of the revocation feed."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ CURSOR_LENGTH = 100
 
 
 class FeedParameters(Shape):
-    """From where, how long, how much."""
+    """The cursor, the time to wait, the size of the page."""
 
     class Meta:
-        """A typing error is not a question."""
+        """An unknown parameter is an error, not ignored."""
 
         unknown = RAISE
 
@@ -32,25 +32,25 @@ class FeedParameters(Shape):
 
     @post_load
     def build(self, data: dict[str, Any], **_: Any) -> FeedQuery:
-        """As the domain takes it."""
+        """The value for the domain."""
         return FeedQuery(after=data.get("after"), wait_s=data["wait"], limit=data["limit"])
 
 
 class FeedItem(View):
-    """What is dead, and until when somebody could still show it."""
+    """One revocation, and when the last token it concerns expires."""
 
     sometimes = frozenset({"session_id", "user_id", "epoch", "token_id"})
 
     kind = fields.String(validate=validate.OneOf(("session", "user", "token")))
     session_id = fields.String()
     user_id = fields.String()
-    epoch = fields.Integer(metadata={"description": "Tokens of the user with a lower one are dead."})
+    epoch = fields.Integer(metadata={"description": "Tokens of the user with a lower epoch are revoked."})
     token_id = fields.String()
     until = Time()
 
 
 class FeedView(View):
-    """A part of the feed."""
+    """One page of the feed."""
 
     items = fields.List(fields.Nested(FeedItem))
     cursor = fields.String()
@@ -61,21 +61,21 @@ class FeedView(View):
 
 
 def shown(answer: FeedAnswer) -> dict[str, object]:
-    """*answer* as FeedView has it."""
+    """*answer* with the members of FeedView."""
     retry_after_s = answer.retry_after_s
     return {
         "items": [item for entry in answer.entries for item in _items(entry)],
         "cursor": answer.cursor.text(),
         "reset": answer.is_reset,
         "has_more": answer.has_more,
-        # Rounded down: a reader must not believe that it knows more than it does.
+        # Rounded down: a reader must not assume that its data is newer than it is.
         "waited_ms": math.floor(answer.waited_s * 1000),
         "retry_after_ms": None if retry_after_s is None else round(retry_after_s * 1000),
     }
 
 
 def _items(entry: Revocation) -> Iterator[dict[str, object]]:
-    """What *entry* ends; a token that is named beside its session needs no word of its own."""
+    """The items of *entry*; a token whose session is listed needs no item of its own."""
     if entry.session_id is not None:
         yield {"kind": "session", "session_id": entry.session_id, "until": entry.expires_at}
     elif entry.token_id is not None:

@@ -1,4 +1,4 @@
-"""Kinds of values that several shapes share: how each is read, written and described."""
+"""Field types that several schemas share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from authsvc.api.frame.errors import Shape
 from authsvc.domain.values.clocks import rfc3339
 from authsvc.domain.values.identifiers import canonical_id
 
-#: An offset whose plus was sent as it is: in a query that means a space.
+#: A UTC offset whose ``+`` was not escaped: in a query it is decoded as a space.
 _LOST_PLUS = re.compile(r" (?=[0-9]{2}:[0-9]{2}\Z)")
 
 
@@ -22,12 +22,12 @@ _SECONDS = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,3})?")
 
 
 class View(Shape):
-    """An answer: every field is always there, but for those that *sometimes* names."""
+    """An answer. All fields are always present, except those that *sometimes* names."""
 
     sometimes: ClassVar[frozenset[str]] = frozenset()
 
     def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
-        """Have the description say so."""
+        """Mark the field as required in the description."""
         field_obj.required = field_name not in self.sometimes
 
 

@@ -1,4 +1,4 @@
-"""Passkeys as browsers write and read them in JSON (WebAuthn Level 3 §5.1.8, §5.1.9)."""
+"""Schemas of passkeys, in the JSON form of browsers (WebAuthn Level 3 §5.1.8, §5.1.9)."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from authsvc.api.schemas.accounts import text
 from authsvc.api.schemas.kinds import Time, View
 from authsvc.domain.accounts.ceremonies import Assertion, Attestation
 
-#: Characters of base64url.  Real ones are shorter by far; reading more would cost time.
+#: Characters of base64url.  Real values are much shorter; decoding more would cost time.
 _MOST, _MOST_OF_ATTESTATION = 4096, 16_384
-#: What browsers say about how an authenticator is reached: a few short words.
+#: Transports of an authenticator, as browsers report them: a few short words.
 _MOST_TRANSPORTS, _MOST_OF_TRANSPORT = 8, 32
 
 
 def _bytes(most: int = _MOST, **options: Any) -> fields.String:
-    """Bytes in base64url; whether they are any is for the ceremony to say, with one answer for all faults."""
+    """Bytes in base64url. The ceremony in the domain decodes them, and has one answer for all faults."""
     return fields.String(validate=validate.Length(max=most), **options)
 
 
 class _Lenient(Shape):
-    """Browsers add members as the specification grows."""
+    """Ignores unknown members: browsers add new ones as the specification grows."""
 
     class Meta:
-        """Those that are unknown are not looked at."""
+        """Unknown members are ignored."""
 
         unknown = "exclude"
 
@@ -66,7 +66,7 @@ class AttestationCredential(_Credential):
 
     @post_load
     def build(self, data: dict[str, Any], **_: Any) -> Attestation:
-        """As the domain takes it."""
+        """The value for the domain."""
         response = data["response"]
         return Attestation(
             **_common(data),
@@ -82,7 +82,7 @@ class AssertionCredential(_Credential):
 
     @post_load
     def build(self, data: dict[str, Any], **_: Any) -> Assertion:
-        """As the domain takes it."""
+        """The value for the domain."""
         response = data["response"]
         return Assertion(
             **_common(data),
@@ -94,52 +94,52 @@ class AssertionCredential(_Credential):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class PasskeyForm:
-    """A new passkey, and what its owner calls it."""
+    """A new passkey and its name."""
 
     credential: Attestation
     name: str | None = None
 
 
 class PasskeyBody(Body):
-    """A new passkey."""
+    """The body that registers a passkey."""
 
     credential = fields.Nested(AttestationCredential, required=True)
     name = text(200, allow_none=True, metadata={"example": "Ada's phone"})
 
     @post_load
     def build(self, data: dict[str, Any], **_: Any) -> PasskeyForm:
-        """As a value."""
+        """The value for the view."""
         return PasskeyForm(**data)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class PasskeyLoginForm:
-    """What somebody signs in with."""
+    """The passkey answer of a login."""
 
     credential: Assertion
     device_id: str | None = None
 
 
 class PasskeyLoginBody(Body):
-    """An assertion over options of this service."""
+    """The body of a login with a passkey: an assertion over options of this service."""
 
     credential = fields.Nested(AssertionCredential, required=True)
     device_id = text(200, allow_none=True)
 
     @post_load
     def build(self, data: dict[str, Any], **_: Any) -> PasskeyLoginForm:
-        """As a value."""
+        """The value for the view."""
         return PasskeyLoginForm(**data)
 
 
 class ChallengeBody(Body):
-    """The challenge that a login answered with."""
+    """The body with the challenge of a login."""
 
     challenge = fields.String(required=True)
 
 
 class NewPasskeyView(View):
-    """A factor, and the recovery codes that came with a first one."""
+    """A new factor; the first one comes with recovery codes."""
 
     id = fields.String(attribute="factor.id")
     kind = fields.String(attribute="factor.kind.value", metadata={"example": "passkey"})
@@ -191,7 +191,7 @@ class SelectionView(View):
 
 
 class CreationOptionsView(View):
-    """``PublicKeyCredentialCreationOptionsJSON``, bare."""
+    """``PublicKeyCredentialCreationOptionsJSON``, with no object around it."""
 
     rp = fields.Nested(RelyingPartyView)
     user = fields.Nested(PasskeyUserView)
@@ -204,7 +204,7 @@ class CreationOptionsView(View):
 
 
 class RequestOptionsView(View):
-    """``PublicKeyCredentialRequestOptionsJSON``, bare."""
+    """``PublicKeyCredentialRequestOptionsJSON``, with no object around it."""
 
     challenge = fields.String()
     timeout = fields.Integer(metadata={"description": "Milliseconds."})
@@ -214,7 +214,10 @@ class RequestOptionsView(View):
 
 
 class RelatedOriginsView(View):
-    """What browsers ask before a page outside the RP ID uses its passkeys (WebAuthn Level 3 §5.11)."""
+    """
+    The document that browsers read before a page of another origin uses passkeys of the RP ID (WebAuthn Level
+    3 §5.11).
+    """
 
     origins = fields.List(fields.String(), metadata={"example": ["https://app.example.com"]})
 

@@ -1,4 +1,4 @@
-"""The shapes of verification, reset, quiet registration and change of address."""
+"""Schemas of verification, password reset, registration by mail and change of address."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TICKET = {"example": "0198f7a2-5c5e-4c1e-9d1c-3a1f4c0e6b1d"}
 
 @dataclass(frozen=True, slots=True, repr=False)
 class TicketForm:
-    """What a ticket's body holds: what is shown of the ticket, and what is to be done with it."""
+    """The body that redeems a ticket: the code or token, and the data that the operation needs."""
 
     shown: Shown
     email: str | None = None
@@ -29,11 +29,11 @@ class TicketForm:
 
 
 class TicketBody(Body):
-    """A token, or a code; both in one body are a mistake."""
+    """A token or a code; both in one body are an error."""
 
     token = fields.String(metadata={"description": "From the link in the mail."})
     ticket = fields.String(
-        metadata={"description": "As it was answered when the mail was asked for.", **_TICKET}
+        metadata={"description": "From the answer to the request for the mail.", **_TICKET}
     )
     code = fields.String(
         metadata={"example": "WDJB-MJHT", "description": "From the mail; case and hyphens are ignored."}
@@ -41,7 +41,7 @@ class TicketBody(Body):
 
     @validates_schema
     def one_proof(self, data: dict[str, Any], **_: Any) -> None:
-        """Token alone, or code (with its ticket, where the route wants one)."""
+        """Require a token alone, or a code (with its ticket, if the route needs one)."""
         if ("token" in data) == ("code" in data):
             raise ValidationError("Send one of token and code.")
         if "token" in data and "ticket" in data:
@@ -51,29 +51,29 @@ class TicketBody(Body):
 
     @post_load
     def build(self, data: dict[str, Any], **_: Any) -> TicketForm:
-        """As a value."""
+        """The value for the view."""
         names = ("token", "ticket", "code", "old_code")
         shown = Shown(**{name: data.pop(name) for name in names if name in data})
         return TicketForm(shown=shown, **data)
 
 
 class ResetBody(TicketBody):
-    """A proof from the mail, and the password to come."""
+    """A code or token from the mail, and the new password."""
 
     new_password = fields.String(required=True, metadata={"example": "correct horse battery staple"})
 
 
 class ConfirmBody(TicketBody):
-    """A proof from the mail; with a token the password that was chosen at registration, too."""
+    """A code or token from the mail; with a token also the password that was chosen at registration."""
 
     password = fields.String()
 
 
 class VerifyBody(TicketBody):
-    """A proof from the mail; without a session address and password, too."""
+    """A code or token from the mail; without a session also address and password."""
 
     class Meta:
-        """The user is known: their code needs no ticket."""
+        """The session names the user, so that a code needs no ticket."""
 
         exclude = ("ticket",)
 
@@ -82,7 +82,7 @@ class VerifyBody(TicketBody):
 
     @validates_schema
     def both_or_none(self, data: dict[str, Any], **_: Any) -> None:
-        """An address without its password proves nothing."""
+        """Require both, or neither."""
         if ("email" in data) != ("password" in data):
             raise ValidationError("Send email and password, or neither.")
 
@@ -96,26 +96,26 @@ class ChangeConfirmBody(Body):
 
     @post_load
     def build(self, data: dict[str, Any], **_: Any) -> TicketForm:
-        """As a value."""
+        """The value for the view."""
         return TicketForm(shown=Shown(**data))
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class AddressForm:
-    """An address; and the current password, where a user asks to change theirs."""
+    """An address; for a change of address also the current password."""
 
     email: str
     password: str = ""
 
 
 class AddressBody(Body):
-    """An address.  It is not checked: a malformed one gets the same answer as a known one."""
+    """The body with an address. It is not validated: a malformed one gets the same answer as a known one."""
 
     email = fields.String(required=True, metadata={"example": "ada@example.com"})
 
     @post_load
     def build(self, data: dict[str, Any], **_: Any) -> AddressForm:
-        """As a value."""
+        """The value for the view."""
         return AddressForm(**data)
 
 
@@ -127,7 +127,7 @@ class ChangeBody(AddressBody):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class InviteForm:
-    """Whom an admin invites."""
+    """The invitation of a user."""
 
     email: str
     profile: Profile
@@ -135,7 +135,7 @@ class InviteForm:
 
 
 class InviteBody(Body):
-    """Whom to invite, and as what."""
+    """The body of an invitation: address and roles."""
 
     email = text(1024, required=True, metadata={"example": "ada@example.com"})
     name = text(200, allow_none=True, metadata={"example": "Ada Lovelace"})
@@ -143,25 +143,25 @@ class InviteBody(Body):
 
     @post_load
     def build(self, data: dict[str, Any], **_: Any) -> InviteForm:
-        """As a value."""
+        """The value for the view."""
         roles = tuple(data.pop("roles", ("user",)))
         return InviteForm(email=data["email"], profile=profile_of(data), roles=roles)
 
 
 class LockBody(Body):
-    """Whether the password must not be used any more from now on."""
+    """Whether to make the current password unusable at once."""
 
     lock = fields.Boolean(truthy={True}, falsy={False})
 
 
 class AskedView(Shape):
-    """What everybody gets who asks for a mail."""
+    """The answer to every request for a mail."""
 
     ticket = Identifier(required=True)
     expires_in = fields.Integer(required=True, metadata={"description": "Seconds."})
 
 
 class ChangeAskedView(AskedView):
-    """The same, and which codes the confirmation takes."""
+    """The same, and which codes the confirmation needs."""
 
     needs = fields.List(fields.String(), required=True, metadata={"example": ["code", "old_code"]})

@@ -1,4 +1,4 @@
-"""The shapes of what the service says of itself, for the description: health and the user cache."""
+"""Schemas of health and of the user cache, for the description."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class LifeView(View):
 
 
 class ReadyView(View):
-    """Whether the process can answer token checks, and what does not work as it should."""
+    """Whether the process can answer token checks, and what is degraded."""
 
     sometimes = frozenset({"impaired"})
 
@@ -27,7 +27,7 @@ class ReadyView(View):
 
 
 class CacheCounts(View):
-    """How often the user cache was asked, and had an answer."""
+    """Reads and hits of the user cache."""
 
     hits = fields.Integer()
     misses = fields.Integer()
@@ -42,7 +42,7 @@ class CacheHealth(View):
 
 
 class HealthView(View):
-    """Both stores and the cache."""
+    """State of both stores and of the cache."""
 
     status = _one_of("ok", "degraded", "down")
     service = fields.String()
@@ -53,7 +53,7 @@ class HealthView(View):
 
 
 class DetailedHealthView(HealthView):
-    """The same, and what an operator looks at next."""
+    """The same, with details for operators."""
 
     version = fields.String()
     latency_ms = fields.Dict(keys=fields.String(), values=fields.Float())
@@ -77,7 +77,7 @@ class CacheStatsView(CacheCounts):
 
 
 class CacheMetricsView(View):
-    """Redis as it tells of itself; what it denies is null."""
+    """What Redis reports about itself; null where it does not permit the command."""
 
     health = fields.Dict(keys=fields.String())
     memory = fields.Dict(keys=fields.String())
@@ -88,7 +88,7 @@ class CacheMetricsView(View):
 
 
 class WarmedView(View):
-    """How many records each warmer finds cached now."""
+    """How many records each warmer has in the cache now."""
 
     warmed = fields.Dict(keys=fields.String(), values=fields.Integer())
 

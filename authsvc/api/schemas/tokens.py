@@ -1,4 +1,4 @@
-"""The shapes of introspection and revocation, for the description: forms are read by ``read_form``."""
+"""Schemas of introspection, revocation and tokens, for the description; ``read_form`` reads the forms."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from authsvc.settings.kinds import ROLE_PATTERN
 
 
 class TokenForm(Shape):
-    """What a client sends; other parameters are ignored."""
+    """The form of introspection and revocation; other parameters are ignored."""
 
     token = fields.String(required=True)
-    token_type_hint = fields.String(metadata={"description": "Not needed, and never in the way."})
+    token_type_hint = fields.String(metadata={"description": "Optional; it does not change the result."})
 
 
 class GrantForm(Shape):
-    """What a client sends for a token of its own."""
+    """The form of a token request."""
 
     grant_type = fields.String(required=True, metadata={"enum": ["client_credentials"]})
-    scope = fields.String(metadata={"description": "With spaces between; without it all of them."})
+    scope = fields.String(metadata={"description": "Separated by spaces; default: all scopes of the client."})
 
 
 class MachineTokenView(Shape):
@@ -34,29 +34,29 @@ class MachineTokenView(Shape):
 
 
 class IntrospectionView(Shape):
-    """A token; one that is not active has ``active`` alone."""
+    """A token; if it is not active, only ``active`` is present."""
 
     active = fields.Boolean(required=True)
     token_type = fields.String(metadata={"enum": ["access_token", "refresh_token"]})
     sub = fields.UUID(metadata={"description": "The user, or the machine's client"})
-    client_id = fields.UUID(metadata={"description": "Of machines alone"})
-    scope = fields.String(metadata={"description": "Of machines alone"})
+    client_id = fields.UUID(metadata={"description": "Only for machines"})
+    scope = fields.String(metadata={"description": "Only for machines"})
     sid = fields.UUID(metadata={"description": "The session, or the secret that the machine showed"})
     roles = fields.List(fields.String(metadata={"pattern": f"^{ROLE_PATTERN}$"}))
     iss = fields.String()
     aud = fields.String()
     iat = fields.Integer()
     exp = fields.Integer()
-    jti = fields.UUID(metadata={"description": "Of access tokens alone"})
+    jti = fields.UUID(metadata={"description": "Only for access tokens"})
     acr = fields.String(
-        metadata={"description": "The level that the token says", "enum": [acr.value for acr in Acr]}
+        metadata={"description": "The level of the token", "enum": [acr.value for acr in Acr]}
     )
     amr = fields.List(fields.String(), metadata={"description": "How the user logged in (RFC 8176)"})
-    auth_time = fields.Integer(metadata={"description": "When they last proved who they are"})
+    auth_time = fields.Integer(metadata={"description": "When the user last authenticated"})
 
 
 class MetadataView(View):
-    """Where the endpoints are, and what they take (RFC 8414 §2)."""
+    """The endpoints and what they support (RFC 8414 §2)."""
 
     sometimes = frozenset({"token_endpoint", "token_endpoint_auth_methods_supported"})
 
