@@ -64,15 +64,15 @@ class Action(StrEnum):
     TOKEN_UNRECORDED = "token.unrecorded"  # noqa: S105 - the name of an event
 
 
-#: How the service itself fares, not what somebody did: for the log and the counters alone.
+#: Operational events, not actions of a user: only in the log and the counters.
 OPERATIONAL = frozenset({Action.LIMIT_UNCOUNTED, Action.TOKEN_UNRECORDED})
-#: What anybody can cause at no cost, as often as they like: all of the same share one row for a while.
+#: Events that any caller can cause freely: equal ones share one row for a while.
 TALLIED = frozenset({Action.LIMIT_REACHED, Action.CLIENT_REFUSED})
-#: What an operator does on the command line, where nobody shows a token.
+#: Actions of operators on the command line, which has no token.
 BY_OPERATORS = frozenset(
     {Action.USER_STANDING_SET, Action.PASSWORD_CHANGED, Action.EMAIL_CHANGED, Action.FACTORS_RESET}
 )
-#: What a user is shown of their own account.
+#: Events that users see of their own account.
 PERSONAL = frozenset(
     {
         *(Action.USER_REGISTERED, Action.USER_STANDING_SET, Action.LOGIN_SUCCEEDED, Action.LOGIN_FAILED),
@@ -88,70 +88,71 @@ PERSONAL = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """The request that a thread works for: its id, who asks, from where and with what."""
+    """The request that a thread handles: its id, the caller, their address and user agent."""
 
     request_id: str | None = None
     client_ip: str | None = None
     user_agent: str | None = None
-    #: Whose token the request showed.
+    #: The user or client whose token the request has.
     actor_id: str | None = None
 
 
-#: No request: the command line, or the service by itself.
+#: Not a request: the command line, or a background thread.
 NOWHERE = Origin()
 
 _origin: ContextVar[Origin] = ContextVar("origin", default=NOWHERE)
 
 
 def bind_origin(origin: Origin) -> None:
-    """Say what this thread works for from now on."""
+    """Set the origin of what this thread does from now on."""
     _origin.set(origin)
 
 
 def bind_actor(actor_id: str) -> None:
-    """Say which user or client is asking, once that is proven."""
+    """Set the user or client that makes the request, once authenticated."""
     _origin.set(replace(_origin.get(), actor_id=actor_id))
 
 
 def current_origin() -> Origin:
-    """What this thread works for."""
+    """The origin of what this thread does."""
     return _origin.get()
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event; ids and words alone: never an address, a password, a token or a hash."""
+    """One event; contains only ids and fixed words, never an address, a password, a token or a hash."""
 
     action: Action
     user_id: str | None = None
     session_id: str | None = None
     actor_id: str | None = None
     client_ip: str | None = None
-    #: The account that was tried, as its limit counts it; whoever keeps it keeps a keyed digest of it.
+    #: The account of a login attempt, as its limit counts it; only a keyed digest of it is stored.
     account: str | None = None
     detail: str | None = None
     device_id: str | None = None
-    #: What happens once, however many processes see it or say it again: a session's end, a key's arrival.
+    #: Set for an event that many processes may report, but that happens once: the end of a session, a new
+    #: key.
     once: str | None = None
-    #: Where it came from, if not from the request that this thread works for.
+    #: The origin, if it is not the request that this thread handles.
     origin: Origin | None = None
 
 
 class AuditLog(Protocol):
-    """Where events go."""
+    """Records events."""
 
     def record(self, event: Event) -> None:
-        """Keep *event*; never raises, and waits for no store that does not answer."""
+        """Record *event*; never raises, and does not wait for a store that does not answer."""
 
 
 class TransactionalAuditLog(AuditLog, Protocol):
-    """The same for events whose rows are stored in the transaction of what happened."""
+    """The same for events whose rows are stored in the transaction of the change."""
 
     def draft(self, event: Event) -> Entry:
         """The row of *event*."""
 
     def stored(self, entry: Entry) -> None:
-        """Count and log *entry*, which is stored."""
+        """Count and log *entry*, once it is stored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,14 +171,14 @@ class Entry:
     account: str | None = None
     detail: str | None = None
     request_id: str | None = None
-    #: How often at least: more than one where the same shares a row.
+    #: Number of events, at least: more than one if equal events share the row.
     count: int = 1
-    #: What all entries of one row have in common; None: a row of its own.
+    #: The key by which equal events share a row; None: it has its own row.
     once: str | None = None
 
     @property
     def is_by_another(self) -> bool:
-        """True where an administrator, an operator or a service did it to the user."""
+        """True if an administrator, an operator or a service acted on the user."""
         is_operators = self.actor_id is None and self.action in BY_OPERATORS
         return is_operators or self.actor_id not in {None, self.user_id}
 
@@ -191,7 +192,7 @@ class AuditFilter:
     user_id: str | None = None
     actor_id: str | None = None
     client_ip: str | None = None
-    #: From then on, and until before then.
+    #: First time included, and first time excluded.
     since: datetime | None = None
     until: datetime | None = None
     limit: int = 50
@@ -202,18 +203,18 @@ class AuditTrail(Protocol):
     """The rows, in SQL.  Raises StoreUnavailable."""
 
     def write(self, entries: Sequence[Entry]) -> None:
-        """Add *entries* in one transaction; those that are there already are not added again."""
+        """Add *entries* in one transaction; those already stored are skipped."""
 
     def page(self, wanted: AuditFilter) -> list[Entry]:
-        """At most ``limit + 1`` entries: the one too many says that there is a next page."""
+        """At most ``limit + 1`` entries; the extra one shows that there is a next page."""
 
     def prune(self, *, before: datetime, most: int) -> int:
-        """Delete the oldest entries from before *before*, *most* at once; how many there were."""
+        """Delete the oldest entries from before *before*, at most *most*; returns their number."""
 
 
 @dataclass(frozen=True, slots=True)
 class AuditBook:
-    """The trail, to be read."""
+    """Reads the audit trail."""
 
     trail: AuditTrail
 
@@ -224,5 +225,5 @@ class AuditBook:
         return page, page[-1].id if len(found) > wanted.limit else None
 
     def of_user(self, user_id: UserId, *, limit: int, after: str | None) -> tuple[list[Entry], str | None]:
-        """The same of what a user may know of their own account."""
+        """The same, with the events that users may see of their own account."""
         return self.page(AuditFilter(actions=PERSONAL, user_id=user_id, limit=limit, after=after))

@@ -49,18 +49,19 @@ from authsvc.domain.values.emails import NOBODY, Email, typed_email
 from authsvc.domain.values.identifiers import SessionId, TokenId, UserId, new_id
 from authsvc.domain.values.levels import Method
 
-#: A refresh that loses a race reads the session again, and finds a successor, a reuse or an end.
+#: Attempts of a refresh. One that loses a race reads the session again: it has a successor, was reused or
+#: ended.
 REFRESH_ROUNDS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registration:
-    """What somebody signs up with."""
+    """The data of a registration."""
 
     email: str
     password: str
     profile: Profile
-    #: True where an operator vouches for the address.
+    #: True if an operator confirms the address.
     email_verified: bool = False
 
     def __repr__(self) -> str:
@@ -70,14 +71,14 @@ class Registration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoginAttempt:
-    """What somebody signs in with, and from where."""
+    """The data of a login: credentials and origin."""
 
     email: str
     password: str
     device_id: str | None
     ip: str
     user_agent: str | None
-    #: As presented; whatever is no token of this account is as good as none.
+    #: As presented; anything that is not a token of this account is ignored.
     device_token: str = ""
 
     def __repr__(self) -> str:
@@ -86,29 +87,29 @@ class LoginAttempt:
 
 
 class SecondStep(Protocol):
-    """What a login goes on with where somebody has a second factor."""
+    """The second step of a login, for users who have a second factor."""
 
     def required(self, proven: Credentials, device_id: str | None) -> AuthError:
-        """The refusal that says so, with a challenge."""
+        """The error that asks for a second factor; contains a challenge."""
 
 
 class Verification(Protocol):
-    """Mails that prove the addresses of accounts."""
+    """Mails that verify the addresses of accounts."""
 
     @property
     def is_required(self) -> bool:
-        """True where nobody logs in without a proven address."""
+        """True if a login needs a verified address."""
 
     def add(self, user: User, password_hash: str) -> Committed[User]:
-        """Insert *user* with a mail to prove their address; raises EmailTaken."""
+        """Insert *user* and a mail to verify their address; raises EmailTaken."""
 
     def remind(self, credentials: Credentials) -> None:
-        """Send another mail to somebody who knows the password, now and then."""
+        """Send another mail after a login with the correct password, unless one was sent lately."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Authentication:
-    """Combines users, sessions, tokens and limits; every method names its refusals."""
+    """The use cases, over users, sessions, tokens and limits; every method documents its errors."""
 
     users: UserStore
     credentials: CredentialStore
@@ -125,25 +126,25 @@ class Authentication:
     limits: Limits
     audit: TransactionalAuditLog
     clock: Clock
-    #: None where no mails are sent.
+    #: None if no mails are sent.
     verification: Verification | None = None
-    #: False where accounts are made by operators alone.
+    #: False if only operators create accounts.
     is_open: bool = True
 
     def register(self, form: Registration, *, by_operator: bool = False) -> User:
         """
-        Create an account; who registers by themselves gets a mail to prove their address with.
+        Create an account; a user who registers gets a mail to verify their address.
 
         Raises:
-            RegistrationClosed: accounts are made by operators alone.
+            RegistrationClosed: only operators create accounts.
             Invalid: address or password break a rule.
-            EmailTaken: the unique index says so, whoever raced.
+            EmailTaken: by the unique index, so also in a race.
             HashingBusy, StoreUnavailable.
         """
         if not (self.is_open or by_operator):
             raise RegistrationClosed
         email = required_email(form.email)
-        # Refuse before other work: in a storm of requests most are refused.
+        # Check before other work: under overload most requests are refused here.
         self.proof.passwords.require_room()
         require_policy(self.password_policy, form.password, email=email, field="password")
         now = self.clock()
@@ -164,12 +165,12 @@ class Authentication:
 
     def log_in(self, attempt: LoginAttempt) -> TokenPair:
         """
-        Trade address and password for a session; the same work is done whether the address is known.
+        Log in with address and password; the work is the same whether or not the address is known.
 
         Raises:
             InvalidCredentials: unknown address, wrong password or disabled user.
-            EmailUnverified: the password is right, the address must be proven first.
-            SecondFactorRequired: the password is right; nothing has happened yet.
+            EmailUnverified: the password is correct, but the address must be verified first.
+            SecondFactorRequired: the password is correct; no session is open yet.
             RateLimited, HashingBusy, StoreUnavailable.
         """
         self.opening.signer.require_key(self.clock())
@@ -191,12 +192,12 @@ class Authentication:
         Rotate the refresh token *presented* and issue a new pair: one query and one conditional update.
 
         Raises:
-            RefreshInvalid: not one of ours; nothing is harmed.
+            RefreshInvalid: not a token of this service; no session is affected.
             SessionOver: the session has ended or expired.
-            RefreshReused: consumed before, outside the grace rule; the session has now ended.
+            RefreshReused: used before, and outside the grace time; the session has now ended.
             RateLimited, StoreUnavailable.
         """
-        # Checked before the token is used up: without a signing key there is no new pair.
+        # Check before the token is used: without a signing key there is no new pair.
         self.opening.signer.require_key(self.clock())
         token = parse_refresh_token(presented)
         standing = self._genuine(token)
@@ -210,7 +211,7 @@ class Authentication:
 
     def log_out(self, access: str | None, refresh: str | None) -> Outcome[Session | None]:
         """
-        End the session that *access* (it may have expired) or *refresh* belongs to; repeating is harmless.
+        End the session that *access* (it may have expired) or *refresh* belongs to; idempotent.
 
         Raises:
             TokenInvalid: neither is given, one is forged, or they name two sessions; nothing ends.
@@ -227,24 +228,26 @@ class Authentication:
         return self._end(named.pop(), token)
 
     def _known_device(self, attempt: LoginAttempt, email: Email | None) -> Device | None:
-        """The device whose token *attempt* shows; a bad one does the work of none, and tells nobody why."""
+        """The known device of *attempt*; an invalid device token has the same effect as none."""
         if email is None or not attempt.device_token:
             return None
         if self.devices.read(attempt.device_token, account_subject(email), now=self.clock()) is None:
             return None
-        # Before anything is counted, but only for who has logged in somewhere: nobody else gets this far.
+        # Before the attempt is counted, but only after a correct password: no other caller gets here.
         found = self.credentials.by_email(email)
         return known_device(self.devices, attempt.device_token, found, self.clock()) if found else None
 
     def require_proven_address(self, proven: Credentials) -> None:
-        """Raise EmailUnverified where the address must be proven, and send a mail now and then."""
+        """
+        Raise EmailUnverified if the address must be verified first; sends a mail, unless one was sent lately.
+        """
         if self.verification is None or not self.verification.is_required or proven.user.email_verified:
             return
         self.verification.remind(proven)
         raise EmailUnverified
 
     def _refused(self, attempt: LoginAttempt, credentials: Credentials | None) -> InvalidCredentials:
-        """Record the failed login and return its refusal."""
+        """Record the failed login and return its error."""
         user_id = credentials.user.id if credentials else None
         account = account_subject(typed_email(attempt.email) or attempt.email)
         self.audit.record(
@@ -259,7 +262,10 @@ class Authentication:
         return InvalidCredentials()
 
     def _open_session(self, verified: Credentials, attempt: LoginAttempt, device: Device | None) -> TokenPair:
-        """A new session for a proven user, unless they were disabled or changed their password meanwhile."""
+        """
+        Open a session for an authenticated user, unless they were disabled or changed their password
+        meanwhile.
+        """
         origin = LoginOrigin(
             ip=attempt.ip, user_agent=attempt.user_agent, device_id=attempt.device_id, device=device
         )
@@ -270,7 +276,7 @@ class Authentication:
         return pair
 
     def _genuine(self, token: RefreshToken) -> Standing:
-        """The session of *token*, if this server made it; raises RefreshInvalid."""
+        """The session of *token*, if this service made it; raises RefreshInvalid."""
         standing = self.sessions.standing(token.session_id)
         if standing is None or not self.refresh_tokens.is_genuine(token, standing.session.salt):
             raise RefreshInvalid("forged, or its session is gone")
@@ -292,7 +298,7 @@ class Authentication:
         return self.opening.pair(standing.user, rotated) if rotated else None
 
     def _reused(self, session: Session) -> RefreshReused:
-        """End the session whose token came back, before anybody is answered."""
+        """End the session whose token was reused, before the request is answered."""
         event = Event(Action.REFRESH_REUSED, user_id=session.user_id, session_id=session.id)
         self._ends.end(event, reason="refresh_reused")
         return RefreshReused()

@@ -1,4 +1,4 @@
-"""Many users in one request: every item has an answer of its own."""
+"""Operations on many users in one request; each item has its own result."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.emails import InvalidEmail, canonical_email
 from authsvc.domain.values.identifiers import UserId
 
-#: So many items are worked on at once: enough to keep the hashing lane busy, too few to fill its queue.
+#: Number of items in parallel: enough to keep the hashing lane busy, too few to fill its queue.
 AT_ONCE = 4
 
 
@@ -29,7 +29,7 @@ Placed: TypeAlias = "tuple[int, Registration | AuthError]"
 
 @dataclass(frozen=True, slots=True)
 class Created:
-    """What became of one item: a user, or why there is none."""
+    """The result of one item: a user, or an error."""
 
     user: User | None = None
     refusal: AuthError | None = None
@@ -47,9 +47,10 @@ class Batches:
 
     def create(self, items: Sequence[Registration | AuthError]) -> list[Created]:
         """
-        Register each item, or pass its refusal on, in order; of two with one address the first is served.
+        Register each item, or keep its error, in order; of two with the same address the first wins.
 
-        A failure costs its own item alone.  Raises StoreUnavailable if no item could be decided for it.
+        A failure affects only its own item. Raises StoreUnavailable if no item could be processed because of
+        it.
         """
         with ThreadPoolExecutor(AT_ONCE) as pool:
             jobs = [pool.submit(copy_context().run, self._create_all, alike) for alike in _by_address(items)]
@@ -61,7 +62,7 @@ class Batches:
         return results
 
     def note_logins(self, user_ids: Sequence[UserId]) -> tuple[list[UserId], list[UserId]]:
-        """Set the last login of each to now; returns the ids that were set and those that nobody has."""
+        """Set the last login of each to now; returns the ids that were set and those that no user has."""
         wanted = list(dict.fromkeys(user_ids))
         noted = set(self.revocations.publish(self.credentials.note_logins(wanted, self.clock())).value)
         self.audit.record(Event(Action.LOGINS_NOTED, detail=f"users={len(noted)}"))
@@ -80,7 +81,7 @@ class Batches:
 
 
 def _by_address(items: Sequence[Registration | AuthError]) -> list[list[Placed]]:
-    """*items* in groups that may run at once: those of one address race for it, so they go one by one."""
+    """*items* in groups that may run in parallel; those with the same address run one after the other."""
     groups: dict[str, list[Placed]] = {}
     for position, item in enumerate(items):
         groups.setdefault(_address(item) or f"item {position}", []).append((position, item))

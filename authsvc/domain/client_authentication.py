@@ -1,4 +1,4 @@
-"""Whether somebody is the registered client that they say they are (client authentication, RFC 6749 §2.3)."""
+"""Client authentication (RFC 6749 §2.3) by id and secret."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ from authsvc.domain.values.identifiers import is_id
 
 log = logging.getLogger(__name__)
 
-#: How long a client that SQL has confirmed is believed while SQL is away (seconds).
+#: How long a client that SQL has confirmed is accepted while SQL is away (seconds).
 REMEMBERED_S = 300.0
 #: Clients remembered at most.
 REMEMBERED = 1024
-#: Where the day of a secret's last use could not be stored, it is tried again after so long (seconds).
+#: If the day of a secret's last use could not be stored, wait this long before the next attempt (seconds).
 NOTE_AGAIN_S = 60.0
 
-#: Looked up for an id of wrong form, so that it costs what an unknown one costs; never given to a client.
+#: Looked up in place of a malformed id, so that it takes as long as an unknown one; no client has it.
 NOBODY = ClientId("00000000-0000-0000-0000-000000000000")
-#: Compared with where there is no client; no secret is known to have it.
+#: Compared with if there is no client; no known secret has this digest.
 _NO_DIGESTS = {SecretId(NOBODY): SecretDigest("0" * 64)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientCredentials:
-    """What a caller says to be a client's id and secret; both may be anything."""
+    """The id and secret that a caller presents; not verified yet."""
 
     client_id: str
     secret: str = field(repr=False)
@@ -51,17 +51,17 @@ class ClientCredentials:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """A client that has shown its secret; *is_remembered* if SQL was away and could not confirm it."""
+    """An authenticated client; *is_remembered* if SQL was away and this process remembered it."""
 
     client: Client
     is_remembered: bool
-    #: The one that was shown; None where SQL was away.
+    #: The secret that was used; None if SQL was away.
     secret_id: SecretId | None = None
 
 
 class RecentClients:
     """
-    The clients that SQL confirmed to this process lately, for when it cannot be asked.
+    Clients that SQL confirmed recently, accepted while SQL is away.
 
     Keeps digests of id and secret together, at most REMEMBERED of them, each for REMEMBERED_S seconds.
     """
@@ -72,7 +72,7 @@ class RecentClients:
         self._lock = threading.Lock()
 
     def met(self, credentials: ClientCredentials, client: Client) -> None:
-        """SQL has just confirmed *credentials*."""
+        """Remember *credentials*, which SQL has just confirmed."""
         with self._lock:
             self._met.pop(_pair_digest(credentials), None)
             while len(self._met) >= REMEMBERED:
@@ -80,28 +80,28 @@ class RecentClients:
             self._met[_pair_digest(credentials)] = (client, self._monotonic())
 
     def forget(self, credentials: ClientCredentials) -> None:
-        """SQL has just refused *credentials*."""
+        """Forget *credentials*, which SQL has just refused."""
         with self._lock:
             self._met.pop(_pair_digest(credentials), None)
 
     def recall(self, credentials: ClientCredentials) -> Client | None:
-        """The client that *credentials* were confirmed to be, at most REMEMBERED_S seconds ago."""
+        """The client that SQL confirmed for *credentials*, at most REMEMBERED_S seconds ago."""
         client, at_s = self._met.get(_pair_digest(credentials), (None, 0.0))
         return client if client and self._monotonic() - at_s <= REMEMBERED_S else None
 
 
 class SecretUses:
-    """Stores the day on which a secret was last used: one write a day, whose failure refuses nobody."""
+    """Stores the day of a secret's last use: one write a day; a failed write does not fail the request."""
 
     def __init__(self, store: SecretStore, clock: Clock, monotonic: Monotonic) -> None:
         self._store = store
         self._clock = clock
         self._monotonic = monotonic
-        #: When a write failed last; a database that reads alone is not asked with every request.
+        #: Time of the last failed write; a read-only database is not tried on every request.
         self._failed_s: float | None = None
 
     def note(self, client: Client, secret: Secret) -> None:
-        """SQL has just confirmed *secret*."""
+        """Note a use of *secret*, which SQL has just confirmed."""
         today = self._clock().date()
         is_noted = secret.last_used_on is not None and secret.last_used_on >= today
         if is_noted or (self._failed_s is not None and self._monotonic() - self._failed_s < NOTE_AGAIN_S):
@@ -127,14 +127,14 @@ class ClientProof:
 
     def authenticate(self, credentials: ClientCredentials, *, client_ip: str) -> Caller:
         """
-        Whose *credentials* these are: one query, and the same work whether the client is known.
+        Authenticate *credentials*: one query, and the same work whether or not the client is known.
 
-        A right secret is never limited; wrong ones are counted by address.  While SQL is away, whoever
-        it confirmed in the last REMEMBERED_S seconds is still accepted.
+        A correct secret is never limited; wrong ones are counted by address. While SQL is away, clients that
+        it confirmed in the last REMEMBERED_S seconds are still accepted.
 
         Raises:
             ClientRefused: unknown client or wrong secret.
-            RateLimited: the same, once too often.
+            RateLimited: the same, more often than the limit allows.
             StoreUnavailable: SQL is away, and these credentials are not remembered.
         """
         try:
@@ -144,7 +144,7 @@ class ClientProof:
             if remembered is None:
                 raise
             return Caller(client=remembered, is_remembered=True)
-        # Also for an unknown client: what is compared takes the same time, whoever it is.
+        # Compare for an unknown client, too, so that both cases take the same time.
         shown_id = _matching(stored.digests if stored else _NO_DIGESTS, secret_digest(credentials.secret))
         shown = stored.client.secret(shown_id) if stored and shown_id else None
         if stored is None or shown is None:
@@ -156,17 +156,20 @@ class ClientProof:
     def _refused(
         self, credentials: ClientCredentials, stored: StoredClient | None, client_ip: str
     ) -> ClientRefused:
-        """The one refusal, counted and written down; raises RateLimited instead, once too often."""
+        """
+        The error of a failed authentication, counted and recorded; raises RateLimited if the limit is
+        exhausted.
+        """
         self.known.forget(credentials)
         self.limits.take(Rule.CLIENT_IP, ip_subject(client_ip))
-        # An id that nobody has may be a secret in the wrong place: it is not written down.
+        # An unknown id may be a secret in the wrong field, so it is not recorded.
         tried = stored.client.id if stored else None
         self.audit.record(Event(Action.CLIENT_REFUSED, client_ip=client_ip, detail=tried))
         return ClientRefused()
 
 
 def _matching(digests: Mapping[SecretId, SecretDigest], presented: SecretDigest) -> SecretId | None:
-    """Whose digest *presented* is; compared in constant time."""
+    """The secret whose digest is *presented*; compared in constant time."""
     matching = [one for one, digest in digests.items() if hmac.compare_digest(digest, presented)]
     return matching[0] if matching else None
 
@@ -176,7 +179,7 @@ def _asked_for(client_id: str) -> ClientId:
 
 
 def _pair_digest(credentials: ClientCredentials) -> bytes:
-    """Of id and secret; the length in front keeps ``a, bc`` and ``ab, c`` apart."""
+    """A digest of id and secret; the length prefix keeps ``a, bc`` and ``ab, c`` apart."""
     parts = (credentials.client_id, credentials.secret)
     encoded = [part.encode("utf-8", "surrogatepass") for part in parts]
     return hashlib.sha256(b"%d:" % len(encoded[0]) + b"".join(encoded)).digest()

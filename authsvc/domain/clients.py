@@ -19,12 +19,12 @@ from authsvc.domain.values.identifiers import canonical_id, new_id
 
 ClientId = NewType("ClientId", str)
 SecretId = NewType("SecretId", str)
-#: SHA-256 of a secret, in hex: with 256 random bits nothing slower is needed.
+#: SHA-256 of a secret, in hex: a secret of 256 random bits needs no slow hash.
 SecretDigest = NewType("SecretDigest", str)
 
 SECRET_BYTES = 32
 NAME_LENGTH = 200
-#: A new secret is in use before the old one goes; a third one would be a forgotten one.
+#: Two allow rotation without an outage; a third one would only be a forgotten one.
 MOST_SECRETS = 2
 MOST_SCOPES = 32
 SCOPE_PATTERN = r"[a-z0-9._:/-]{1,64}"
@@ -35,20 +35,21 @@ class Right(StrEnum):
     """What a client may do, in the order in which rights are listed."""
 
     INTROSPECT = "introspect"
-    #: See refresh tokens as active, too; whoever takes them as a bearer lets in what must not be let in.
+    #: Introspect refresh tokens, too. A resource server must not have it: it would accept refresh tokens as
+    #: bearers.
     INTROSPECT_REFRESH = "introspect-refresh"
     REVOKE = "revoke"
     FEED = "feed"
-    #: Get access tokens of its own.
+    #: Get its own access tokens.
     TOKEN = "token"  # noqa: S105 - the name of a right
 
 
-#: What a client may do for which nobody named rights or scopes.
+#: Default rights of a client that is created without rights and scopes.
 USUAL_RIGHTS = (Right.INTROSPECT, Right.REVOKE, Right.FEED)
 
 
 def is_scope(text: str) -> bool:
-    """True for what may be the name of a scope."""
+    """True if *text* is a valid name of a scope."""
     return _SCOPE.fullmatch(text) is not None
 
 
@@ -58,13 +59,13 @@ class Secret:
 
     id: SecretId
     created_at: datetime
-    #: The day (UTC) on which it was last shown, as far as anybody noted it.
+    #: The day (UTC) of its last recorded use.
     last_used_on: date | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Client:
-    """A service with secrets of its own; *name* is for people."""
+    """A registered service with its own secrets; *name* is for people to read."""
 
     id: ClientId
     name: str
@@ -81,13 +82,13 @@ class Client:
         return next((secret for secret in self.secrets if secret.id == secret_id), None)
 
     def has(self, right: Right) -> bool:
-        """True if it was given *right*; INTROSPECT comes with INTROSPECT_REFRESH."""
+        """True if it has *right*; INTROSPECT_REFRESH includes INTROSPECT."""
         return right in self.may or (right is Right.INTROSPECT and Right.INTROSPECT_REFRESH in self.may)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredClient:
-    """A client, and what its secrets must come to."""
+    """A client with the digests of its secrets."""
 
     client: Client
     digests: Mapping[SecretId, SecretDigest] = field(repr=False)
@@ -95,7 +96,7 @@ class StoredClient:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewClient:
-    """A client that was just created, with its secret: nobody can show that again."""
+    """A new client with its secret, which is never shown again."""
 
     client: Client
     secret: str = field(repr=False)
@@ -103,7 +104,7 @@ class NewClient:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewSecret:
-    """A secret that was just made; the same holds for it."""
+    """A new secret, which is never shown again."""
 
     id: SecretId
     secret: str = field(repr=False)
@@ -111,7 +112,7 @@ class NewSecret:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientChange:
-    """What becomes of a client; None leaves a field as it is."""
+    """A change of a client; None leaves a field unchanged."""
 
     name: str | None = None
     scopes: tuple[str, ...] | None = None
@@ -119,9 +120,9 @@ class ClientChange:
 
     def applied_to(self, client: Client) -> Client:
         """
-        *client* as it will be.
+        The changed *client*.
 
-        Its tokens of before are cut off where a scope is taken away, or the right to have tokens.
+        Its earlier tokens are revoked if a scope or the right to tokens is removed.
         """
         wanted = replace(
             client,
@@ -135,7 +136,7 @@ class ClientChange:
 
 
 class ClientStore(Protocol):
-    """Where clients live; each method is one transaction.  Raises StoreUnavailable."""
+    """Stores clients; each method is one transaction. Raises StoreUnavailable."""
 
     def find(self, client_id: ClientId) -> StoredClient | None:
         """The client by its id: one query."""
@@ -144,45 +145,45 @@ class ClientStore(Protocol):
         """All of them, the oldest first."""
 
     def add(self, client: Client, digest: SecretDigest) -> None:
-        """Keep a new client with its one secret."""
+        """Store a new client with its first secret."""
 
     def change(self, client_id: ClientId, rule: Callable[[Client], Client]) -> Committed[Client]:
         """
-        Apply *rule* under the row lock; where it raises the epoch, the log cuts off the client's tokens.
+        Apply *rule* under the row lock; if it raises the epoch, the log revokes the client's tokens.
 
         Raises NotFound.
         """
 
     def remove(self, client_id: ClientId) -> Committed[Client]:
-        """Forget it and end its tokens; raises NotFound."""
+        """Delete it and revoke its tokens; raises NotFound."""
 
 
 class SecretStore(Protocol):
-    """Where the secrets of clients live; each method is one transaction.  Raises StoreUnavailable."""
+    """Stores secrets of clients; each method is one transaction. Raises StoreUnavailable."""
 
     def add(self, client_id: ClientId, secret: Secret, digest: SecretDigest) -> None:
-        """Keep a further secret; raises NotFound, and TooMany where the client has MOST_SECRETS."""
+        """Store another secret; raises NotFound, and TooMany if the client has MOST_SECRETS."""
 
     def drop(self, client_id: ClientId, secret_id: SecretId) -> Committed[SecretId]:
-        """Forget it and end its tokens; raises NotFound where there is no such client or secret."""
+        """Delete it and revoke its tokens; raises NotFound if there is no such client or secret."""
 
     def note_use(self, client_id: ClientId, secret_id: SecretId, on: date) -> None:
-        """Store that it was used *on* that day, never an earlier one; does nothing where it is gone."""
+        """Store the day of its last use, never an earlier one; does nothing if it is deleted."""
 
 
 def secret_digest(secret: str) -> SecretDigest:
-    """The digest of *secret*, of whatever text."""
+    """The digest of *secret*, which may be any text."""
     return SecretDigest(hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest())
 
 
 def new_secret() -> str:
-    """A secret that nobody can guess."""
+    """A new random secret."""
     return secrets.token_urlsafe(SECRET_BYTES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientRegistry:
-    """What admins and operators do with clients."""
+    """Operations of admins and operators on clients."""
 
     store: ClientStore
     secrets: SecretStore
@@ -194,9 +195,9 @@ class ClientRegistry:
         self, name: str, *, scopes: Sequence[str] = (), may: Collection[Right] | None = None
     ) -> NewClient:
         """
-        A new client with one secret.
+        Create a client with one secret.
 
-        Where no rights are named, scopes bring TOKEN alone, and no scopes USUAL_RIGHTS.
+        Without rights, the default is TOKEN if there are scopes, else USUAL_RIGHTS.
 
         Raises:
             Invalid: *name* or a scope breaks a rule.
@@ -231,7 +232,7 @@ class ClientRegistry:
 
     def change(self, client_id: str, change: ClientChange) -> Outcome[Client]:
         """
-        Change a client; where scopes or the right to have tokens go, its earlier tokens are dead at once.
+        Change a client; if scopes or the right to tokens are removed, its earlier tokens are revoked at once.
 
         Raises NotFound, Invalid.
         """
@@ -241,7 +242,7 @@ class ClientRegistry:
         return outcome
 
     def add_secret(self, client_id: str) -> NewSecret:
-        """A second secret beside the one in use; raises NotFound, and TooMany where there are two."""
+        """Add a second secret; raises NotFound, and TooMany if there are two."""
         named, text = _named(client_id), new_secret()
         made = Secret(id=SecretId(new_id()), created_at=self.clock())
         self.secrets.add(named, made, secret_digest(text))
@@ -249,21 +250,21 @@ class ClientRegistry:
         return NewSecret(id=made.id, secret=text)
 
     def drop_secret(self, client_id: str, secret_id: str) -> Outcome[SecretId]:
-        """Forget a secret: it is refused from its next use on, and so are its tokens; raises NotFound."""
+        """Delete a secret: from the next request on it is refused, and so are its tokens; raises NotFound."""
         named, dropped = _named(client_id), SecretId(_named(secret_id))
         outcome = self.revocations.publish(self.secrets.drop(named, dropped))
         self.audit.record(Event(Action.CLIENT_SECRET_DROPPED, session_id=dropped, detail=named))
         return outcome
 
     def delete(self, client_id: str) -> Outcome[Client]:
-        """Forget a client: its next request is refused, and so are its tokens; raises NotFound."""
+        """Delete a client: from the next request on it is refused, and so are its tokens; raises NotFound."""
         outcome = self.revocations.publish(self.store.remove(_named(client_id)))
         self.audit.record(Event(Action.CLIENT_DELETED, detail=outcome.value.id))
         return outcome
 
 
 def _named(text: str) -> ClientId:
-    """The identifier *text*; raises NotFound for what names nothing."""
+    """*text* as an identifier; raises NotFound if it is malformed."""
     found = canonical_id(text)
     if found is None:
         raise NotFound
@@ -271,7 +272,7 @@ def _named(text: str) -> ClientId:
 
 
 def _require_valid(name: str | None, scopes: Sequence[str] | None) -> None:
-    """Raise Invalid with all that is wrong."""
+    """Raise Invalid with all violations."""
     wrong: dict[str, list[str]] = {}
     if name is not None and (not name.strip() or not name.isprintable() or len(name) > NAME_LENGTH):
         wrong["name"] = [f"must have 1 to {NAME_LENGTH} printable characters"]

@@ -1,4 +1,4 @@
-"""Credentials: a user with their password hash, proving who they are, and changing the password."""
+"""Credentials: a user with their password hash; verifying and changing the password."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from authsvc.domain.values.limits import Attempt
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
-    """A user and what their password is verified by; never cached, never logged."""
+    """A user with their password hash; never cached, never logged."""
 
     user: User
     password_hash: str
     #: Raised by every change of the password, not by a rehash of the same one.
     password_version: int
-    #: A password alone opens no session.
+    #: True if a password alone opens no session.
     has_factor: bool = False
-    #: Tries at a second factor that were not right, or are being judged.
+    #: Tries of a second factor that failed or are in progress.
     factor_tries: int = 0
-    #: Raised to forget known devices while the password stays.
+    #: Raised to forget known devices without a new password.
     device_version: int = 0
 
     def __repr__(self) -> str:
@@ -60,28 +60,28 @@ class Rehash:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsedUp:
     """
-    What a right second factor uses up, in the transaction of what it opens.
+    What a correct second factor uses up, in the transaction that acts on it.
 
-    Where somebody was faster, that transaction raises CodeInvalid and opens nothing; CounterNotRisen where a
-    passkey's counter is not above the last one.
+    If another request was faster, that transaction raises CodeInvalid and changes nothing; CounterNotRisen if
+    a passkey's counter is not above the last one.
     """
 
     user_id: UserId
-    #: How it was shown who they are.
+    #: The methods of authentication.
     shown: Method
-    #: Challenges by id, each with its end.
+    #: Challenges by id, each with its expiry.
     challenges: tuple[tuple[str, datetime], ...] = ()
-    #: A TOTP by its id, and the step of the code.
+    #: A TOTP by its id, and the time step of its code.
     totp: tuple[str, int] | None = None
     recovery_digest: bytes | None = field(default=None, repr=False)
     #: A passkey by its id, and the counter that it showed.
     passkey: tuple[str, int] | None = None
-    #: What the count of tries is set back to; None where no try was counted.
+    #: The value to reset the count of tries to; None if no try was counted.
     tries: int | None = 0
 
 
 class CredentialStore(Protocol):
-    """Where password hashes live: SQL alone.  Raises StoreUnavailable."""
+    """Stores password hashes, only in SQL. Raises StoreUnavailable."""
 
     def by_email(self, email: Email) -> Credentials | None:
         """The credentials of the canonical address *email*."""
@@ -99,12 +99,12 @@ class CredentialStore(Protocol):
         used_up: UsedUp | None = None,
     ) -> Committed[User] | None:
         """
-        Add *session* and note the login, if the user is still active, and as *verified*.
+        Add *session* and record the login, if the user is still active and unchanged since *verified*.
 
         One transaction: a disable, a password change or a first second factor either comes before and wins
-        (None), or after and finds the session.  Somebody with a second factor needs *used_up*; raises
-        CodeInvalid where somebody was faster with it.  The sessions unused for longest give way beyond
-        *max_sessions*.
+        (None), or after and finds the session.  A user with a second factor needs *used_up*; raises
+        CodeInvalid if another request was faster with it.  Beyond *max_sessions*, the least recently used
+        sessions end.
         """
 
     def note_logins(self, user_ids: Sequence[UserId], at: datetime) -> Committed[list[UserId]]:
@@ -114,9 +114,9 @@ class CredentialStore(Protocol):
         self, verified: Credentials, new_hash: str, *, keep: SessionId
     ) -> Committed[User] | None:
         """
-        Set the hash if the password is still the one *verified*, and end all sessions but *keep*.
+        Set the hash if the password is still that of *verified*, and end all sessions but *keep*.
 
-        Raises TokenInvalid where *keep* has ended.
+        Raises TokenInvalid if *keep* has ended.
         """
 
     def set_password(self, user_id: UserId, new_hash: str) -> Committed[User]:
@@ -125,7 +125,7 @@ class CredentialStore(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PasswordProof:
-    """Proves a password, counting failures by account before the work is done."""
+    """Verifies passwords; attempts are counted by account before the hashing."""
 
     passwords: Passwords
     limits: Limits
@@ -133,9 +133,9 @@ class PasswordProof:
 
     def attempt(self, account: str, device: Device | None = None) -> AbstractContextManager[None]:
         """
-        Count one attempt to log in to *account* (an address as typed or canonical), if it fails.
+        Count one attempt to log in to *account* (an address as typed or canonical); a success is uncounted.
 
-        A known *device* has a budget of its own; all others share the account's.
+        A known *device* has its own limit; all others share the account's.
 
         Raises:
             RateLimited: too many failures.
@@ -145,10 +145,11 @@ class PasswordProof:
 
     def attempt_of_session(self, account: Email, session_id: SessionId) -> AbstractContextManager[None]:
         """
-        Count one proof by somebody who is logged in to *account*, if it fails; raises like :meth:`attempt`.
+        Count one password attempt within a session of *account*; a success is uncounted. Raises like
+        :meth:`attempt`.
 
-        Failures of others do not count here: they would keep the owner from setting a new password.  A stolen
-        session has its own few tries, and all sessions of the account share a bound.
+        Failed logins do not count here: strangers could keep the user from setting a new password. Each
+        session has few tries, against stolen sessions, and all sessions of the account share a limit.
         """
         subject = account_subject(account)
         of_session = Rule.PASSWORD_SESSION, session_subject(subject, session_id)
@@ -156,7 +157,7 @@ class PasswordProof:
 
     @contextmanager
     def _counted(self, *buckets: tuple[Rule, str]) -> Iterator[None]:
-        """Count an attempt in each of *buckets*, and give it back unless the password was wrong."""
+        """Count an attempt in each of *buckets*, and uncount it unless the password was wrong."""
         taken: list[Attempt | None] = []
         try:
             for rule, subject in buckets:
@@ -174,21 +175,24 @@ class PasswordProof:
             self.limits.refund(attempt)
 
     def _bucket(self, account: str, device: Device | None) -> tuple[Rule, str]:
-        """The counter of an attempt; if either limit is off, a known device counts like any other."""
+        """The counter of an attempt; if either limit is off, a known device counts like an unknown one."""
         has_devices = self.limits.counts(Rule.LOGIN_DEVICE) and self.limits.counts(Rule.LOGIN_ACCOUNT)
         if device is None or not has_devices:
             return Rule.LOGIN_ACCOUNT, account
         return Rule.LOGIN_DEVICE, device_subject(account, device)
 
     def holds(self, password: str, credentials: Credentials | None) -> bool:
-        """True if *password* is right; the same work is done where there are no credentials to compare."""
+        """True if *password* is correct; without credentials, the same work is done."""
         found = self.passwords.verify(password, credentials.password_hash if credentials else None)
         if found.is_malformed and credentials is not None:
             self.audit.record(Event(Action.HASH_MALFORMED, user_id=credentials.user.id))
         return found.is_match
 
     def rehash(self, password: str, credentials: Credentials) -> Rehash | None:
-        """A hash of the configured scheme and cost, if the stored one is another; not while all is busy."""
+        """
+        A hash of the configured scheme and cost, if the stored one differs; None while the hashing lane is
+        busy.
+        """
         if not self.passwords.needs_rehash(credentials.password_hash):
             return None
         try:
@@ -198,13 +202,13 @@ class PasswordProof:
 
 
 def device_of(credentials: Credentials, known: Device | None = None) -> Device:
-    """The device *known*, or a new one, as it stands after the user of *credentials* was let in."""
+    """The device *known*, or a new one, after a login of the user of *credentials*."""
     version = credentials.device_version
     return Device.of(credentials.user.id, credentials.password_version, known, device_version=version)
 
 
 def known_device(devices: DeviceTokens, text: str, credentials: Credentials, now: datetime) -> Device | None:
-    """The device of the token *text*; None where it is none of this account."""
+    """The device of the token *text*; None if it is not a token of this account."""
     device = devices.read(text, account_subject(credentials.user.email), now=now) if text else None
     if device is None:
         return None
@@ -223,7 +227,7 @@ def required_email(text: str) -> Email:
 
 
 def require_policy(policy: PasswordPolicy, password: str, *, email: Email, field: str) -> None:
-    """Raise Invalid for *field* unless *password* is good enough for *email*."""
+    """Raise Invalid for *field* unless *password* fulfils the policy for *email*."""
     problems = policy.problems(password, email=email)
     if problems:
         raise Invalid({field: problems})
@@ -231,7 +235,7 @@ def require_policy(policy: PasswordPolicy, password: str, *, email: Email, field
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwnAccount:
-    """What is done to an account with its password: by its user, who shows it, and by an operator."""
+    """Operations on an account that need its password, or an operator."""
 
     credentials: CredentialStore
     users: UserDirectory
@@ -244,12 +248,12 @@ class OwnAccount:
 
     def change_password(self, token: AccessToken, current: str, new: str) -> Outcome[str]:
         """
-        Replace the password; every session but the caller's ends, every device becomes a stranger.
+        Replace the password; all other sessions end, and all known devices are forgotten.
 
-        Returns a new device token: the caller has just shown who they are.
+        Returns a new device token: the caller has just authenticated.
 
         Raises:
-            WrongPassword: *current* is wrong, or was changed by somebody else meanwhile.
+            WrongPassword: *current* is wrong, or the password was changed meanwhile.
             TokenInvalid: the session has ended meanwhile.
             Invalid: *new* breaks the policy.
             RateLimited, HashingBusy, StoreUnavailable.
@@ -270,7 +274,7 @@ class OwnAccount:
         Replace the password of a user, for operators; every session and token ends, devices are forgotten.
 
         Raises:
-            NotFound: nobody has that address.
+            NotFound: no user has that address.
             Invalid: *new* breaks the policy.
             HashingBusy, StoreUnavailable.
         """

@@ -1,5 +1,5 @@
 """
-What can go wrong, by name.  ``code`` is stable and public; ``str(error)`` is for the log alone.
+All errors of the domain. ``code`` is stable and public; ``str(error)`` is only for the log.
 
 AuthError
 ├── TokenMissing            token_missing
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 
 class AuthError(Exception):
-    """Root of every refusal; ``code`` is part of the public contract."""
+    """Base of all errors; ``code`` is part of the public contract."""
 
     code: ClassVar[str]
 
@@ -70,19 +70,19 @@ class InvalidCredentials(AuthError):
 
 
 class RefreshInvalid(AuthError):
-    """The refresh token is not one of ours; no session is harmed by it."""
+    """The refresh token is not one of this service; no session is affected."""
 
     code = "refresh_invalid"
 
 
 class RefreshReused(AuthError):
-    """A consumed refresh token came back outside the grace rule; its session is over."""
+    """A refresh token was used again after the grace time; its session has ended."""
 
     code = "refresh_reused"
 
 
 class SessionOver(AuthError):
-    """The refresh token is genuine, its session has ended or expired."""
+    """The refresh token is genuine, but its session has ended or expired."""
 
     code = "session_ended"
 
@@ -103,7 +103,9 @@ class CounterNotRisen(CodeInvalid):
 
 
 class StepUpRequired(AuthError):
-    """The token is good, its level is not: ``requirement`` says what to show in a step-up (RFC 9470)."""
+    """
+    The token is valid, but its level is too low: ``requirement`` is what a step-up must reach (RFC 9470).
+    """
 
     code = "step_up_required"
 
@@ -119,13 +121,13 @@ class Forbidden(AuthError):
 
 
 class EmailUnverified(AuthError):
-    """The password is right; the address must be proven before anybody logs in."""
+    """The password is correct, but the address must be verified before the first login."""
 
     code = "email_unverified"
 
 
 class SecondFactorRequired(AuthError):
-    """The password is right; *challenge* is to be answered with one of *methods* in *expires_in* seconds."""
+    """The password is correct; answer *challenge* with one of *methods* within *expires_in* seconds."""
 
     code = "second_factor_required"
 
@@ -137,13 +139,13 @@ class SecondFactorRequired(AuthError):
 
 
 class RegistrationClosed(AuthError):
-    """Accounts are made by operators alone."""
+    """Only operators create accounts."""
 
     code = "registration_closed"
 
 
 class WrongPassword(AuthError):
-    """A signed-in caller gave a wrong current password."""
+    """A logged-in caller gave a wrong current password."""
 
     code = "wrong_password"
 
@@ -161,7 +163,7 @@ class RightMissing(AuthError):
 
 
 class GrantUnsupported(AuthError):
-    """The token endpoint knows no such ``grant_type`` (RFC 6749 §5.2)."""
+    """The token endpoint does not support this ``grant_type`` (RFC 6749 §5.2)."""
 
     code = "unsupported_grant_type"
 
@@ -173,13 +175,13 @@ class InvalidScope(AuthError):
 
 
 class ScopeMissing(AuthError):
-    """The token is good, it lacks a scope that is asked for (RFC 6750 §3.1)."""
+    """The token is valid, but lacks a required scope (RFC 6750 §3.1)."""
 
     code = "insufficient_scope"
 
 
 class NotFound(AuthError):
-    """Nothing there, or it belongs to somebody else."""
+    """It does not exist, or belongs to another user."""
 
     code = "not_found"
 
@@ -191,7 +193,7 @@ class EmailTaken(AuthError):
 
 
 class TooMany(AuthError):
-    """There are as many of them as there may be."""
+    """The largest allowed number is reached."""
 
     code = "too_many"
 
@@ -235,7 +237,7 @@ class RateLimited(AuthError):
 
 
 class HashingBusy(AuthError):
-    """The password hashing queue is full or too slow; the attempt was not judged."""
+    """The hashing queue is full or too slow; the password was not checked."""
 
     code = "busy"
 
@@ -245,7 +247,7 @@ class HashingBusy(AuthError):
 
 
 class StoreUnavailable(AuthError):
-    """A store that must answer could not; ``store`` is for the log, never for the caller."""
+    """A required store did not answer; ``store`` is for the log, never for the caller."""
 
     code = "unavailable"
 

@@ -1,5 +1,5 @@
 """
-The revocation feed: what verifiers that check tokens by themselves must hear, in the order of the log.
+The revocation feed: revocations for verifiers that check tokens themselves, in the order of the log.
 
 A reader asks for what came after its cursor, and waits for a while if there is nothing.  An empty answer says
 that there was nothing up to the last look at SQL.  All readers of a process share one read of the log's head,
@@ -31,7 +31,7 @@ MAX_PAGE = 1000
 #: A reader that could not wait asks again after this time (seconds).
 RETRY_AFTER_S = 0.5
 
-#: Readers that wait in one process: a quarter of its threads, so that the feed leaves room for all else.
+#: Readers that may wait in one process: a quarter of its threads, to leave threads for other requests.
 PLACES = 8
 
 _CURSOR = re.compile(r"1:(0|[1-9][0-9]{0,15}):([0-9a-f]{16}|)")
@@ -39,26 +39,26 @@ _CURSOR = re.compile(r"1:(0|[1-9][0-9]{0,15}):([0-9a-f]{16}|)")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeedTimings:
-    """How often, and how long, SQL is asked (seconds)."""
+    """Intervals and time limits of reads of SQL (seconds)."""
 
-    #: While anybody waits, SQL is asked so often for its highest number.
+    #: While readers wait, SQL is asked for its highest number at this interval.
     look_every_s: float = 0.15
-    #: The first look of a process is waited for so long.
+    #: Time limit of the first read in a process.
     first_look_s: float = 1.0
 
 
 class FeedLog(Protocol):
-    """The log as the feed reads it; raises StoreUnavailable."""
+    """The revocation log, as the feed reads it; raises StoreUnavailable."""
 
     def look(self, *, settled: int | None = None) -> Sight:
         """
-        The head, and who may still commit lower numbers.
+        The head, and the transactions that may still commit lower numbers.
 
-        Cheap where the head is *settled* still, an earlier answer: nobody can.
+        Cheap if the head is still *settled*, an earlier result: then no lower number can appear.
         """
 
     def entry(self, seq: int) -> Revocation | None:
-        """Entry *seq*, whatever it is about."""
+        """Entry *seq*, of any kind."""
 
     def fatal(self, *, after: int, upto: int, limit: int) -> Sequence[Revocation]:
         """Entries with ``after < seq <= upto`` that end tokens which can still be alive, in order."""
@@ -67,22 +67,22 @@ class FeedLog(Protocol):
 @dataclass(frozen=True, slots=True)
 class Cursor:
     """
-    How far a reader has come.
+    The position of a reader.
 
-    ``trace`` is drawn from the entry *seq* itself: in a log that was restored and has grown past *seq*
-    since, another entry has that number.
+    ``trace`` is a digest of the entry *seq*. It detects a restored log, in which another entry has that
+    number.
     """
 
     seq: int = 0
     trace: str = ""
 
     def text(self) -> str:
-        """What a client keeps, without a meaning to it."""
+        """The opaque text for clients."""
         return base64.urlsafe_b64encode(f"1:{self.seq}:{self.trace}".encode()).decode().rstrip("=")
 
     @classmethod
     def parse(cls, text: str) -> Cursor:
-        """The cursor in *text*; raises ValueError for anything that :meth:`text` did not make."""
+        """The cursor in *text*; raises ValueError unless :meth:`text` made it."""
         raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
         found = _CURSOR.fullmatch(raw.decode("ascii"))
         cursor = cls(int(found[1]), found[2]) if found else cls()
@@ -92,13 +92,13 @@ class Cursor:
 
     @classmethod
     def behind(cls, entry: Revocation | None) -> Cursor:
-        """The cursor of a reader who knows everything up to *entry*; None: there is none yet."""
+        """The cursor after *entry*; None: the log is empty."""
         return cls() if entry is None else cls(entry.seq, entry.trace)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeedQuery:
-    """What a reader asks for; *after* is a cursor's text, None for everything that still matters."""
+    """A request of a reader; *after* is a cursor's text, None for all entries that still matter."""
 
     after: str | None
     wait_s: float
@@ -108,11 +108,12 @@ class FeedQuery:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeedAnswer:
     """
-    A part of the feed.
+    One page of the feed.
 
-    ``is_reset``: the cursor is not of this log, and these entries begin at its beginning.  ``has_more``: ask
+    ``is_reset``: the cursor is not of this log; these entries start at the beginning of the log.
+    ``has_more``: ask
     again at once.  ``waited_s`` after the request had arrived (negative: before) the answer was complete;
-    nothing is known of what came later.  ``retry_after_s``: nobody can wait here now.
+    later entries may be missing.  ``retry_after_s``: too many readers wait already.
     """
 
     entries: tuple[Revocation, ...]
@@ -132,7 +133,7 @@ class _View:
 
 
 class LogWatcher:
-    """Reads the head of the log for all who wait in this process: one read at a time, as often as needed."""
+    """Reads the head of the log for all waiting readers of this process: one read at a time."""
 
     def __init__(self, log: FeedLog, monotonic: Monotonic, timings: FeedTimings | None = None) -> None:
         self._log = log
@@ -146,9 +147,10 @@ class LogWatcher:
 
     def wait(self, *, after: int, since_s: float, until_s: float, is_over: Callable[[], bool]) -> _View:
         """
-        The latest view once it has news behind *after*, or when *until_s* (monotonic) has come.
+        The latest view, as soon as it has entries after *after*, or at *until_s* (monotonic).
 
-        Sooner, too, if it lies before *after*, and not because it is from before *since_s*: SQL went back.
+        Returns at once if a read begun after *since_s* ends before *after*: the log was restored from a
+        backup.
         """
         while True:
             view = self._latest()
@@ -161,7 +163,7 @@ class LogWatcher:
                 self._changed.wait(min(left_s, self._timings.look_every_s))
 
     def _latest(self) -> _View:
-        """The view, renewed if that is due and no other thread does it; the first view is waited for."""
+        """The view, renewed if it is due and no other thread is doing so; waits for the first view."""
         if self._looking.acquire(timeout=0 if self._view else self._timings.first_look_s):
             try:
                 self._renew()
@@ -173,7 +175,7 @@ class LogWatcher:
 
     def _renew(self) -> None:
         """
-        Read the head, unless another thread has just tried: even a failed read costs the database something.
+        Read the head, unless another thread has just tried: a failed read loads the database, too.
         """
         began_s = self._monotonic()
         if began_s - self._looked_s < self._timings.look_every_s:
@@ -184,7 +186,7 @@ class LogWatcher:
         settled = self._horizon.settled
         if settled is None:
             return
-        # As of the look that settled it: what was committed since may lie beyond.
+        # The time of the read that settled it: later commits may not be included.
         self._view = _View(settled.seq, self._horizon.settled_at_s)
         if settled.seq != before:
             with self._changed:
@@ -192,7 +194,7 @@ class LogWatcher:
 
 
 class RevocationFeed:
-    """Answers readers; at most *places* of them wait at a time, so that threads are left for all else."""
+    """Answers readers; at most *places* of them wait at a time, to leave threads for other requests."""
 
     def __init__(
         self, log: FeedLog, watcher: LogWatcher, monotonic: Monotonic, *, places: int = PLACES
@@ -204,11 +206,11 @@ class RevocationFeed:
 
     def read(self, query: FeedQuery, *, is_over: Callable[[], bool]) -> FeedAnswer:
         """
-        What came after the cursor; waits for it, until *is_over* says that nobody may wait any longer.
+        The entries after the cursor; waits for one, until *is_over* returns True.
 
         Raises:
-            Invalid: the cursor is none.
-            StoreUnavailable: SQL cannot say.
+            Invalid: not a cursor.
+            StoreUnavailable: SQL is away.
         """
         arrived_s = self._monotonic()
         cursor = _parsed(query.after)
@@ -220,7 +222,7 @@ class RevocationFeed:
             wait = partial(self._watcher.wait, since_s=arrived_s, until_s=until_s, is_over=is_over)
             entries, view = self._news(start.seq, query.limit, wait)
         if view.head < start.seq and view.began_s >= arrived_s:
-            # SQL went back while the reader waited.
+            # The log was restored from a backup while the reader waited.
             return self.read(replace(query, wait_s=0), is_over=is_over)
         has_more = len(entries) > query.limit
         entries = entries[: query.limit]
@@ -249,7 +251,10 @@ class RevocationFeed:
             after = view.head
 
     def _cursor(self, start: Cursor, head: int) -> Cursor:
-        """Behind *head*, never before *start*: another process may have looked later than this one."""
+        """
+        The cursor after *head*, never before *start*: another process may have read the log later than this
+        one.
+        """
         return start if head <= start.seq else Cursor.behind(self._log.entry(head))
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""Preferences: one JSON object a user, with merge patch (RFC 7396) and entity tags (RFC 9110 §8.8.3)."""
+"""Preferences: one JSON object per user, with merge patch (RFC 7396) and entity tags (RFC 9110 §8.8.3)."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _measure(value: Json) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class PreferenceBook:
-    """Reads and writes preferences; every write happens under the user's row lock, so none is lost."""
+    """Reads and writes preferences; each write holds the user's row lock, so that no update is lost."""
 
     users: UserStore
     revocations: Revocations
@@ -75,7 +75,7 @@ class PreferenceBook:
         return self.users.get(user_id).preferences
 
     def replace(self, user_id: UserId, wanted: Preferences, *, if_match: Condition) -> Outcome[User]:
-        """Put *wanted* in place; raises PreconditionFailed, Invalid."""
+        """Store *wanted* as the new object; raises PreconditionFailed, Invalid."""
         return self._write(user_id, lambda _: wanted, if_match)
 
     def patch(self, user_id: UserId, patch: Preferences, *, if_match: Condition) -> Outcome[User]:
@@ -100,5 +100,5 @@ class Condition:
     tags: frozenset[str] | None = None
 
     def holds(self, preferences: Preferences) -> bool:
-        """True if the write may go on; ``*`` matches whatever is there."""
+        """True if the write may go on; ``*`` matches any object."""
         return self.tags is None or "*" in self.tags or entity_tag(preferences) in self.tags

@@ -38,7 +38,7 @@ class Rule(StrEnum):
 
 
 class OnOutage(Enum):
-    """The answer to an attempt that cannot be counted."""
+    """What happens to an attempt that cannot be counted."""
 
     REFUSE = "refuse"
     ALLOW = "allow"
@@ -60,12 +60,12 @@ ON_OUTAGE: Mapping[Rule, OnOutage] = {
     Rule.CODE_IP: OnOutage.ALLOW,
     Rule.EXPORT: OnOutage.ALLOW,
     Rule.TOKEN_CLIENT: OnOutage.ALLOW,
-    # Six digits can be guessed.  A recovery code and a passkey cannot: their uses say so.
+    # Six digits can be guessed. Recovery codes and passkeys cannot: they override this.
     Rule.SECOND_FACTOR: OnOutage.REFUSE,
 }
 
 
-#: Wrong client secrets of one address.  Whoever has a right one never meets it, so it is no setting.
+#: Wrong client secrets from one address.  Not a setting, because it never affects a correct secret.
 CLIENT_IP_LIMIT = Limit(name=Rule.CLIENT_IP.value, quota=100, window_s=900)
 
 #: Their subjects begin with the account's.
@@ -76,7 +76,7 @@ _OF_ACCOUNTS = {
 
 
 class Numbered(Protocol):
-    """A device, by the number that is its own."""
+    """A device, identified by its own number."""
 
     @property
     def nonce(self) -> bytes:
@@ -84,18 +84,18 @@ class Numbered(Protocol):
 
 
 class RateLimiter(Protocol):
-    """Counts attempts atomically, before the work that they ask for."""
+    """Counts attempts atomically, before their work is done."""
 
     def attempt(self, limit: Limit, subject: str) -> Attempt:
         """Count one attempt of *subject*; raises StoreUnavailable when it cannot be counted."""
 
     def refund(self, attempt: Attempt) -> None:
-        """Give back *attempt*; a lost refund is logged, never raised."""
+        """Uncount *attempt*; a failure is logged, never raised."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The limits in force; a rule that *by_rule* does not have is ``off``."""
+    """The configured limits; a rule missing in *by_rule* is ``off``."""
 
     by_rule: Mapping[Rule, Limit]
     limiter: RateLimiter
@@ -103,13 +103,13 @@ class Limits:
 
     def take(self, rule: Rule, subject: str, *, on_outage: OnOutage | None = None) -> Attempt | None:
         """
-        Count one attempt of *subject*; None where nothing was counted (``off``, or allowed in an outage).
+        Count one attempt of *subject*; None if nothing was counted (``off``, or allowed in an outage).
 
-        *on_outage* takes the place of what *rule* does then.
+        *on_outage* overrides what *rule* does in an outage.
 
         Raises:
             RateLimited: the limit is exhausted.
-            StoreUnavailable: it cannot be counted, and *rule* refuses then.
+            StoreUnavailable: it cannot be counted, and *rule* refuses in an outage.
         """
         limit = self.by_rule.get(rule)
         if limit is None:
@@ -123,20 +123,20 @@ class Limits:
 
     def has_room(self, rule: Rule, subject: str) -> bool:
         """
-        Count one attempt of *subject*, who is not the caller: the answer's headers say nothing of it.
+        Count one attempt of *subject*, who is not the caller; not shown in the answer's headers.
 
-        False where the limit is exhausted; raises StoreUnavailable as :meth:`take` does.
+        False if the limit is exhausted; raises StoreUnavailable as :meth:`take` does.
         """
         limit = self.by_rule.get(rule)
         attempt = self._attempt(rule, limit, subject, ON_OUTAGE[rule]) if limit is not None else None
         return attempt is None or attempt.allowed
 
     def counts(self, rule: Rule) -> bool:
-        """False where *rule* is ``off``."""
+        """False if *rule* is ``off``."""
         return rule in self.by_rule
 
     def refund(self, attempt: Attempt | None) -> None:
-        """Give back what :meth:`take` counted, if it did; never raises."""
+        """Uncount what :meth:`take` counted, if anything; never raises."""
         if attempt is not None:
             self.limiter.refund(attempt)
             _note_refund(attempt)
@@ -152,7 +152,7 @@ class Limits:
 
 
 def record_attempts() -> list[Attempt]:
-    """Begin a list of the attempts that this thread counts from now on; for response headers."""
+    """Start recording the attempts that this thread counts, for response headers."""
     attempts: list[Attempt] = []
     _attempts.set(attempts)
     return attempts
@@ -177,7 +177,7 @@ def ip_subject(ip: str) -> str:
     """
     The subject of a client address: IPv4 as it is, IPv6 by its /64 (``2001:db8:1:2::``).
 
-    A household has a whole /64 to choose from.  What is no address counts as one client, ``unknown``.
+    One household usually has a whole /64. Texts that are not addresses share the subject ``unknown``.
     """
     try:
         address = ip_address(ip)
@@ -191,7 +191,7 @@ def ip_subject(ip: str) -> str:
 
 
 def tightest(attempts: Iterable[Attempt]) -> Attempt:
-    """Which of *attempts* (at least one) a caller meets first: refused, fewest left, longest to wait."""
+    """The most restrictive of *attempts* (at least one): refused, then fewest left, then longest to wait."""
     return min(attempts, key=lambda attempt: (attempt.allowed, attempt.remaining, -attempt.reset_s))
 
 
@@ -206,7 +206,7 @@ def state_header(attempt: Attempt) -> str:
 
 
 def _reached(rule: Rule, subject: str) -> Event:
-    """The event of a refusal, with the subject in the field that it belongs to."""
+    """The audit event of an exhausted limit, with the subject in its field."""
     if rule in _OF_ACCOUNTS:
         return Event(Action.LIMIT_REACHED, account=subject.partition(".")[0], detail=rule)
     if rule is Rule.REFRESH:

@@ -22,7 +22,7 @@ from authsvc.domain.values.identifiers import SessionId, TokenId, UserId
 from authsvc.domain.values.levels import Level
 
 SALT_BYTES = 16
-#: How far the clocks of two nodes may be apart (seconds).
+#: Largest expected difference between the clocks of two nodes (seconds).
 CLOCK_SKEW_S = 5
 
 _SID_BYTES, _COUNTER_BYTES, _TAG_BYTES = 16, 4, 32
@@ -31,7 +31,10 @@ _TOKEN_BYTES = _SID_BYTES + _COUNTER_BYTES + _TAG_BYTES
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """One login.  ``counter`` is the refresh token in use; ``salt`` never leaves SQL and this process."""
+    """
+    One login. ``counter`` is the number of the current refresh token; ``salt`` never leaves SQL and this
+    process.
+    """
 
     id: SessionId
     user_id: UserId
@@ -40,22 +43,22 @@ class Session:
     user_agent: str | None
     created_at: datetime
     last_used_at: datetime
-    #: Unused until then, the session is over.
+    #: The session expires at this time unless it is used.
     idle_expires_at: datetime
-    #: Over at this time, however much it is used.
+    #: The session expires at this time even if it is used.
     expires_at: datetime
     counter: int
-    #: When ``counter`` became the one in use.
+    #: When ``counter`` became the current one.
     rotated_at: datetime
     salt: bytes
-    #: None where an earlier version began it, and nobody has stepped up since.
+    #: None if an earlier version opened it and there was no step-up since.
     level: Level | None = None
     revoked_at: datetime | None = None
     reason: str | None = None
 
     @property
     def ends_at(self) -> datetime:
-        """When the session is over if nobody touches it again."""
+        """When the session ends if it is not used again."""
         return min(self.idle_expires_at, self.expires_at)
 
     def is_alive(self, now: datetime) -> bool:
@@ -91,8 +94,8 @@ class RefreshTokens:
     """
     Makes and reads refresh tokens: base64url of session id, counter and HMAC-SHA-256 tag.
 
-    The tag is keyed by the server's secret and covers the session's salt, so the database alone forges
-    nothing, and the same session and counter always give the same token.
+    The tag is keyed by the server's secret and covers the session's salt, so that the database alone cannot
+    forge it, and the same session and counter always give the same token.
     """
 
     secret: bytes
@@ -103,7 +106,7 @@ class RefreshTokens:
         return base64.urlsafe_b64encode(body + self._tag(body, salt)).rstrip(b"=").decode()
 
     def is_genuine(self, token: RefreshToken, salt: bytes) -> bool:
-        """True if this server made *token*; compared in constant time."""
+        """True if this service made *token*; compared in constant time."""
         body = uuid.UUID(token.session_id).bytes + token.counter.to_bytes(_COUNTER_BYTES)
         return hmac.compare_digest(token.tag, self._tag(body, salt))
 
@@ -113,7 +116,7 @@ class RefreshTokens:
 
 def parse_refresh_token(text: str) -> RefreshToken:
     """
-    Read *text*, which must be the one canonical encoding.
+    Parse *text*, which must be in canonical encoding.
 
     Raises:
         RefreshInvalid: it is not.
@@ -130,20 +133,20 @@ def parse_refresh_token(text: str) -> RefreshToken:
 
 
 class Presented(Enum):
-    """What a genuine refresh token of a living session is."""
+    """Kinds of genuine refresh tokens of a live session."""
 
     CURRENT = "current"
-    #: The immediate parent within the grace time: parallel tabs, a lost response.
+    #: The direct predecessor within the grace time: parallel tabs, or a lost response.
     REPEATED = "repeated"
     REUSED = "reused"
 
 
 def recognise(counter: int, session: Session, *, now: datetime, grace_s: int) -> Presented:
     """
-    Which of the three *counter* is at *now*; *grace_s* in seconds, 0 forgives nothing.
+    The kind of the token *counter* at *now*; *grace_s* in seconds, 0: no grace time.
 
-    A rotation time in the future is that of another node's clock, within CLOCK_SKEW_S.  Beyond that the
-    clock was wrong, and how long ago the rotation was cannot be said: a reuse.
+    A rotation time in the future is accepted within CLOCK_SKEW_S: the clock of another node may be ahead.
+    Beyond that the time is not trustworthy, and the token counts as reused.
     """
     if counter == session.counter:
         return Presented.CURRENT
@@ -157,57 +160,56 @@ def recognise(counter: int, session: Session, *, now: datetime, grace_s: int) ->
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
-    """A session and its user as SQL holds them now."""
+    """A session and its user, as they are in SQL now."""
 
     session: Session
     user: User
 
     def is_good(self, now: datetime) -> bool:
-        """The session is alive and the user may have one."""
+        """True if the session is live and the user is active."""
         return self.user.is_active and self.session.is_alive(now)
 
 
 class SessionStore(Protocol):
-    """Where sessions live; each method is one transaction.  Raises StoreUnavailable."""
+    """Stores sessions; each method is one transaction. Raises StoreUnavailable."""
 
     def standing(self, session_id: SessionId) -> Standing | None:
-        """The session with its user, in one query; None where either is gone."""
+        """The session with its user, in one query; None if either is deleted."""
 
     def rotate(self, session: Session, *, now: datetime, idle_expires_at: datetime) -> Session | None:
         """
-        Consume ``session.counter`` if it is current and the session alive: one conditional update.
+        Replace ``session.counter`` if it is current and the session live: one conditional update.
 
-        Returns the session as it is then, its level included, which a step-up may have raised since
-        *session* was read.
+        Returns the updated session, with its level: a step-up may have raised it since *session* was read.
         """
 
     def end(
         self, session_id: SessionId, *, reason: str, token_id: TokenId | None, event: Entry | None = None
     ) -> Committed[Session | None]:
         """
-        End it, and store *event* with it if the audit trail takes it.
+        End it, and store *event* with it if the audit trail stores such events.
 
-        For one that is over the entry of the log is repeated, not added, and *event* is not stored.  None:
+        For an ended session, return its entry of the log again; *event* is not stored.  None:
         there is no such session.
         """
 
     def end_all(self, user_id: UserId, *, reason: str, keep: SessionId | None) -> Committed[int]:
-        """End every session of the user, or every other; without *keep* their epoch rises, too."""
+        """End all sessions of the user, except *keep* if given; without *keep* their epoch rises, too."""
 
     def of_user(self, user_id: UserId, *, now: datetime) -> Sequence[Session]:
-        """The living sessions, the most recently used first."""
+        """The live sessions, the most recently used first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionEnds:
-    """Ends one session: in SQL together with its event, in Redis, in the log."""
+    """Ends one session: in SQL with its audit event, and in Redis."""
 
     store: SessionStore
     revocations: Revocations
     audit: TransactionalAuditLog
 
     def end(self, event: Event, *, reason: str, token_id: TokenId | None = None) -> Outcome[Session | None]:
-        """End the session of *event*; repeating is harmless."""
+        """End the session of *event*; idempotent."""
         draft = self.audit.draft(event)
         session_id = SessionId(event.session_id or "")
         committed = self.store.end(session_id, reason=reason, token_id=token_id, event=draft)
@@ -223,7 +225,7 @@ class SessionEnds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionDirectory:
-    """What a user and an admin do with sessions."""
+    """Operations of users and admins on sessions."""
 
     store: SessionStore
     revocations: Revocations
@@ -232,15 +234,15 @@ class SessionDirectory:
 
     @property
     def ends(self) -> SessionEnds:
-        """What ends one of them."""
+        """Ends single sessions."""
         return SessionEnds(store=self.store, revocations=self.revocations, audit=self.audit)
 
     def of_user(self, user_id: UserId) -> Sequence[Session]:
-        """The living sessions, the most recently used first."""
+        """The live sessions, the most recently used first."""
         return self.store.of_user(user_id, now=self.clock())
 
     def end(self, session_id: SessionId, *, owner: UserId) -> Outcome[Session | None]:
-        """End one session of *owner*; raises NotFound for somebody else's, or one that is over."""
+        """End one session of *owner*; raises NotFound if it belongs to another user, or has ended."""
         standing = self.store.standing(session_id)
         if standing is None or standing.user.id != owner or not standing.session.is_alive(self.clock()):
             raise NotFound
@@ -248,7 +250,7 @@ class SessionDirectory:
         return self.ends.end(event, reason="ended")
 
     def end_all(self, user_id: UserId, *, keep: SessionId | None, actor: UserId) -> Outcome[int]:
-        """End every session of the user, or every one but *keep*."""
+        """End all sessions of the user, except *keep* if given."""
         outcome = self.revocations.publish(self.store.end_all(user_id, reason="ended", keep=keep))
         self.audit.record(Event(Action.SESSIONS_ENDED, user_id=user_id, actor_id=actor, session_id=keep))
         return outcome

@@ -25,13 +25,13 @@ _ROLE = re.compile(ROLE_PATTERN)
 
 
 def is_role_name(text: object) -> bool:
-    """True for what may be the name of a role, here or in another installation."""
+    """True if *text* is a valid name of a role, whether or not it exists here."""
     return isinstance(text, str) and _ROLE.fullmatch(text) is not None
 
 
 @dataclass(frozen=True, slots=True)
 class RoleNames:
-    """The roles that exist: the built-in ones, and what ``ROLES`` adds."""
+    """The existing roles: the built-in ones, and those of the setting ``ROLES``."""
 
     further: tuple[Role, ...] = ()
 
@@ -40,11 +40,11 @@ class RoleNames:
         return role in BUILT_IN or role in self.further
 
     def shown(self, roles: tuple[Role, ...]) -> tuple[Role, ...]:
-        """Those of *roles* that exist: a role that was removed from the setting grants nothing."""
+        """The existing roles among *roles*: a role that was removed from the setting grants nothing."""
         return roles if all(role in self for role in roles) else tuple(role for role in roles if role in self)
 
     def require(self, by_place: Mapping[str, Role]) -> None:
-        """Raise Invalid for each place that names a role that there is not."""
+        """Raise Invalid for each index with an unknown role."""
         strangers = [place for place, role in by_place.items() if role not in self]
         if strangers:
             message = f"Must be one of: {', '.join((*BUILT_IN, *self.further))}."
@@ -66,38 +66,38 @@ class User:
     created_at: datetime
     updated_at: datetime
     last_login: datetime | None = None
-    #: When the owner proved that they receive mail there.
+    #: When the user proved that they receive mail at this address.
     email_verified: bool = False
     #: The cut-off counter: an access token that carries another value is refused.
     epoch: int = 0
-    #: The row's version, raised by every change.
+    #: The version of the row; every change raises it.
     version: int = 1
 
     @property
     def is_active(self) -> bool:
-        """May sign in and hold sessions."""
+        """May log in and have sessions."""
         return self.status == "active"
 
     @property
     def is_admin(self) -> bool:
-        """Holds the admin role."""
+        """Has the admin role."""
         return "admin" in self.roles
 
 
 def with_roles(wanted: tuple[Role, ...]) -> tuple[Role, ...]:
-    """*wanted* in order and complete: everybody is a ``user``."""
+    """*wanted* in order, with ``user``, which everybody has."""
     built_in = tuple(role for role in BUILT_IN if role == "user" or role in wanted)
     return built_in + tuple(sorted(set(wanted).difference(BUILT_IN)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """What a user may change of themselves."""
+    """The fields that users may change of their own account."""
 
     name: str | None = None
     phone: str | None = None
     device_id: str | None = None
-    #: The names of the fields that the caller gave; the others stay as they are.
+    #: The names of the given fields; the others stay unchanged.
     given: frozenset[str] = frozenset()
 
     def applied_to(self, user: User) -> User:
@@ -112,7 +112,7 @@ class Profile:
 class UserFilter:
     """One page of the admin list, in the order of ids; ``after`` is the last id of the page before."""
 
-    #: The one user with that address.
+    #: Only the user with that address.
     email: Email | None = None
     role: Role | None = None
     status: Status | None = None
@@ -120,7 +120,7 @@ class UserFilter:
     after: UserId | None = None
 
     def admits(self, user: User) -> bool:
-        """True if *user* is on this page or behind it."""
+        """True if *user* is on this page or a later one."""
         return (
             self.email in {None, user.email}
             and (self.role is None or self.role in user.roles)
@@ -130,10 +130,10 @@ class UserFilter:
 
 
 class UserStore(Protocol):
-    """Where users live.  Every change comes back with the log entries it committed."""
+    """Stores users. Every change returns the log entries that it committed."""
 
     def add(self, user: User, password_hash: str) -> Committed[User]:
-        """Insert; raises EmailTaken when the canonical address exists, whoever raced."""
+        """Insert; raises EmailTaken if the canonical address exists, also in a race."""
 
     def get(self, user_id: UserId) -> User:
         """Raises NotFound."""
@@ -142,33 +142,33 @@ class UserStore(Protocol):
         """The user with the canonical address *email*."""
 
     def get_many(self, user_ids: Sequence[UserId]) -> dict[UserId, User]:
-        """Those of *user_ids* that exist, by id; at most one query."""
+        """The existing users among *user_ids*, by id; at most one query."""
 
     def change(self, user_id: UserId, rule: Callable[[User], User]) -> Committed[User]:
         """
-        Apply *rule* to the user under the lock of the row, and store the result as the next version.
+        Apply *rule* to the user under the row lock, and store the result as the next version.
 
-        A raised epoch cuts off the user's tokens; who is no longer active, or has another address, loses
-        the sessions, too.  Raises NotFound, LastAdmin, EmailTaken, and whatever *rule* raises.
+        A raised epoch revokes the user's tokens. A user who is no longer active, or has a new address, loses
+        their sessions, too.  Raises NotFound, LastAdmin, EmailTaken, and the exceptions of *rule*.
         """
 
     def remove(self, user_id: UserId, *, within: SessionId | None = None) -> Committed[User]:
         """
-        Delete the user with everything that is theirs.
+        Delete the user with all their data.
 
         Raises NotFound, LastAdmin, and TokenInvalid where their session *within* has ended.
         """
 
     def page(self, wanted: UserFilter) -> list[User]:
-        """At most ``limit + 1`` users: the one too many says that there is a next page."""
+        """At most ``limit + 1`` users; the extra one shows that there is a next page."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UserDirectory:
     """
-    What is done to users, by themselves and by admins.
+    Operations on users, by themselves and by admins.
 
-    Rows keep a role that left ``ROLES``, and have it again when it comes back; no answer shows it.
+    Rows keep a role that was removed from ``ROLES``; answers do not show it until the setting has it again.
     """
 
     store: UserStore
@@ -177,18 +177,18 @@ class UserDirectory:
     roles: RoleNames = field(default_factory=RoleNames)
 
     def get(self, user_id: UserId, *, read: User | None = None) -> User:
-        """The user, who may have been *read* already; raises NotFound."""
+        """The user; *read*, if it was read already. Raises NotFound."""
         return self._shown(read or self.store.get(user_id))
 
     def look_up(self, user_ids: Sequence[UserId]) -> tuple[list[User], list[UserId]]:
-        """The users of *user_ids* in their order, each once, and the ids that nobody has."""
+        """The users of *user_ids* in their order, each once, and the ids that no user has."""
         found = self.store.get_many(user_ids)
         wanted = dict.fromkeys(user_ids)
         there = [self._shown(found[one]) for one in wanted if one in found]
         return there, [one for one in wanted if one not in found]
 
     def page(self, wanted: UserFilter) -> tuple[list[User], UserId | None]:
-        """The users of one page, and the cursor of the next; raises Invalid for a role that there is not."""
+        """The users of one page, and the cursor of the next; raises Invalid for an unknown role."""
         if wanted.role is not None:
             self.roles.require({"role": wanted.role})
         found = self.store.page(wanted) if wanted.email is None else self._one(wanted.email, wanted)
@@ -203,9 +203,9 @@ class UserDirectory:
         self, user_id: UserId, *, roles: tuple[Role, ...] | None, status: Status | None, actor: UserId | None
     ) -> Outcome[User]:
         """
-        Set roles, status or both; every earlier access token of the user dies with a real change.
+        Set roles, status or both; an actual change revokes all earlier access tokens of the user.
 
-        Raises NotFound, LastAdmin, and Invalid for a role that there is not.
+        Raises NotFound, LastAdmin, and Invalid for an unknown role.
         """
         self.roles.require({f"roles.{index}": role for index, role in enumerate(roles or ())})
 
@@ -235,9 +235,9 @@ class UserDirectory:
 
     def set_email(self, email: Email, new: Email) -> Outcome[User]:
         """
-        Replace the address of a user, for operators; every session ends, known devices stay known.
+        Replace the address of a user, for operators; all sessions end, known devices stay known.
 
-        The new address is not proven.
+        The new address is not verified.
 
         Raises NotFound, EmailTaken.
         """
@@ -251,7 +251,7 @@ class UserDirectory:
         return outcome
 
     def vouch_for(self, user_id: UserId) -> Outcome[User]:
-        """Take a user's address for proven, on an operator's word; raises NotFound."""
+        """Mark a user's address as verified, by decision of an operator; raises NotFound."""
         outcome = self._told(self.store.change(user_id, lambda found: replace(found, email_verified=True)))
         self.audit.record(Event(Action.EMAIL_VERIFIED, user_id=user_id))
         return outcome
@@ -260,7 +260,7 @@ class UserDirectory:
         self, user_id: UserId, *, actor: UserId | None, within: SessionId | None = None
     ) -> Outcome[User]:
         """
-        Delete the user; their tokens die with them.
+        Delete the user; their tokens are revoked.
 
         Raises NotFound, LastAdmin, and TokenInvalid where their session *within* has ended.
         """
@@ -273,7 +273,7 @@ class UserDirectory:
         return [user] if user is not None and wanted.admits(user) else []
 
     def _told(self, committed: Committed[User]) -> Outcome[User]:
-        """*committed*, written to Redis, and as the caller is shown it."""
+        """Write *committed* to Redis; returns it as shown to the caller."""
         outcome = self.revocations.publish(committed)
         return Outcome(self._shown(outcome.value), outcome.is_complete)
 

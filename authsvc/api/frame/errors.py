@@ -97,7 +97,7 @@ DETAILS = {
     "rate_limited": "Too many attempts. Try again later.",
     "busy": "Too many passwords are being checked right now. Try again shortly.",
     "unavailable": "The service cannot answer right now. Try again shortly.",
-    "malformed_request": "The body is not valid JSON, or not a JSON object.",
+    "malformed_request": "The body is not JSON that this service accepts.",
     "method_not_allowed": "This method is not allowed here.",
     "too_large": "The body is larger than 64 KiB.",
     "unsupported_media_type": "Send JSON in UTF-8, uncompressed, with the Content-Type that is documented.",

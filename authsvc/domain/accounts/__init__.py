@@ -1,1 +1,1 @@
-"""Accounts that people can recover: tickets, mails, and what is done with them."""
+"""Account recovery, second factors, passkeys, and the mails and tickets that they need."""

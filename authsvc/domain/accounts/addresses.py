@@ -1,4 +1,4 @@
-"""Addresses are proven by mail: that of an account, of one that is to be, and a new one."""
+"""Verification of addresses by mail: of an account, of a registration, and of a change of address."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.emails import NOBODY, typed_email
 from authsvc.domain.values.identifiers import SessionId, UserId, new_id
 
-#: Who logs in without a proven address gets a mail, but no second one within this time.
+#: A login without a verified address sends a mail, but no second one within this time (seconds).
 REMINDER_EVERY = timedelta(minutes=10)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Addresses:
-    """Proves addresses: that of an account, of one that is to be, and a new one."""
+    """Verifies addresses: of an account, of a registration, and of a change of address."""
 
     requests: MailRequests
     proof: TicketProof
@@ -50,18 +50,21 @@ class Addresses:
     revocations: Revocations
     audit: AuditLog
     clock: Clock
-    #: Nobody logs in without a proven address.
+    #: True if a login needs a verified address.
     is_required: bool
 
     def ask_again(self, typed: str, client_ip: str) -> None:
-        """Send a verification mail to *typed* if an account has it, not proven yet; nobody learns that."""
+        """
+        Send a verification mail to *typed* if it is the unverified address of an account; the caller is not
+        told.
+        """
         ticket = new_ticket(Purpose.VERIFY, typed_email(typed), self.clock())
         self.requests.by_address(Template.VERIFY, typed, client_ip, ticket)
 
     def add(self, user: User, password_hash: str) -> Committed[User]:
-        """Insert *user* with a mail to prove their address; raises EmailTaken."""
+        """Insert *user* and a mail to verify their address; raises EmailTaken."""
         now = self.clock()
-        # A new user's password has the version 1.
+        # The password of a new user has version 1.
         ticket = replace(
             new_ticket(Purpose.VERIFY, user.email, now),
             user_id=user.id,
@@ -75,7 +78,10 @@ class Addresses:
         return committed
 
     def remind(self, credentials: Credentials) -> None:
-        """Send a verification mail to somebody who logged in without a proven address, now and then."""
+        """
+        Send a verification mail to a user who logged in without a verified address, unless one was sent
+        lately.
+        """
         now, email = self.clock(), credentials.user.email
         if self.store.has_asked_since(credentials.user.id, Purpose.VERIFY, now - REMINDER_EVERY):
             return
@@ -86,19 +92,19 @@ class Addresses:
             self.requests.wake()
 
     def verify_in_session(self, user_id: UserId, shown: Shown, client_ip: str) -> None:
-        """Prove the address of the caller; raises CodeInvalid, RateLimited, StoreUnavailable."""
+        """Verify the address of the caller; raises CodeInvalid, RateLimited, StoreUnavailable."""
         with self.proof.attempt(client_ip, Purpose.VERIFY) as attempt:
             self._verify(self.credentials.by_user(user_id), shown, attempt)
 
     def verify_with_password(self, typed: str, password: str, shown: Shown, client_ip: str) -> None:
-        """The same for somebody who cannot log in before; raises HashingBusy and InvalidCredentials, too."""
-        # Room for the hash, and in each limit, comes before the hash and before SQL.
+        """The same for a user who cannot log in before that; also raises HashingBusy, InvalidCredentials."""
+        # Check the hashing queue and the limits before hashing and before asking SQL.
         self.passwords.passwords.require_room()
         with self.proof.attempt(client_ip, Purpose.VERIFY) as attempt:
             self._verify(self._proven(typed, password), shown, attempt)
 
     def _proven(self, typed: str, password: str) -> Credentials:
-        """The credentials of an active user, whose *password* is right; raises InvalidCredentials."""
+        """The credentials of an active user with this *password*; raises InvalidCredentials."""
         email = typed_email(typed)
         with self.passwords.attempt(email or typed):
             found = self.credentials.by_email(email or NOBODY)
@@ -112,7 +118,7 @@ class Addresses:
 
     def register(self, typed: str, password: str, profile: Profile, client_ip: str) -> Asked:
         """
-        Ask for an account quietly: it is made when the address is proven.
+        Request an account: it is created once the address is verified.
 
         The same work and the same answer, whether or not the address has an account.  Raises HashingBusy,
         Invalid.
@@ -129,7 +135,8 @@ class Addresses:
 
     def confirm_registration(self, shown: Shown, password: str | None, client_ip: str) -> Outcome[User]:
         """
-        Make the account; a link needs the *password* as well, since a mail alone proves no intent.
+        Create the account. A link also needs the *password*: whoever opens the mail may not have asked for
+        the account.
 
         Raises CodeInvalid, EmailTaken, RateLimited, HashingBusy, StoreUnavailable.
         """
@@ -152,14 +159,15 @@ class Addresses:
 
     def ask_change(self, proven: Credentials, typed: str, client_ip: str) -> Asked:
         """
-        Ask to change the address of *proven*, whose password was just shown, to the address *typed*.
+        Request a change of the address of *proven*, whose password was just verified, to *typed*.
 
-        A code goes to the new address, and one to the old one where that is proven and there is no second
-        factor.  A new address that an account has gets no mail; the answer is the same.  Raises Invalid.
+        A code goes to the new address; one goes to the old address, too, if that is verified and there is no
+        second factor.  If another account has the new address, no mail is sent there; the answer is the same.
+        Raises Invalid.
         """
         new = required_email(typed)
         old, now = proven.user.email, self.clock()
-        # A second factor, freshly shown, proves more than a mail to the old address.
+        # A recent second factor is stronger proof than a mail to the old address.
         needs_old = proven.user.email_verified and not proven.has_factor
         ticket = replace(bound(new_ticket(Purpose.CHANGE, new, now), proven), needs_old_code=needs_old)
         mails = [new_mail(Template.CHANGE, new, now=now, ticket=ticket, client_ip=client_ip)]

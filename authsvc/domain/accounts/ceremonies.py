@@ -1,5 +1,5 @@
 """
-What passes between this service and browsers when passkeys are registered and used (WebAuthn Level 3).
+The data that this service and browsers exchange to register and use passkeys (WebAuthn Level 3).
 
 Options go out and answers come in as the JSON of the specification.
 """
@@ -17,44 +17,47 @@ from authsvc.domain.errors import CodeInvalid
 from authsvc.domain.users import User
 from authsvc.domain.values.identifiers import UserId
 
-#: COSE algorithms that are asked for, the best first, and the key type of each: ES256, EdDSA, RS256.
+#: Requested COSE algorithms, preferred first, with the key type of each: ES256, EdDSA, RS256.
 ALGORITHMS = {-7: 2, -8: 1, -257: 3}
-#: How long a browser may take, in milliseconds; as long as the challenge is good.
+#: Time limit for the browser, in milliseconds: the life of the challenge.
 TIMEOUT_MS = 300_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RelyingParty:
-    """Whom passkeys are for: the RP ID, its name, and the origins whose pages may use them."""
+    """The relying party: the RP ID, its name, and the origins whose pages may use its passkeys."""
 
     id: str
     name: str
-    #: Compared letter by letter.
+    #: Compared exactly.
     origins: tuple[str, ...]
 
     @property
     def related_origins(self) -> tuple[str, ...]:
-        """The web origins; browsers look there before a page outside the RP ID uses its passkeys."""
+        """
+        The web origins, for the document that browsers read before a page of another origin uses passkeys of
+        the RP ID.
+        """
         return tuple(origin for origin in self.origins if origin.startswith("https://"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Passkey:
-    """A public key, and what is known of its authenticator (a credential record, §4)."""
+    """A public key with data about its authenticator (a credential record, §4)."""
 
     credential_id: bytes
     #: A COSE key.
     public_key: bytes = field(repr=False)
     sign_count: int
     is_backup_eligible: bool
-    #: It showed user verification when it was registered; otherwise that never counts.
+    #: User verification was shown at registration; without this, later user verification does not count.
     verified_user: bool
     transports: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What a good assertion shows."""
+    """The result of a valid assertion."""
 
     sign_count: int
     is_user_verified: bool
@@ -62,7 +65,7 @@ class Verified:
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Answer:
-    """A credential as browsers write it in JSON, its bytes in base64url; nothing of it is checked yet."""
+    """A credential in the JSON form of browsers, with bytes in base64url; nothing is checked yet."""
 
     client_data_type: ClassVar[str]
 
@@ -98,20 +101,20 @@ class Assertion(Answer):
 
 
 class Ceremonies(Protocol):
-    """Judges the answers of authenticators; whatever is wrong is CodeInvalid."""
+    """Verifies answers of authenticators; every failure is CodeInvalid."""
 
     @property
     def party(self) -> RelyingParty:
-        """Whom they are for."""
+        """The relying party."""
 
     def challenge_of(self, answer: Answer) -> str:
-        """The challenge that *answer* is about; whether we made it is for the caller to find out."""
+        """The challenge in *answer*; the caller checks whether we made it."""
 
     def registered(self, answer: Attestation) -> Passkey:
-        """What *answer* registers."""
+        """The passkey that *answer* registers."""
 
     def verified(self, answer: Assertion, passkey: Passkey, owner: UserId) -> Verified:
-        """What *answer* shows, if it was signed with *passkey*, for its *owner*."""
+        """The result of *answer*, which must be signed with *passkey*, for its *owner*."""
 
 
 def creation_options(

@@ -1,8 +1,8 @@
 """
-Challenges: what a login, or a ceremony with a passkey, hands out to be answered within five minutes.
+Challenges: a login or a passkey ceremony issues one, to be answered within five minutes.
 
-A challenge is an authenticated text; making one stores nothing.  Its id is used up, by an INSERT, in the
-transaction of what the answer opens.
+A challenge is an authenticated text; issuing one stores nothing.  Its id is marked as used, by an INSERT, in
+the transaction that acts on the answer.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from enum import IntEnum
 from authsvc.domain.errors import CodeInvalid
 from authsvc.domain.values.identifiers import UserId, new_id
 
-#: How long one can be answered, in seconds.
+#: Life of a challenge, in seconds.
 CHALLENGE_LIFE_S = 300
 
-#: Aim, id, user, password version, round of tries, end in seconds; the device id follows.
+#: Purpose, id, user, password version, round of tries, end in seconds; the device id follows.
 _LAYOUT = struct.Struct(">B16s16sQQQ")
 _TAG_BYTES = 32
 _NOBODY = bytes(16)
 
 
 class Aim(IntEnum):
-    """What the answer to a challenge opens; the number is part of the authenticated text."""
+    """The purpose of a challenge; the number is part of the authenticated text."""
 
     #: The second step of a login.
     LOGIN = 1
     #: A login with a passkey alone.
     PASSKEY_LOGIN = 2
-    #: The passkey of a second step, which has a challenge of its own beside that of the login.
+    #: A passkey as second step; it has its own challenge in addition to that of the login.
     PASSKEY_SECOND = 3
     PASSKEY_STEP_UP = 4
     PASSKEY_REGISTRATION = 5
@@ -43,17 +43,17 @@ class Aim(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Challenge:
-    """Dead when used or expired, and when the user's password changed or too many answers were wrong."""
+    """Invalid once used or expired, once the user's password changed, or after too many wrong answers."""
 
     id: str
     aim: Aim
-    #: None where anybody may answer.
+    #: None if any user may answer.
     user_id: UserId | None
     password_version: int
     #: Which group of tries it belongs to; see :mod:`authsvc.domain.accounts.second_factor`.
     round: int
     expires_at: datetime
-    #: What the login named; the session gets it.
+    #: The device id of the login, for the session.
     device_id: str | None = None
 
 
@@ -66,7 +66,7 @@ def new_challenge(
     tries_round: int = 0,
     device_id: str | None = None,
 ) -> Challenge:
-    """A challenge that can be answered from *now* on."""
+    """A challenge issued at *now*."""
     end = now.replace(microsecond=0) + timedelta(seconds=CHALLENGE_LIFE_S)
     return Challenge(
         id=new_id(),
@@ -86,7 +86,7 @@ class ChallengeTexts:
     key: bytes
 
     def seal(self, challenge: Challenge) -> bytes:
-        """The bytes of *challenge* with their tag."""
+        """The bytes of *challenge* and their authentication tag."""
         body = _LAYOUT.pack(
             challenge.aim,
             uuid.UUID(challenge.id).bytes,
@@ -99,7 +99,7 @@ class ChallengeTexts:
         return body + self._tag(body)
 
     def open(self, sealed: bytes, aim: Aim, *, now: datetime) -> Challenge:
-        """The challenge of *sealed*; raises CodeInvalid for a forged, expired or other one."""
+        """The challenge in *sealed*; raises CodeInvalid if it is forged, expired or for another purpose."""
         body, tag = sealed[:-_TAG_BYTES], sealed[-_TAG_BYTES:]
         if len(body) < _LAYOUT.size or not hmac.compare_digest(tag, self._tag(body)):
             raise CodeInvalid("challenge: not genuine")
@@ -113,7 +113,7 @@ class ChallengeTexts:
         return base64.urlsafe_b64encode(self.seal(challenge)).rstrip(b"=").decode()
 
     def read(self, text: str, aim: Aim, *, now: datetime) -> Challenge:
-        """The challenge of *text*, which must be the one canonical encoding; raises CodeInvalid."""
+        """The challenge in *text*, which must be in canonical encoding; raises CodeInvalid."""
         try:
             sealed = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
         except (binascii.Error, ValueError) as error:

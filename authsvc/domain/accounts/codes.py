@@ -1,4 +1,4 @@
-"""Codes that people type: those of an authenticator app (TOTP, RFC 6238), and recovery codes."""
+"""Codes that users type: of an authenticator app (TOTP, RFC 6238), and recovery codes."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from cryptography.hazmat.primitives.twofactor.hotp import HOTP
 
 from authsvc.domain.values.identifiers import UserId
 
-#: As every authenticator app has it: SHA-1, six digits, 30 seconds.
+#: The parameters that all authenticator apps support: SHA-1, six digits, 30 seconds.
 STEP_S = 30
 DIGITS = 6
 SECRET_BYTES = 20
-#: Codes of so many steps before and after the server's own are taken.
+#: Number of time steps before and after the current one whose codes are accepted.
 SKEW_STEPS = 1
 
 RECOVERY_CODES = 8
@@ -38,25 +38,25 @@ def new_totp_secret() -> bytes:
 
 
 def matching_step(secret: bytes, typed: str, now: datetime) -> int | None:
-    """The step whose code is *typed*, around *now*; None where it is the code of none."""
+    """The time step near *now* whose code is *typed*; None if there is none."""
     if not _CODE.fullmatch(typed):
         return None
-    # SHA-1 is what apps can do; in an HMAC it is still sound (RFC 6238 §1.2).
+    # All apps support SHA-1, and it is still safe in an HMAC (RFC 6238 §1.2).
     codes = HOTP(secret, DIGITS, SHA1())  # noqa: S303
     middle = int(now.timestamp()) // STEP_S
     steps = range(middle - SKEW_STEPS, middle + SKEW_STEPS + 1)
-    # Every step is compared, the newest last: two may have the same code.
+    # Compare all steps, the newest last: two steps may have the same code.
     right = [step for step in steps if hmac.compare_digest(codes.generate(step), typed.encode())]
     return right[-1] if right else None
 
 
 def base32(secret: bytes) -> str:
-    """*secret* as people type it into an app."""
+    """*secret* in base32, for typing it into an app."""
     return base64.b32encode(secret).decode().rstrip("=")
 
 
 def totp_uri(secret: bytes, *, issuer: str, account: str) -> str:
-    """What a page shows as a QR code: an ``otpauth://`` URI."""
+    """The ``otpauth://`` URI that a page shows as a QR code."""
     label = f"{quote(issuer, safe='')}:{quote(account, safe='')}"
     parameters = {
         "secret": base32(secret),
@@ -75,12 +75,12 @@ def new_recovery_codes() -> list[str]:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class RecoveryDigests:
-    """Digests of recovery codes under a key: what SQL holds of them."""
+    """Keyed digests of recovery codes; SQL stores only these."""
 
     key: bytes
 
     def of(self, user_id: UserId, typed: str) -> bytes | None:
-        """The digest of a code as *typed* by a user, in any case and grouping; None for no code."""
+        """The digest of the code *typed*, in any case and grouping; None if it is not a code."""
         bare = typed.translate(_IGNORED).upper()
         if not typed.isascii() or not _RECOVERY_CODE.fullmatch(bare):
             return None

@@ -1,4 +1,4 @@
-"""Second factors of an account: what they are, and how their owner and admins add and remove them."""
+"""Second factors of an account, and how users and admins add and remove them."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ from authsvc.domain.values.identifiers import SessionId, UserId, new_id
 
 FactorId = NewType("FactorId", str)
 
-#: How long an enrolment can be confirmed, in seconds.
+#: Life of an unconfirmed enrolment, in seconds.
 ENROLMENT_LIFE_S = 600
-#: Wrong codes in a row that lock a TOTP (NIST SP 800-63B §3.2.2).
+#: Consecutive wrong codes after which a TOTP is locked (NIST SP 800-63B §3.2.2).
 MOST_FAILURES = 100
 
 
 class Kind(StrEnum):
-    """What somebody has."""
+    """Kinds of second factors."""
 
     TOTP = "totp"
     PASSKEY = "passkey"
 
 
 class AnswerKind(StrEnum):
-    """How somebody answers when a second factor is asked for."""
+    """Ways to answer a request for a second factor."""
 
     TOTP = "totp"
     PASSKEY = "passkey"
@@ -53,12 +53,12 @@ class AnswerKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TotpSecret:
-    """What the codes of an authenticator app are verified by."""
+    """The data that verifies codes of an authenticator app."""
 
     secret: Encrypted = field(repr=False)
-    #: The newest step whose code was used: it and all before it are used up.
+    #: The newest time step whose code was used; codes of this and all earlier steps are refused.
     last_step: int | None = None
-    #: Wrong codes in a row, those that are being compared included.
+    #: Consecutive wrong codes, including those being compared now.
     failures: int = 0
 
 
@@ -70,13 +70,13 @@ class Factor:
     user_id: UserId
     name: str | None
     created_at: datetime
-    #: None: an enrolment that waits for its first code.
+    #: None until the enrolment is confirmed by its first code.
     confirmed_at: datetime | None
     last_used_at: datetime | None = None
     locked_at: datetime | None = None
     totp: TotpSecret | None = None
     passkey: Passkey | None = None
-    #: Of a passkey: the site that it works at.
+    #: For a passkey: the RP ID that it belongs to.
     rp_id: str | None = None
 
     @property
@@ -86,19 +86,19 @@ class Factor:
 
     @property
     def is_locked(self) -> bool:
-        """True for one that opens nothing any more."""
+        """True if it is not accepted any more."""
         return self.locked_at is not None or (self.totp is not None and self.totp.failures >= MOST_FAILURES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FactorList:
-    """What somebody has in force."""
+    """The confirmed second factors of a user."""
 
     factors: Sequence[Factor]
     recovery_codes_left: int
 
     def methods(self, rp_id: str | None) -> tuple[AnswerKind, ...]:
-        """With what they can answer; a passkey works at its own site alone."""
+        """The possible ways to answer; a passkey works only for its own RP ID."""
         open_ones = [factor for factor in self.factors if not factor.is_locked]
         usable = {
             AnswerKind(one.kind.value) for one in open_ones if one.passkey is None or one.rp_id == rp_id
@@ -112,16 +112,16 @@ class FactorStore(Protocol):
     """The rows, in SQL; each method is one transaction.  Raises StoreUnavailable."""
 
     def of_user(self, user_id: UserId) -> FactorList:
-        """What is in force; enrolments are not."""
+        """The confirmed factors of the user, without enrolments."""
 
     def rename(self, user_id: UserId, factor_id: FactorId, name: str | None) -> Factor:
         """Set the name; raises NotFound."""
 
     def remove(self, user_id: UserId, factor_id: FactorId, *, keep: SessionId) -> Committed[Factor]:
         """
-        Delete it; with the last one recovery codes go, too, and every session but *keep* ends.
+        Delete it. With the last one, delete the recovery codes, too, and end all sessions but *keep*.
 
-        Raises NotFound, and TokenInvalid where *keep* has ended.
+        Raises NotFound, and TokenInvalid if *keep* has ended.
         """
 
     def reset(self, user_id: UserId) -> Committed[User]:
@@ -132,32 +132,32 @@ class FactorStore(Protocol):
         """
 
     def renew_codes(self, user_id: UserId, session_id: SessionId, digests: Sequence[bytes]) -> None:
-        """Replace the recovery codes; raises NotFound for somebody without a factor, TokenInvalid."""
+        """Replace the recovery codes; raises NotFound if the user has no factor, TokenInvalid."""
 
 
 class EnrolmentStore(Protocol):
     """Authenticator apps, in SQL; each method is one transaction.  Raises StoreUnavailable."""
 
     def enrol(self, factor: Factor) -> None:
-        """Add an enrolment of a TOTP in place of any other; raises NotFound."""
+        """Store an enrolment of a TOTP and drop any earlier one; raises NotFound."""
 
     def enrolment(self, user_id: UserId, factor_id: FactorId, *, since: datetime) -> Factor | None:
-        """An enrolment of that user made after *since* that waits for its first code."""
+        """The unconfirmed enrolment of that user, if it was made after *since*."""
 
     def confirm(
         self, enrolment: Factor, step: int, digests: Sequence[bytes], *, keep: SessionId
     ) -> Committed[bool]:
         """
-        Put *enrolment* in force in place of any other TOTP; the code of *step* is used up.
+        Confirm *enrolment*, which replaces any other TOTP; the code of *step* cannot be used again.
 
         True if it is the first factor: then recovery codes with these *digests* are stored, and every session
-        but *keep* ends.  Raises CodeInvalid where somebody was faster, TokenInvalid where *keep* has ended.
+        but *keep* ends.  Raises CodeInvalid if another request was faster, TokenInvalid if *keep* has ended.
         """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Enrolment:
-    """What an authenticator app is given, once; ``expires_in`` in seconds."""
+    """The secret for an authenticator app, shown once; ``expires_in`` in seconds."""
 
     id: FactorId
     secret: str = field(repr=False)
@@ -166,12 +166,15 @@ class Enrolment:
 
 
 def totp_owner(user_id: UserId, factor_id: FactorId) -> bytes:
-    """Whose secret it is, as its encryption authenticates it."""
+    """The owner of a secret, which its encryption authenticates."""
     return uuid.UUID(user_id).bytes + uuid.UUID(factor_id).bytes
 
 
 def totp_step(keys: DataKeys, factor: Factor, typed: str, now: datetime) -> int:
-    """The step of the code *typed*; raises CodeInvalid, and StoreUnavailable for an unreadable secret."""
+    """
+    The time step of the code *typed*; raises CodeInvalid, and StoreUnavailable if the secret cannot be
+    decrypted.
+    """
     if factor.totp is None:
         raise CodeInvalid("no TOTP")
     try:
@@ -186,22 +189,22 @@ def totp_step(keys: DataKeys, factor: Factor, typed: str, now: datetime) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FactorBook:
-    """What owners and admins do with second factors."""
+    """Operations of users and admins on second factors."""
 
     store: FactorStore
     credentials: CredentialStore
     digests: RecoveryDigests
     revocations: Revocations
     audit: AuditLog
-    #: Mails are sent: an address must be proven before the account has a factor.
+    #: True if mails are sent: then an address must be verified before the account gets a factor.
     needs_proven_address: bool
 
     def of_user(self, user_id: UserId) -> FactorList:
-        """What the user has in force."""
+        """The confirmed factors of the user."""
         return self.store.of_user(user_id)
 
     def require_may_add(self, user_id: UserId) -> User:
-        """The user; raises EmailUnverified where they must prove their address first."""
+        """The user; raises EmailUnverified if they must verify their address first."""
         user = self.credentials.by_user(user_id).user
         if self.needs_proven_address and not user.email_verified:
             raise EmailUnverified
@@ -219,9 +222,9 @@ class FactorBook:
 
     def renew_codes(self, token: AccessToken) -> list[str]:
         """
-        New recovery codes; the older ones are dead.
+        New recovery codes; the older ones stop working.
 
-        Raises NotFound for somebody without a factor, TokenInvalid where the session has ended.
+        Raises NotFound if the user has no factor, TokenInvalid if the session has ended.
         """
         codes = new_recovery_codes()
         digests = self.digests.of_all(token.user_id, codes)
@@ -231,9 +234,9 @@ class FactorBook:
 
     def reset(self, user_id: UserId, *, actor: UserId | None) -> Outcome[User]:
         """
-        Take all factors away from somebody who lost them, for admins and operators.
+        Delete all factors of a user who lost them, for admins and operators.
 
-        Raises NotFound, and Forbidden for the caller's own: what they have, they remove with it.
+        Raises NotFound, and Forbidden for the caller's own account: they can remove factors by using one.
         """
         if actor == user_id:
             raise Forbidden
@@ -242,24 +245,24 @@ class FactorBook:
         return outcome
 
     def note(self, action: Action, token: AccessToken, kind: Kind) -> None:
-        """Write down what the caller did to a factor."""
+        """Record in the audit trail what the caller did to a factor."""
         event = Event(action, user_id=token.user_id, session_id=token.session_id, detail=kind.value)
         self.audit.record(event)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TotpEnrolments:
-    """How an authenticator app becomes a factor."""
+    """Enrolment of authenticator apps."""
 
     store: EnrolmentStore
     factors: FactorBook
     keys: DataKeys
     clock: Clock
-    #: Whose codes they are, as an app shows it.
+    #: The issuer's name, which an app shows.
     issuer: str
 
     def enrol(self, user_id: UserId, name: str | None) -> Enrolment:
-        """Begin with an authenticator app; one that is in force stays so until :meth:`confirm`."""
+        """Begin to enrol an authenticator app; an earlier app works until :meth:`confirm`."""
         user = self.factors.require_may_add(user_id)
         secret, factor_id = new_totp_secret(), FactorId(new_id())
         encrypted = self.keys.encrypt(secret, totp_owner(user_id, factor_id))
@@ -277,7 +280,7 @@ class TotpEnrolments:
 
     def confirm(self, token: AccessToken, factor_id: FactorId, code: str) -> Outcome[list[str] | None]:
         """
-        Put an enrolment in force with its first code; recovery codes come with the first factor.
+        Confirm an enrolment by its first code; the first factor brings recovery codes.
 
         Raises CodeInvalid, EmailUnverified, NotFound, TokenInvalid.
         """

@@ -1,4 +1,4 @@
-"""Mails that wait in the outbox: what they are about, when they are tried again, and when that ends."""
+"""Mails in the outbox: their content, when sending is retried, and when it is given up."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from authsvc.domain.values.identifiers import timed_id
 
 MailId = NewType("MailId", str)
 
-#: A notice is worth sending for so long; other mails as long as their ticket.
+#: How long sending a notice is tried (seconds); other mails are tried while their ticket is valid.
 NOTICE_LIFE_S = 86_400
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MailTimings:
-    """How long mails wait, and are waited for (seconds)."""
+    """Intervals and time limits of sending mails (seconds)."""
 
-    #: A sender that died holds its mails for so long.
+    #: Lease of claimed mails: if their sender dies, others send them after this time.
     lease_s: float = 60
-    #: A claimed mail is begun within so long or given back: with the 30 s that it may take, that leaves 10 s
-    #: of the lease for clocks that differ.
+    #: A claimed mail is released unless sending begins within this time. Sending takes up to 30 s, so 10 s of
+    #: the lease are left for clock differences.
     begun_within_s: float = 20.0
-    #: Tried again after so long, then once an hour.
+    #: Waits before the first retries; later retries come once an hour.
     retry_after_s: tuple[float, ...] = (5, 30, 120, 600, 1_800)
     hourly_s: float = 3_600
-    #: The sender looks for mails so often, unless it is woken.
+    #: The sender polls the outbox at this interval, unless it is woken.
     interval_s: float = 1.0
-    #: After several failures in a row nothing is tried for so long.
+    #: After several failures in a row, sending pauses for this time.
     pause_s: float = 30.0
-    #: Mail is said to be delayed once the oldest has waited for longer.
+    #: Mail is reported as delayed once the oldest has waited longer than this.
     delayed_s: float = 10.0
 
     def next_try(self, mail: Mail, now: datetime) -> datetime | None:
-        """When *mail*, whose try number ``attempts`` has just failed, is tried again; None: never."""
+        """When to retry *mail*, whose attempt number ``attempts`` has just failed; None: give up."""
         tries = len(self.retry_after_s)
         delay_s = self.retry_after_s[mail.attempts - 1] if mail.attempts <= tries else self.hourly_s
         at = now + timedelta(seconds=delay_s)
@@ -47,7 +47,7 @@ class MailTimings:
 
 
 class Template(StrEnum):
-    """What a mail says; the name of its files."""
+    """Templates of mails; the value is the name of the files."""
 
     VERIFY = "verify"
     REGISTER = "register"
@@ -68,7 +68,7 @@ class Template(StrEnum):
     SECOND_FACTOR_FAILED = "second_factor_failed"
 
 
-#: What tells people that something was done to their account.
+#: Notices: they tell users that something was done to their account.
 NOTICES = frozenset(
     {
         *(Template.PASSWORD_CHANGED, Template.PASSWORD_RESET, Template.EMAIL_CHANGED),
@@ -76,18 +76,18 @@ NOTICES = frozenset(
         *(Template.RECOVERY_USED, Template.RECOVERY_RENEWED, Template.SECOND_FACTOR_FAILED),
     }
 )
-#: Sent before all others: somebody waits for a reset, or should hear of an attack.
+#: Sent before all others: a user waits for a reset, or should learn of an attack.
 URGENT = NOTICES | {Template.RESET}
 
 
 class MailState(StrEnum):
-    """Where a mail is."""
+    """States of a mail."""
 
     QUEUED = "queued"
     SENT = "sent"
-    #: Refused for good, or its time ran out.
+    #: Rejected permanently, or its time ran out.
     FAILED = "failed"
-    #: There was nobody to send it to, or nothing to say any more.
+    #: There was no recipient, or the mail was no longer needed.
     VOID = "void"
 
 
@@ -99,10 +99,10 @@ class Mail:
     template: Template
     recipient: Email | None = field(repr=False)
     ticket_id: str | None
-    #: Who asked, and when: what the mail tells its reader.
+    #: Who asked, and when; the mail shows this.
     client_ip: str | None
     asked_at: datetime
-    #: Tried until then.
+    #: Sending is tried until this time.
     ends_at: datetime
     state: MailState = MailState.QUEUED
     attempts: int = 0
@@ -111,7 +111,7 @@ class Mail:
 
     @property
     def is_urgent(self) -> bool:
-        """Goes before others."""
+        """True if it is sent before others."""
         return self.template in URGENT
 
 
@@ -138,16 +138,16 @@ def new_mail(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """One claimed mail with what it is about, as SQL had it when it was claimed."""
+    """One claimed mail with its ticket and user, as they were in SQL when it was claimed."""
 
     mail: Mail
     ticket: Ticket | None
-    #: The account that has the mail's address; None where nobody has.
+    #: The account with the mail's address; None if there is none.
     user: User | None
 
 
 def wording(delivery: Delivery, now: datetime) -> Template | None:
-    """The template that *delivery* is sent with; None where nobody is to get it or nothing is to be said."""
+    """The template for *delivery*; None if no mail is to be sent."""
     template, ticket, user = delivery.mail.template, delivery.ticket, delivery.user
     if delivery.mail.recipient is None or (ticket is not None and not ticket.is_open(now)):
         return None
@@ -168,7 +168,8 @@ class Outbox(Protocol):
 
     def claim(self, *, most: int, now: datetime, owner: str, lease_s: float) -> Sequence[Delivery]:
         """
-        Take up to *most* mails that are due, urgent ones first: for *lease_s* seconds nobody else gets them.
+        Claim up to *most* mails that are due, urgent ones first; no other sender gets them for *lease_s*
+        seconds.
 
         A ticket that was asked for by address is bound here to the account that has it, if one has.
         """
@@ -183,13 +184,13 @@ class Outbox(Protocol):
         next_try_at: datetime | None = None,
         waits_for_relay: bool = False,
     ) -> bool:
-        """Write how a try went; False where the lease was lost: then another sender has the mail."""
+        """Store the result of an attempt; False if the lease was lost and another sender has the mail."""
 
     def release(self, mail: Mail, *, owner: str) -> None:
-        """Give back a claimed mail that was not begun: that was no try."""
+        """Release a claimed mail that was not begun; this does not count as an attempt."""
 
     def bring_forward(self, *, now: datetime) -> None:
-        """Make due what only waits for a lost connection."""
+        """Make mails due that wait because the connection was lost."""
 
     def waiting(self, *, now: datetime) -> tuple[int, float]:
-        """How many mails wait, and how many seconds ago the oldest of them was asked for."""
+        """The number of waiting mails, and the age of the oldest in seconds."""

@@ -1,4 +1,4 @@
-"""Opening a session for somebody who has proven who they are, and the tokens of it."""
+"""Opening a session for an authenticated user, and its tokens."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TokenPair:
     refresh_token: str
     refresh_expires_in: int
     session_id: SessionId
-    #: From a login; for the next one.
+    #: Issued by a login, to be sent with the next one.
     device_token: str | None = None
 
     def __repr__(self) -> str:
@@ -41,7 +41,7 @@ class TokenPair:
 
 
 class IssuedTokens(Protocol):
-    """The fast copy's record of tokens that were issued."""
+    """The record in Redis of issued tokens."""
 
     def remember(self, token: AccessToken, email: Email) -> None:
         """Note *token* as issued; raises StoreUnavailable."""
@@ -49,7 +49,7 @@ class IssuedTokens(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoginOrigin:
-    """Where a login comes from; *device* is one that logged in before."""
+    """The origin of a login; *device* is set if it has logged in before."""
 
     ip: str
     user_agent: str | None
@@ -59,7 +59,7 @@ class LoginOrigin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionOpening:
-    """The last step of every kind of login, and the pair of tokens that a refresh brings, too."""
+    """The last step of every kind of login; also issues the token pair of a refresh."""
 
     credentials: CredentialStore
     policy: SessionPolicy
@@ -80,9 +80,10 @@ class SessionOpening:
         used_up: UsedUp | None = None,
     ) -> TokenPair | None:
         """
-        A session for *verified*, who has *shown* these; None where they have changed meanwhile.
+        Open a session for *verified*, authenticated by the methods *shown*; None if the user changed
+        meanwhile.
 
-        Raises CodeInvalid where somebody was faster with what is *used_up*.
+        Raises CodeInvalid if another request has used what is in *used_up*.
         """
         session = self._new_session(verified.user, origin, shown)
         committed = self.credentials.open_session(
@@ -106,7 +107,7 @@ class SessionOpening:
         return replace(self.pair(user, session), device_token=device_token)
 
     def pair(self, user: User, session: Session) -> TokenPair:
-        """Tokens for *session* as it is now."""
+        """A token pair for *session* as it is now."""
         text, token = self.access_token(user, session)
         return TokenPair(
             access_token=text,
@@ -124,7 +125,7 @@ class SessionOpening:
         try:
             self.issued.remember(token, user.email)
         except StoreUnavailable:
-            # Not lost: the first check of this token asks SQL and notes it then.
+            # Nothing is lost: the first check of this token asks SQL and writes the record.
             self.audit.record(Event(Action.TOKEN_UNRECORDED, user_id=user.id, session_id=session.id))
         return text, token
 

@@ -1,4 +1,4 @@
-"""What is kept about one person, for themselves."""
+"""The export of all data about one user, for that user."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from authsvc.domain.sessions import Session
 from authsvc.domain.users import User
 from authsvc.domain.values.identifiers import UserId
 
-#: Events in an export, the newest.
+#: Largest number of events in an export; the newest are kept.
 MOST_EVENTS = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwnData:
-    """Everything, as SQL had it at one moment."""
+    """All data of one user, from one snapshot of SQL."""
 
     user: User
     sessions: Sequence[Session]
-    #: Their secrets are not for an export.
+    #: Without their secrets.
     factors: Sequence[Factor]
     mails: Sequence[Mail]
     events: Sequence[Entry]
@@ -34,19 +34,19 @@ class OwnDataStore(Protocol):
     """Reads it.  Raises StoreUnavailable."""
 
     def snapshot(self, user_id: UserId, *, most_events: int) -> OwnData:
-        """Everything about one user, of one moment; raises NotFound."""
+        """All data of one user, from one snapshot; raises NotFound."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwnDataExport:
-    """Hands people what is kept about them, a few times a day."""
+    """Exports the data of a user, within a daily limit."""
 
     store: OwnDataStore
     limits: Limits
     audit: AuditLog
 
     def read(self, user_id: UserId) -> OwnData:
-        """Everything about the caller; raises RateLimited, StoreUnavailable."""
+        """All data of the caller; raises RateLimited, StoreUnavailable."""
         taken = self.limits.take(Rule.EXPORT, user_id)
         try:
             found = self.store.snapshot(user_id, most_events=MOST_EVENTS)

@@ -1,8 +1,8 @@
 """
-Passkeys of accounts: registered by their owners, and used to sign in, as a second factor, and for a step-up.
+Passkeys: registration, and use for a login, as a second factor, and for a step-up.
 
-Beginning a ceremony stores nothing: its challenge says by itself whose it is, what for and until when, and is
-authenticated (:mod:`authsvc.domain.accounts.challenges`).
+Beginning a ceremony stores nothing: its authenticated challenge contains user, purpose and expiry
+(:mod:`authsvc.domain.accounts.challenges`).
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ class PasskeyStore(Protocol):
     """The rows, in SQL; each method is one transaction.  Raises StoreUnavailable."""
 
     def of_credential(self, credential_id: bytes) -> Factor | None:
-        """The passkey with that id, a locked one, too."""
+        """The passkey with that id, even if it is locked."""
 
     def add(
         self, factor: Factor, challenge: Challenge, digests: Sequence[bytes], *, keep: SessionId
     ) -> Committed[bool]:
         """
-        Add *factor* and use *challenge* up.
+        Add *factor* and mark *challenge* as used.
 
         True if it is the first factor: then recovery codes with these *digests* are stored, and every session
         but *keep* ends.  Raises CodeInvalid, NotFound, PasskeyKnown, TokenInvalid, TooMany.
@@ -56,7 +56,7 @@ class PasskeyStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class NewPasskey:
-    """A passkey that was registered, and the recovery codes that came with a first factor."""
+    """A registered passkey; the first factor comes with recovery codes."""
 
     factor: Factor
     recovery_codes: list[str] | None = field(repr=False)
@@ -64,7 +64,7 @@ class NewPasskey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PasskeyBook:
-    """The passkeys of an account: registered by their owner, and asked for where the account is known."""
+    """Passkeys of a known account: registration, and use as a second factor or for a step-up."""
 
     ceremonies: Ceremonies
     store: PasskeyStore
@@ -75,7 +75,7 @@ class PasskeyBook:
     clock: Clock
 
     def begin_registration(self, user_id: UserId) -> dict[str, Any]:
-        """Options for another passkey; raises EmailUnverified, TooMany."""
+        """Options to register a passkey; raises EmailUnverified, TooMany."""
         user, known = self.factors.require_may_add(user_id), self._passkeys_of(user_id)
         if len(known) >= MOST_PASSKEYS:
             raise TooMany
@@ -84,7 +84,7 @@ class PasskeyBook:
 
     def register(self, token: AccessToken, answer: Attestation, name: str | None) -> Outcome[NewPasskey]:
         """
-        Add the passkey of *answer*; recovery codes come with the first factor.
+        Add the passkey of *answer*; the first factor brings recovery codes.
 
         Raises CodeInvalid, EmailUnverified, PasskeyKnown, TokenInvalid, TooMany.
         """
@@ -101,9 +101,10 @@ class PasskeyBook:
 
     def begin(self, aim: Aim, user_id: UserId | None = None) -> dict[str, Any]:
         """
-        Options to sign: with a passkey of the account *user_id*, or of anybody, with user verification.
+        Options to sign with a passkey of the account *user_id*; without it with any passkey, with user
+        verification.
 
-        Raises NotFound where the account has none that can be used.
+        Raises NotFound if the account has no usable passkey.
         """
         party, text = self.ceremonies.party, self._challenge(aim, user_id)
         if user_id is None:
@@ -122,7 +123,10 @@ class PasskeyBook:
         return Answer(AnswerKind.PASSKEY, judge)
 
     def judge(self, assertion: Assertion, aim: Aim, owner: UserId | None) -> UsedUp:
-        """What a good *assertion* uses up; its challenge was made for *owner*.  Raises CodeInvalid."""
+        """
+        Verify *assertion*, whose challenge was made for *owner*; returns what it uses up.  Raises
+        CodeInvalid.
+        """
         challenge = self._answered(assertion, aim, owner)
         factor = self.store.of_credential(assertion.credential_id())
         if factor is None or factor.passkey is None or factor.is_locked:
@@ -142,7 +146,7 @@ class PasskeyBook:
         return self.challenges.text(new_challenge(aim, now=self.clock(), user_id=user_id))
 
     def _answered(self, answer: Attestation | Assertion, aim: Aim, owner: UserId | None) -> Challenge:
-        """The challenge that *answer* is about, if we made it for *owner* to *aim* at."""
+        """The challenge in *answer*, if we made it for *owner* and for *aim*."""
         text = self.ceremonies.challenge_of(answer)
         challenge = self.challenges.read(text, aim, now=self.clock())
         if challenge.user_id != owner:
@@ -153,7 +157,7 @@ class PasskeyBook:
         return [factor for factor in self.factors.of_user(user_id).factors if factor.kind is Kind.PASSKEY]
 
     def _at_this_site(self, found: Iterable[Factor]) -> list[Passkey]:
-        """Those of *found* that an authenticator would use here."""
+        """The passkeys among *found* that belong to this RP ID."""
         rp_id = self.ceremonies.party.id
         return [one.passkey for one in found if one.passkey is not None and one.rp_id == rp_id]
 
@@ -172,7 +176,7 @@ class PasskeyBook:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PasskeyLogin:
-    """Signing in with a passkey alone: it is two factors in one, so it has to show user verification."""
+    """Login with a passkey alone: two factors in one, so that user verification is required."""
 
     book: PasskeyBook
     second: SecondFactors
@@ -181,12 +185,12 @@ class PasskeyLogin:
     devices: DeviceTokens
     audit: AuditLog
     clock: Clock
-    #: Raises EmailUnverified where nobody logs in without a proven address.
+    #: Raises EmailUnverified if a login needs a verified address and this one is not.
     require_proven_address: Callable[[Credentials], None]
 
     def log_in(self, assertion: Assertion, origin: LoginOrigin, device_token: str) -> TokenPair:
         """
-        Open a session for the owner of the passkey; it says by its user handle who that is.
+        Open a session for the owner of the passkey, whom its user handle names.
 
         Raises CodeInvalid, EmailUnverified, StoreUnavailable.
         """

@@ -1,4 +1,4 @@
-"""Forgotten passwords, and invitations: a mail, and a password that its reader chooses."""
+"""Forgotten passwords and invitations: a mail lets its reader set a password."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from authsvc.domain.values.identifiers import UserId, new_id
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recovery:
-    """Forgotten passwords, and invitations, which are accepted in the same way."""
+    """Forgotten passwords and invitations; both end with a new password."""
 
     requests: MailRequests
     proof: TicketProof
@@ -43,11 +43,13 @@ class Recovery:
     audit: AuditLog
     clock: Clock
     roles: RoleNames
-    #: Mails have links; without them nobody is invited.
+    #: True if mails have links; invitations need them.
     has_links: bool
 
     def ask(self, typed: str, client_ip: str) -> Asked:
-        """Send a mail to the address *typed* if an account has it; the answer does not tell."""
+        """
+        Send a mail to the address *typed* if an account has it; the answer does not show whether one has.
+        """
         email = typed_email(typed)
         ticket = new_ticket(Purpose.RESET, email, self.clock())
         self.audit.record(Event(Action.PASSWORD_RESET_ASKED, account=account_subject(email or typed)))
@@ -55,9 +57,9 @@ class Recovery:
 
     def reset(self, shown: Shown, new_password: str, client_ip: str) -> Outcome[str]:
         """
-        Choose a password with a mail's code or link; opens no session, keeps second factors.
+        Set a password with a mail's code or link; opens no session, keeps second factors.
 
-        Returns a new device token.  Raises CodeInvalid, Invalid (the ticket stays good), RateLimited,
+        Returns a new device token.  Raises CodeInvalid, Invalid (the ticket stays valid), RateLimited,
         HashingBusy, StoreUnavailable.
         """
         # Refuse before other work, as a login does: in a storm of requests most are refused.
@@ -77,7 +79,7 @@ class Recovery:
         """
         Send a reset mail on an admin's behalf; *lock* makes the password unusable at once.
 
-        A disabled account gets no mail, and nobody learns that.  Raises NotFound.
+        A disabled account gets no mail; the caller is not told.  Raises NotFound.
         """
         is_complete = True
         if lock:
@@ -96,9 +98,8 @@ class Recovery:
         self, typed: str, profile: Profile, roles: tuple[Role, ...], *, actor: UserId | None
     ) -> Outcome[User]:
         """
-        Add a user without a password and send an invitation.
-
-        Raises NotFound where mails carry no links, Invalid, EmailTaken.
+        Add a user without a password and send an invitation. Raises NotFound if mails have no links, Invalid,
+        EmailTaken.
         """
         if not self.has_links:
             raise NotFound
@@ -106,7 +107,7 @@ class Recovery:
         email, now = required_email(typed), self.clock()
         draft = User(id=UserId(new_id()), email=email, created_at=now, updated_at=now)
         user = replace(profile.applied_to(draft), roles=with_roles(roles))
-        # A new user's password has the version 1.
+        # The password of a new user has version 1.
         ticket = replace(
             new_ticket(Purpose.INVITE, email, now), user_id=user.id, bound_email=email, password_version=1
         )
@@ -117,7 +118,7 @@ class Recovery:
         return outcome
 
     def invite_again(self, email: Email) -> bool:
-        """Send another invitation to somebody without a password; False: nobody waits for one."""
+        """Send another invitation to a user without a password; False if there is no such user."""
         found = self.credentials.by_email(email)
         if found is None or found.password_hash != UNUSABLE:
             return False

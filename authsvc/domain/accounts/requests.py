@@ -1,5 +1,5 @@
 """
-What recovery and addresses share: how mails are asked for, and how their codes and links are recognised.
+Shared by recovery and addresses: requests for mails, and verification of their codes and links.
 
 Whoever asks for a mail by address gets the same answer in the same time, whether or not an account has the
 address: the request stores a ticket and a mail, and the sender of mails looks for the account.
@@ -26,17 +26,17 @@ from authsvc.domain.values.identifiers import SessionId, UserId, canonical_id
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What everybody gets who asks for a mail; ``expires_in`` in seconds."""
+    """The answer to every request for a mail; ``expires_in`` in seconds."""
 
     ticket: TicketId
     expires_in: int
-    #: Which codes the confirmation takes.
+    #: The codes that the confirmation needs.
     needs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shown:
-    """What a caller shows of a ticket: the token of its link, or its id with a code."""
+    """What a caller presents: the token of a ticket's link, or the ticket's id with a code."""
 
     token: str | None = None
     ticket: str | None = None
@@ -49,26 +49,32 @@ class Shown:
 
 
 class RecoveryStore(Protocol):
-    """What tickets do, each in the one transaction that uses the ticket up.  Raises StoreUnavailable."""
+    """Operations on tickets. Each redeems its ticket in the same transaction. Raises StoreUnavailable."""
 
     def ask(self, ticket: Ticket, mails: Sequence[Mail], *, replaces_others: bool = False) -> None:
-        """Store *ticket* and *mails*; where it *replaces_others*, the user's open tickets like it end."""
+        """
+        Store *ticket* and *mails*; with *replaces_others*, cancel the user's open tickets of the same
+        purpose.
+        """
 
     def has_asked_since(self, user_id: UserId, purpose: Purpose, at: datetime) -> bool:
         """True if a ticket of *purpose* was made for the user after *at*."""
 
     def remind(self, ticket: Ticket, mail: Mail, *, unless_since: datetime) -> None:
-        """Store both, unless the user got a ticket like it after *unless_since*, also at this moment."""
+        """
+        Store both, unless the user got a ticket of the same purpose after *unless_since*; safe in a race.
+        """
 
     def reset_password(self, ticket: Ticket, password_hash: str) -> Committed[Credentials]:
         """
-        Set the password, prove the address, end every session and ticket, raise the epoch, write a notice.
+        Set the password, mark the address as verified, end all sessions and tickets, raise the epoch, send a
+        notice.
 
-        Raises CodeInvalid where the ticket is dead by now, as all below.
+        Raises CodeInvalid if the ticket is no longer valid; so do all methods below.
         """
 
     def prove_email(self, ticket: Ticket) -> Committed[User]:
-        """Note that the user's address is proven."""
+        """Mark the user's address as verified."""
 
     def confirm_registration(self, ticket: Ticket, user: User) -> Committed[User]:
         """Create *user* with the ticket's password; raises EmailTaken."""
@@ -89,7 +95,7 @@ class RecoveryStore(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MailRequests:
-    """Stores tickets with their mails, within the limit of who gets them; wakes the sender."""
+    """Stores tickets with their mails, within the limit of each recipient; wakes the sender."""
 
     store: RecoveryStore
     limits: Limits
@@ -97,20 +103,23 @@ class MailRequests:
     clock: Clock
 
     def has_room(self, account: str) -> bool:
-        """False where *account*, an address, had enough mails for now; counts one."""
+        """False if *account*, an address, has reached its limit of mails; else counts one."""
         return self.limits.has_room(Rule.MAIL_ADDRESS, account_subject(account))
 
     def by_address(
         self, template: Template, typed: str, client_ip: str, ticket: Ticket, *, replaces_others: bool = False
     ) -> Asked:
-        """A mail to the address *typed*, whatever it is, about *ticket*."""
+        """Store *ticket* and a mail to the address *typed*, which may be malformed or unknown."""
         mail = new_mail(template, ticket.email, now=ticket.created_at, ticket=ticket, client_ip=client_ip)
         return self.send(ticket, [mail], ticket.email or typed, replaces_others=replaces_others)
 
     def send(
         self, ticket: Ticket, mails: Sequence[Mail], account: str, *, replaces_others: bool = False
     ) -> Asked:
-        """Store *ticket* with those of *mails* whose recipient has room; *account* is what was typed."""
+        """
+        Store *ticket* with those of *mails* whose recipient is within the limit; *account* is the address as
+        typed.
+        """
         allowed = [mail for mail in mails if self.has_room(mail.recipient or account)]
         self.store.ask(ticket, allowed, replaces_others=replaces_others)
         self.wake()
@@ -119,15 +128,15 @@ class MailRequests:
 
 @dataclass(slots=True)
 class Attempt:
-    """One use of a ticket, from what the caller shows to the commit."""
+    """One use of a ticket, from what the caller presents to the commit."""
 
     tickets: Tickets
     clock: Clock
-    #: What is asked for; of the ticket, once it is found.
+    #: The expected purpose; that of the ticket, once it is found.
     purpose: Purpose
 
     def ticket(self, shown: Shown, *purposes: Purpose) -> Ticket:
-        """The open ticket of *shown*; raises CodeInvalid."""
+        """The open ticket that *shown* proves; raises CodeInvalid."""
         wanted, now = frozenset({self.purpose, *purposes}), self.clock()
         if shown.token is not None:
             return self._found(self.tickets.by_token(shown.token, wanted, now=now))
@@ -137,7 +146,10 @@ class Attempt:
         return self._found(found)
 
     def ticket_of(self, user_id: UserId, shown: Shown) -> Ticket:
-        """An open ticket of a user; a code is compared with each of theirs, a wrong one counts on each."""
+        """
+        The open ticket of a user that matches; a code is compared with all of theirs, and a wrong one counts
+        for each.
+        """
         if shown.token is None:
             return self.tickets.by_code_of(user_id, shown.code or "", self.purpose, now=self.clock())
         ticket = self.ticket(shown)
@@ -151,22 +163,22 @@ class Attempt:
 
 
 def _uncounted(_purpose: str, _result: str) -> None:
-    """Stand in for a callback that nobody gave."""
+    """The default callback: does nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TicketProof:
-    """Finds the ticket that a caller proves to hold, and counts wrong proofs by address."""
+    """Finds the ticket for a presented code or token; counts wrong ones by client address."""
 
     tickets: Tickets
     limits: Limits
     clock: Clock
-    #: Hears of each use: purpose, and ``used`` or ``code_invalid``.
+    #: Called for each use with purpose and result: ``used`` or ``code_invalid``.
     on_result: Callable[[str, str], None] = _uncounted
 
     @contextmanager
     def attempt(self, client_ip: str, purpose: Purpose) -> Iterator[Attempt]:
-        """Count one attempt of *client_ip*; give it back unless it was wrong.  Raises RateLimited."""
+        """Count one attempt of *client_ip*; uncount it unless the proof was wrong. Raises RateLimited."""
         taken = self.limits.take(Rule.CODE_IP, ip_subject(client_ip))
         attempt = Attempt(self.tickets, self.clock, purpose)
         try:
@@ -182,7 +194,7 @@ class TicketProof:
 
 
 def bound(ticket: Ticket, credentials: Credentials) -> Ticket:
-    """*ticket* for the user of *credentials*, with the password and address that they have now."""
+    """*ticket*, bound to the user of *credentials* and to their current password and address."""
     user = credentials.user
     return replace(
         ticket, user_id=user.id, bound_email=user.email, password_version=credentials.password_version

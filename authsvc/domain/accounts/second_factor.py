@@ -1,9 +1,9 @@
 """
-The second step of a login, and the judgement of second factors for it and for every step-up.
+The second step of a login, and the verification of second factors for logins and step-ups.
 
-Tries are counted in SQL before anything is compared, in groups of MOST_TRIES: the *round* of an account.
-A challenge carries the round that it was made in, and is dead as soon as the next one has begun.  A right
-answer sets the count back to the beginning of its round.
+Tries are counted in SQL before anything is compared. MOST_TRIES of them are one *round* of an account.
+A challenge contains the round in which it was issued, and is invalid once the next round has begun.  A
+correct answer sets the count back to the beginning of its round.
 """
 
 from __future__ import annotations
@@ -47,17 +47,17 @@ from authsvc.domain.values.encryption import DataKeys
 from authsvc.domain.values.identifiers import UserId
 from authsvc.domain.values.levels import Method
 
-#: Wrong answers in a row that end every open challenge of the account.
+#: Consecutive wrong answers after which all open challenges of the account are invalid.
 MOST_TRIES = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tried:
-    """One try that SQL has counted, not judged yet."""
+    """One try, counted in SQL and not verified yet."""
 
-    #: The account's count with this try.
+    #: The count of the account, including this try.
     tries: int
-    #: The TOTP to compare with, with this try counted; None where there is none, or it is locked.
+    #: The TOTP to compare with, including this try in its count; None if there is none or it is locked.
     totp: Factor | None = None
 
     @property
@@ -76,37 +76,37 @@ class TryStore(Protocol):
 
     def count(self, user_id: UserId, kind: AnswerKind, challenge: Challenge | None) -> Tried | None:
         """
-        Count a try before it is judged; None for somebody who may not try.
+        Count a try before it is verified; None if the user may not try.
 
-        With *challenge* that is: it is of an earlier round, or the password has changed.
+        With *challenge*: None if it is of an earlier round, or if the password has changed.
         """
 
     def give_back(self, user_id: UserId, tried: Tried) -> None:
         """Take back *tried*, which was not judged, or was right and opened nothing; never below its round."""
 
     def failed(self, user_id: UserId, notices: tuple[Template, ...], *, lock: str | None) -> None:
-        """Write what wrong answers led to: *notices* to the user, and the end of the factor *lock*."""
+        """Store the consequences of wrong answers: *notices* to the user, and a lock of the factor *lock*."""
 
 
-#: Judges an answer: what it uses up.  Raises CodeInvalid.
+#: Verifies an answer and returns what it uses up.  Raises CodeInvalid.
 Judge = Callable[[Credentials, Tried], UsedUp]
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer to be judged, by its kind."""
+    """An answer to verify, with its kind."""
 
     kind: AnswerKind
     judge: Judge
 
 
 def _unheard(_kind: str, _result: str) -> None:
-    """Stand in for a callback that nobody gave."""
+    """The default callback: does nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SecondFactors:
-    """Counts and judges second factors, whatever they open."""
+    """Counts and verifies second factors, for every purpose."""
 
     tries: TryStore
     keys: DataKeys
@@ -114,7 +114,7 @@ class SecondFactors:
     limits: Limits
     audit: AuditLog
     clock: Clock
-    #: Hears of each judgement: kind, and ``ok`` or the code of the refusal.
+    #: Called for each verification with its kind, and ``ok`` or the error code.
     on_result: Callable[[str, str], None] = _unheard
 
     def code(self, typed: str) -> Answer:
@@ -129,7 +129,7 @@ class SecondFactors:
         return Answer(AnswerKind.TOTP, judge)
 
     def recovery_code(self, typed: str) -> Answer:
-        """A recovery code; whether there is such a one is found when it is used up."""
+        """A recovery code; its use, in SQL, shows whether it exists."""
 
         def judge(credentials: Credentials, _tried: Tried) -> UsedUp:
             digest = self.digests.of(credentials.user.id, typed)
@@ -149,12 +149,12 @@ class SecondFactors:
         device: Device | None = None,
     ) -> Iterator[UsedUp]:
         """
-        Judge *answer*; what it uses up is used up within, in the transaction of what it opens.
+        Verify *answer* and yield what it uses up, for the transaction that acts on it.
 
-        A CodeInvalid from within is a wrong answer: somebody was faster.
+        A CodeInvalid raised within counts as a wrong answer: another request was faster.
 
         Raises:
-            CodeInvalid: it is wrong, or nobody may try.
+            CodeInvalid: it is wrong, or no try is left.
             RateLimited: too many wrong ones of this account, or of this known *device*.
             StoreUnavailable: the try cannot be counted.
         """
@@ -181,7 +181,7 @@ class SecondFactors:
             self.audit.record(Event(Action.RECOVERY_USED, user_id=credentials.user.id))
 
     def lock_copied(self, refusal: CodeInvalid) -> None:
-        """Lock the passkey that *refusal* is about, if there may be a copy of it, and tell its owner."""
+        """Lock the passkey in *refusal* if it may have been copied, and notify its owner."""
         if isinstance(refusal, CounterNotRisen):
             self._lock(refusal.user_id, AnswerKind.PASSKEY, refusal.factor_id, ())
 
@@ -209,10 +209,11 @@ class SecondFactors:
 
     @contextmanager
     def _limited(self, credentials: Credentials, kind: AnswerKind, device: Device | None) -> Iterator[None]:
-        """Count a try by account, or by known device; give it back unless it was wrong."""
+        """Count a try by account, or by known device; uncount it unless it was wrong."""
         account = account_subject(credentials.user.email)
         subject = device_subject(account, device) if device is not None else account
-        # Only a TOTP code is short enough to be guessed: the others go on while nothing can be counted.
+        # Only a TOTP code is short enough to guess: the other kinds are accepted even while nothing can be
+        # counted.
         on_outage = OnOutage.REFUSE if kind is AnswerKind.TOTP else OnOutage.ALLOW
         taken = self.limits.take(Rule.SECOND_FACTOR, subject, on_outage=on_outage)
         try:
@@ -225,7 +226,7 @@ class SecondFactors:
         self.limits.refund(taken)
 
     def _failed(self, credentials: Credentials, kind: AnswerKind, tried: Tried | None) -> None:
-        """Write down a wrong answer, and what it led to."""
+        """Record a wrong answer and its consequences."""
         user_id = credentials.user.id
         self.audit.record(Event(Action.SECOND_FACTOR_FAILED, user_id=user_id, detail=kind.value))
         if tried is None:
@@ -243,7 +244,7 @@ class SecondFactors:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SecondLogin:
-    """The second step of a login: nothing of the login exists before it."""
+    """The second step of a login; no session exists before it."""
 
     factors: FactorStore
     second: SecondFactors
@@ -252,11 +253,11 @@ class SecondLogin:
     opening: SessionOpening
     devices: DeviceTokens
     clock: Clock
-    #: The site whose passkeys can answer; None: there are no passkeys.
+    #: The RP ID whose passkeys can answer; None without passkeys.
     rp_id: str | None
 
     def required(self, proven: Credentials, device_id: str | None) -> AuthError:
-        """The refusal of a right password alone, with the challenge that a second factor answers."""
+        """The error for a correct password without second factor; contains the challenge to answer."""
         challenge = new_challenge(
             Aim.LOGIN,
             now=self.clock(),
@@ -269,7 +270,7 @@ class SecondLogin:
         return SecondFactorRequired(self.challenges.text(challenge), CHALLENGE_LIFE_S, methods)
 
     def open_challenge(self, text: str) -> tuple[Challenge, Credentials]:
-        """The login that *text* goes on with, and whose it is; raises CodeInvalid."""
+        """The challenge in *text* and its user; raises CodeInvalid."""
         challenge = self.challenges.read(text, Aim.LOGIN, now=self.clock())
         if challenge.user_id is None:
             raise CodeInvalid("challenge: of nobody")
@@ -301,8 +302,8 @@ class SecondLogin:
 
 
 class SecondFactorsOff:
-    """Stands in where this process has no second factors, while another one already has."""
+    """Used if this process has no second factors, in case another process already has them on."""
 
     def required(self, _proven: Credentials, _device_id: str | None) -> AuthError:
-        """A refusal for a while: another process can go on with this login."""
+        """A temporary error: another process can continue this login."""
         return StoreUnavailable("second factors: off in this process")

@@ -1,4 +1,4 @@
-"""Proving again who one is, in a session: what asks for it, and what it brings (RFC 9470)."""
+"""Step-up: authenticating again within a session, where recent or stronger proof is required (RFC 9470)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from authsvc.domain.values.levels import Acr, Level, Method, Requirement
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Freshness:
-    """Asks for a proof that is recent, and as strong as the account allows."""
+    """Requires recent authentication, as strong as the account allows."""
 
     credentials: CredentialStore
     max_age_s: int
@@ -27,10 +27,10 @@ class Freshness:
 
     def require(self, token: AccessToken, *, of_everybody: bool = True) -> None:
         """
-        Raise StepUpRequired unless the user of *token* has proven a short while ago who they are.
+        Raise StepUpRequired unless the user of *token* has authenticated recently.
 
-        Not *of_everybody*: of those who have a second factor.  SQL is asked only where the token is not
-        good enough for everybody.
+        Without *of_everybody* this is required only of users with a second factor. SQL is asked only if the
+        token alone does not suffice.
         """
         now_s = self.clock().timestamp()
         strong = Requirement(acr=Acr.AAL2, max_age_s=self.max_age_s)
@@ -57,24 +57,24 @@ class SteppedUp:
 
 
 class LevelStore(Protocol):
-    """Where sessions have their levels.  Raises StoreUnavailable."""
+    """The levels of sessions, in SQL. Raises StoreUnavailable."""
 
     def raise_level(
         self, session_id: SessionId, proven: Credentials, method: Method, used_up: UsedUp | None
     ) -> Standing | None:
         """
-        Note in the session that *method* was shown; the session with its user, as they are then.
+        Store in the session that *method* was used; returns the updated session with its user.
 
-        One transaction, in which *used_up* is used up; raises CodeInvalid where somebody was faster.  None:
-        the session is over, or its user has changed.  Without *used_up* their password and having no second
-        factor must still be as *proven*.
+        One transaction, in which *used_up* is used up; raises CodeInvalid if another request was faster.
+        Returns None if the session is over or its user has changed.  Without *used_up*, the password must
+        still be that of *proven*, and there must be no second factor.
         """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepUps:
     """
-    Raises the level of a session, and issues an access token that says so.
+    Raises the level of a session and issues an access token with the new level.
 
     No step-up ends a session or lowers its level.
     """
@@ -88,7 +88,7 @@ class StepUps:
 
     def by_password(self, token: AccessToken, password: str) -> SteppedUp:
         """
-        For accounts without a second factor.
+        Step up by password, for accounts without a second factor.
 
         Raises:
             Forbidden: the account has one.
@@ -99,7 +99,7 @@ class StepUps:
         return self._raised(token, self.account.prove(token, password), Method.PASSWORD)
 
     def by_factor(self, token: AccessToken, answer: Answer, device_token: str) -> SteppedUp:
-        """By a second factor; raises CodeInvalid, TokenInvalid, RateLimited, StoreUnavailable."""
+        """Step up by a second factor; raises CodeInvalid, TokenInvalid, RateLimited, StoreUnavailable."""
         credentials = self.credentials.by_user(token.user_id)
         device = known_device(self.opening.devices, device_token, credentials, self.opening.clock())
         with self.second.attempt(credentials, answer, device=device) as used_up:
@@ -108,7 +108,7 @@ class StepUps:
     def _raised(
         self, token: AccessToken, proven: Credentials, method: Method, used_up: UsedUp | None = None
     ) -> SteppedUp:
-        # Before anything is used up: without a key there would be nothing to give for it.
+        # Check before the factor is used up: without a signing key there is no token to issue.
         self.opening.signer.require_key(self.opening.clock())
         standing = self.levels.raise_level(token.session_id, proven, method, used_up)
         if standing is None or standing.session.level is None:

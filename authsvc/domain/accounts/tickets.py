@@ -1,8 +1,8 @@
 """
-One-time tickets: a row in SQL for one thing that may be done once, with a code and a link that prove it.
+One-time tickets: a row in SQL that permits one operation once, by a code or a link.
 
-Code and token are HMACs over the ticket's id, purpose and salt.  Neither is stored, so nothing in SQL, in the
-outbox or in a backup opens anything, and a mail that is sent again carries the same code.
+Code and token are HMACs over the ticket's id, purpose and salt.  Neither is stored, so SQL, the outbox and
+backups contain nothing usable, and a mail that is sent again has the same code.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from authsvc.domain.values.identifiers import UserId, new_id
 TicketId = NewType("TicketId", str)
 
 SALT_BYTES = 16
-#: No vowels, so that no code is a word, and nothing that looks like a digit.
+#: No vowels, so that no code is a word, and no letter that looks like a digit.
 ALPHABET = "BCDFGHJKLMNPQRSTVWXZ"
 CODE_LETTERS = 8
-#: Wrong codes after which a ticket's code is dead; its link goes on.
+#: Wrong codes after which a ticket's code is invalid; its link still works.
 MOST_FAILURES = 5
 
 _TAG_BYTES = 32
@@ -36,7 +36,7 @@ _IGNORED = str.maketrans("", "", " -")
 
 
 class Purpose(StrEnum):
-    """What a ticket is good for."""
+    """The operation that a ticket permits."""
 
     VERIFY = "verify"
     REGISTER = "register"
@@ -45,7 +45,7 @@ class Purpose(StrEnum):
     CHANGE = "change"
 
 
-#: How long a ticket can be used, in seconds.
+#: Life of a ticket, in seconds.
 LIFE_S = {
     Purpose.VERIFY: 86_400,
     Purpose.REGISTER: 86_400,
@@ -58,9 +58,9 @@ LIFE_S = {
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ticket:
     """
-    One row.  It is dead when used or expired, and when its user, their password or their address changed.
+    One row. It is invalid once used or expired, or once its user, their password or their address changed.
 
-    A ticket that a stranger asked for has no user until the sender of mails has looked one up.
+    A ticket requested without a session has no user until the mail sender has looked up the account.
     """
 
     id: TicketId
@@ -68,31 +68,31 @@ class Ticket:
     salt: bytes = field(repr=False)
     created_at: datetime
     expires_at: datetime
-    #: The address that it proves; None where what was asked for is no address.
+    #: The address that it verifies; None if the requested text is not an address.
     email: Email | None = field(repr=False)
     user_id: UserId | None = None
-    #: The user's password and address when the ticket was bound to them; another one kills it.
+    #: Version of password and address when the ticket was bound to the user; a change makes it invalid.
     password_version: int | None = None
     bound_email: Email | None = field(default=None, repr=False)
-    #: Of a quiet registration: what the account will be made of.
+    #: For a registration: the data of the future account.
     password_hash: str | None = field(default=None, repr=False)
     profile: Profile | None = field(default=None, repr=False)
-    #: Of a change of address: the old address has to agree, too.
+    #: For a change of address: a code of the old address is needed, too.
     needs_old_code: bool = False
     used_at: datetime | None = None
     failures: int = 0
 
     def is_open(self, now: datetime) -> bool:
-        """Neither used nor expired."""
+        """True if neither used nor expired."""
         return self.used_at is None and now < self.expires_at
 
     def is_bound_to(self, user: User) -> bool:
-        """True for a ticket of *user* as they are now; the password is compared where the ticket is used."""
+        """True if the ticket belongs to *user* with their current address; its use compares the password."""
         return self.user_id == user.id and self.bound_email == user.email and user.is_active
 
 
 def new_ticket(purpose: Purpose, email: Email | None, now: datetime) -> Ticket:
-    """A ticket of *purpose* for *email*, bound to nobody yet."""
+    """A ticket of *purpose* for *email*, not bound to a user yet."""
     return Ticket(
         id=TicketId(new_id()),
         purpose=purpose,
@@ -105,7 +105,7 @@ def new_ticket(purpose: Purpose, email: Email | None, now: datetime) -> Ticket:
 
 @dataclass(frozen=True, slots=True)
 class TicketToken:
-    """What a link says of itself; worth nothing until its tag is found genuine."""
+    """The content of a link; not to be trusted until its tag is verified."""
 
     ticket_id: TicketId
     tag: bytes = field(repr=False)
@@ -113,12 +113,12 @@ class TicketToken:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class TicketSecrets:
-    """Derives what a ticket's mail carries, and recognises it."""
+    """Derives the code and token of a ticket, and verifies them."""
 
     key: bytes
 
     def code(self, ticket: Ticket, *, for_old_address: bool = False) -> str:
-        """The code as it stands in a mail: eight letters, ``WDJB-MJHT``."""
+        """The code as a mail shows it: eight letters, ``WDJB-MJHT``."""
         number = int.from_bytes(self._digest(b"old code" if for_old_address else b"code", ticket))
         letters = []
         for _ in range(CODE_LETTERS):
@@ -147,7 +147,7 @@ class TicketSecrets:
 
 
 def parse_ticket_token(text: str) -> TicketToken:
-    """Read *text*, which must be the one canonical encoding; raises CodeInvalid."""
+    """Parse *text*, which must be in canonical encoding; raises CodeInvalid."""
     try:
         raw = base64.b64decode(text, altchars=b"-_", validate=True)
     except (binascii.Error, ValueError) as error:
@@ -161,13 +161,13 @@ class TicketStore(Protocol):
     """The rows, in SQL; each method is one transaction.  Raises StoreUnavailable."""
 
     def find(self, ticket_id: TicketId) -> Ticket | None:
-        """The ticket as it is; dead ones too."""
+        """The ticket, even if it is no longer valid."""
 
     def count_try(self, ticket_id: TicketId, *, now: datetime) -> Ticket | None:
-        """Count one try at the code, before it is compared; None where no try is left."""
+        """Count one try of the code before it is compared; None if no try is left."""
 
     def forgive_try(self, ticket_id: TicketId) -> None:
-        """Take back one try that turned out right."""
+        """Uncount one try that was correct."""
 
     def open_of(self, user_id: UserId, purpose: Purpose, *, now: datetime) -> list[Ticket]:
         """The open tickets of a user, the newest first."""
@@ -175,7 +175,7 @@ class TicketStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Tickets:
-    """Finds the ticket that a caller proves to hold; whatever is wrong is one refusal."""
+    """Finds the ticket for a presented code or token; all failures are the same error."""
 
     store: TicketStore
     secrets: TicketSecrets
@@ -200,7 +200,7 @@ class Tickets:
         old_code: str | None = None,
     ) -> Ticket:
         """
-        The open ticket *ticket_id* if *code* is its own; a wrong one is counted in SQL before it is compared.
+        The open ticket *ticket_id* if *code* matches; each try is counted in SQL before it is compared.
 
         Raises CodeInvalid.
         """
@@ -216,7 +216,8 @@ class Tickets:
         return ticket
 
     def by_code_of(self, user_id: UserId, code: str, purpose: Purpose, *, now: datetime) -> Ticket:
-        """The open ticket of *purpose* of a user whose code is *code*; a wrong one counts on each.
+        """
+        The open ticket of the user and *purpose* that *code* matches; a wrong code counts for each of them.
 
         Raises CodeInvalid.
         """

@@ -1,8 +1,8 @@
 """
-The answers of authenticators, judged as WebAuthn Level 3 §7 says.
+Verification of authenticators' answers by WebAuthn Level 3 §7.
 
-fido2 reads authenticator data and keys and verifies signatures.  The rules are here: they are stricter than
-those of its server class.  Nothing loads this module where passkeys are off.
+fido2 reads authenticator data and keys and verifies signatures.  The rules here are stricter than those of
+its server class. This module is not loaded unless passkeys are on.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ from authsvc.domain.values.identifiers import UserId
 
 #: Bytes of a credential's id (WebAuthn Level 3 §4, §5.8.3).
 MIN_ID_BYTES, MAX_ID_BYTES = 16, 1023
-#: Bits of an RSA modulus: more would only cost time.
+#: Bits of an RSA modulus; larger ones would only cost time.
 MIN_RSA_BITS, MAX_RSA_BITS = 2048, 4096
 CLIENT_DATA_DEPTH = 4
 
 #: Labels of a COSE key (RFC 9052 §7, RFC 8230 §4).
 _KEY_TYPE, _ALGORITHM, _RSA_MODULUS = 1, 3, -1
-#: What no key has signed: 64 bytes long, so that it fails for being wrong and not for its length.
+#: A signature that no key made. Its 64 bytes make verification fail for its content, not for its length.
 _WRONG_SIGNATURE = bytes(64)
 
 
 @dataclass(frozen=True, slots=True)
 class WebAuthn:
-    """Judges answers to one relying party; whatever is wrong is CodeInvalid."""
+    """Verifies answers for one relying party; every failure is CodeInvalid."""
 
     party: RelyingParty
 
     def challenge_of(self, answer: Answer) -> str:
         """
-        The challenge that *answer* is about, in base64url.
+        The challenge in *answer*, in base64url.
 
-        Its type and origin are checked here; whether we made the challenge is for the caller to find out.
+        Its type and origin are checked here; the caller checks whether we made the challenge.
         """
         if answer.type != "public-key" or answer.raw_id != answer.id:
             raise CodeInvalid("another kind of credential, or two ids")
@@ -69,7 +69,7 @@ class WebAuthn:
             return str(members["challenge"])
 
     def registered(self, answer: Attestation) -> Passkey:
-        """What *answer* registers; the attestation statement is ignored."""
+        """The passkey that *answer* registers; the attestation statement is ignored."""
         with _refusing():
             credential_id = answer.credential_id()
             data = self._authenticator_data(AttestationObject(decoded(answer.attestation_object)).auth_data)
@@ -90,9 +90,9 @@ class WebAuthn:
 
     def verified(self, answer: Assertion, passkey: Passkey, owner: UserId) -> Verified:
         """
-        What *answer* shows, if it was signed with *passkey*, for its *owner*.
+        The result of *answer*, which must be signed with *passkey*, for its *owner*.
 
-        Whether the counter has risen is decided where it is stored.
+        The store checks whether the counter has risen.
         """
         with _refusing():
             data = self._authenticator_data(decoded(answer.authenticator_data))
@@ -108,12 +108,12 @@ class WebAuthn:
             key.verify(message, decoded(answer.signature))
             return Verified(
                 sign_count=data.counter,
-                # A credential that did not show it at registration cannot add it later.
+                # A credential without user verification at registration cannot add it later.
                 is_user_verified=data.is_user_verified() and passkey.verified_user,
             )
 
     def _authenticator_data(self, raw: bytes) -> AuthenticatorData:
-        """*raw*, if it is for this relying party and somebody was present."""
+        """*raw*, if it is for this relying party and the user was present."""
         data = AuthenticatorData(raw)
         if data.rp_id_hash != sha256(self.party.id.encode()).digest():
             raise CodeInvalid("another relying party")
@@ -125,7 +125,7 @@ class WebAuthn:
 
 
 def _check_key(key: CoseKey) -> None:
-    """Refuse a key of another algorithm than was asked for, and one that nothing could be verified with."""
+    """Refuse a key whose algorithm was not requested, and one that cannot verify safely."""
     if ALGORITHMS.get(key.get(_ALGORITHM, 0)) != key.get(_KEY_TYPE):
         raise CodeInvalid("a key of an algorithm that was not asked for")
     if (
@@ -142,11 +142,11 @@ def _check_key(key: CoseKey) -> None:
 
 @contextmanager
 def _refusing() -> Iterator[None]:
-    """Turn whatever reading an answer runs into, which anybody may send, into CodeInvalid."""
+    """Turn every exception of parsing an answer, which any caller may send, into CodeInvalid."""
     try:
         yield
     except CodeInvalid:
         raise
     except Exception as error:
-        # The library documents no list: bytes of strangers bring it to KeyError, IndexError and others.
+        # The library documents no list of exceptions: malformed input raises KeyError, IndexError and others.
         raise CodeInvalid(f"malformed ({type(error).__name__})") from error

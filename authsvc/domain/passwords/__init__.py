@@ -1,1 +1,1 @@
-"""Passwords: what makes one fit, how one is hashed and verified, and the lane that does the work."""
+"""Passwords: the policy, hashing and verification, and the hashing lane."""

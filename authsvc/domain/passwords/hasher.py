@@ -17,13 +17,13 @@ from authsvc.domain.passwords.text import UNTYPABLE, utf8
 #: The bcrypt costs (log2 of the rounds) that are hashed, verified and imported.
 MIN_COST_LOG2, MAX_COST_LOG2 = 4, 15
 
-#: Tags a hash of the peppered digest, so that it is never taken for one of the bare password.
+#: Marks a hash over the peppered digest, to tell it from a hash over the plain password.
 SCHEME = "bcrypt-hmac-sha384"
-#: What Django puts in front of bcrypt over the SHA-256 of a password, in hexadecimal digits. Kept as it came.
+#: Django's prefix for bcrypt over the hexadecimal SHA-256 of a password; stored unchanged.
 SHA256_SCHEME = "bcrypt_sha256$"
-#: Stored for a user who has no password yet, or whose password an admin locked; nothing matches it.
+#: Stored for a user without a password, or with a password that an admin locked; matches no password.
 UNUSABLE = "!"
-#: Shown in place of a scheme for a stored value that is not a hash.
+#: Reported as scheme of a stored value that is not a hash.
 MALFORMED = "malformed"
 
 # The last characters of salt and checksum carry two and four bits. bcrypt leaves the other bits zero, so a
@@ -49,19 +49,19 @@ class Verification:
 
 
 class Passwords(Protocol):
-    """Hashes and verifies passwords; raises HashingBusy where that is bounded."""
+    """Hashes and verifies passwords; a bounded implementation raises HashingBusy."""
 
     def hash(self, password: str) -> str:
         """The stored form of *password*."""
 
     def verify(self, password: str, stored: str | None) -> Verification:
-        """Whether *password* is the one that *stored* was made of; the same work where there is none."""
+        """Whether *password* matches *stored*; the same work if *stored* is None."""
 
     def needs_rehash(self, stored: str) -> bool:
         """True unless *stored* is of the configured scheme and cost."""
 
     def require_room(self) -> None:
-        """Raise HashingBusy where work would be refused now: before anything else is done for it."""
+        """Raise HashingBusy if work would be refused now; called before other work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +69,13 @@ class PasswordHasher:
     """
     bcrypt over base64(HMAC-SHA384(pepper, NFC password)): 64 bytes that depend on every byte typed.
 
-    Stored as ``bcrypt-hmac-sha384$2b$<cost>$<salt and checksum>``.  Imported hashes are verified as their
-    origin did, over the UTF-8 bytes as typed, not normalized: bare ``$2a$``, ``$2b$`` and ``$2y$`` over the
+    Stored as ``bcrypt-hmac-sha384$2b$<cost>$<salt and checksum>``.  Imported hashes are verified as in the
+    system they come from, over the UTF-8 bytes as typed, not normalized: bare ``$2a$``, ``$2b$`` and ``$2y$``
+    over the
     first 72 of them, ``bcrypt_sha256$$2b$`` over their SHA-256 in hexadecimal digits.
 
-    Work is 2**``cost_log2`` rounds for every verification, except for stored hashes of higher cost: they
-    take longer, visibly, until their owner's next login rehashes them.
+    Work is 2**``cost_log2`` rounds for every verification, except for stored hashes of higher cost: they take
+    measurably longer, until the user's next login rehashes them.
     """
 
     pepper: bytes = field(repr=False)
@@ -91,10 +92,10 @@ class PasswordHasher:
 
     def verify(self, password: str, stored: str | None) -> Verification:
         """
-        Whether *password* is the one that *stored* was made of; never raises, whatever either is.
+        Whether *password* matches *stored*; never raises, for any values.
 
-        *stored* is None for an address that nobody has, UNUSABLE for a user without a password: the same
-        work, and never a match.
+        *stored* is None for an unknown address, UNUSABLE for a user without a password: the same work, never
+        a match.
         A password with NUL or half a surrogate pair costs the same and matches nothing: no account can
         have it here, and for an imported one the bytes after NUL would be ignored.
         """
@@ -117,7 +118,7 @@ class PasswordHasher:
         """Hashing is not limited here."""
 
     def _decoy(self) -> str:
-        """A well-formed hash with a checksum of zeros, which nothing is known to have."""
+        """A well-formed hash with a checksum of zeros, which no known password has."""
         return f"{SCHEME}$2b${self.cost_log2:02d}${'.' * 53}"
 
     def _digest(self, password: str) -> bytes:
@@ -125,13 +126,15 @@ class PasswordHasher:
         return base64.b64encode(hmac.digest(self.pepper, utf8(text), "sha384"))
 
     def _pad(self, digest: bytes, cost_log2: int) -> None:
-        """Do the rounds that a hash of lower cost saved: 2**c + (2**c + 2**(c+1) + … + 2**(C-1)) = 2**C."""
+        """
+        Add the rounds that a hash of lower cost has less: 2**c + (2**c + 2**(c+1) + … + 2**(C-1)) = 2**C.
+        """
         for missing_log2 in range(cost_log2, self.cost_log2):
             bcrypt.hashpw(digest, f"$2b${missing_log2:02d}${'.' * 22}".encode())
 
 
 def _foreign_secret(scheme: str | None, typed: bytes) -> bytes:
-    """What another system hands to bcrypt for the bytes that were typed."""
+    """The input that another system gives to bcrypt for the typed bytes."""
     if scheme == SHA256_SCHEME:
         return hashlib.sha256(typed).hexdigest().encode()
     return typed[:_BCRYPT_READS_BYTES]
@@ -167,12 +170,12 @@ def parse_own_hash(text: str) -> str:
 
 
 def pepper_id(pepper: bytes) -> str:
-    """A name for *pepper* that tells nothing of it: hashes go only where the same one is."""
+    """An id of *pepper* that does not reveal it: hashes can only move to a service with the same pepper."""
     return hmac.digest(pepper, b"authsvc pepper id 1", "sha256").hex()[:16]
 
 
 def kind_of_hash(beginning: str) -> tuple[str, int | None]:
-    """Scheme and cost (log2) of a hash that begins so; MALFORMED where it is none."""
+    """Scheme and cost (log2) of a hash with this beginning; MALFORMED if it is not a hash."""
     found = _KIND.match(beginning)
     if found is None:
         return MALFORMED, None

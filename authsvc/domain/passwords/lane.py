@@ -1,4 +1,4 @@
-"""The hashing lane: a few threads at low priority with a short queue, apart from the request threads."""
+"""The hashing lane: a few low-priority threads with a short queue, separate from the request threads."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
-#: The mean time of a job follows the last so many.
+#: Number of recent jobs that the mean time of a job is based on.
 MEAN_OVER = 8
 QUEUE_PER_THREAD = 8
-#: This many may wait even if their turn may come too late: 16 clients of one worker, on half of its threads.
+#: This many jobs may wait in any case: 16 clients of one worker, on half of its threads.
 WAITERS_PER_THREAD = 7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HashingTimings:
-    """How long a hash may take to begin (seconds), and how much everything else goes before it."""
+    """Time limit for a hash to begin (seconds), and the priority of the lane."""
 
-    #: A job that has not begun by then is refused: nobody waits longer for a login.
+    #: A job that has not begun by then is refused: no login waits longer.
     deadline_s: float = 2.0
     #: Added to the threads' nice value, 0 to 19; the system runs everything else first.
     niceness: int = 10
@@ -82,7 +82,7 @@ class _Job(Generic[T]):
     outcome: Future[T]
 
     def run(self) -> None:
-        """Do the work; whatever it raises is raised again by the thread that waits for the outcome."""
+        """Do the work; an exception is raised again in the thread that waits for the result."""
         try:
             self.outcome.set_result(self.work())
         except BaseException as error:  # noqa: BLE001 - passed on, not swallowed
@@ -91,7 +91,7 @@ class _Job(Generic[T]):
 
 class HashingLane:
     """
-    Threads of its own for work that keeps a core busy for a fifth of a second.
+    Its own threads, for work that keeps a core busy for a fifth of a second.
 
     They start with the first job, so a process may fork before that; they are daemons, so they never
     keep a process from ending.  *clock* (seconds) times the jobs for *on_done*, which runs in the lane.
@@ -106,7 +106,7 @@ class HashingLane:
         self._changed = threading.Condition()
         self._waiting: deque[_Job[Any]] = deque()
         self._running = 0
-        #: How long jobs take now (seconds), the last ones counting most; 0 before the first.
+        #: Mean time of recent jobs (seconds), weighted towards the latest; 0 before the first.
         self._mean_s = 0.0
         self._threads: list[threading.Thread] = []
         self._is_closed = False
@@ -121,7 +121,7 @@ class HashingLane:
         The result of *work*, or what it raises, computed by one of the lane's threads.
 
         Raises:
-            HashingBusy: the queue is full or closed, or the job did not begin in time; then it never will.
+            HashingBusy: the queue is full or closed, or the job did not begin in time and was cancelled.
         """
         job = _Job(work=lambda: self._timed(work), outcome=Future[T]())
         self._enter(job)
@@ -137,7 +137,7 @@ class HashingLane:
                 raise self._busy()
 
     def close(self) -> None:
-        """Take no more jobs, finish those that wait, and end the threads."""
+        """Accept no more jobs, finish those that wait, and end the threads."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
@@ -161,7 +161,7 @@ class HashingLane:
         return is_soon and before < threads + self._size.queue_limit
 
     def _gave_up(self, job: _Job[Any]) -> bool:
-        """Take *job* back unless a thread has begun it; under the lock that threads begin jobs under."""
+        """Cancel *job* unless a thread has begun it; holds the lock under which threads begin jobs."""
         with self._changed:
             is_cancelled = job.outcome.cancel()
             if is_cancelled:
@@ -243,7 +243,7 @@ class BoundedPasswords:
 
 
 def _lower_own_priority(niceness: int) -> None:
-    """Add *niceness* to the calling thread's nice value; where that cannot be done, say so and go on."""
+    """Add *niceness* to the calling thread's nice value; if that fails, log it and go on."""
     if (
         sys.platform != "linux"
     ):  # on other systems a thread's id is not a process id, and could name another process

@@ -15,7 +15,8 @@ from authsvc.domain.values.emails import Email, InvalidEmail, canonical_email
 #: UTF-8 bytes of the NFC form.
 MAX_SIZE_BYTES = 1024
 
-#: This many of the most common passwords count even if short, because people repeat them (``monkeymonkey``).
+#: This many of the most common passwords are rejected even below the minimum length, because people repeat
+#: them (``monkeymonkey``).
 _COMMONEST = 1000
 _FEW_KEYS = 3
 _RUNS = "abcdefghijklmnopqrstuvwxyz qwertyuiopasdfghjklzxcvbnm 12345678901234567890"
@@ -32,7 +33,7 @@ class PasswordPolicy:
     min_length: int
 
     def problems(self, password: str, *, email: Email) -> list[str]:
-        """What is wrong with *password* for the account *email*, in words for its owner; empty if nothing."""
+        """Violations of the policy by *password* for the account *email*, as texts for the user."""
         text = unicodedata.normalize("NFC", password)
         size_problems = self._size_problems(text)
         return size_problems or self._guessing_problems(text, email)
@@ -58,12 +59,17 @@ class PasswordPolicy:
 
 
 def _repeated_unit(text: str) -> str:
-    """What *text* repeats, the last time maybe in part: ``abc`` for ``abcabcab``, mostly *text* itself."""
+    """
+    The unit that *text* repeats, the last one maybe cut: ``abc`` for ``abcabcab``; usually *text* itself.
+    """
     return next((text[:size] for size in range(1, len(text)) if text.startswith(text[size:])), text)
 
 
 def _is_pattern(guesses: set[str]) -> bool:
-    """One of *guesses* (lower case) is a few keys, a run of neighbours, or words of this service alone."""
+    """
+    True if one of *guesses* (lower case) has few different characters, is a run of neighbouring keys, or only
+    words of this service.
+    """
     return any(
         len(guess) <= _FEW_KEYS or guess in _RUNS or guess[::-1] in _RUNS or _SERVICE_WORDS.fullmatch(guess)
         for guess in guesses
@@ -80,7 +86,9 @@ def _spells(text: str, email: Email) -> bool:
 
 @cache
 def _common_words(min_length: int) -> frozenset[str]:
-    """The listed passwords of *min_length* characters and more, the commonest of any; lower case."""
+    """
+    The listed passwords with at least *min_length* characters, and the most common of any length; lower case.
+    """
     return frozenset(
         word.casefold()
         for place, word in enumerate(_listed_passwords())

@@ -1,4 +1,4 @@
-"""A password as text: its bytes, and the characters that no password may have."""
+"""Passwords as text: their bytes, and characters that none may contain."""
 
 from __future__ import annotations
 

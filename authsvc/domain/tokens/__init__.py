@@ -1,1 +1,1 @@
-"""Access tokens: what signs them, what is in them, whether one is good now."""
+"""Access tokens: signing keys, content, and whether a token is valid now."""

@@ -36,7 +36,7 @@ REMEMBERED = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccessToken(Claims):
-    """A token whose signature held, with what binds it to its text; times in seconds since the epoch."""
+    """A token with a valid signature, and the digest of its signed text; times in seconds since the epoch."""
 
     token_id: TokenId
     session_id: SessionId
@@ -59,7 +59,7 @@ class AccessToken(Claims):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineToken(MachineClaims):
-    """The same of a machine: a client that showed one of its secrets."""
+    """The access token of a machine: of a client that authenticated with one of its secrets."""
 
     token_id: TokenId
     client_id: ClientId
@@ -67,12 +67,12 @@ class MachineToken(MachineClaims):
 
     @property
     def user_id(self) -> UserId:
-        """Whose it is, for the index and the log: a client stands there where a user does."""
+        """The owner in the index and the log: the client, in place of a user."""
         return UserId(self.client_id)
 
     @property
     def secret_id(self) -> SecretId:
-        """The secret that was shown; it stands where a session does."""
+        """The secret that was used, in place of a session."""
         return SecretId(self.session_id)
 
     @property
@@ -88,16 +88,16 @@ class MachineToken(MachineClaims):
         )
 
 
-#: A person's or a machine's.
+#: The token of a person or of a machine.
 Token = AccessToken | MachineToken
 
 
 def is_about(token: AccessToken, user: User) -> bool:
     """
-    True if *token* was issued to *user* as they are now.
+    True if *token* still matches *user*.
 
-    A role that was not in ``ROLES`` when the token was issued is not in it; a role that the user lost
-    since has raised the epoch.
+    Roles are not compared: the loss of a role raises the epoch, and a role that was not in ``ROLES`` at issue
+    is not in the token.
     """
     issued = tuple(role for role in user.roles if role in BUILT_IN or role in token.roles)
     return user.id == token.user_id and user.epoch == token.epoch and issued == token.roles
@@ -105,26 +105,26 @@ def is_about(token: AccessToken, user: User) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenProfile(Rules):
-    """What every token of this service has in common; ``lifetime_s`` and ``leeway_s`` in seconds."""
+    """Settings of all tokens of this service; ``lifetime_s`` and ``leeway_s`` in seconds."""
 
     lifetime_s: int
     machine_lifetime_s: int = 600
-    #: False while readers of version 0.1.0 are there, which refuse a claim that they do not know.
+    #: False while readers of version 0.1.0 are in use, which reject unknown claims.
     has_client_id: bool = True
-    #: True where tokens say how their user has shown who they are.
+    #: True if tokens contain the level of authentication.
     has_levels: bool = False
-    #: No token names others.
+    #: Tokens contain only these roles.
     roles: RoleNames = field(default_factory=RoleNames)
 
     @property
     def longest_s(self) -> int:
-        """No token that is issued now lives longer (seconds)."""
+        """Longest lifetime of a token issued now (seconds)."""
         return max(self.lifetime_s, self.machine_lifetime_s)
 
 
 @dataclass(frozen=True, slots=True)
 class TokenSigner:
-    """Issues access tokens with the key that signs now."""
+    """Issues access tokens with the current signing key."""
 
     profile: TokenProfile
     ring: Callable[[], KeyRing]
@@ -142,7 +142,9 @@ class TokenSigner:
         not_after: datetime,
         level: Level | None = None,
     ) -> tuple[str, AccessToken]:
-        """A token of *user* for *session_id* that ends after its lifetime, or at *not_after* if sooner."""
+        """
+        Issue a token of *user* for *session_id*; it expires after its lifetime, or at *not_after* if sooner.
+        """
         issued_at = int(now.timestamp())
         token = AccessToken(
             token_id=TokenId(new_id()),
@@ -151,7 +153,7 @@ class TokenSigner:
             roles=self.profile.roles.shown(user.roles),
             epoch=user.epoch,
             issued_at=issued_at,
-            # A validator without a leeway whose clock is a little behind takes it all the same.
+            # Also valid for a validator without leeway whose clock is slightly behind.
             not_before=issued_at - self.profile.leeway_s,
             expires_at=min(issued_at + self.profile.lifetime_s, int(not_after.timestamp())),
             issuer=self.profile.issuer,
@@ -165,7 +167,7 @@ class TokenSigner:
     def issue_to_machine(
         self, client: Client, secret_id: SecretId, scopes: tuple[str, ...], *, now: datetime
     ) -> tuple[str, MachineToken]:
-        """A token of *client*, which has shown the secret *secret_id*, for *scopes*."""
+        """Issue a token for *scopes* to *client*, which authenticated with the secret *secret_id*."""
         issued_at = int(now.timestamp())
         token = MachineToken(
             token_id=TokenId(new_id()),
@@ -186,10 +188,10 @@ class TokenSigner:
 
 class TokenReader:
     """
-    Verifies access tokens; says nothing of revocation.
+    Verifies access tokens, but not whether they are revoked.
 
-    A signature that held is remembered by the whole text of its token, never whether the token lives, for
-    the last *most* tokens; the memory goes with the key ring, so a removed key takes its tokens along.
+    The last *most* valid signatures are remembered, by the whole text of the token. Expiry and revocation are
+    never remembered. A new key ring discards the memory, so tokens of a removed key are refused.
     """
 
     def __init__(self, profile: TokenProfile, ring: Callable[[], KeyRing], *, most: int = REMEMBERED) -> None:
@@ -197,18 +199,18 @@ class TokenReader:
         self._ring = ring
         self._most = most
         self._remembered: tuple[KeyRing, dict[str, Token]] = (ring(), {})
-        #: For writers of the memory alone: a token that is remembered is found without it.
+        #: Only for writers of the memory; readers do not need it.
         self._lock = threading.Lock()
 
     def read(self, text: str, *, now: datetime) -> Token:
-        """The token in *text*, valid at *now*; raises TokenInvalid for everything else."""
+        """The token in *text*, if it is valid at *now*; else raises TokenInvalid."""
         token = self.read_expired(text, now=now)
         if now.timestamp() >= self.window_s(token)[1]:
             raise TokenInvalid("expired")
         return token
 
     def read_expired(self, text: str, *, now: datetime) -> Token:
-        """The same, but its time may be over: good enough to end its session."""
+        """The same, but it may have expired: enough to end its session."""
         ring, remembered = self._remembered
         if ring is not self._ring():
             ring, remembered = self._remembered = (self._ring(), {})
@@ -222,16 +224,16 @@ class TokenReader:
         return token
 
     def window_s(self, token: Token) -> tuple[int, int]:
-        """From when on, and until when, *token* is in time: seconds since the epoch, the leeway included."""
+        """Begin and end of *token*'s validity: seconds since the epoch, leeway included."""
         return token.window_s(self._profile.leeway_s)
 
     def recall(self, text: str, ring: KeyRing) -> Token | None:
-        """The token in *text* if its signature is remembered to hold by *ring*; its time may be over."""
+        """The token in *text* if its signature by a key of *ring* is remembered; it may have expired."""
         known, remembered = self._remembered
         return remembered.get(text) if known is ring else None
 
     def _remember(self, remembered: dict[str, Token], text: str, token: Token) -> None:
-        """Keep *token*, forgetting the oldest when the memory is full."""
+        """Remember *token*; forget the oldest if the memory is full."""
         while len(remembered) >= self._most:
             del remembered[next(iter(remembered))]
         remembered[text] = token
@@ -249,10 +251,10 @@ class TokenReader:
 
 def signed_digest(text: str) -> str:
     """
-    The digest of what is signed in the compact JWS *text*: header and payload as they are spelt there.
+    The digest of the signed part of the compact JWS *text*: header and payload as written there.
 
-    Without the signature, which has several spellings: unused bits of its last character, and with ECDSA
-    also (r, n - s).
+    The signature is left out, because it has several valid forms: unused bits of its last character, and with
+    ECDSA also (r, n - s).
     """
     signed, _, _ = text.rpartition(".")
     return base64url_encode(hashlib.sha256(signed.encode()).digest()).decode()

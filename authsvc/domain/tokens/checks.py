@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Source(StrEnum):
-    """Who decided a check."""
+    """The store that decided a check."""
 
     REDIS = "redis"
     SQL = "sql"
@@ -42,7 +42,7 @@ class TokenIndex(Protocol):
         """The same and a proven copy of the token's user, if there is one."""
 
     def refill(self, token: AccessToken, standing: Standing | None) -> None:
-        """Put back what SQL knows; never over a tombstone or a higher epoch."""
+        """Write the state from SQL to Redis; never over a tombstone or a higher epoch."""
 
     def refill_machine(self, token: MachineToken, standing: MachineStanding | None) -> None:
         """The same of a machine's token."""

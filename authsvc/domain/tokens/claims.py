@@ -1,7 +1,7 @@
 """
-The one reader of access tokens: signature, header and claims, exactly as the issuer writes them.
+The reader of access tokens: accepts only the exact signature, header and claims that the issuer writes.
 
-The service and ``authsvc.verifier`` share it.  Beside PyJWT it needs the standard library alone.
+The service and ``authsvc.verifier`` share it.  It depends only on PyJWT and the standard library.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from jwt.algorithms import AllowedPublicKeys
 
 TYPE: Final = "at+jwt"
-#: The longest token of a machine is shorter: all scopes that a client can have, and an RSA signature.
+#: Longer than any token of a machine, with all scopes that a client can have and an RSA signature.
 MAX_LENGTH: Final = 6144
 #: The ``client_id`` of people's tokens, which RFC 9068 §2.2 requires: they log in to the service itself.
 CLIENT_ID: Final = "authsvc"
@@ -34,16 +34,16 @@ _ROLE = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 _SCOPE = re.compile(r"[a-z0-9._:/-]{1,64}")
 _METHOD = re.compile(r"[a-z]{1,16}")
 _HEADER = {"alg", "kid", "typ"}
-#: Signs and verifies with asymmetric algorithms alone.
+#: Signs and verifies only with asymmetric algorithms.
 JWS: Final = PyJWS(algorithms=["ES256", "EdDSA", "RS256"])
 
 
 class InvalidToken(ValueError):
-    """Not a token of this issuer and audience; the text says why, for the log."""
+    """Not a token of this issuer and audience; the text has the reason, for the log."""
 
 
 class Key(Protocol):
-    """A public key and the one algorithm that its type is for."""
+    """A public key with the algorithm for its type."""
 
     @property
     def algorithm(self) -> str:
@@ -56,9 +56,9 @@ class Key(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommonClaims:
-    """What every token says whose signature held; times in seconds since the epoch."""
+    """The claims of all tokens, signature verified; times in seconds since the epoch."""
 
-    #: A machine's is the id of the secret that it showed.
+    #: For a machine, the id of the secret that it used.
     session_id: str
     token_id: str
     #: The cut-off counter of the user, or client, when the token was issued.
@@ -70,23 +70,23 @@ class CommonClaims:
     audience: str
 
     def window_s(self, leeway_s: int) -> tuple[int, int]:
-        """From when on, and until when, the token is in time: the first second, and the first one after."""
+        """Begin and end of validity: the first valid second, and the first invalid one after it."""
         return max(self.issued_at, self.not_before) - leeway_s, self.expires_at + leeway_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claims(CommonClaims):
-    """What the token of a person says."""
+    """The claims of a person's token."""
 
     user_id: str
     roles: tuple[str, ...]
-    #: How the user has shown who they are; None where the token does not say.
+    #: The level of authentication; None if the token has none.
     level: Level | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineClaims(CommonClaims):
-    """What the token of a machine says: a registered client that calls in its own name."""
+    """The claims of a machine's token: a registered client that calls in its own name."""
 
     client_id: str
     scopes: tuple[str, ...]
@@ -94,11 +94,11 @@ class MachineClaims(CommonClaims):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """What every token must have; lifetimes and ``leeway_s`` in seconds, None: any lifetime."""
+    """Expected values of all tokens; lifetimes and ``leeway_s`` in seconds, None: any lifetime."""
 
     issuer: str
     audience: str
-    #: That of a person's token, and of a machine's.
+    #: Longest lifetime of a person's token, and of a machine's.
     lifetime_s: int | None = None
     machine_lifetime_s: int | None = None
     leeway_s: int = 5
@@ -112,7 +112,7 @@ def bearer_token(header: str | None) -> str | None:
 
 def read(text: str, rules: Rules, find_key: Callable[[str], Key | None]) -> Claims | MachineClaims:
     """
-    The claims of *text*; says nothing of time and revocation.
+    The claims of *text*; checks neither time nor revocation.
 
     *find_key* returns the key with an id, None if there is none.  It is asked only for a well-formed header.
 
@@ -161,7 +161,7 @@ def _named_key(header: Json, find_key: Callable[[str], Key | None]) -> Key:
 
 
 def _accepted(members: Json, rules: Rules) -> Claims | MachineClaims:
-    """*members* as claims: a known set of them, each of its type."""
+    """*members* as claims: only known sets of claims, each with a value of its type."""
     if not isinstance(members, dict) or frozenset(members) not in _SETS_OF_CLAIMS:
         raise InvalidToken("claims")
     claims = _SETS_OF_CLAIMS[frozenset(members)](members, rules)
@@ -172,7 +172,7 @@ def _accepted(members: Json, rules: Rules) -> Claims | MachineClaims:
 
 
 def _of_person(members: Mapping[str, Json], rules: Rules) -> Claims:
-    """The claims of a token that somebody got by logging in."""
+    """The claims of a token issued by a login."""
     _constant(members.get("client_id", CLIENT_ID), CLIENT_ID)
     return Claims(
         user_id=_identifier(members["sub"]),
@@ -183,7 +183,7 @@ def _of_person(members: Mapping[str, Json], rules: Rules) -> Claims:
 
 
 def _of_machine(members: Mapping[str, Json], rules: Rules) -> MachineClaims:
-    """The claims of a token that a client got with its secret: RFC 9068 §2.2 wants its id in two places."""
+    """The claims of a token issued to a client: RFC 9068 §2.2 requires its id in two places."""
     client_id = _identifier(members["sub"])
     _constant(members["client_id"], client_id)
     return MachineClaims(client_id=client_id, scopes=_scopes(members["scope"]), **_common(members, rules))
@@ -216,7 +216,7 @@ class _Common(TypedDict):
 
 
 def _level(members: Mapping[str, Json]) -> Level | None:
-    """What the token says of how its user logged in, if anything."""
+    """The level of authentication in the token, if any."""
     if not members.keys() >= _LEVEL:
         return None
     acr = members["acr"]
@@ -226,11 +226,11 @@ def _level(members: Mapping[str, Json]) -> Level | None:
 
 
 _ACRS: Final = frozenset(Acr)
-#: All three or none: tokens have them while there are second factors.
+#: All three or none: tokens have them while second factors are on.
 _LEVEL: Final = frozenset({"acr", "amr", "auth_time"})
 _COMMON = frozenset({"iss", "aud", "sub", "iat", "nbf", "exp", "jti", "sid", "epoch", "client_id"})
 _PERSON = _COMMON | {"roles"}
-#: Every set of claims that a token may have, and what reads it; any other set is refused.
+#: All allowed sets of claims, with their readers; any other set is refused.
 _SETS_OF_CLAIMS: Final[
     Mapping[frozenset[str], Callable[[Mapping[str, Json], Rules], Claims | MachineClaims]]
 ] = {
@@ -244,14 +244,14 @@ _SETS_OF_CLAIMS: Final[
 
 
 def _natural(value: Json) -> int:
-    """A whole number from 0; ``True`` is none, nor is a string or 10^400."""
+    """A non-negative integer; not ``True``, a string or 10^400."""
     if type(value) is not int or not 0 <= value < 1 << 53:
         raise InvalidToken("not a whole number")
     return value
 
 
 def _identifier(value: Json) -> str:
-    """An identifier in the one form that the issuer writes."""
+    """An identifier in the canonical form that the issuer writes."""
     if not isinstance(value, str) or not is_id(value):
         raise InvalidToken("not an identifier")
     return value
@@ -265,7 +265,7 @@ def _constant(value: Json, expected: str) -> str:
 
 
 def _scopes(value: Json) -> tuple[str, ...]:
-    """Names of scopes, each once, with one space between two (RFC 8693 §4.2); there may be none."""
+    """Names of scopes, each once, separated by one space (RFC 8693 §4.2); may be empty."""
     names = value.split(" ") if isinstance(value, str) and value else []
     if not isinstance(value, str) or not all(map(_SCOPE.fullmatch, names)) or len(set(names)) != len(names):
         raise InvalidToken("scopes")
@@ -273,7 +273,7 @@ def _scopes(value: Json) -> tuple[str, ...]:
 
 
 def _methods(value: Json) -> tuple[str, ...]:
-    """Names of methods (RFC 8176), one at least and each once; later versions may know more of them."""
+    """Names of methods (RFC 8176), at least one and each once; later versions may add names."""
     names = [name for name in value if isinstance(name, str)] if isinstance(value, list) else []
     if names != value or not names or len(set(names)) != len(names) or not all(map(_METHOD.fullmatch, names)):
         raise InvalidToken("methods")

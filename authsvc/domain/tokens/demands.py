@@ -1,4 +1,4 @@
-"""What a check asks of a good token: whose it is, roles and a level of people, scopes of machines."""
+"""What a check demands of a valid token: its kind, roles and level for people, scopes for machines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NO_LEVEL = Requirement()
 
 
 class Admitted(Enum):
-    """Whose tokens a check lets in."""
+    """Whose tokens a check accepts."""
 
     PEOPLE = "people"
     MACHINES = "machines"
@@ -24,27 +24,27 @@ class Admitted(Enum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demand:
     """
-    Everything that one check asks for.
+    All demands of one check.
 
-    Where both are admitted, a check that names roles alone lets in no machine, and one that names scopes
-    alone no person: whoever wrote it had the other kind in mind.  A level says nothing to machines.
+    If people and machines are admitted, a check with only roles accepts no machine, and one with only scopes
+    accepts no person: the demand was meant for the other kind. Levels do not apply to machines.
     """
 
     admitted: Admitted = Admitted.PEOPLE
     roles: frozenset[str] = frozenset()
     scopes: frozenset[str] = frozenset()
     level: Requirement = NO_LEVEL
-    #: False while no token says anything of levels.
+    #: False while tokens have no level.
     has_levels: bool = False
 
     def require(self, token: Token, now_s: float) -> None:
         """
-        Do nothing if *token* has at *now_s* (seconds since the epoch) what is asked for.
+        Return if *token* meets the demand at *now_s* (seconds since the epoch).
 
         Raises:
-            Forbidden: the wrong kind, or without a role.
-            ScopeMissing: without a scope.
-            StepUpRequired: the level is not enough.
+            Forbidden: the wrong kind, or a role is missing.
+            ScopeMissing: a scope is missing.
+            StepUpRequired: the level is too low.
         """
         if isinstance(token, MachineToken):
             self._require_machine(token)
@@ -52,7 +52,7 @@ class Demand:
             self._require_person(token, now_s)
 
     def is_met_by(self, token: Token, now_s: float) -> bool:
-        """The same, as an answer."""
+        """True if :meth:`require` would not raise."""
         try:
             self.require(token, now_s)
         except (Forbidden, ScopeMissing, StepUpRequired):

@@ -1,4 +1,4 @@
-"""The keys that are derived from TOKEN_SECRET: one for each purpose, and of no use for any other."""
+"""Keys derived from TOKEN_SECRET, one for each purpose; a key is useless for any other purpose."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
 """
-Device tokens: proof that somebody logged in here before, on this device.
+Device tokens: proof that the user has logged in on this device before.
 
-Guesses at a password by strangers share one small budget; whoever shows such a token has one of
-their own.  So a thousand strangers cannot keep the owner out.  A token is no credential: it chooses a
-counter, nothing else.
+Unknown devices share one small limit of login attempts per account; a known device has its own. So strangers
+cannot lock the owner out. The token is not a credential: it only selects the counter.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _BODY_BYTES = _NONCE_BYTES + _TIME_BYTES + _STAMP_BYTES
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """One device of one account, from a login on: a random number, and what the account was like then."""
+    """A device of an account: a random number, and the account's versions at the login."""
 
     nonce: bytes
     stamp: bytes
@@ -34,12 +33,14 @@ class Device:
     def of(
         cls, user_id: str, password_version: int, known: Device | None = None, *, device_version: int = 0
     ) -> Device:
-        """The device *known*, or a new one, as it stands after a login with these versions."""
+        """The device *known*, or a new one, after a login with these versions."""
         nonce = known.nonce if known else secrets.token_bytes(_NONCE_BYTES)
         return cls(nonce=nonce, stamp=_stamp(user_id, password_version, device_version))
 
     def belongs_to(self, user_id: str, password_version: int, *, device_version: int = 0) -> bool:
-        """True unless the password was changed or devices were forgotten since, or it is another user's."""
+        """
+        False if it belongs to another user, or if the password was changed or devices were forgotten since.
+        """
         return hmac.compare_digest(self.stamp, _stamp(user_id, password_version, device_version))
 
 
@@ -48,14 +49,14 @@ class DeviceTokens:
     """
     Makes and reads device tokens: base64url of nonce, time, stamp and an HMAC-SHA-256 tag.
 
-    The stamp says whose device it is, by their id: so a change of address forgets none.  Tokens of 0.1.0 have
-    a tag that covers the account as its address says, too, and are good for that one alone.
+    The stamp contains the user's id, so that a change of address forgets no device. The tag of 0.1.0 tokens
+    also covers the address, so they are valid only for that one.
     """
 
     key: bytes
 
     def issue(self, device: Device, *, now: datetime) -> str:
-        """A token of *device*, good for LIFETIME_S from *now*."""
+        """Issue a token of *device*, valid for LIFETIME_S from *now*."""
         body = device.nonce + int(now.timestamp()).to_bytes(_TIME_BYTES) + device.stamp
         return base64.urlsafe_b64encode(body + self._tag(body)).decode()
 
@@ -63,8 +64,8 @@ class DeviceTokens:
         """
         The device of *text*; None unless it is a genuine token that has not expired.
 
-        Whose it is says :meth:`Device.belongs_to`; one of 0.1.0 is genuine for *account* (the subject of
-        its limit) alone.
+        :meth:`Device.belongs_to` checks the owner; a token of 0.1.0 is genuine only for *account* (the
+        subject of its limit).
         """
         try:
             raw = base64.b64decode(text, altchars=b"-_", validate=True)
@@ -88,6 +89,6 @@ class DeviceTokens:
 
 
 def _stamp(user_id: str, password_version: int, device_version: int) -> bytes:
-    # Without the second number while it is 0: so device tokens of 0.1.0 stay good.
+    # The second number is left out while it is 0, so that device tokens of 0.1.0 stay valid.
     versions = f"{password_version} {device_version}" if device_version else f"{password_version}"
     return hashlib.sha256(f"{user_id} {versions}".encode()).digest()[:_STAMP_BYTES]

@@ -1,4 +1,4 @@
-"""What clients may do with tokens that users show them: ask about them, and revoke them."""
+"""Introspection and revocation of tokens, for clients."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LogOut = Callable[[str | None, str | None], Outcome[Session | None]]
 
 
 class Kind(StrEnum):
-    """What a token is for."""
+    """Kinds of tokens."""
 
     ACCESS = "access_token"
     REFRESH = "refresh_token"
@@ -39,7 +39,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActiveToken:
-    """A token that is good now; times in seconds since the epoch."""
+    """A token that is valid now; times in seconds since the epoch."""
 
     kind: Kind
     user_id: UserId
@@ -51,12 +51,12 @@ class ActiveToken:
     audience: str
     #: Refresh tokens have none.
     token_id: TokenId | None = None
-    #: How the user has shown who they are, where the token says it.
+    #: The level of authentication, if the token has one.
     level: Level | None = None
 
 
 class _Away:
-    """SQL, found to be away."""
+    """Stands for SQL after a failed query of the same request."""
 
     def standing(self, _whose: object, /) -> None:
         raise StoreUnavailable("sql: found away")
@@ -73,7 +73,7 @@ class Introspection:
     """
     Answers for access and refresh tokens (RFC 7662) and revokes them (RFC 7009).
 
-    Which kind a token is shows in its form: a hint is not needed, and a wrong one does no harm.
+    The form of a token shows its kind; a hint is not needed, and a wrong one has no effect.
     """
 
     checks: TokenChecks
@@ -82,19 +82,19 @@ class Introspection:
     refresh_tokens: RefreshTokens
     log_out: LogOut
     profile: TokenProfile
-    #: How long the parent of a refresh token still yields its successor (seconds).
+    #: How long the predecessor of a refresh token still yields its successor (seconds).
     grace_s: int
     clock: Clock
 
     def describe(self, text: str, *, sees_refresh: bool) -> ActiveToken | MachineToken | None:
         """
-        What *text* stands for, if it is good on this very request; nothing is rotated, used or ended.
+        Describe *text* if it is valid now; rotates, uses and ends nothing.
 
-        An access token is asked of Redis or SQL like any other, a refresh token of SQL alone.  Without
-        *sees_refresh* no refresh token is good: a resource server would let it in as a bearer token.
+        Access tokens are checked in Redis or SQL as usual, refresh tokens only in SQL. Without
+        *sees_refresh*, refresh tokens are inactive: a resource server would accept them as bearer tokens.
 
         Raises:
-            StoreUnavailable: nobody can prove an answer.
+            StoreUnavailable: neither store can prove an answer.
         """
         try:
             refresh = parse_refresh_token(text)
@@ -106,23 +106,24 @@ class Introspection:
         """
         End the session of *text*, an access token (it may have expired) or a refresh token.
 
-        The token of a machine ends alone, and no client but its own may end it.  One that is not ours has
-        nothing to end.  Repeating is harmless.
+        Of a machine, only this token ends, and only its own client may revoke it. Unknown tokens are ignored.
+        Idempotent.
 
         Raises:
             RightMissing: another client's token; or *by* lacks the right, and the token is not its own.
-            StoreUnavailable: SQL is away and nothing has ended; or it has, and Redis is yet to hear of it.
+            StoreUnavailable: SQL is away and nothing has ended; or it has ended, and Redis could not be
+            updated yet.
         """
         machine = self._machine(text)
         if not (machine.client_id == by.id if machine else by.has(Right.REVOKE)):
             raise RightMissing
         is_complete = self.machines.revoke(machine).is_complete if machine else self._end_session(text)
         if not is_complete:
-            # RFC 7009 §2.2.1: the token is to be taken for alive, and revoked again.
+            # RFC 7009 §2.2.1: the client must assume that the token is still valid, and retry.
             raise StoreUnavailable("redis: revoked in SQL alone")
 
     def _machine(self, text: str) -> MachineToken | None:
-        """The token of a machine in *text*, if there is one."""
+        """The machine's token in *text*; None if it is not one."""
         try:
             token = self.checks.reader.read_expired(text, now=self.clock())
         except TokenInvalid:
@@ -130,7 +131,7 @@ class Introspection:
         return token if isinstance(token, MachineToken) else None
 
     def _end_session(self, text: str) -> bool:
-        """End the session of *text*, if it names one; False while Redis is yet to hear of it."""
+        """End the session of *text*, if there is one; False if Redis could not be updated yet."""
         access, refresh = (None, text) if _is_refresh_token(text) else (text, None)
         try:
             return self.log_out(access, refresh).is_complete
@@ -138,7 +139,7 @@ class Introspection:
             return True
 
     def without_sql(self) -> Introspection:
-        """The same for a request that has just waited for SQL in vain: it does not wait again."""
+        """The same for a request that has just waited for SQL without an answer: it does not wait again."""
         away = _Away()
         checks = replace(self.checks, sessions=away, machines=away)
         machines = replace(self.machines, store=away)
@@ -152,7 +153,10 @@ class Introspection:
         return token if isinstance(token, MachineToken) else _described(token)
 
     def _refresh(self, token: RefreshToken) -> ActiveToken | None:
-        """Good is what a refresh would take: the current one, or its parent within the grace time."""
+        """
+        Valid are the tokens that a refresh would accept: the current one, or its predecessor within the grace
+        time.
+        """
         standing = self.sessions.standing(token.session_id)
         now = self.clock()
         if standing is None or not self.refresh_tokens.is_genuine(token, standing.session.salt):

@@ -1,4 +1,4 @@
-"""Signing keys: which verify, which is published, which signs (RFC 7517, RFC 7638, RFC 8725)."""
+"""Signing keys: which of them verify, are published, and sign (RFC 7517, RFC 7638, RFC 8725)."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Algorithm = Literal["ES256", "EdDSA", "RS256"]
 PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
 PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | rsa.RSAPublicKey
 
-#: A key younger than this (seconds) does not sign yet: verifiers cache the JWKS as long.
+#: A key younger than this (seconds) does not sign yet, because verifiers may cache the JWKS this long.
 PUBLISHED_FIRST_S = 300
-#: A key stays for so long (seconds) after its last token: for the leeway, and for clocks that differ.
+#: A key is kept this long (seconds) after its last token expired: for the leeway and for clock differences.
 OVERLAP_S = 300
-#: Keys of one second are dated one after the other, up to so far (seconds) into the future.
+#: Keys made in the same second get increasing dates, at most this far (seconds) in the future.
 DATED_AHEAD_S = 60
 RSA_MIN_BITS = 2048
 #: The cause of an outage, in the log.
@@ -38,16 +38,16 @@ _THUMBPRINT_MEMBERS = {"EC": ("crv", "kty", "x", "y"), "OKP": ("crv", "kty", "x"
 
 
 class KeyRefused(ValueError):
-    """A file in the key folder is no key that this service signs with; the message names file and cause."""
+    """A file in the key folder is not a supported key; the message names file and cause."""
 
 
 class KeyInUse(ValueError):
-    """A key must not be removed, or not be added yet; the message says why, and until when."""
+    """A key must not be removed, or not be added yet; the message has the reason and the time."""
 
 
 @dataclass(frozen=True, slots=True)
 class SigningKey:
-    """A private key with its public face; ``kid`` is its RFC 7638 thumbprint."""
+    """A private key with its public members; ``kid`` is its RFC 7638 thumbprint."""
 
     kid: str
     algorithm: Algorithm
@@ -60,7 +60,7 @@ class SigningKey:
     @classmethod
     def from_pem(cls, pem: bytes, *, file_name: str, modified_at: datetime) -> SigningKey:
         """
-        Read a PKCS #8 PEM; its age counts from the UTC time in *file_name*, else from *modified_at*.
+        Parse a PKCS #8 PEM; its age counts from the UTC time in *file_name*, else from *modified_at*.
 
         Raises:
             KeyRefused: not a private key of P-256, Ed25519 or RSA with at least 2,048 bits.
@@ -84,19 +84,22 @@ class SigningKey:
 
 @dataclass(frozen=True, slots=True)
 class Tenure:
-    """From when until when a key signs, by the ages of the keys; without an end if there is no newer key."""
+    """The period in which a key signs; without an end if there is no newer key."""
 
     begins: datetime
     ends: datetime | None
 
     def free_at(self, lifetime_s: int) -> datetime | None:
-        """When its last token, of *lifetime_s* seconds, and the overlap are over; None without an end."""
+        """
+        When the key may be removed: after its last token (*lifetime_s* seconds) and the overlap; None without
+        an end.
+        """
         return self.ends and self.ends + timedelta(seconds=lifetime_s + OVERLAP_S)
 
 
 @dataclass(frozen=True)
 class KeyRing:
-    """Every key of the folder, newest first: all verify and are published, one signs."""
+    """All keys of the folder, newest first: all verify and are published, one signs."""
 
     keys: tuple[SigningKey, ...]
 
@@ -112,10 +115,10 @@ class KeyRing:
 
     def signer(self, now: datetime) -> SigningKey:
         """
-        The newest key that verifiers had time to fetch; the oldest if all are younger.
+        The newest key that is old enough for verifiers to have it; the oldest if all are younger.
 
         Raises:
-            StoreUnavailable: every key was taken away.
+            StoreUnavailable: there is no key.
         """
         if not self.keys:
             raise StoreUnavailable(NO_KEYS)
@@ -123,7 +126,7 @@ class KeyRing:
         return next((key for key in self.keys if key.created_at <= fetched), self.keys[-1])
 
     def tenure(self, key: SigningKey) -> Tenure:
-        """When *key*, one of the ring, signs: until the next newer one is old enough."""
+        """The period in which *key*, one of the ring, signs: until the next newer one is old enough."""
         position = self.keys.index(key)
         wait = timedelta(seconds=PUBLISHED_FIRST_S)
         is_oldest = position == len(self.keys) - 1
@@ -134,9 +137,10 @@ class KeyRing:
 
     def require_unused(self, kid: str, *, now: datetime, lifetime_s: int) -> None:
         """
-        Raise KeyInUse unless the key *kid* can go without harm; *lifetime_s* is that of a token, in seconds.
+        Raise KeyInUse unless the key *kid* can be removed safely; *lifetime_s* is that of a token, in
+        seconds.
 
-        It cannot while it is the only one, while it signs, and while a token of its can be alive.
+        It cannot while it is the only one, while it signs, and while one of its tokens may be valid.
         """
         if self.by_id.keys() == {kid}:
             raise KeyInUse("it is the last key, and without one nobody can log in or refresh")
@@ -155,10 +159,11 @@ class KeyRing:
 
     def born_next(self, now: datetime) -> datetime:
         """
-        The date of a key that is made *now*: after every other, so that it waits its turn.
+        The date of a key made *now*: later than all others, so that it signs after them.
 
         Raises:
-            KeyInUse: it would sign at once, before anybody could fetch it, since all others are dated later.
+            KeyInUse: it would sign at once, before verifiers could fetch it, because all others are dated
+            later.
         """
         born = now.replace(microsecond=0)
         if not self.keys or born > self.keys[0].created_at:
@@ -175,10 +180,10 @@ class KeyRing:
 
     def jwks(self) -> dict[str, list[dict[str, str]]]:
         """
-        The public keys (RFC 7517 §5); a key that lies in two files is one.
+        The public keys (RFC 7517 §5); a key in two files is listed once.
 
         Raises:
-            StoreUnavailable: there is none.  Verifiers would keep an empty set as long as a full one.
+            StoreUnavailable: there is no key. Verifiers would cache an empty set, too.
         """
         if not self.keys:
             raise StoreUnavailable(NO_KEYS)
@@ -186,25 +191,25 @@ class KeyRing:
 
 
 class KeySource(Protocol):
-    """Where the key ring comes from."""
+    """Provides the key ring."""
 
     def __call__(self) -> KeyRing:
-        """The ring as it is now; may wait."""
+        """The current ring; may block."""
 
     def recent(self) -> KeyRing | None:
-        """The ring of a moment ago, without waiting; None if the folder must be read first."""
+        """The ring that was read recently, without blocking; None if the folder must be read first."""
 
     def refresh(self) -> None:
-        """Read the folder before that is necessary; may wait."""
+        """Read the folder before it is due; may block."""
 
 
 def stamp(moment: datetime) -> str:
-    """*moment* as people and RFC 3339 write it, in UTC and whole seconds."""
+    """*moment* as RFC 3339 text, in UTC and whole seconds."""
     return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def generate(algorithm: Algorithm, now: datetime) -> tuple[str, bytes]:
-    """A new key: its file name, which carries its age, and its PEM."""
+    """Generate a key: its file name, which contains its date, and its PEM."""
     private: PrivateKey
     if algorithm == "ES256":
         private = ec.generate_private_key(ec.SECP256R1())
@@ -230,7 +235,7 @@ def _describe(private: object, file_name: str) -> tuple[Algorithm, dict[str, str
 
 
 def _members(jwk: dict[str, str]) -> dict[str, str]:
-    """The members that make the key, and no other (``key_ops`` and ``kid`` are ours to say)."""
+    """Only the members of the key itself; ``key_ops`` and ``kid`` are added elsewhere."""
     return {name: jwk[name] for name in _THUMBPRINT_MEMBERS[jwk["kty"]]}
 
 

@@ -17,13 +17,15 @@ from authsvc.domain.values.clocks import Clock
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineStanding:
-    """A client whose secret is live, as SQL holds it now; *is_revoked* says it of the token asked about."""
+    """
+    The client of a token and its secret, as they are in SQL now; *is_revoked* refers to the token itself.
+    """
 
     client: Client
     is_revoked: bool
 
     def is_good_for(self, token: MachineToken) -> bool:
-        """True if *token* was issued to the client as it is now."""
+        """True if *token* is valid for the client as it is now."""
         is_current = self.client.epoch == token.epoch and set(token.scopes) <= set(self.client.scopes)
         return is_current and not self.is_revoked
 
@@ -32,14 +34,14 @@ class MachineTokenStore(Protocol):
     """What SQL knows of the tokens of machines; raises StoreUnavailable."""
 
     def standing(self, token: MachineToken, /) -> MachineStanding | None:
-        """The client of *token*, in one query; None where it or the secret is gone."""
+        """The client of *token*, in one query; None if it or the secret is deleted."""
 
     def revoke(self, token: MachineToken, /) -> Committed[None]:
-        """Add to the log that this one token is dead; the entry is repeated where it is there already."""
+        """Add the revocation of this one token to the log; returns the existing entry if there is one."""
 
 
 class IssuedMachineTokens(Protocol):
-    """The fast copy's record of tokens that were issued."""
+    """The record in Redis of issued tokens."""
 
     def remember_machine(self, token: MachineToken) -> None:
         """Note *token* as issued; raises StoreUnavailable."""
@@ -56,7 +58,7 @@ class NewMachineToken:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineTokens:
-    """Issues tokens to clients, and revokes single ones."""
+    """Issues tokens to clients, and revokes single tokens."""
 
     signer: TokenSigner
     store: MachineTokenStore
@@ -68,12 +70,12 @@ class MachineTokens:
 
     def issue(self, caller: Caller, scope: str | None) -> NewMachineToken:
         """
-        A token for the scopes named in *scope*, or for all that the client has.
+        Issue a token for the scopes in *scope*, or for all scopes of the client.
 
         Raises:
             InvalidScope: the client lacks one of them.
             RateLimited: too many tokens of this client.
-            StoreUnavailable: SQL is away, and cannot say whether the secret is still good; or no key signs.
+            StoreUnavailable: SQL is away, so the secret cannot be verified; or there is no signing key.
         """
         if caller.secret_id is None:
             raise StoreUnavailable("sql: found away")
@@ -86,7 +88,7 @@ class MachineTokens:
         )
 
     def revoke(self, token: MachineToken) -> Outcome[None]:
-        """End *token* alone; its client goes on.  One that has expired is over already."""
+        """Revoke only *token*, no other token of its client. An expired token needs nothing."""
         if token.window_s(self.signer.profile.leeway_s)[1] <= self.clock().timestamp():
             return Outcome(None, is_complete=True)
         return self.revocations.publish(self.store.revoke(token))
@@ -95,7 +97,7 @@ class MachineTokens:
         try:
             self.issued.remember_machine(token)
         except StoreUnavailable:
-            # Not lost: the first check of this token asks SQL and notes it then.
+            # Nothing is lost: the first check of this token asks SQL and writes the record.
             self.audit.record(Event(Action.TOKEN_UNRECORDED, actor_id=token.client_id, session_id=secret_id))
 
 

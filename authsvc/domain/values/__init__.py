@@ -1,1 +1,1 @@
-"""Words the whole domain speaks in: times, identifiers, addresses, JSON."""
+"""Values that the whole domain uses: times, identifiers, addresses, JSON."""

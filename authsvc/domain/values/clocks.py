@@ -1,17 +1,17 @@
-"""Time is an argument: a wall clock for what is written down, a monotonic one for durations."""
+"""Time is an argument: a wall clock for what is stored, a monotonic clock for durations."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-#: The time now, aware, in UTC.
+#: Returns the current time, timezone-aware, in UTC.
 Clock = Callable[[], datetime]
 
-#: Seconds that never run backwards; for durations alone.
+#: Seconds that never run backwards; only for durations.
 Monotonic = Callable[[], float]
 
 
 def rfc3339(moment: datetime) -> str:
-    """*moment*, which is aware, as every answer writes it: RFC 3339 in UTC, with ``Z`` at its end."""
+    """*moment* (timezone-aware) in the format of all answers: RFC 3339 in UTC, with ``Z`` at the end."""
     return moment.astimezone(UTC).isoformat().removesuffix("+00:00") + "Z"

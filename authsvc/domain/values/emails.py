@@ -1,4 +1,4 @@
-"""One canonical form per address: the only spelling that is stored, looked up, limited and cached."""
+"""The canonical form of e-mail addresses; no other form is stored, looked up, limited or cached."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from email_validator import validate_email
 #: An address in canonical form, at most 254 ASCII characters.
 Email = NewType("Email", str)
 
-#: Looked up for an address of wrong syntax, so that it costs what an unknown one costs; never registered.
+#: Looked up in place of a malformed address, so that it takes as long as an unknown one; no account has it.
 NOBODY = Email("nobody@authsvc.invalid")
 #: Octets of a whole address (RFC 5321 §4.5.3.1.3).
 MAX_LENGTH = 254
 
 
 class InvalidEmail(ValueError):
-    """The text is no address that this service takes; says so in words for its author, without the text."""
+    """Not an address that this service accepts; the message is for the caller and does not repeat it."""
 
     def __init__(self) -> None:
         super().__init__("must be an e-mail address")
@@ -27,15 +27,15 @@ def canonical_email(text: str) -> Email:
     Trim *text*, lower its case and turn its domain into A-labels; idempotent.
 
     The local part must be ASCII as it was typed, before any normalization: KELVIN SIGN is not a ``k``.
-    Quoted local parts, bracketed IP addresses and display names are refused.  Of the special-use domains
-    ``example.*`` and ``.test`` are taken, for development; ``.local``, ``.localhost``, ``.invalid``,
+    Quoted local parts, bracketed IP addresses and display names are refused.  Of the special-use domains,
+    ``example.*`` and ``.test`` are accepted, for development; ``.local``, ``.localhost``, ``.invalid``,
     ``.onion`` and names without a dot are not.
 
     Raises:
-        InvalidEmail: whatever else *text* is; no other exception leaves this function.
+        InvalidEmail: for any other text; no other exception is raised.
     """
     trimmed = text.strip()
-    # Before the parser sees it: its work grows faster than the length, and no legal address is longer.
+    # Check before parsing, whose time grows faster than the length; no legal address is longer.
     if len(trimmed) > MAX_LENGTH:
         raise InvalidEmail
     local, domain = _parts(trimmed)
@@ -45,7 +45,7 @@ def canonical_email(text: str) -> Email:
 
 
 def typed_email(text: str) -> Email | None:
-    """The canonical form of an address that somebody typed, None where it has none."""
+    """The canonical form of a typed address; None if it has none."""
     try:
         return canonical_email(text)
     except InvalidEmail:

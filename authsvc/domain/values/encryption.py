@@ -28,9 +28,10 @@ class Encrypted:
 @dataclass(frozen=True, slots=True)
 class DataKeys:
     """
-    Encrypts under the key *current*; decrypts what that or another of *by_id* encrypted.
+    Encrypts with the key *current*; decrypts with that or any other key of *by_id*.
 
-    *owner* says whose secret it is, and is authenticated: a text that is copied to another row fails there.
+    *owner* identifies the owner of a secret and is authenticated: a ciphertext copied to another row does not
+    decrypt.
     """
 
     current: str
@@ -38,12 +39,12 @@ class DataKeys:
 
     @classmethod
     def of(cls, current: bytes, *others: bytes) -> DataKeys:
-        """The keys made of the settings' secrets."""
+        """The keys derived from the secrets in the settings."""
         by_id = {_key_id(secret): AESGCM(_derived(secret, b"key")) for secret in (current, *others)}
         return cls(_key_id(current), by_id)
 
     def encrypt(self, secret: bytes, owner: bytes) -> Encrypted:
-        """*secret* as it may be stored."""
+        """*secret*, encrypted for storage."""
         nonce = secrets.token_bytes(_NONCE_BYTES)
         return Encrypted(self.current, nonce + self.by_id[self.current].encrypt(nonce, secret, owner))
 
@@ -60,7 +61,7 @@ class DataKeys:
 
 
 def _key_id(secret: bytes) -> str:
-    """Tells keys apart and says nothing of them."""
+    """An id that distinguishes keys and does not reveal them."""
     return _derived(secret, b"id").hex()[:16]
 
 

@@ -1,4 +1,4 @@
-"""Identifiers: UUIDs with hyphens, taken in either case and written in lower case (RFC 9562 §4)."""
+"""Identifiers: UUIDs with hyphens, accepted in either case and written in lower case (RFC 9562 §4)."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ def timed_id(at: datetime) -> str:
 
 
 def lowest_timed_id(at: datetime) -> str:
-    """What sorts below every identifier of *at* or later, and above those of an earlier microsecond."""
+    """A text that sorts below all identifiers of *at* or later, and above those of earlier microseconds."""
     return _timed(at, 0)
 
 
 def _timed(at: datetime, random_bits: int) -> str:
     micros = max(0, (at - _EPOCH) // _MICROSECOND)
     millis, rest = divmod(micros, 1000)
-    # The twelve bits behind the milliseconds hold their fraction: 1,000 values in 4,096.
+    # The twelve bits after the milliseconds contain the microseconds: 1,000 values in 4,096.
     number = millis << 80 | 7 << 76 | rest << 64 | 0b10 << 62 | random_bits
     return str(uuid.UUID(int=number))
 
 
 def is_id(text: str) -> bool:
-    """True for the canonical form alone; ``uuid.UUID`` takes braces, ``urn:uuid:`` and upper case, too."""
+    """True only for the canonical form; ``uuid.UUID`` also accepts braces, ``urn:uuid:`` and upper case."""
     try:
         return str(uuid.UUID(text)) == text
     except ValueError:
@@ -48,6 +48,6 @@ def is_id(text: str) -> bool:
 
 
 def canonical_id(text: str) -> str | None:
-    """The identifier that *text* is in upper, lower or mixed case; None for anything else."""
+    """*text* as an identifier, in any case of letters; None for anything else."""
     lower = text.lower()
     return lower if is_id(lower) else None

@@ -1,4 +1,4 @@
-"""JSON as RFC 8259 means it, read strictly: what two parsers could read differently is refused."""
+"""Strict JSON (RFC 8259): text that two parsers could read differently is rejected."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Json = dict[str, "Json"] | list["Json"] | str | int | float | bool | None
 
 MAX_DEPTH = 32
 
-#: A string, also one without an end, or a bracket outside of strings.  The optional end lets no match fail
-#: half-way and be tried again from each of its quotes: that took seconds for a body of escaped quotes.
+#: A string, even without its end, or a bracket outside of strings. Because the end is optional, a match never
+#: fails and backtracks to each quote: that took seconds for a body of escaped quotes.
 _STRING_OR_BRACKET = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[\]{}]', re.DOTALL)
-#: The white space is that of RFC 8259 §2.
+#: White space as defined by RFC 8259 §2.
 _TRAILING_COMMA = re.compile(r",[ \t\n\r]*[}\]]")
 
 
@@ -65,12 +65,12 @@ def depth(text: str) -> int:
 
 
 def canonical(value: Json) -> str:
-    """The one text of *value*: names sorted, no white space."""
+    """The canonical text of *value*: names sorted, no white space."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True, allow_nan=False)
 
 
 def _fault(text: str, at: int) -> str:
-    """What is wrong with *text* at the index *at*, where the reader gave up; in words of our own."""
+    """The fault in *text* at the index *at*, where the parser stopped, as a message for the caller."""
     comma = text.rfind(",", 0, at + 1)
     trailing = _TRAILING_COMMA.match(text, max(comma, 0))
     if trailing and trailing.end() > at:
@@ -83,7 +83,7 @@ def _place(text: str, at: int) -> str:
 
 
 def _unique(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
-    """An object without duplicate names: the last of two would win in one reader, the first in another."""
+    """An object without duplicate names: parsers differ in which of two they keep."""
     members = dict(pairs)
     if len(members) != len(pairs):
         raise InvalidJson("an object has one name twice")

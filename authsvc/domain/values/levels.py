@@ -1,4 +1,4 @@
-"""How surely somebody has shown who they are: the level of a session and of its tokens (RFC 9470)."""
+"""Levels of authentication of a session and its tokens (RFC 9470)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Acr(StrEnum):
 
     AAL1 = "aal1"
     AAL2 = "aal2"
-    #: Resistant to phishing.
+    #: Phishing-resistant.
     PHR = "phr"
 
     @property
@@ -29,7 +29,7 @@ _RANKS = {acr: rank for rank, acr in enumerate(Acr)}
 
 
 class Method(Enum):
-    """A way to show who one is: the class that it gives, and its names in ``amr`` (RFC 8176)."""
+    """Authentication methods: the class that each gives, and its names in ``amr`` (RFC 8176)."""
 
     PASSWORD = (Acr.AAL1, ("pwd",))
     #: A TOTP or a recovery code, with a password or in a session.
@@ -45,18 +45,18 @@ class Method(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """What was shown in a session; ``auth_time`` is when, the last time (seconds since the epoch)."""
+    """The level of a session; ``auth_time`` is the last authentication (seconds since the epoch)."""
 
     acr: Acr
     amr: tuple[str, ...]
     auth_time: int
 
     def claims(self) -> dict[str, Any]:
-        """As tokens and answers say it."""
+        """The claims in tokens and answers."""
         return {"acr": self.acr.value, "amr": list(self.amr), "auth_time": self.auth_time}
 
     def after(self, *methods: Method, at: datetime) -> Level:
-        """The level once *methods* were shown *at* that time, too; never a lower one."""
+        """The level after *methods* were also used *at* that time; never lower."""
         acr = max(self.acr, *(method.acr for method in methods), key=lambda acr: acr.rank)
         names = {*self.amr, *(name for method in methods for name in method.names)}
         if acr is not Acr.AAL1:
@@ -65,31 +65,36 @@ class Level:
 
 
 def level_of(*methods: Method, at: datetime) -> Level:
-    """The level of somebody who has shown *methods*, and nothing before."""
+    """The level of a new session that was opened with *methods*."""
     return Level(Acr.AAL1, (), 0).after(*methods, at=at)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Requirement:
-    """What is asked of a level: a class, or a stronger one, and how long ago it was shown (seconds)."""
+    """
+    A required level: the weakest accepted class, and the longest time since the authentication (seconds).
+    """
 
     acr: Acr | None = None
     max_age_s: int | None = None
 
     @property
     def challenge(self) -> str:
-        """The parameters of a ``WWW-Authenticate`` that asks for it (RFC 9470 §3)."""
+        """The parameters of the ``WWW-Authenticate`` header for it (RFC 9470 §3)."""
         age = "" if self.max_age_s is None else f', max_age="{self.max_age_s}"'
         acr = "" if self.acr is None else f', acr_values="{self.acr}"'
         return f'error="insufficient_user_authentication"{age}{acr}'
 
     @property
     def is_nothing(self) -> bool:
-        """True where nothing is asked."""
+        """True if nothing is required."""
         return self.acr is None and self.max_age_s is None
 
     def is_met_by(self, level: Level | None, now_s: float) -> bool:
-        """True if *level* is enough at *now_s* (seconds since the epoch); none is enough for nothing."""
+        """
+        True if *level* suffices at *now_s* (seconds since the epoch); None suffices only if nothing is
+        required.
+        """
         if level is None:
             return self.is_nothing
         is_strong = self.acr is None or level.acr.rank >= self.acr.rank

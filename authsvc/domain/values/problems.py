@@ -1,4 +1,4 @@
-"""Problem details: the one form in which an error is told (RFC 9457)."""
+"""Problem details: the body of all errors (RFC 9457)."""
 
 from __future__ import annotations
 
@@ -21,9 +21,8 @@ def problem_body(
     members: Mapping[str, object] | None = None,
 ) -> bytes:
     """
-    The body of an error; *kind* is its ``type``, by default made of *code*.  What is empty is left out.
-
-    *members* are those that an error has of its own.  Nothing in any of it may come from the request.
+    The body of an error; *kind* is its ``type``, by default derived from *code*.  Empty members are left out.
+    *members* are further members of this error. Nothing here may be copied from the request.
     """
     told = {
         "type": kind or f"urn:authsvc:problem:{code}",

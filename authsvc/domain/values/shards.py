@@ -1,7 +1,7 @@
 """
-How what Redis holds is divided: everything about one owner (a user, an address) is in one shard.
+Shards of the data in Redis: all data about one owner (a user, an address) is in one shard.
 
-One Redis is one shard.  On a cluster there are many, so that its servers share them evenly.
+One Redis is one shard.  A cluster has many, which spread evenly over its servers.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Final, Generic, TypeVar
 
 T = TypeVar("T")
 
-#: Shards of a cluster.  Keys are named by it: another number would not find what is there.
+#: Number of shards on a cluster.  It is part of the key names: with another number, existing keys would not
+#: be found.
 CLUSTER_SHARDS: Final = 64
 #: The shard of the pages of the admin list, which depend on every user.
 PAGES: Final = 0
@@ -30,5 +31,5 @@ class Sharded(Generic[T]):
     each: tuple[T, ...]
 
     def about(self, owner: str) -> T:
-        """The one of *owner*'s shard."""
+        """The T for the shard of *owner*."""
         return self.each[shard_of(owner, len(self.each))]

@@ -89,7 +89,7 @@ def test_what_is_wrong_with_the_text_is_said(pg_api, body, reason):
     answer = pg_api.send_raw(LOGIN, body)
 
     assert code_of(answer) == "malformed_request"
-    assert answer.json["detail"] == f"The body is not the JSON that is expected: {reason}."
+    assert answer.json["detail"] == f"The body is not JSON that this service accepts: {reason}."
 
 
 @pytest.mark.parametrize("coding", ["gzip", "br", "deflate", "identity, gzip", "x-nonsense"])
