@@ -169,6 +169,12 @@ def three() -> Iterator[Cluster]:
         yield running
 
 
+NO_MAP = (
+    "cannot be used: no node tells who owns the slots; check hosts, ports, network, TLS and login,"
+    " that the nodes are in cluster mode,"
+)
+
+
 def of_cluster(nodes: str, **redis: str) -> dict[str, str]:
     """The settings of a cluster."""
     return {"REDIS_CLUSTER_ENABLED": "true", "REDIS_CLUSTER_NODES": nodes, **redis}
@@ -195,22 +201,26 @@ def test_a_cluster_needs_to_be_one(env, plain, three):
     absent = named(env, **of_cluster(f"{HOST}:{free_port()}"))
     unknown = named(env, **of_cluster(three.url, REDIS_USERNAME="nobody", REDIS_PASSWORD="hunter2"))
 
-    advice = "check hosts, ports, network, TLS and login, that the nodes are in cluster mode"
     for message in (alone, absent, unknown):
-        assert message.startswith("REDIS_CLUSTER_NODES cannot be used: no node tells who owns the slots;")
-        assert advice in message
+        assert message.startswith(f"REDIS_CLUSTER_NODES {NO_MAP}")
 
 
-def test_a_right_that_only_a_cluster_needs_is_named(env, three):
-    """Without INFO nobody could tell that a server became a replica and a primary again."""
+@pytest.mark.parametrize(
+    ("rule", "what"),
+    [
+        ("-info", "denies its user INFO, or keys under authsvc:v1: see its ACL"),
+        ("-asking", "denies its user ASKING, or keys under authsvc:v1: see its ACL"),
+        ("-cluster|slots", f"{NO_MAP} and that the ACL of the user allows CLUSTER SLOTS"),
+    ],
+)
+def test_a_right_that_only_a_cluster_needs_is_named(env, three, rule, what):
+    """To see that a server changed its role, to follow a slot that moves, to read the map."""
     for index in range(3):
-        three.ask(
-            index, "ACL", "SETUSER", "narrow", "reset", "on", ">hunter2", "~authsvc:*", "+@all", "-info"
-        )
+        three.ask(index, "ACL", "SETUSER", "narrow", "reset", "on", ">hunter2", "~authsvc:*", "+@all", rule)
 
     message = named(env, **of_cluster(three.url, REDIS_USERNAME="narrow", REDIS_PASSWORD="hunter2"))
 
-    assert message == "REDIS_CLUSTER_NODES denies its user INFO, or keys under authsvc:v1: see its ACL"
+    assert message == f"REDIS_CLUSTER_NODES {what}"
 
 
 def test_data_in_another_number_of_shards_are_refused(env, three):

@@ -16,9 +16,12 @@ from redis import Redis
 
 from tests.processes import free_port, wait_until
 from tests.servers import RedisServer
+from tests.servers.binaries import tool
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    from tests.servers.certificates import Certificate
 
 SLOTS = 16384
 SERVICE = "library"
@@ -47,6 +50,23 @@ class ClusterServer(RedisServer):
         shutil.copy2(dump, self._rdb)
         self.start()
         self._forget_rdb()
+
+
+class TlsClusterServer(ClusterServer):
+    """One node that speaks TLS to clients and other nodes; the plain port is there for the tests alone."""
+
+    def __init__(self, *options: str, certificate: Certificate, timeout_ms: int = 5000) -> None:
+        self.tls_port = free_port()
+        super().__init__(
+            "--tls-port", str(self.tls_port), "--tls-cluster", "yes", "--tls-auth-clients", "no",
+            "--tls-cert-file", str(certificate.public), "--tls-key-file", str(certificate.private),
+            "--tls-ca-cert-file", str(certificate.public), *options,
+            timeout_ms=timeout_ms,
+        )  # fmt: skip
+
+    def _command(self) -> list[str]:
+        # The server of the wheel is built without TLS.
+        return [str(tool("redis-server", "redis-server")), *super()._command()[1:]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,13 +139,16 @@ class Cluster:
 
 
 @contextmanager
-def cluster(*options: str, has_replicas: bool = False, timeout_ms: int = 5000) -> Iterator[Cluster]:
+def cluster(
+    *options: str,
+    has_replicas: bool = False,
+    timeout_ms: int = 5000,
+    make: Callable[..., ClusterServer] = ClusterServer,
+) -> Iterator[Cluster]:
     """Start a cluster of three and wait until all of it answers; with replicas it has six nodes."""
     with ExitStack() as stack:
         count = 6 if has_replicas else 3
-        started = tuple(
-            stack.enter_context(ClusterServer(*options, timeout_ms=timeout_ms)) for _ in range(count)
-        )
+        started = tuple(stack.enter_context(make(*options, timeout_ms=timeout_ms)) for _ in range(count))
         running = Cluster(started[:3], started[3:])
         bounds = [SLOTS * index // 3 for index in range(4)]
         for index, node in enumerate(started):
@@ -221,6 +244,8 @@ class TlsFront:
         self._context.load_cert_chain(certificate, key)
         self._listener = socket.create_server((target.host, self.port))
         self._sockets: list[socket.socket] = []
+        #: How many clients trusted the certificate.
+        self.encrypted = 0
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._accept, daemon=True).start()
@@ -248,6 +273,7 @@ class TlsFront:
         except OSError:  # a client that does not trust us hangs up
             plain.close()
             return
+        self.encrypted += 1
         server = socket.create_connection((self.target.host, self.target.port))
         self._sockets += [client, server]
         threading.Thread(target=_pump, args=(server, client), daemon=True).start()

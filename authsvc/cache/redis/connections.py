@@ -22,12 +22,13 @@ from typing import Any, Literal, Protocol, TypeAlias, cast
 from urllib.parse import unquote, urlsplit
 
 from redis.backoff import NoBackoff
-from redis.connection import AbstractConnection, BlockingConnectionPool, Connection, SSLConnection
+from redis.connection import AbstractConnection, BlockingConnectionPool, Connection
 from redis.exceptions import RedisError, ResponseError
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 
 from authsvc.cache.errors import HandshakeRefused
+from authsvc.cache.redis.tls import TlsConnection
 
 Argument: TypeAlias = "str | bytes | int | float"
 Reply: TypeAlias = "bytes | int | float | bool | list[Reply] | dict[Reply, Reply] | None"
@@ -280,7 +281,7 @@ def bounded_pool(
         max_connections=size,
         timeout=limits.wait_s,
         connection_class=stamped(
-            SSLConnection if address.tls else Connection,
+            TlsConnection if address.tls else Connection,
             client_name=client_name,
             generations=generations,
             deadlines=limits,

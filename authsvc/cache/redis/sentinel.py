@@ -9,7 +9,7 @@ from redis.backoff import NoBackoff
 from redis.connection import BlockingConnectionPool
 from redis.exceptions import RedisError
 from redis.retry import Retry
-from redis.sentinel import Sentinel, SentinelManagedConnection, SentinelManagedSSLConnection
+from redis.sentinel import Sentinel, SentinelManagedConnection
 
 from authsvc.cache.errors import SentinelsFailed
 from authsvc.cache.redis.connections import (
@@ -21,6 +21,7 @@ from authsvc.cache.redis.connections import (
     socket_options,
     stamped,
 )
+from authsvc.cache.redis.tls import SentinelTlsConnection, TlsConnection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +56,7 @@ def sentinel_pool(
     own, so that whoever compared the old primary with SQL notices the change.
     """
     limits = deadlines or Deadlines()
-    connection_class = SentinelManagedSSLConnection if address.redis.tls else SentinelManagedConnection
+    connection_class = SentinelTlsConnection if address.redis.tls else SentinelManagedConnection
     pool = BlockingConnectionPool(  # type: ignore[no-untyped-call]
         max_connections=size,
         timeout=limits.wait_s,
@@ -96,6 +97,9 @@ class _Primary:
                 "max_connections": 4,
             },
         )
+        if address.redis.tls:
+            for sentinel in self._sentinel.sentinels:
+                sentinel.connection_pool.connection_class = TlsConnection
 
     def get_master_address(self) -> tuple[str, int]:
         """Ask the Sentinels in turn, first who answered last time; raises SentinelsFailed."""

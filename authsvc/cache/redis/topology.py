@@ -10,7 +10,7 @@ from threading import Lock
 from typing import Any, Final, Literal, cast
 
 from redis.cluster import ClusterNode, NodesManager
-from redis.connection import BlockingConnectionPool, Connection, SSLConnection
+from redis.connection import BlockingConnectionPool, Connection
 from redis.crc import key_slot
 from redis.exceptions import AskError, ClusterDownError, MovedError, RedisClusterException, RedisError
 from redis.exceptions import ConnectionError as DriverConnectionError
@@ -26,6 +26,7 @@ from authsvc.cache.redis.connections import (
     socket_options,
     stamped,
 )
+from authsvc.cache.redis.tls import TlsConnection
 
 #: Connections that one server will not see more of.
 _RANGE_BITS: Final = 40
@@ -142,7 +143,7 @@ class Topology:
         """Return a new pool of connections to that server."""
         host, _, port = name.rpartition(":")
         connection_class = stamped(
-            SSLConnection if self._address.redis.tls else Connection,
+            TlsConnection if self._address.redis.tls else Connection,
             client_name=self._client_name,
             generations=self._generations(name),
             deadlines=self._limits,
@@ -188,7 +189,7 @@ class Topology:
             return NodesManager(
                 [ClusterNode(*where) for where in self._address.nodes],  # type: ignore[no-untyped-call]
                 from_url=True,
-                connection_class=SSLConnection if is_tls else Connection,
+                connection_class=TlsConnection if is_tls else Connection,
                 **options,
             )
         except RedisClusterException as error:

@@ -146,10 +146,10 @@ def _trials(client: CacheClient, keys: IndexKeys) -> tuple[Command, ...]:
     """What the service sends, on two keys of one shard, which a cluster keeps apart if they have no tag."""
     start = keys.space.start(keys.tag)
     one, other = f"{start}:preflight:1", f"{start}:preflight:2"
-    watching = (("INFO", "replication"),) if client.link.may_change_roles else ()
+    of_cluster = (("INFO", "replication"), ("ASKING",)) if client.link.may_change_roles else ()
     return (
         ("PING",),
-        *watching,
+        *of_cluster,
         ("MGET", one, other),
         ("EXISTS", one, other),
         ("SET", one, "1", "PX", _LIFE_MS),
@@ -231,7 +231,10 @@ def _about_tls(fault: BaseException | None) -> str:
     if not isinstance(fault, ssl.SSLCertVerificationError):
         return "no TLS connection comes about; does the server speak TLS on that port?"
     if fault.verify_code in _OTHER_NAME:
-        return "the certificate of the server is for another name; connect by the name that it holds"
+        return (
+            "the certificate of the server is for another name; connect by the name that it holds,"
+            " which a node of a cluster must announce"
+        )
     if fault.verify_code == _EXPIRED:
         return "the certificate of the server has expired"
     return (

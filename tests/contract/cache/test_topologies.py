@@ -12,6 +12,8 @@ from authsvc.cache import (
     ANY,
     CacheError,
     CacheUnavailable,
+    ClusterAddress,
+    ClusterServers,
     Counters,
     Locks,
     Meter,
@@ -19,6 +21,7 @@ from authsvc.cache import (
     RedisAddress,
     SentinelAddress,
     State,
+    Topology,
     Values,
     bounded_pool,
     pattern_drop,
@@ -170,6 +173,29 @@ def test_tls_with_an_unknown_root_is_refused(front):
 
     with pytest.raises(CacheUnavailable, match="tls"):
         client.ping()
+
+
+@pytest.mark.parametrize("topology", ["one", "cluster", "sentinels"])
+def test_a_root_of_our_own_is_believed_in_place_of_the_systems(
+    front, certificate, tmp_path, monkeypatch, topology
+):
+    """Whoever the system trusts could otherwise stand in for the server: no byte of a login is sent there."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate.public))
+    ours = self_signed(tmp_path, "127.0.0.1")
+    address = RedisAddress(host="127.0.0.1", port=front.port, tls=True, tls_ca=str(ours.public))
+    links = {
+        "one": lambda: bounded_pool(address, size=1, deadlines=PATIENT),
+        "cluster": lambda: ClusterServers(
+            Topology(ClusterAddress(nodes=(("127.0.0.1", front.port),), redis=address), size=1)
+        ),
+        "sentinels": lambda: sentinel_pool(
+            SentinelAddress(sentinels=(("127.0.0.1", front.port),), service=SERVICE, redis=address), size=1
+        ),
+    }
+
+    with pytest.raises(CacheUnavailable):
+        client_of(links[topology]()).ping()
+    assert front.encrypted == 0
 
 
 def test_tls_for_another_name_is_refused(front, certificate):
