@@ -6,14 +6,16 @@ import hashlib
 import random
 from typing import TYPE_CHECKING, Any
 
-from tests.fault.asking import PATIENCE_S, ask
+from tests.fault.asking import ALL_REFUSED, PATIENCE_S, ask, everywhere
 from tests.fault.ledger import Account, Findings, Ledger
-from tests.fault.load import Person
+from tests.fault.load import Person, settle
 from tests.processes import wait_until
 
 if TYPE_CHECKING:
     import psycopg
 
+    from tests.fault.conftest import Score
+    from tests.fault.observing import Pulse
     from tests.fault.world import World
     from tests.rig import Service
 
@@ -38,6 +40,25 @@ def audit(world: World, ledger: Ledger) -> Findings:
         _count_attempts(world, account, findings)
     _look_for_tombstones(world, ledger, findings)
     return findings
+
+
+def take_stock(world: World, ledger: Ledger, findings: Findings, score: Score) -> None:
+    """Let everybody finish, check everything, and note what was found; nobody acts any more."""
+    findings.add(settle(ledger, world.replicas))
+    findings.add(audit(world, ledger))
+    score.take(findings)
+
+
+def assert_nothing_is_lost(
+    world: World, ledger: Ledger, findings: Findings, pulse: Pulse, score: Score
+) -> None:
+    """Nothing acknowledged is, checks were answered, and who logged out in vain is out everywhere."""
+    take_stock(world, ledger, findings, score)
+    score.pulse_s = pulse.worst_s
+    assert findings.faults(may_lag=True) == {}
+    assert pulse.is_late or not findings.answers["check 503"]
+    for token in world.forgotten:
+        assert [everywhere(service, token) for service in world.replicas] == [[ALL_REFUSED]] * 2
 
 
 def _count_entries(connection: psycopg.Connection[Any], account: Account, findings: Findings) -> None:

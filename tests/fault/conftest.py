@@ -80,8 +80,7 @@ class Worlds:
         """A world where everything works."""
         if self._current is None:
             self._current = self._open.enter_context(open_world(self._factory.mktemp("world")))
-            self.ledger = []
-            move_in(self.ledger, self._current.ahead)
+            self.ledger = move_in(self._current.ahead)
         return self._current
 
     def discard(self) -> None:

@@ -323,14 +323,16 @@ def load(ledger: Ledger, replicas: Sequence[Service], *, seed: str, tries: int =
 HOUSEHOLD = 4
 
 
-def move_in(ledger: Ledger, service: Service) -> None:
+def move_in(service: Service) -> Ledger:
     """Register everybody and log each of them in twice."""
+    ledger: Ledger = []
     for _ in range(HOUSEHOLD):
         account = _signed_up(service)
         person = Person(account, [service], random.Random(0))
         wait_until(partial(_is_at_home, person), timeout_s=PATIENCE_S, what="two sessions")
         assert person.findings.faults() == {}
         ledger.append(account)
+    return ledger
 
 
 def _signed_up(service: Service) -> Account:

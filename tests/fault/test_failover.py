@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 from redis import Redis
 
-from tests.fault.asking import ALL_REFUSED, PATIENCE_S, everywhere
-from tests.fault.audit import audit
-from tests.fault.load import load, move_in, settle
+from tests.fault.asking import PATIENCE_S
+from tests.fault.audit import assert_nothing_is_lost
+from tests.fault.load import load, move_in
 from tests.fault.machine_tokens import Machine, of_every_worker, verdicts, watching
 from tests.fault.observing import feeling
 from tests.fault.world import ADMIN, SETTINGS, WHOLE_WITHIN_S, World, sign_up, start_both
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.fault.ledger import Ledger
     from tests.servers import PostgresServer
     from tests.servers.clusters import Watched
 
@@ -74,7 +73,7 @@ def failing_over(sentinels: Watched, private_postgres: PostgresServer, tmp_path:
 def test_a_failover_loses_nothing_that_was_acknowledged(failing_over, sentinels, window_s, score):
     """Whoever logged out stays out, at every moment, the others stay in; then all works as before."""
     score.name = "redis-sentinel-failover"
-    world, ledger = failing_over, _people(failing_over)
+    world, ledger = failing_over, move_in(failing_over.ahead)
     member = world.log_in("forgotten")
     wait_until(lambda: world.redis_session(member) == "alive", timeout_s=PATIENCE_S, what="replica")
 
@@ -85,15 +84,9 @@ def test_a_failover_loses_nothing_that_was_acknowledged(failing_over, sentinels,
         sentinels.primary.kill()
         sentinels.replica.resume()
         score.recovery_s = world.wait_whole(ELECTION_S + WHOLE_WITHIN_S)
-    findings.add(settle(ledger, world.replicas))
-    findings.add(audit(world, ledger))
-    score.take(findings)
 
-    assert findings.faults(may_lag=True) == {}
-    assert pulse.is_late or not findings.answers["check 503"]
-    (token,) = world.forgotten
-    for service in world.replicas:
-        assert everywhere(service, token) == [ALL_REFUSED]
+    assert_nothing_is_lost(world, ledger, findings, pulse, score)
+    assert len(world.forgotten) == 1
 
 
 def test_a_failover_brings_no_token_of_a_machine_back(failing_over, sentinels):
@@ -128,9 +121,3 @@ def test_a_failover_brings_no_token_of_a_machine_back(failing_over, sentinels):
     assert {name: verdicts(world, shown) for name, shown in tokens.items()} == {
         name: good if name == "stays" else dead for name in tokens
     }
-
-
-def _people(world: World) -> Ledger:
-    ledger: Ledger = []
-    move_in(ledger, world.ahead)
-    return ledger

@@ -19,9 +19,9 @@ from tests.fault.asking import (
     verdict,
     without_retry_after,
 )
-from tests.fault.audit import audit
+from tests.fault.audit import take_stock
 from tests.fault.ledger import ACCEPTED_FOR_S
-from tests.fault.load import load, settle, show_up
+from tests.fault.load import load, show_up
 from tests.fault.matrix import FAULTS, SOME_LATE
 from tests.fault.observing import Signs, feeling, watching
 from tests.processes import wait_until
@@ -86,9 +86,7 @@ def test_every_outage_has_its_answer(world, ledger, fault, window_s, score):
             signs.wait_for(fault.signs, timeout_s=SHOWS_WITHIN_S)
             time.sleep(max(0.0, began + window_s - time.monotonic()))
         score.recovery_s = world.wait_whole()
-    findings.add(settle(ledger, world.replicas))
-    findings.add(audit(world, ledger))
-    score.take(findings)
+    take_stock(world, ledger, findings, score)
 
     score.pulse_s, is_late = pulse.worst_s, pulse.is_late
     assert not_in_the_row(answers, fault, pulse) == {}

@@ -12,10 +12,10 @@ import pytest
 from redis.crc import key_slot
 
 from tests import ROOT
-from tests.fault.asking import ALL_REFUSED, PATIENCE_S, answered, everywhere
-from tests.fault.audit import audit
+from tests.fault.asking import PATIENCE_S, answered
+from tests.fault.audit import assert_nothing_is_lost
 from tests.fault.cluster_world import TAGS, ClusterWorld, open_cluster_world
-from tests.fault.load import claim, load, move_in, settle, show_up
+from tests.fault.load import claim, load, move_in, show_up
 from tests.fault.observing import feeling
 from tests.fault.world import WHOLE_WITHIN_S
 from tests.processes import wait_until
@@ -46,9 +46,7 @@ def three(tmp_path_factory) -> Iterator[ClusterWorld]:
 @pytest.fixture(scope="module")
 def ledger(three: ClusterWorld) -> Ledger:
     """Let people in."""
-    people: Ledger = []
-    move_in(people, three.ahead)
-    return people
+    return move_in(three.ahead)
 
 
 @pytest.fixture
@@ -143,14 +141,8 @@ def test_a_fault_of_one_server_loses_nothing_that_was_acknowledged(
         with breaking(three, window_s):
             time.sleep(window_s)
         score.recovery_s = three.wait_whole(ELECTION_S + WHOLE_WITHIN_S)
-    findings.add(settle(ledger, three.replicas))
-    findings.add(audit(three, ledger))
-    score.take(findings)
 
-    assert findings.faults(may_lag=True) == {}
-    assert pulse.is_late or not findings.answers["check 503"]
-    for token in three.forgotten:
-        assert [everywhere(service, token) for service in three.replicas] == [[ALL_REFUSED]] * 2
+    assert_nothing_is_lost(three, ledger, findings, pulse, score)
 
 
 def test_every_fault_has_its_row_on_the_page():
@@ -190,7 +182,7 @@ def _impaired(world: ClusterWorld) -> list[str]:
 def test_a_failover_loses_nothing_that_was_acknowledged(six, window_s, score):
     """The replica that takes over missed the last writes, since it stood still."""
     score.name = "cluster-failover"
-    world, people = six, _people(six)
+    world, people = six, move_in(six.ahead)
     member = world.log_in("forgotten")
     home = world.home_of(claim(member.access, "sub"))
     primary, replica = world.nodes.nodes[home], world.nodes.replicas[home]
@@ -203,14 +195,16 @@ def test_a_failover_loses_nothing_that_was_acknowledged(six, window_s, score):
         primary.kill()
         replica.resume()
         score.recovery_s = world.wait_whole(ELECTION_S + WHOLE_WITHIN_S)
-    _holds(world, people, findings, pulse, score)
+
+    assert_nothing_is_lost(world, people, findings, pulse, score)
+    assert len(world.forgotten) == 1
 
 
 @pytest.mark.long
 def test_a_node_that_is_cut_off_and_comes_back_is_not_believed(six, window_s, score):
     """It stands still until its replica has taken over, and wakes with what it held then."""
     score.name = "cluster-partition"
-    world, people = six, _people(six)
+    world, people = six, move_in(six.ahead)
     member = world.log_in("forgotten")
     primary = world.nodes.nodes[world.home_of(claim(member.access, "sub"))]
 
@@ -220,21 +214,6 @@ def test_a_node_that_is_cut_off_and_comes_back_is_not_believed(six, window_s, sc
         time.sleep(PARTITION_S)
         primary.resume()
         score.recovery_s = world.wait_whole(ELECTION_S + WHOLE_WITHIN_S)
-    _holds(world, people, findings, pulse, score)
 
-
-def _holds(world: ClusterWorld, people: Ledger, findings, pulse, score) -> None:
-    findings.add(settle(people, world.replicas))
-    findings.add(audit(world, people))
-    score.take(findings)
-    assert findings.faults(may_lag=True) == {}
-    assert pulse.is_late or not findings.answers["check 503"]
-    (token,) = world.forgotten
-    for service in world.replicas:
-        assert everywhere(service, token) == [ALL_REFUSED]
-
-
-def _people(world: ClusterWorld) -> Ledger:
-    people: Ledger = []
-    move_in(people, world.ahead)
-    return people
+    assert_nothing_is_lost(world, people, findings, pulse, score)
+    assert len(world.forgotten) == 1

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.fault.asking import PATIENCE_S
-from tests.fault.audit import audit
-from tests.fault.load import load, settle
+from tests.fault.audit import take_stock
+from tests.fault.load import load
 from tests.fault.observing import feeling, figures
 from tests.fault.world import START_S
 from tests.processes import wait_until
@@ -46,9 +46,7 @@ def test_a_rolling_restart_costs_no_request_and_no_session(world, ledger, score)
         for service in world.replicas:
             statuses.append(service.stop(within_s=STOPPED_WITHIN_S))
             service.start(ready_within_s=START_S)
-    findings.add(settle(ledger, world.replicas))
-    findings.add(audit(world, ledger))
-    score.take(findings)
+    take_stock(world, ledger, findings, score)
 
     assert statuses == [0, 0]
     assert findings.faults() == {}
@@ -79,9 +77,7 @@ def test_a_log_that_nobody_reads_stops_nothing(world, ledger, tmp_path, window_s
             with load(ledger, [muffled], seed=score.name) as findings:
                 time.sleep(max(1.0, window_s))
             status = muffled.stop(within_s=STOPPED_WITHIN_S)
-    findings.add(settle(ledger, world.replicas))
-    findings.add(audit(world, ledger))
-    score.take(findings)
+    take_stock(world, ledger, findings, score)
 
     assert status == 0
     assert findings.faults() == {}
@@ -114,9 +110,7 @@ def test_a_wiped_metrics_folder_stops_nothing(world, ledger, tmp_path, window_s,
         wait_until(lambda: figures(other.service).get(checks, 0) > 0, timeout_s=PATIENCE_S)
         score.recovery_s = time.monotonic() - began
         time.sleep(window_s)
-    findings.add(settle(ledger, world.replicas))
-    findings.add(audit(world, ledger))
-    score.take(findings)
+    take_stock(world, ledger, findings, score)
 
     assert findings.faults() == {}
     assert findings.refusals_s == [] or pulse.is_late
