@@ -1,5 +1,5 @@
 """
-A cache over Redis, usable by any service: standard library and redis-py alone.
+A cache over Redis for any service; depends only on the standard library and redis-py.
 
     breaker = CircuitBreaker(clock=time.monotonic)
     pool = bounded_pool(RedisAddress.from_url("redis://127.0.0.1:6379/0"), size=16)

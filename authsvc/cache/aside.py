@@ -1,11 +1,12 @@
 """
-Cache-aside with a leased fill: what was loaded is stored only if nothing was invalidated meanwhile.
+Cache-aside with leases: a loaded record is stored only if it was not invalidated meanwhile.
 
-A reader that misses takes a lease beside the key, loads, and stores in one atomic step that finds the lease
-still its own and no newer row in place.  An invalidation, sent after the commit, deletes the lease and then
-the key.  A reader that loaded before the commit has lost its lease and cannot store; a lease taken later
-means a load after the commit.  A reader that finds the lease taken waits, with ``single_flight``, or loads
-for itself and does not store.
+After a miss, a reader takes a lease next to the key, loads the record, and stores it in one atomic step,
+which checks that it still has the lease and that no newer row is stored.  An invalidation, sent after the
+commit, deletes the lease and then
+the key.  A reader that loaded before the commit has lost its lease and cannot store; a reader with a later
+lease loads after the commit.  A reader that finds the lease taken waits (with ``single_flight``), or loads
+the record and does not store it.
 
 Outcomes for ``CacheEvents.on_lookup``: ``hit``, ``stale``, ``negative`` (these answer the reader),
 ``miss``, ``expired``, ``outdated`` (a tag was dropped), ``untrusted``, ``unavailable``, a
@@ -51,7 +52,7 @@ V = TypeVar("V")
 
 @dataclass(frozen=True, slots=True)
 class Written(Generic[T]):
-    """What a change made, and whether the cache agrees with it: replaced or dropped."""
+    """The result of a change, and whether the cached record was replaced or dropped."""
 
     value: T
     is_coherent: bool
@@ -60,9 +61,9 @@ class Written(Generic[T]):
 @dataclass(frozen=True, slots=True)
 class Aside(Generic[T]):
     """
-    *records*, cached beside a loader that reads the database.
+    Caches *records* that a loader reads from the database.
 
-    With *single_flight* a record that many miss at once is loaded once.
+    With *single_flight*, concurrent misses of one record share one load.
     """
 
     records: Records[T]
@@ -72,7 +73,7 @@ class Aside(Generic[T]):
 
     @property
     def client(self) -> CacheClient:
-        """The way to Redis."""
+        """The client of Redis."""
         return self.records.client
 
     @property
@@ -85,16 +86,16 @@ class Aside(Generic[T]):
         return Loading(records=self.records, events=self.events, single_flight=self.single_flight)
 
     def get(self, ident: str) -> T | Missing:
-        """Return what is cached of *ident*, or MISSING; one round trip, raises CacheUnavailable."""
+        """Return the cached record *ident*, or MISSING; one round trip, raises CacheUnavailable."""
         look = self._look_at(ident)
         return look.value if look.outcome in SERVED else MISSING
 
     def read(self, ident: str, raw: bytes | None) -> T | Missing:
         """
-        Return the record in *raw*, which was read with other keys and the trusted marker; no round trip.
+        Return the record in *raw*, which was read together with a trusted marker; no round trip.
 
-        Only a hit is counted: after MISSING the caller asks :meth:`get_or_load`, which counts.  For spaces
-        without display and tags.
+        Only a hit is counted: after MISSING the caller calls :meth:`get_or_load`, which counts the lookup.
+        Only for spaces without display and tags.
         """
         look = self.records.look_in(ident, raw)
         if look.outcome == "hit":
@@ -103,11 +104,11 @@ class Aside(Generic[T]):
 
     def get_or_load(self, ident: str, loader: Callable[[str], T | Missing]) -> T | Missing:
         """
-        Return *ident* from the cache, else from *loader*; MISSING if the loader has none either.
+        Return *ident* from the cache, else from *loader*; MISSING if the loader does not have it either.
 
-        The loader must begin its read when it is called, not in a transaction opened before.  One round
-        trip for a hit, three (four with *single_flight*) and a load for a miss; without Redis the load alone.
-        Raises what the loader raises.
+        The loader must not read in a transaction that began before it was called.  One round
+        trip for a hit, three (four with *single_flight*) and a load for a miss; without Redis only the load.
+        Raises the loader's exceptions.
         """
         try:
             look = self._look_at(ident)
@@ -122,9 +123,10 @@ class Aside(Generic[T]):
         self, idents: Iterable[str], loader: Callable[[Sequence[str]], Mapping[str, T]]
     ) -> dict[str, T]:
         """
-        Return those of *idents* that exist, in their order; one *loader* call for what is not cached.
+        Return those of *idents* that exist, in their order; one *loader* call for those not cached.
 
-        The loader gets what is missing, without duplicates, and returns what it has, by id.  One round trip
+        The loader gets the missing ids, without duplicates, and returns the existing records by id.  One
+        round trip
         when all are cached, three and the load otherwise.  Never waits for another load.
         """
         looks = self._look_or_nothing(list(dict.fromkeys(idents)))
@@ -142,8 +144,8 @@ class Aside(Generic[T]):
         """
         Run *change*, which commits and returns the record, and put the record in the cache.
 
-        If anybody else wrote or invalidated it meanwhile, it is dropped instead.  Raises what *change*
-        raises, after dropping: a commit that failed to answer may have happened.
+        If it was written or invalidated meanwhile, it is dropped instead.  Raises the exceptions of *change*,
+        after dropping: the commit may have happened even so.
         """
         leases = self._lease_to_write(ident)
         try:
@@ -157,10 +159,11 @@ class Aside(Generic[T]):
         self, ident: str, change: Callable[[], V], record_of: Callable[[V], T | Missing]
     ) -> tuple[V, bool]:
         """
-        The same for a change that :meth:`outdate_command` follows: what it returns, and whether it is cached.
+        The same for a change that is followed by :meth:`outdate_command`; returns its result and whether it
+        is cached.
 
-        *record_of* takes the record from what *change* returns; MISSING: there is none to put there.  If
-        Redis fails nothing more is tried, because an invalidation follows.
+        *record_of* extracts the record from the result of *change*; MISSING: there is none to cache. If Redis
+        fails, nothing more is tried, because an invalidation follows.
         """
         leases = self._lease_to_write(ident)
         if not leases:
@@ -173,11 +176,14 @@ class Aside(Generic[T]):
         return made, self._replace_or_drop(ident, record_of(made), leases) == "written"
 
     def drop(self, idents: Iterable[str]) -> None:
-        """Invalidate *idents*, after the commit that changed them; raises CacheUnavailable if not done."""
+        """Invalidate *idents*, after the commit that changed them; raises CacheUnavailable if that failed."""
         self.records.client.pipeline(self.drop_commands(idents))
 
     def drop_commands(self, idents: Iterable[str]) -> list[Command]:
-        """Return the commands that invalidate *idents*, to be sent in this order, among others or alone."""
+        """
+        Return the commands that invalidate *idents*, to be sent in this order, other commands may come
+        between.
+        """
         return self.records.drop_commands(idents)
 
     def outdate_command(self, ident: str, row_version: int) -> Command:
@@ -185,7 +191,7 @@ class Aside(Generic[T]):
         Return the command that invalidates *ident* after the commit of *row_version*, but keeps a record that
         is at least as new.
 
-        Unlike a drop it may be repeated later: it leaves a newer record in place.
+        Unlike a drop it may be repeated later: it keeps a newer record.
         """
         return self.records.outdate_command(ident, row_version)
 
@@ -226,7 +232,7 @@ class Aside(Generic[T]):
         except CacheError:
             outcome = "failed"
         except (TypeError, ValueError):
-            # A record that cannot be stored is a bug of its shape; the old record is dropped all the same.
+            # A record that cannot be stored is a bug in its shape; the old record must still be dropped.
             with suppress(CacheError):
                 self.drop((ident,))
             raise
@@ -234,5 +240,5 @@ class Aside(Generic[T]):
         return outcome
 
     def _may_store(self, ident: str) -> bool:
-        """Where trust is checked, it must hold for what is written, too."""
+        """True unless a trust check exists and refuses: then nothing may be written either."""
         return self.records.trust is None or self.records.look_at(ident).outcome != "untrusted"

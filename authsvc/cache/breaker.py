@@ -1,13 +1,13 @@
 """
-A circuit breaker as a pure state machine: it is asked before a call and told after it, and never
-holds a lock across one.  It knows neither what is called nor how.
+A circuit breaker as a pure state machine: callers ask it before a call and report the result afterwards; it
+holds no lock during the call. It does not depend on what is called.
 
 closed     every call passes; *failure_threshold* failures within *monitoring_period_s* open it
 open       no call passes for *recovery_timeout_s*
-half open  at most *half_open_max_calls* probes pass; the first success closes, a failure opens again
+half open  at most *half_open_max_calls* probes pass; the first success closes it, a failure opens it again
 
-Every change of state starts a new generation, and the result of a call that was let through in an older one
-is ignored: a late report of a hung call says nothing about the present.
+Every change of state starts a new generation, and results of calls permitted in an older generation are
+ignored: the late result of a hung call does not show the present state.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from authsvc.cache.events import ignore
 
 
 class State(Enum):
-    """What the breaker does with the next call."""
+    """States of a breaker."""
 
     CLOSED = "closed"
     OPEN = "open"
@@ -42,8 +42,8 @@ class CircuitBreaker:
     """
     See the module's docstring.  Durations in seconds, *clock* monotonic.
 
-    *on_change* hears of every change of state, in order and outside the lock: a slow callback delays only the
-    thread that calls it.
+    *on_change* is called after every change of state, in order and outside the lock: a slow callback delays
+    only its own thread.
     """
 
     def __init__(
@@ -65,7 +65,8 @@ class CircuitBreaker:
         self._clock = clock
         self._on_change = on_change
         self._lock = Lock()
-        # One attribute holds state and generation, so that the closed path reads both without a lock.
+        # State and generation are one attribute, so that both can be read together without a lock while
+        # closed.
         self._current = Permit(0, State.CLOSED)
         self._since_s = 0.0
         self._probes = 0
@@ -74,7 +75,7 @@ class CircuitBreaker:
         self._delivery = Lock()
 
     def another(self) -> CircuitBreaker:
-        """Return a closed one with the same settings, which tells nobody."""
+        """Return a closed breaker with the same settings and without a callback."""
         return CircuitBreaker(
             self._failure_threshold,
             self._monitoring_period_s,
@@ -85,7 +86,10 @@ class CircuitBreaker:
 
     @property
     def state(self) -> State:
-        """The state as of the last call; an open breaker turns half open when it is next asked."""
+        """
+        The state as of the last call; an open breaker becomes half open only on the next request for a
+        permit.
+        """
         return self._current.state
 
     @property
@@ -97,7 +101,10 @@ class CircuitBreaker:
         return is_closed and self._clock() - failed_at_s > self._monitoring_period_s
 
     def permit(self) -> Permit | None:
-        """Ask before a call: a permit, to be given back by one of the next three, or None: do not call."""
+        """
+        Ask before a call. Returns a permit, to be passed to one of the next three methods, or None: do not
+        call.
+        """
         current = self._current
         if current.state is State.CLOSED:
             return current
@@ -123,19 +130,21 @@ class CircuitBreaker:
         self._deliver()
 
     def withdrawn(self, permit: Permit) -> None:
-        """Report that the call was never made, or ended without saying anything about the other side."""
+        """
+        Report that the call was not made, or that its result does not show whether the other side works.
+        """
         with self._lock:
             if permit is self._current and self._probes:
                 self._probes -= 1
 
     def open(self) -> None:
-        """Open by hand, for one recovery time-out."""
+        """Open manually, for one recovery time-out."""
         with self._lock:
             self._enter(State.OPEN)
         self._deliver()
 
     def close(self) -> None:
-        """Close by hand and forget the failures."""
+        """Close manually and forget the failures."""
         with self._lock:
             self._enter(State.CLOSED)
         self._deliver()
@@ -159,7 +168,7 @@ class CircuitBreaker:
     def _admit_probes(self) -> None:
         if self._current.state is State.OPEN:
             self._enter(State.HALF_OPEN)
-        else:  # a probe that never reports must not keep its place for ever
+        else:  # a probe that never reports must not block its slot for ever
             self._since_s, self._probes = self._clock(), 0
 
     def _enter(self, state: State) -> None:

@@ -1,9 +1,9 @@
 """
-A cached record as a JSON object that a person can read: the record's own fields, ``_v`` for the
+A cached record as a readable JSON object: the record's own fields, ``_v`` for the
 version of its row and ``_s`` for the version of this shape; ``_t`` for the versions of its tags and
-``_n`` for a record that is known not to exist, where there are such.
+``_n`` for a record that is known not to exist.
 
-A value is used only if it names the record and the shape that were asked for.  Nothing is ever unpickled.  A
+A value is used only if its record and shape are the requested ones. Nothing is ever unpickled.  A
 text beyond a size is compressed: ``z<row version>:<length>:<zlib>``; the version stays readable for the
 scripts in Redis.
 """
@@ -26,9 +26,9 @@ _TAGS: Final = "_t"
 _NEGATIVE: Final = "_n"
 _RESERVED: Final = frozenset({_ROW_VERSION, _SCHEMA, _TAGS, _NEGATIVE})
 
-#: What a negative entry carries: any row of the record is newer.
+#: The row version of a negative entry: every real row is newer.
 NEGATIVE_VERSION: Final = -1
-#: The longest text that a compressed value may announce: a few bytes of zlib can expand to gigabytes.
+#: Longest uncompressed text of a value: a few bytes of zlib can expand to gigabytes.
 LARGEST_TEXT_BYTES: Final = 16 << 20
 
 _PACKED: Final = re.compile(rb"z(?:-?[0-9]{1,20}):([0-9]{1,10}):", re.DOTALL)
@@ -40,12 +40,12 @@ class Missing(Enum):
     MISSING = "missing"
 
 
-#: There is no value.  Not None, which is a value like any other.
+#: There is no value.  Not None, because None is a valid value.
 MISSING: Final = Missing.MISSING
 
 
 class Flaw(StrEnum):
-    """Why a stored value is not used; few short words, fit for the label of a metric."""
+    """Why a stored value is not used; short words, suitable as labels of a metric."""
 
     UNDECODABLE = "undecodable"
     OTHER_SCHEMA = "other_schema"
@@ -55,9 +55,9 @@ class Flaw(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Entry:
     """
-    The *fields* of a record as of *row_version*, which only ever rises.
+    The *fields* of a record at *row_version*, which only rises.
 
-    *tags* maps names to the versions that they had before the record was read.
+    *tags* maps names to their versions before the record was read.
     """
 
     fields: Mapping[str, Json]
@@ -67,7 +67,7 @@ class Entry:
 
 
 def encode(entry: Entry, *, schema: int) -> bytes:
-    """Return *entry* as JSON in UTF-8; raises ValueError where JSON cannot say it exactly."""
+    """Return *entry* as JSON in UTF-8; raises ValueError if JSON cannot represent it exactly."""
     if not _RESERVED.isdisjoint(entry.fields):
         raise ValueError(f"{', '.join(sorted(_RESERVED))} are reserved")
     stored: dict[str, Json] = {**entry.fields, _ROW_VERSION: entry.row_version, _SCHEMA: schema}
@@ -79,7 +79,7 @@ def encode(entry: Entry, *, schema: int) -> bytes:
 
 
 def decode(raw: bytes, *, schema: int, id_field: str, id_value: str) -> Entry | Flaw:
-    """Return the entry stored as *raw* if it is the record *id_value* in shape *schema*, else why not."""
+    """Return the entry stored as *raw* if it is the record *id_value* in shape *schema*, else the Flaw."""
     stored = from_json(raw)
     if not isinstance(stored, dict):
         return Flaw.UNDECODABLE
@@ -97,7 +97,7 @@ def decode(raw: bytes, *, schema: int, id_field: str, id_value: str) -> Entry | 
 
 
 def to_json(value: Json) -> bytes:
-    """Return *value* as compact JSON in UTF-8; raises ValueError for NaN and its like."""
+    """Return *value* as compact JSON in UTF-8; raises ValueError for NaN and infinities."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
@@ -114,7 +114,7 @@ def from_json(raw: bytes) -> Json | Missing:
 
 
 def pack(text: bytes, *, row_version: int, over_bytes: int | None) -> bytes:
-    """Return *text*, compressed if it is longer than *over_bytes* and becomes shorter by it."""
+    """Return *text*, compressed if it is longer than *over_bytes* and if that makes it shorter."""
     if over_bytes is None or not over_bytes < len(text) <= LARGEST_TEXT_BYTES:
         return text
     packed = b"z%d:%d:%b" % (row_version, len(text), zlib.compress(text, 6))
@@ -122,7 +122,7 @@ def pack(text: bytes, *, row_version: int, over_bytes: int | None) -> bytes:
 
 
 def unpack(raw: bytes) -> bytes | None:
-    """Return the text packed in *raw*; None if it is broken or not as long as it says."""
+    """Return the text packed in *raw*; None if it is damaged or its length is not the stated one."""
     head = _PACKED.match(raw)
     if head is None:
         return None
@@ -131,7 +131,7 @@ def unpack(raw: bytes) -> bytes | None:
         return None
     unpacking = zlib.decompressobj()
     try:
-        # Reads at most one byte more than announced: enough to notice a wrong length.
+        # Read at most one byte more than stated: enough to detect a wrong length.
         text = unpacking.decompress(raw[head.end() :], length + 1)
     except zlib.error:
         return None
@@ -142,5 +142,5 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(name)
 
 
-#: Made once: `json.loads` makes another for each text where constants are refused.
+#: Made once: with `parse_constant`, `json.loads` would make a new decoder for each text.
 _DECODER: Final = json.JSONDecoder(parse_constant=_no_constant)

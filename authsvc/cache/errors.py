@@ -1,14 +1,12 @@
 """
-What can go wrong between a service and its Redis.
+Errors between a service and its Redis.
 
 CacheError ├── CacheUnavailable no answer, or a refusal for now (reason) └── CacheMisuse the command itself is
 wrong: a bug on our side, not an outage
 
-An error reply is a misuse only where its words say so; all others, those of proxies and of hosted services
-included, are an outage.
-
-Messages hold a reason and nothing else: commands, addresses and values stay in the driver's error,
-which is the ``__cause__``.
+An error reply is a misuse only if its text is a known one; all others, including those of proxies and hosted
+services, are an outage. Messages contain only a reason: commands, addresses and values are in the driver's
+error, the ``__cause__``.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ from redis import exceptions as driver
 
 
 class Reason(StrEnum):
-    """Why Redis could not be used; short and finite, so that it may label a metric."""
+    """Why Redis could not be used; a short, fixed set of words, usable as labels of a metric."""
 
     REFUSED = "refused"  # refused, reset, closed
     UNRESOLVED = "unresolved"  # the name of the server cannot be resolved
@@ -46,11 +44,11 @@ class Reason(StrEnum):
 
 
 class CacheError(Exception):
-    """Root of every error of this library."""
+    """Base of all errors of this library."""
 
 
 class CacheUnavailable(CacheError):
-    """Redis did not do what was asked, and may do it later; ``reason`` is one of :class:`Reason`."""
+    """Redis did not execute the command, and may do so later; ``reason`` is one of :class:`Reason`."""
 
     def __init__(self, reason: str) -> None:
         self.reason = Reason(reason)
@@ -58,15 +56,18 @@ class CacheUnavailable(CacheError):
 
 
 class CacheMisuse(CacheError):
-    """The server understood and refused: wrong type, wrong syntax, a script that fails."""
+    """The server rejected the command itself: wrong type, wrong syntax, a failing script."""
 
 
 class HandshakeRefused(driver.ConnectionError):
-    """The server let us connect and then refused HELLO, AUTH or SELECT; the refusal is the cause."""
+    """The server accepted the connection, then rejected HELLO, AUTH or SELECT; its error is the cause."""
 
 
 class SentinelsFailed(driver.ConnectionError):
-    """No Sentinel named a primary: the cause is why the first did not answer, None if all answered."""
+    """
+    No Sentinel named a primary. The cause is the error of the first that did not answer; None if all
+    answered.
+    """
 
 
 class ServerAvoided(driver.ConnectionError):
@@ -74,7 +75,7 @@ class ServerAvoided(driver.ConnectionError):
 
 
 class ServerFailed(driver.RedisError):
-    """One server of a cluster did not do what was asked; its own circuit breaker has heard of it."""
+    """One server of a cluster failed; its own circuit breaker has counted this."""
 
     def __init__(self, error: driver.RedisError) -> None:
         super().__init__()
@@ -97,7 +98,7 @@ _BY_CLASS: Final[tuple[tuple[tuple[type[Exception], ...], Reason], ...]] = (
     ((driver.ConnectionError,), Reason.REFUSED),
 )
 
-# Errors for which the driver has no class, or that it hides in the error of a script (the last two
+# Errors without a class in the driver, or wrapped by it in the error of a script (the last two
 # alternatives: servers before 7, and an ACL that denies a command inside a script).
 _REFUSAL: Final = re.compile(
     r"(?:ERR )?(?:Error running script .*?: -?)?"
@@ -105,7 +106,7 @@ _REFUSAL: Final = re.compile(
     r"|ACL failure in script)\b"
 )
 _UNSUPPORTED: Final = re.compile(r"unknown (?:redis )?(?:sub)?command\b", re.IGNORECASE)
-# What a server says to a command that can never work, as the driver hands it on: mostly without its "ERR".
+# Replies to commands that can never succeed, as the driver passes them on: mostly without "ERR".
 _MISUSE: Final = re.compile(
     r"(?:ERR )?(?:WRONGTYPE|BUSYGROUP|NOGROUP|NOSCRIPT|EXECABORT|wrong number of arguments|syntax error"
     r"|invalid expire time|no such key|index out of range|(?:hash )?value is not|min or max is not"
@@ -122,7 +123,7 @@ _BY_WORD: Final = {
 
 
 def translate(error: driver.RedisError) -> CacheError:
-    """Return *error* in this library's words; raise the result ``from`` *error*."""
+    """Return *error* as an error of this library; raise the result ``from`` *error*."""
     if isinstance(error, ServerFailed):
         return translate(error.error)
     if isinstance(error, HandshakeRefused):
@@ -138,14 +139,16 @@ def translate(error: driver.RedisError) -> CacheError:
 
 
 def is_misuse(error: driver.RedisError) -> bool:
-    """Return whether *error* says of the command that it can never work."""
+    """Return whether *error* means that the command can never succeed."""
     if isinstance(error, driver.DataError | driver.ClusterCrossSlotError | driver.NoScriptError):
         return True
     return isinstance(error, driver.ResponseError) and _MISUSE.match(str(error)) is not None
 
 
 def is_exhaustion(error: driver.RedisError) -> bool:
-    """Return whether *error* is how the driver's blocking pool says that all connections are in use."""
+    """
+    Return whether *error* is the one that the driver's blocking pool raises if all connections are in use.
+    """
     return isinstance(error.__context__, Empty)
 
 
@@ -162,7 +165,7 @@ def _reason(error: BaseException | None) -> Reason | None:
 
 
 def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield *error*, and what the system said to the driver, which repeats it as a text alone."""
+    """Yield *error* and its causes: the driver repeats an error of the system only as text."""
     if error is not None:
         yield error
         if isinstance(error, driver.ConnectionError) and isinstance(error.__context__, OSError):

@@ -1,4 +1,4 @@
-"""Callbacks for what the cache does: for metrics and tracing."""
+"""Callbacks of the cache, for metrics and tracing."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from dataclasses import dataclass
 
 
 def ignore(*_: object) -> None:
-    """Do nothing: the callback of whoever is not interested."""
+    """Do nothing: the default of callbacks that are not needed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheEvents:
     """
-    Callbacks for whoever counts; called inline, so quick.  All words are short and finite.
+    Callbacks to count events. They run in the calling thread, so they must be quick. All labels are from
+    short, fixed sets.
 
-    ``on_operation(name, seconds, outcome)``: name a command in lower case, ``mget`` or ``pipeline``;
+    ``on_operation(name, seconds, outcome)``: name is a command in lower case, ``mget`` or ``pipeline``;
     outcome ``ok``, ``misuse`` or a :class:`~authsvc.cache.errors.Reason`.  ``on_lookup(space, outcome)`` and
     ``on_fill(space, outcome)``: see :mod:`authsvc.cache.aside`.
     """

@@ -1,9 +1,9 @@
 """
 Key names, built in one place: ``<prefix>:<version>:<space>:<part>…``.
 
-In a variable part the unreserved characters of RFC 3986 and ``@`` ``+`` stay, the rest is
-percent-encoded, so that the separator always separates, nothing in a part is a pattern, and braces (the
-hash tags of a cluster) occur only where this module writes them.  A part that would make the key longer
+Variable parts are percent-encoded, except the unreserved characters of RFC 3986 and ``@`` ``+``. So parts
+contain no separator, no pattern and no braces, which mark the hash tags of a cluster.  A part that would make
+the key longer
 than *max_length* becomes the SHA-256 of its text, in hex.
 """
 
@@ -18,7 +18,7 @@ from hashlib import sha256
 from typing import Final
 from urllib.parse import quote
 
-#: What may separate: never part of an encoded part, of a pattern or of a hash tag.
+#: Allowed separators: they never occur in an encoded part, a pattern or a hash tag.
 _SEPARATORS: Final = frozenset(":/|#!")
 _FIXED: Final = re.compile(r"[A-Za-z0-9._~@+-]+(?:[:/|#!][A-Za-z0-9._~@+-]+)*")
 _HASHED_LENGTH: Final = 64
@@ -32,18 +32,20 @@ class Wildcard(Enum):
     ANY = "*"
 
 
-#: Any text in a pattern, also none and also over several parts.
+#: Matches any text in a pattern, including none and including several parts.
 ANY: Final = Wildcard.ANY
 
 
 def _untagged(_: str) -> str:
-    """No hash tag."""
+    """The default: no hash tag."""
     return ""
 
 
 @dataclass(frozen=True, slots=True)
 class KeySpace:
-    """Where a service's keys live; a new *version* leaves all old keys behind.  Length in characters."""
+    """
+    The key names of a service; with a new *version*, old keys are not used any more.  Length in characters.
+    """
 
     prefix: str = "authsvc"
     version: str = "v1"
@@ -57,24 +59,26 @@ class KeySpace:
 
     @property
     def root(self) -> str:
-        """What every key starts with, without the last separator."""
+        """The prefix of all keys, without the last separator."""
         return f"{self.prefix}{self.separator}{self.version}"
 
     def start(self, tag: str) -> str:
-        """Return what every key with the hash tag *tag* starts with; no tag: every key without one."""
+        """Return the prefix of all keys with the hash tag *tag*; if that is "", of all keys without one."""
         return f"{self.root}{self.separator}{{{tag}}}" if tag else self.root
 
     @property
     def channel(self) -> str:
-        """Return the channel on which invalidations are told to other processes."""
+        """Return the channel on which invalidations are published to other processes."""
         return self.separator.join((self.root, "invalidations"))
 
     def key(self, *parts: str) -> str:
-        """Return the key of *parts*: never the key of other parts (up to SHA-256); raises ValueError."""
+        """
+        Return the key of *parts*; different parts have different keys (up to SHA-256); raises ValueError.
+        """
         return self.join(self.root, parts)
 
     def join(self, start: str, parts: Sequence[str]) -> str:
-        """Return the key that begins with *start* and goes on with *parts*."""
+        """Return the key of *start* followed by *parts*."""
         quoted = [quote(part, safe="@+", errors="surrogatepass") for part in parts]
         key = self.separator.join((start, *quoted))
         return key if len(key) <= self.max_length else _shortened(self, start, parts, quoted)
@@ -83,14 +87,14 @@ class KeySpace:
         """
         Declare the keys called *name* (fixed text, may contain ``:``), which live *ttl_s* seconds.
 
-        *tag_of* returns the hash tag of the keys about an ident, their first part; no text: none.
+        *tag_of* returns the hash tag of the keys about an ident, their first part; "": none.
         """
         return Space(keys=self, name=name, ttl_s=ttl_s, tag_of=tag_of)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Space:
-    """Keys of one kind, with the life of their values in seconds."""
+    """Keys of one kind, with the lifetime of their values in seconds."""
 
     keys: KeySpace
     name: str
@@ -105,8 +109,11 @@ class Space:
         return self.keys.join(self._start(self.tag_of(parts[0] if parts else "")), parts)
 
     def pattern(self, *pieces: str | Wildcard) -> str:
-        """Return the glob pattern of the keys that read like *pieces*, texts and ANY in a row; none: all."""
-        # Nothing in a quoted text, and nothing in the fixed one, means anything in a pattern.
+        """
+        Return the glob pattern of the keys that match *pieces*, a sequence of texts and ANY; without any: all
+        keys.
+        """
+        # Encoded text and fixed text contain no character with a meaning in a pattern.
         quoted = ("*" if isinstance(p, Wildcard) else quote(p, safe="@+") for p in pieces or (ANY,))
         any_tag = "*" if self.tag_of("") else ""
         return self._start(any_tag) + self.keys.separator + "".join(quoted)
@@ -115,7 +122,8 @@ class Space:
         """
         Return the key of the lease on *key*.
 
-        It starts like every key (an ACL allows ``<prefix>:*`` alone), and a cluster keeps both in one slot.
+        It has the prefix of all keys (an ACL may allow only ``<prefix>:*``), and both are in one slot of a
+        cluster.
         """
         return self._lease_start + as_tag(key)
 
@@ -145,7 +153,7 @@ def spread_tags(count: int) -> tuple[str, ...]:
 
 
 def as_tag(key: str) -> str:
-    """Return what puts a key into the slot of *key*, which has a hash tag or becomes one."""
+    """Return the hash tag that puts a key into the slot of *key*: the tag of *key*, or all of it."""
     return key if "{" in key else f"{{{key}}}"
 
 
@@ -156,7 +164,7 @@ def _check_fixed(*texts: str) -> None:
 
 
 def _shortened(keys: KeySpace, start: str, parts: Sequence[str], quoted: list[str]) -> str:
-    """Hash the longest part, then the next, until the key fits."""
+    """Replace the longest part by its hash, then the next longest, until the key is short enough."""
     for index in sorted(range(len(parts)), key=lambda at: len(quoted[at]), reverse=True):
         if len(quoted[index]) <= _HASHED_LENGTH:
             break

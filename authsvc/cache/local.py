@@ -1,9 +1,9 @@
 """
-A first level in the process above the cache in Redis, for seconds, and for display alone.
+A local cache in the process, in front of the one in Redis; for a few seconds, and only for display.
 
 Invalidations are published to the other processes over a channel under the key prefix.  Nothing is cached
-while this process has no subscription, and all of it is dropped when the subscription ends: because its
-connection was lost, or because a PING got no answer (:data:`DEAF_AFTER_S`).  A record stays for seconds at
+without a subscription, and everything is dropped when it ends: by a lost connection, or by a PING without an
+answer (:data:`DEAF_AFTER_S`).  A record stays for seconds at
 most.
 """
 
@@ -28,19 +28,19 @@ from authsvc.cache.redis.client import Command
 from authsvc.cache.redis.connections import Pool
 
 T = TypeVar("T")
-#: The longest a subscriber waits for a message before it looks whether it should stop, in seconds.
+#: A subscriber waits this long for a message, then checks whether it should stop, in seconds.
 _WAIT_S: Final = 0.2
-#: And how long it rests before it subscribes anew.
+#: Pause before the next attempt to subscribe, in seconds.
 _REST_S: Final = 0.5
-#: After this many seconds of silence the server is asked with a PING, every second.
+#: After this many seconds without a message, a PING is sent every second.
 _ASK_AFTER_S: Final = 1.0
-#: A subscription that has been silent for this long (seconds) counts as broken.
+#: A subscription without any message for this long (seconds) counts as broken.
 DEAF_AFTER_S: Final = 2.5
 _STRIPES: Final = 256
 
 
 class _Subscription(PubSub):
-    """The driver's subscription, without its silent reconnect, which would hide what was missed meanwhile."""
+    """The driver's subscription without its automatic reconnect, which would hide missed messages."""
 
     def _reconnect(self, conn: Any, error: Exception | None = None, *_: object) -> None:  # noqa: ANN401
         conn.disconnect()
@@ -49,9 +49,9 @@ class _Subscription(PubSub):
 
 class Invalidations:
     """
-    Tells this process what others dropped; one per process, after the fork.
+    Notifies this process of invalidations by others; one per process, made after the fork.
 
-    *pool* is one of its own, with a single connection: a subscription keeps it.
+    *pool* is its own, with a single connection, which the subscription occupies.
     """
 
     def __init__(self, pool: Pool, keys: KeySpace) -> None:
@@ -64,15 +64,15 @@ class Invalidations:
         self.is_listening = threading.Event()
 
     def hear(self, on_dropped: Callable[[str | None], None]) -> None:
-        """Call *on_dropped* with each key that was dropped, and with None when any may have been."""
+        """Call *on_dropped* with each dropped key, and with None if any key may have been dropped."""
         self._hearing.append(on_dropped)
 
     def commands(self, keys: Iterable[str]) -> list[Command]:
-        """Return the commands that notify all processes, to be sent after those that drop."""
+        """Return the commands that notify all processes; send them after those that drop the keys."""
         return [("PUBLISH", self.channel, key) for key in keys]
 
     def start(self) -> None:
-        """Begin to listen, on a thread of its own."""
+        """Start to listen, on its own thread."""
         self._thread.start()
 
     def close(self) -> None:
@@ -84,7 +84,7 @@ class Invalidations:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            with suppress(RedisError):  # the next round subscribes anew
+            with suppress(RedisError):  # the next round subscribes again
                 self._listen()
             self.is_listening.clear()
             self._tell(None)
@@ -129,7 +129,7 @@ class Near(Generic[T]):
     """
     At most *max_entries* records of *aside* in this process, each for *ttl_s* seconds by *clock*.
 
-    Raises ValueError for an *aside* that is not marked as displayable.
+    Raises ValueError for an *aside* whose records are not marked for display.
     """
 
     def __init__(
@@ -150,13 +150,12 @@ class Near(Generic[T]):
         self._clock = clock
         self._lock = threading.Lock()
         self._entries: OrderedDict[str, tuple[T, float]] = OrderedDict()
-        # Counts drops, to notice those that happen while a record is being read; one number for many keys is
-        # enough.
+        # Counts drops, to detect one during a read. One counter for all keys is enough.
         self._drops = [0] * _STRIPES
         invalidations.hear(self.forget)
 
     def get_or_load(self, ident: str, loader: Callable[[str], T | Missing]) -> T | Missing:
-        """Return *ident* from here, else from Redis, else from *loader*; see Aside.get_or_load."""
+        """Return *ident* from this process, else from Redis, else from *loader*; see Aside.get_or_load."""
         key = self._aside.space.key(ident)
         stripe = hash(key) % _STRIPES
         with self._lock:
@@ -180,7 +179,7 @@ class Near(Generic[T]):
                 self.forget(self._aside.space.key(ident))
 
     def drop_commands(self, idents: Iterable[str]) -> list[Command]:
-        """Return the commands of :meth:`drop`; this process hears of them like the others."""
+        """Return the commands of :meth:`drop`; this process is notified like the others."""
         wanted = list(idents)
         told = self._invalidations.commands(self._aside.space.key(ident) for ident in wanted)
         return [*self._aside.drop_commands(wanted), *told]
@@ -196,7 +195,7 @@ class Near(Generic[T]):
                 self._drops[hash(key) % _STRIPES] += 1
 
     def __len__(self) -> int:
-        """Return how many records are kept."""
+        """Return the number of cached records."""
         return len(self._entries)
 
     def _kept(self, key: str) -> T | Missing:

@@ -1,9 +1,9 @@
 """
-Locks across processes: they save work, and nothing may be wrong when one of them is lost.
+Locks across processes, to avoid double work. Correctness must not depend on them: a lock can be lost.
 
 The lock itself is redis-py's: its owner-checked scripts for release and extend, its unconditional time to
-live.  It gets an adapter in place of a ``Redis`` object, which sends its commands through this library's
-client: breaker, deadlines and errors are the same as everywhere.  Scripts are sent as text, because a loaded
+live.  An adapter in place of its ``Redis`` object sends its commands through this library's client: breaker,
+deadlines and errors are the same as everywhere.  Scripts are sent as text, because a loaded
 script is lost in a failover.
 """
 
@@ -26,14 +26,14 @@ from authsvc.cache.redis.connections import Argument, Reply
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A lock that was got; it ends by itself after its time to live."""
+    """An acquired lock; it expires after its time to live."""
 
     name: str
     _lock: RedisLock
     _ttl_s: float
 
     def renew(self) -> bool:
-        """Let it live as long again as at first; False if it was lost.  Raises CacheUnavailable."""
+        """Restart its time to live; False if it was lost.  Raises CacheUnavailable."""
         return self.extend(self._ttl_s)
 
     def extend(self, ttl_s: float) -> bool:
@@ -44,11 +44,11 @@ class Held:
             return False
 
     def is_owned(self) -> bool:
-        """Return whether it is still ours.  Raises CacheUnavailable."""
+        """Return whether this holder still has it.  Raises CacheUnavailable."""
         return bool(self._lock.owned())
 
     def release(self) -> bool:
-        """Give it back; False if it was lost before.  Raises CacheUnavailable."""
+        """Release it; False if it was lost before.  Raises CacheUnavailable."""
         try:
             self._lock.release()
         except LockError:
@@ -60,8 +60,8 @@ class Locks:
     """
     Locks ``lock:<name>`` of *keys*.
 
-    A lock lives *ttl_s* seconds; who does not get it asks again at most *max_retries* times, *retry_delay_s*
-    seconds apart.  ``active`` is the number that this process holds.
+    A lock lives *ttl_s* seconds. A caller retries at most *max_retries* times, every *retry_delay_s* seconds.
+    ``active`` is the number of locks that this process holds.
     """
 
     def __init__(
@@ -84,14 +84,14 @@ class Locks:
         self._counting = ThreadLock()
 
     def acquire(self, name: str, *, ttl_s: float | None = None, waits: bool = True) -> Held | None:
-        """Return the lock, or None if others kept it; raises CacheUnavailable."""
+        """Return the lock, or None if another holder kept it; raises CacheUnavailable."""
         life_s = self._ttl_s if ttl_s is None else ttl_s
         lock = _Lock(
             self._commands,
             self._keys.key("lock", name),
             timeout=life_s,
             sleep=self._retry_delay_s,
-            # Half a delay more, so that a small delay does not cost the last try.
+            # Add half a delay, so that a short pause does not prevent the last attempt.
             blocking_timeout=self._retry_delay_s * (self._max_retries + 0.5),
             thread_local=False,
         )
@@ -100,7 +100,9 @@ class Locks:
 
     @contextmanager
     def holding(self, name: str, *, ttl_s: float | None = None, waits: bool = True) -> Iterator[Held | None]:
-        """Hold the lock for a while, or None; what cannot be given back ends by itself."""
+        """
+        Hold the lock within the block; yields None if it is taken. A lock that cannot be released expires.
+        """
         held = self.acquire(name, ttl_s=ttl_s, waits=waits)
         if held is None:
             yield None
@@ -110,7 +112,7 @@ class Locks:
             yield held
         finally:
             self._count(-1)
-            with suppress(CacheUnavailable):  # counted by the client; the lock's own life bounds the harm
+            with suppress(CacheUnavailable):  # the client counts the error; the lock expires by itself
                 held.release()
 
     def _count(self, by: int) -> None:
@@ -129,7 +131,7 @@ class _Lock(RedisLock):
 
 
 class _Commands:
-    """What redis-py's Lock uses of a ``Redis`` object."""
+    """The part of a ``Redis`` object that redis-py's Lock uses."""
 
     def __init__(self, client: CacheClient) -> None:
         self._client = client
@@ -154,7 +156,7 @@ class _Commands:
 
 @dataclass(frozen=True, slots=True)
 class _Registered:
-    """A script that redis-py's Lock keeps on its class; each call brings the client it is meant for."""
+    """A script that redis-py's Lock stores on its class; each call passes its client."""
 
     script: Script
 

@@ -1,8 +1,8 @@
 """
-What the cache does and how its Redis is: counts of this process, and questions to the server.
+Monitoring: counts of this process, and state of the Redis servers.
 
-It exports nothing: the value types below are for whoever shows them.  A figure that the server denies (INFO,
-under a narrow ACL) or does not have is None; the others are still there.
+It exports no metrics: callers show the values below. A figure that the server denies (INFO, by an ACL) or
+lacks is None; this does not affect the others.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from authsvc.cache.events import CacheEvents
 from authsvc.cache.filling.records import SERVED
 from authsvc.cache.redis.client import CacheClient, each_server
 
-#: Counts are kept by slices of this many seconds, for as long as the longest window.
+#: Counts are kept in slices of this many seconds, for the longest window.
 SLICE_S: Final = 5
 WINDOWS_S: Final = (60, 300)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stats:
-    """Counts of this process since its start; ratios between 0 and 1, None where nothing was asked."""
+    """Counts of this process since its start; ratios between 0 and 1, None without any lookup."""
 
     hits: int
     misses: int
@@ -40,7 +40,7 @@ class Stats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """Whether Redis answered just now, and how fast; *reason* says why not."""
+    """Whether Redis answers now, and how fast; *reason* is set if it does not."""
 
     is_connected: bool
     latency_ms: float | None
@@ -50,7 +50,7 @@ class Health:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """Of one server; sizes in bytes, None where it does not tell."""
+    """Memory of one server; sizes in bytes, None if it does not report them."""
 
     used_bytes: int | None
     peak_bytes: int | None
@@ -61,7 +61,7 @@ class Memory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keyspace:
-    """Keys of the whole database, also other services'; counted by the server without a scan."""
+    """Keys of the whole database, including those of other services; counted by the server without a scan."""
 
     key_count: int | None
     expiring_count: int | None
@@ -70,7 +70,7 @@ class Keyspace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """Everything at once; *memory* has one item for each server."""
+    """All figures; *memory* has one item for each server."""
 
     health: Health
     stats: Stats
@@ -79,7 +79,7 @@ class Snapshot:
 
 
 class Meter:
-    """Counts what a client's events tell; *clock* is monotonic, in seconds."""
+    """Counts the events of a client; *clock* is monotonic, in seconds."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -166,14 +166,14 @@ class Monitor:
         )
 
     def key_count(self) -> int | None:
-        """How many keys all servers hold; None where one is away or does not tell."""
+        """Number of keys on all servers; None if one is away or does not report it."""
         try:
             return _sum([_key_count(server) for server in each_server(self._client)])
         except CacheError:
             return None
 
     def snapshot(self) -> Snapshot:
-        """Return everything; what an outage hides is None."""
+        """Return all figures; None for those that an outage hides."""
         health = self.health()
         nothing = Keyspace(key_count=None, expiring_count=None, average_ttl_s=None)
         try:
@@ -184,7 +184,7 @@ class Monitor:
 
 
 def joined(*listeners: CacheEvents) -> CacheEvents:
-    """Return events that tell all *listeners*, in order."""
+    """Return events that call all *listeners*, in order."""
 
     def operation(name: str, seconds: float, outcome: str) -> None:
         for listener in listeners:

@@ -1,8 +1,8 @@
 """
-Warmers load records before they are asked for, at a limited rate.
+Warmers load records into the cache before they are requested, at a limited rate.
 
-A run that was stopped, or that another process is doing, is no error.  The next run skips what is cached
-already, because the loaders of ``get_or_load_many`` get only what is missing.
+A stopped run, or one that another process is doing, is not an error. The next run skips cached records,
+because the loaders of ``get_or_load_many`` get only the missing ones.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from authsvc.cache.lock import Held, Locks
 
 log = logging.getLogger(__name__)
 
-#: How long a run is waited for when the process shuts down, in seconds.
+#: Time limit for a run to stop when the process shuts down, in seconds.
 JOIN_S: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Warmer:
     """
-    What is to be warmed: the ids that *idents* yields, by batches.
+    What to warm: the ids that *idents* yields, in batches.
 
-    *warm* gets a batch and returns how many of it are cached now; after one of *errors* the next batch
+    *warm* loads a batch and returns how many of it are cached now; after one of *errors* the next batch
     follows.  At most *limit* ids, at most *rate_per_s* of them a second, *batch_size* at a time.
     """
 
@@ -47,7 +47,7 @@ class Ending(StrEnum):
     """How a run ended."""
 
     DONE = "done"
-    BUSY = "busy"  # another process, or thread, is at it
+    BUSY = "busy"  # another process, or thread, is running it
     STOPPED = "stopped"  # the process shuts down, or the lock was lost
 
 
@@ -64,9 +64,9 @@ class Warmed:
 
 class Warming:
     """
-    Runs the registered warmers: on demand, or all of them behind the start of the process.
+    Runs the registered warmers: on demand, or all of them in the background after the start of the process.
 
-    With *locks* a warmer runs in one process at a time.  *on_progress* hears of every batch.  *pause*
+    With *locks* a warmer runs in one process at a time.  *on_progress* is called after every batch.  *pause*
     waits that many seconds, or less, and returns True if the run should stop.
     """
 
@@ -98,7 +98,9 @@ class Warming:
         self._warmers[warmer.name] = warmer
 
     def run(self, name: str) -> Warmed:
-        """Run one; raises KeyError for an unknown name, and what its sources raise beyond its *errors*."""
+        """
+        Run one; raises KeyError for an unknown name, and exceptions of its sources other than its *errors*.
+        """
         warmer = self._warmers[name]
         with self._lock:
             if name in self._running:
@@ -115,12 +117,12 @@ class Warming:
         return {name: self.run(name) for name in self.names}
 
     def start(self) -> None:
-        """Run all on a thread of their own; what one raises is logged, and the next one runs."""
+        """Run all on a separate thread; exceptions of one are logged, and the next one runs."""
         self._thread = threading.Thread(target=self._run_at_start, name="cache-warming", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Stop after the batches that run now, and wait for them."""
+        """Stop after the current batches, and wait for them."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join(timeout=JOIN_S)
@@ -130,7 +132,7 @@ class Warming:
             try:
                 result = self.run(name)
             except Exception:
-                # The end of the thread: one failing warmer must not stop the others.
+                # Nothing above this catches exceptions, and one failing warmer must not stop the others.
                 log.exception("cache.warming_failed", extra={"warmer": name})
             else:
                 log.info("cache.warmed", extra={"warmer": name, "count": result.warmed, "end": result.ending})
@@ -179,7 +181,7 @@ def _ended(sofar: Warmed, ending: Ending) -> Warmed:
 
 
 def _still_ours(held: Held | None) -> bool:
-    """Renew the lock; where Redis cannot be asked the work goes on, and its fills fail by themselves."""
+    """Renew the lock; if Redis is away, the work goes on, and its writes to the cache fail."""
     try:
         return held is None or held.renew()
     except CacheUnavailable:

@@ -1,1 +1,1 @@
-"""How records are looked up, loaded under a lease, stored and dropped."""
+"""Lookup, load under a lease, storage and invalidation of records."""

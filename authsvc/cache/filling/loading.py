@@ -1,4 +1,4 @@
-"""How a record is loaded that a reader did not find: alone, with others, for many, in the background."""
+"""Loading of missing records: by one reader, shared by several, many at once, or in the background."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ T = TypeVar("T")
 Loader: TypeAlias = "Callable[[str], T | Missing]"
 BatchLoader: TypeAlias = "Callable[[Sequence[str]], Mapping[str, T]]"
 
-#: A waiter whose shared loads were all overtaken by invalidations loads on its own in the end.
+#: A waiter joins at most this many loads; if all were invalidated meanwhile, it loads the record itself.
 _ROUNDS: Final = 3
 
 
 class _Leases(NamedTuple):
-    """What came of asking for leases; where Redis failed there is none, and none to wait for."""
+    """The result of requesting leases; if Redis failed, none is held and there is none to wait for."""
 
     taken: Mapping[str, Lease]
-    #: All of them are, so that it makes sense to wait.
+    #: True if other readers hold all of them, so that waiting makes sense.
     are_held_by_others: bool
 
 
 class _Leader(NamedTuple, Generic[T]):
-    """The load that this thread leads, and where it is to be finished."""
+    """The load that this thread leads, and the single flight in which to finish it."""
 
     single_flight: SingleFlight
     load: SharedLoad[T | Missing]
@@ -39,7 +39,7 @@ class _Leader(NamedTuple, Generic[T]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loading(Generic[T]):
-    """Loads *records* and stores them under leases; every outcome is told to *events*."""
+    """Loads *records* and stores them under leases; reports every outcome to *events*."""
 
     records: Records[T]
     events: CacheEvents
@@ -54,7 +54,7 @@ class Loading(Generic[T]):
         return self._share(self.single_flight, ident, loader, look)
 
     def many(self, looks: Mapping[str, Lookup[T]], loader: BatchLoader[T]) -> Mapping[str, T]:
-        """Load the records of *looks* in one call and store those whose leases were free."""
+        """Load the missing records of *looks* in one call and store those whose leases were free."""
         sure = {ident: look.outcome for ident, look in looks.items() if look.outcome not in UNSURE}
         leases = self._lease(sure).taken if sure else {}
         with self._giving_up(leases):
@@ -66,14 +66,14 @@ class Loading(Generic[T]):
         return {ident: loaded[ident] for ident in looks if ident in loaded}
 
     def refresh(self, ident: str, loader: Loader[T]) -> None:
-        """Have *ident* loaded anew in the background, unless that is under way or too much else is."""
+        """Reload *ident* in the background, unless this is under way already or too much other work waits."""
         display = self.records.display
         if display is not None and display.refresher is not None:
             display.refresher.submit(self.records.space.key(ident), partial(self._renew, ident, loader))
 
     def _renew(self, ident: str, loader: Loader[T]) -> None:
-        # Where the loader fails the lease is kept on purpose: until it ends nobody here or elsewhere tries
-        # again, or every reader of a stale record would load from a database that is down.
+        # If the loader fails, keep the lease: until it expires no process retries. Otherwise every reader of
+        # a stale record would query a database that is down.
         leases = self._lease({ident: "stale"}).taken
         if leases:
             self._settle(leases, _by_id(ident, loader(ident)))
@@ -86,7 +86,7 @@ class Loading(Generic[T]):
         leases: Mapping[str, Lease],
         before_settling: Callable[[], None] = ignore,
     ) -> tuple[T | Missing, bool]:
-        """Return what was loaded, and whether nothing was invalidated since its lease was taken."""
+        """Return the loaded record, and whether it was not invalidated since the lease was taken."""
         with self._giving_up(leases):
             try:
                 value = loader(ident)
@@ -98,7 +98,7 @@ class Loading(Generic[T]):
     def _share(
         self, single_flight: SingleFlight, ident: str, loader: Loader[T], look: Lookup[T]
     ) -> T | Missing:
-        """Lead the load of *ident*, or wait for whoever leads it."""
+        """Lead the load of *ident*, or wait for the thread that leads it."""
         for _ in range(_ROUNDS):
             joined, number = single_flight.join(self.records.space.key(ident))
             load = cast("SharedLoad[T | Missing]", joined)
@@ -129,7 +129,10 @@ class Loading(Generic[T]):
     def _load_for_all(
         self, leader: _Leader[T], ident: str, loader: Loader[T], look: Lookup[T]
     ) -> T | Missing:
-        """Load under the lease, if it is still needed, or wait for whoever has it; share what is proven."""
+        """
+        As the leader: load under the lease, or wait for its holder; share the result once it is proven
+        current.
+        """
         single_flight, load = leader
         until_s = single_flight.clock() + single_flight.patience_s
         leases = self._lease({ident: look.outcome})
@@ -142,7 +145,7 @@ class Loading(Generic[T]):
                 break
             leases = self._lease({ident: look.outcome}, is_first=False)
         if leases.taken:
-            # Somebody may have filled it and gone between the last lookup and this lease.
+            # Another reader may have stored it and released the lease since the last lookup.
             again = self._look_for_all(load, ident)
             if again.outcome in SERVED:
                 self.give_up(leases.taken)
@@ -153,7 +156,7 @@ class Loading(Generic[T]):
         return value
 
     def _look_for_all(self, load: SharedLoad[T | Missing], ident: str) -> Lookup[T]:
-        """Look again, and share what answers."""
+        """Look again, and share a usable result."""
         load.begin_proof()
         look = self._look_again(ident)
         if look.outcome in SERVED:
@@ -168,7 +171,7 @@ class Loading(Generic[T]):
             return Lookup(MISSING, "unavailable")
 
     def _lease(self, outcomes: Mapping[str, str], *, is_first: bool = True) -> _Leases:
-        """Take the leases that are free."""
+        """Request leases; takes those that are free."""
         try:
             taken = self.records.lease(outcomes)
         except CacheError:
@@ -193,7 +196,7 @@ class Loading(Generic[T]):
 
     @contextmanager
     def _giving_up(self, leases: Mapping[str, Lease]) -> Iterator[None]:
-        """Give *leases* back when the loader raises, but not when the process ends (SystemExit)."""
+        """Release *leases* if the loader raises, but not if the process ends (SystemExit)."""
         try:
             yield
         except Exception:
@@ -201,7 +204,7 @@ class Loading(Generic[T]):
             raise
 
     def give_up(self, leases: Mapping[str, Lease]) -> None:
-        """Let others try at once where this reader's loader failed."""
+        """Release the leases after a failed load, so that others can try at once."""
         for ident, own in leases.items():
             try:
                 self.records.give_up(ident, own)
@@ -213,7 +216,7 @@ class Loading(Generic[T]):
         return self.records.display.errors if self.records.display else ()
 
     def _rescued(self, looks: Mapping[str, Lookup[T]], error: Exception) -> dict[str, T]:
-        """Return the expired values that may be shown instead of *error*; raises it if one has none."""
+        """Return the expired values to show instead of *error*; raises it if one of them has none."""
         values = {i: look.value for i, look in looks.items() if not isinstance(look.value, Missing)}
         if len(values) < len(looks):
             raise error

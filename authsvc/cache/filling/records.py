@@ -1,4 +1,4 @@
-"""The records of one space as they lie in Redis: looked at, leased, filled, written, dropped."""
+"""The records of one space in Redis: lookup, lease, fill, write and drop."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from authsvc.cache.keys import Space
 from authsvc.cache.redis.client import CacheClient, Command, Script
 
 T = TypeVar("T")
-#: Lifetimes differ by up to 10 % either way, so that records stored together do not expire together.
+#: Jitter of lifetimes, up to 10 % either way, so that records stored together do not expire together.
 JITTER: Final = 0.1
-#: Outcomes of a lookup that answer the reader.
+#: Outcomes of a lookup that give the reader a result.
 SERVED: Final = frozenset({"hit", "stale", "negative"})
 #: Outcomes after which nothing may be stored.
 UNSURE: Final = frozenset({"untrusted", "unavailable"})
-#: Outcomes that leave the stored value in its place: there is none, or it may still be shown.
+#: Outcomes after which the stored value is kept: there is none, or it may still be shown.
 _KEPT: Final = frozenset({"miss", "stale", "expired"})
 
 
 class Lookup(NamedTuple, Generic[T]):
-    """What was found, and the outcome in one word."""
+    """The value found, and the outcome of the lookup."""
 
     value: T | Missing
     outcome: str
@@ -32,7 +32,7 @@ class Lookup(NamedTuple, Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """The right to store one record, and the versions of its tags from before it was read."""
+    """The right to store one record, with the versions of its tags before it was read."""
 
     token: str
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -40,7 +40,7 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """One round trip: values by key, what is left of their lives, and whether they are trusted."""
+    """The result of one round trip: values by key, their remaining lives, and whether they are trusted."""
 
     values: Mapping[str, bytes | None]
     left_ms: Mapping[str, int]
@@ -54,7 +54,7 @@ class Records(Generic[T]):
 
     A lease lasts *lease_ms* milliseconds: longer than a load takes, or its result is not stored.
     *rng* returns numbers in [0, 1).  *life_s(ident, value)* overrides the space's TTL, in seconds;
-    a record that the loader does not have is remembered for *negative_ttl_s* (0: not at all); JSON
+    the absence of a record is cached for *negative_ttl_s* (0: not at all); JSON
     longer than *pack_over_bytes* is compressed (None: never).
     """
 
@@ -81,7 +81,9 @@ class Records(Generic[T]):
     )
 
     def look_at(self, ident: str) -> Lookup[T]:
-        """Look at one: one round trip.  Every hit takes this path, so it does only what is needed."""
+        """
+        Look up one record: one round trip. This is the path of every hit, so it does only what is needed.
+        """
         if self.display is not None or self.tagging is not None:
             return self.look((ident,))[ident]
         key = self.space.key(ident)
@@ -94,11 +96,11 @@ class Records(Generic[T]):
         return self._judge(ident, key, raw)
 
     def look_in(self, ident: str, raw: bytes | None) -> Lookup[T]:
-        """Look at *raw*, which was read as :meth:`look_at` reads, and for which the marker was trusted."""
+        """Evaluate *raw*, which was read in the same way as by :meth:`look_at`, with a trusted marker."""
         return self._judge(ident, self.space.key(ident), raw)
 
     def look(self, idents: Sequence[str]) -> dict[str, Lookup[T]]:
-        """Look at *idents*: one round trip for each marker that vouches for some of them."""
+        """Look up *idents*: one round trip for each marker that covers some of them."""
         together: dict[TrustCheck | None, list[str]] = {}
         for ident in idents:
             together.setdefault(self.trust.about(ident) if self.trust else None, []).append(ident)
@@ -108,7 +110,7 @@ class Records(Generic[T]):
         return {ident: found[ident] for ident in idents}
 
     def _look_under(self, trust: TrustCheck | None, idents: Sequence[str]) -> dict[str, Lookup[T]]:
-        """Look at *idents*, for which one marker vouches: one round trip."""
+        """Look up *idents*, which one marker covers: one round trip."""
         keys = [self.space.key(ident) for ident in idents]
         tag_keys = {name: self._tag_key(name) for name in self._tag_names(idents)}
         reading = self._read(trust, keys, tag_keys.values())
@@ -123,8 +125,8 @@ class Records(Generic[T]):
         """
         Take the leases on the records of *outcomes* and return those that were free; one round trip.
 
-        A stored value that is not usable is deleted: it must not win over the new one by the version that it
-        claims.  With *take_over* all of them are taken, whoever holds them: for writers.
+        An unusable stored value is deleted: its version might otherwise be higher than that of the new one.
+        With *take_over*, leases of others are taken, too: for writers.
         """
         tokens = {ident: secrets.token_hex(16) for ident in outcomes}
         names = self._tag_names(outcomes)
@@ -146,20 +148,24 @@ class Records(Generic[T]):
 
     def settle(self, leases: Mapping[str, Lease], values: Mapping[str, T]) -> dict[str, bool]:
         """
-        Store *values* under their *leases*, and what is not there as a negative entry; one round trip.
+        Store *values* under their *leases*, absent ones as negative entries; one round trip.
 
-        True for a record whose lease was still its own, so that nothing was invalidated since it was taken.
+        True for a record whose lease was still held, so that it was not invalidated since the lease was
+        taken.
         """
         commands = [self._settling(ident, values.get(ident, MISSING), own) for ident, own in leases.items()]
         replies = self.client.pipeline(commands).values
         return {ident: bool(reply) for ident, reply in zip(leases, replies, strict=True)}
 
     def give_up(self, ident: str, own: Lease) -> None:
-        """Let the next reader try at once."""
+        """Release leases, so that the next reader can try at once."""
         self.client.call(*self.release.command((self._lease_key(ident),), (own.token,)))
 
     def replace(self, ident: str, value: T, own: Lease) -> bool:
-        """Store what was just committed, or drop what is there: False."""
+        """
+        Store the record that was just committed; if that is not possible, drop the cached one and return
+        False.
+        """
         text, _, life_ms = self._stored(ident, value, own)
         keys = (self.space.key(ident), self._lease_key(ident))
         return bool(self.client.call(*self.write.command(keys, (own.token, text, life_ms))))
@@ -167,11 +173,11 @@ class Records(Generic[T]):
     def drop_commands(self, idents: Iterable[str]) -> list[Command]:
         """Return the commands that invalidate *idents*, to be sent in this order."""
         keys = [self.space.key(ident) for ident in idents]
-        # The lease goes first: between the two a fill under a live lease could bring the old row back.
+        # Delete the lease first: otherwise a fill between the two commands could store the old row again.
         return [("DEL", name) for key in keys for name in (self.space.lease(key), key)]
 
     def outdate_command(self, ident: str, row_version: int) -> Command:
-        """Return the command that invalidates *ident*, but spares a record of *row_version* or later."""
+        """Return the command that invalidates *ident*, but keeps a record of *row_version* or later."""
         return self.outdate.command((self.space.key(ident), self._lease_key(ident)), (row_version,))
 
     def _read(self, trust: TrustCheck | None, keys: Sequence[str], tag_keys: Collection[str]) -> _Reading:
@@ -214,7 +220,7 @@ class Records(Generic[T]):
             return Lookup(MISSING, Flaw.UNDECODABLE)
 
     def _age(self, key: str, reading: _Reading) -> str:
-        """``hit`` within its life; past it ``stale`` or ``expired``."""
+        """``hit`` within its lifetime; afterwards ``stale`` or ``expired``."""
         if self.display is None:
             return "hit"
         over_ms = self.display.beyond_ms - reading.left_ms[key]
@@ -237,7 +243,7 @@ class Records(Generic[T]):
         return self.fill.command(keys, (own.token, text, row_version, life_ms))
 
     def _stored(self, ident: str, value: T | Missing, own: Lease) -> tuple[bytes, int, int]:
-        """Return text, row version, and life in milliseconds."""
+        """Return text, row version, and lifetime in milliseconds."""
         if isinstance(value, Missing):
             entry = Entry({self.shape.id_field: ident}, NEGATIVE_VERSION, own.tags, is_negative=True)
             life_ms = self._jittered_ms(self.negative_ttl_s)
@@ -271,7 +277,9 @@ class Records(Generic[T]):
         return self.tagging.tags.space.key(name) if self.tagging else name
 
     def _claim(self, names: Sequence[str]) -> list[Command]:
-        """Return what makes sure that the tags have versions, and reads them last."""
+        """
+        Return the commands that give the tags versions if they have none, then the read of the versions.
+        """
         if self.tagging is None or not names:
             return []
         return [*self.tagging.tags.claim_commands(names), ("MGET", *map(self._tag_key, names))]

@@ -1,4 +1,4 @@
-"""Work in the background, by a few threads."""
+"""Background work on a few threads."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from authsvc.cache.events import ignore
 
 class Refresher:
     """
-    Runs at most *threads* pieces of work at a time and keeps at most *pending* in all.
+    Runs at most *threads* jobs at a time; at most *pending* jobs wait or run.
 
-    *on_error(key, error)* hears of each that failed.  Make one per process, after the fork.
+    *on_error(key, error)* is called for each that failed.  Make one per process, after the fork.
     """
 
     def __init__(
@@ -32,7 +32,9 @@ class Refresher:
         self._is_closed = False
 
     def submit(self, key: str, work: Callable[[], None]) -> bool:
-        """Run *work* soon; False if *key* is being worked on, all places are taken, or this is closed."""
+        """
+        Run *work* soon; False if there is a job for *key*, if the queue is full, or after :meth:`close`.
+        """
         with self._lock:
             if self._is_closed or key in self._keys or len(self._keys) >= self._pending:
                 return False
@@ -42,7 +44,7 @@ class Refresher:
         return True
 
     def close(self) -> None:
-        """Finish what runs, forget what waits, take nothing more."""
+        """Finish running jobs, discard waiting ones, accept no more."""
         with self._lock:
             self._is_closed = True
         self._threads.shutdown(wait=True, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""What the application says about its records: shape, trust, tags, and what may be shown when."""
+"""How the application describes its records: shape, trust, tags, and use of expired ones."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ T = TypeVar("T")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrustCheck:
     """
-    A marker that is read in the same round trip as each value, and the function that judges it.
+    A marker that is read in the same round trip as each value, and the function that checks it.
 
     ``trusted(marker, generation)`` gets the marker's value (None: missing) and the generation of the
-    connection that both were read over.  An untrusted value is a miss, and is not replaced either.
+    connection that both were read over.  An untrusted value counts as a miss, and is not overwritten.
     """
 
     marker_key: str
@@ -32,7 +32,7 @@ class TrustCheck:
 
 
 class TrustChecks(Protocol):
-    """Markers that each vouch for some of the records; a :class:`TrustCheck` is one for all."""
+    """Several markers, each covering some of the records; a :class:`TrustCheck` covers all."""
 
     def about(self, ident: str, /) -> TrustCheck:
         """Return the check for the record *ident*; marker and record are in one slot of a cluster."""
@@ -41,11 +41,11 @@ class TrustChecks(Protocol):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape(Generic[T]):
     """
-    How a T becomes an entry and back.
+    Conversion of a T to an entry and back.
 
     ``id_field`` of the entry holds the T's id as a string, else storing raises ValueError; raise *schema*
     whenever the fields change.
-    ``load`` raises KeyError, TypeError or ValueError for fields that make no T.
+    ``load`` raises KeyError, TypeError or ValueError for invalid fields.
     """
 
     schema: int
@@ -58,16 +58,16 @@ class Background(Protocol):
     """Runs work in the background; see :class:`~authsvc.cache.filling.refresh.Refresher`."""
 
     def submit(self, key: str, work: Callable[[], None]) -> bool:
-        """Run *work* soon, unless *key* is being worked on; False if not."""
+        """Run *work* soon, unless there is a job for *key*; False if it is not accepted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Display:
     """
-    Marks records as good for display also when their life is over; never for what decides about rights.
+    Allows expired records to be displayed; never use it for data that decides about rights.
 
-    For *stale_s* seconds past its life a record is shown at once while *refresher* loads it anew; for
-    *on_error_s* seconds it is shown if the loader raises one of *errors*.  An invalidation ends both.
+    For *stale_s* seconds after its expiry a record is shown at once while *refresher* reloads it; for
+    *on_error_s* seconds it is shown if the loader raises one of *errors*. Both end with an invalidation.
     """
 
     refresher: Background | None = None
@@ -83,33 +83,38 @@ class Display:
 
     @property
     def beyond_ms(self) -> int:
-        """How long a record stays in Redis past its life, in milliseconds."""
+        """How long a record stays in Redis after its expiry, in milliseconds."""
         return round(max(self.stale_s, self.on_error_s) * 1000)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tags:
     """
-    Names that many records depend on; dropping one makes all of them misses, in one step.
+    Tags that many records depend on; dropping a tag makes all its records misses at once.
 
     The version of a tag is a random word under its key in *space*, read with each record and stored in
-    it.  A tag whose key is lost (its life over, a flush) believes no record; *space* should give it a
-    longer life than the records have.
+    it.  If the key of a tag is lost (expiry, flush), none of its records is used; tags in *space* should live
+    longer than the records.
     """
 
     client: CacheClient
     space: Space
 
     def drop(self, *names: str) -> None:
-        """Invalidate all that depends on *names*, after the commit; raises CacheUnavailable if not done."""
+        """
+        Invalidate all records with one of the tags *names*, after the commit; raises CacheUnavailable if that
+        failed.
+        """
         self.client.pipeline(self.drop_commands(names))
 
     def drop_commands(self, names: Iterable[str]) -> list[Command]:
-        """Return the commands of :meth:`drop`, one for each name, to be sent among others or alone."""
+        """Return the commands of :meth:`drop`, one for each name; they may be sent with others."""
         return [("SET", self.space.key(name), _version(), "PX", self._life_ms) for name in names]
 
     def claim_commands(self, names: Sequence[str]) -> list[Command]:
-        """Return the commands that give each of *names* a version if it has none, and a new life."""
+        """
+        Return the commands that give each of *names* a version if it has none, and restart its lifetime.
+        """
         keys = [self.space.key(name) for name in names]
         fresh: list[Command] = [("SET", key, _version(), "NX", "PX", self._life_ms) for key in keys]
         return fresh + [("PEXPIRE", key, self._life_ms) for key in keys]
@@ -121,12 +126,14 @@ class Tags:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tagging:
-    """The *tags* that a record depends on, told *by* its id: what is not known before reading is no tag."""
+    """
+    The *tags* of a record, which *by* derives from its id: tags must be known before the record is read.
+    """
 
     tags: Tags
     by: Callable[[str], Sequence[str]]
 
 
 def _version() -> str:
-    # Random and not counted: a counter that is lost starts again and meets its old numbers.
+    # Random, not a counter: a lost counter would start again and repeat old numbers.
     return secrets.token_hex(8)

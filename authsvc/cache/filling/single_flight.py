@@ -1,9 +1,9 @@
 """
-Single flight: of those who miss the same key at once one loads, the others wait for its result.
+Single flight: of several concurrent misses of one key, one loads; the others wait for its result.
 
-The result is good for a waiter only if nothing was invalidated between the waiter's asking and the
-proof that the value was still current: a fill under the leader's own lease, or a lookup.  So the leader
-calls :meth:`SharedLoad.begin_proof` before that proof; who joins later looks again.
+The result is valid for a waiter only if a proof that it is current began after the waiter joined. The proof
+is a fill under the leader's own lease, or a lookup. The leader calls :meth:`SharedLoad.begin_proof` before
+it; a waiter that joins later must look again.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ V = TypeVar("V")
 
 
 class SharedLoad(Generic[V]):
-    """One load in this process, and those who wait for it; made by :class:`SingleFlight`."""
+    """One load in this process with its waiters; made by :class:`SingleFlight`."""
 
     def __init__(self) -> None:
         self._lock = Lock()
-        #: How many joined, the leader among them.
+        #: Number of threads that joined, including the leader.
         self.joined = 0
         self._proven_for = 0
         self._result: tuple[V] | None = None
         self.finished = Event()
-        #: True where the loader raised: a waiter then loads on its own.
+        #: True if the loader raised: then each waiter loads the record itself.
         self.has_failed = False
 
     def join(self) -> int:
@@ -37,7 +37,7 @@ class SharedLoad(Generic[V]):
             return number
 
     def begin_proof(self) -> None:
-        """Say, in the leader, that a proof is about to be made: it will be good for all who joined by now."""
+        """Called by the leader before a proof: the result will be valid for all that have joined by now."""
         with self._lock:
             self._proven_for = self.joined
 
@@ -46,7 +46,7 @@ class SharedLoad(Generic[V]):
         self._result = (value,)
 
     def result_for(self, number: int) -> tuple[V] | None:
-        """Return the result, in a tuple; None where it is not proven for the waiter *number*."""
+        """Return the result, in a tuple; None if it is not proven for the waiter *number*."""
         return self._result if number < self._proven_for else None
 
 
@@ -55,8 +55,8 @@ class SingleFlight:
     """
     Settings and state of the shared loads of one process.
 
-    A waiter waits *patience_s* seconds for others, in this process or another, then loads on its own;
-    a lease of another process is looked at every *retry_s* seconds.  *clock* is monotonic.
+    A waiter waits at most *patience_s* seconds for others, in this process or another, then loads the record
+    itself; it checks for the result of another process every *retry_s* seconds.  *clock* is monotonic.
     """
 
     patience_s: float = 5.0
@@ -73,7 +73,7 @@ class SingleFlight:
             return load, load.join()
 
     def finish(self, key: str) -> None:
-        """End the load of *key*; who comes from now on begins the next one."""
+        """End the load of *key*; the next reader begins a new one."""
         with self._lock:
             load = self._loads.pop(key)
         load.finished.set()

@@ -1,4 +1,4 @@
-"""Invalidation by pattern: for operators and rare changes; what changes often has keys or tags."""
+"""Invalidation by pattern, for operators and rare changes; use keys or tags for frequent ones."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Final, cast
 from authsvc.cache.keys import Space, Wildcard
 from authsvc.cache.redis.client import CacheClient, each_server
 
-#: How many keys one step looks at, and at most unlinks: so long do others wait for the server.
+#: Keys per step. The server answers no other client during a step, so steps are short.
 STEP_KEYS: Final = 500
 
 
 def pattern_drop(client: CacheClient, space: Space, *pieces: str | Wildcard) -> int:
     """
-    Invalidate the records of *space* whose ids read like *pieces*; return how many there were.
+    Invalidate the records of *space* whose ids match *pieces*; return their number.
 
-    ``pattern_drop(client, space, "tech7:", ANY)`` drops what begins with ``tech7:``, and without pieces
-    everything goes.  An id so long that its key holds its hash is found by ANY alone.  Leases go first, in a
-    scan of their own: who took one before the change that this follows cannot store any more.  Many short
-    steps; raises CacheUnavailable, and may then be called again.
+    ``pattern_drop(client, space, "tech7:", ANY)`` drops ids that begin with ``tech7:``; without pieces all
+    are dropped. An id that is so long that its key contains a hash matches only ANY.  Leases are deleted
+    first, in their own scan: readers that took a lease before the change cannot store any more. Works in many
+    short steps; raises CacheUnavailable, and may then be called again.
     """
     pattern = space.pattern(*pieces)
     leases = space.lease_pattern(*pieces)
@@ -34,7 +34,7 @@ def _sweep(server: CacheClient, pattern: str) -> int:
         reply = server.call("SCAN", cursor, "MATCH", pattern, "COUNT", STEP_KEYS)
         cursor, found = cast("tuple[bytes, list[bytes]]", reply)
         if found:
-            # One command for each key: on a cluster they lie in different slots.
+            # One command for each key: on a cluster they are in different slots.
             unlinked = server.pipeline([("UNLINK", key) for key in found]).values
             dropped += sum(cast("list[int]", unlinked))
         if cursor == b"0":

@@ -1,1 +1,1 @@
-"""Redis' types with JSON in them: values, hashes, lists, sets and counters, each with a life of its own."""
+"""Redis' types with JSON values: values, hashes, lists, sets and counters, each key with an expiry."""

@@ -1,4 +1,4 @@
-"""Hashes, lists and sets of JSON values; a key that comes into being has a life from the same step on."""
+"""Hashes, lists and sets of JSON values; a new key gets its expiry in the same step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from authsvc.cache.redis.connections import Argument
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Collection:
-    """See the subclasses.  All raise CacheUnavailable, or CacheMisuse where a key holds another type."""
+    """See the subclasses. All raise CacheUnavailable, or CacheMisuse if a key has another type."""
 
     client: CacheClient
     space: Space
@@ -47,7 +47,7 @@ class Hashes(_Collection):
         return self._reading.value(cast("bytes | None", raw))
 
     def get_all(self, ident: str) -> dict[str, Json]:
-        """Return all fields that decode; none of a hash that is not there."""
+        """Return all fields that can be decoded; empty for a missing hash."""
         flat = self.client.call("HGETALL", self.space.key(ident))
         # RESP3 has a type for it, RESP2 a list of names and values.
         pairs = flat.items() if isinstance(flat, dict) else _pairs(cast("list[bytes]", flat))
@@ -56,58 +56,58 @@ class Hashes(_Collection):
         return {name: value for name, value in values.items() if not isinstance(value, Missing)}
 
     def set(self, ident: str, fields: Mapping[str, Json]) -> None:
-        """Set *fields*, at least one; the others stay."""
+        """Set *fields*, at least one; other fields are kept."""
         words: list[Argument] = []
         for name, value in fields.items():
             words += (name, to_json(value))
         self._grown.run(ident, "HSET", *words)
 
     def remove(self, ident: str, *names: str) -> int:
-        """Remove fields and return how many there were."""
+        """Remove fields; returns the number removed."""
         return cast("int", self.client.call("HDEL", self.space.key(ident), *names))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lists(_Collection):
-    """JSON values in an order."""
+    """Ordered JSON values."""
 
     def append(self, ident: str, *values: Json) -> int:
         """Add *values* at the end and return the length."""
         return cast("int", self._grown.run(ident, "RPUSH", *map(to_json, values)))
 
     def pop(self, ident: str) -> Json | Missing:
-        """Take the first, or MISSING; never sent twice, so that none is lost twice."""
+        """Take the first, or MISSING; never sent again after an error, which could take two."""
         return self._reading.value(cast("bytes | None", self.client.call("LPOP", self.space.key(ident))))
 
     def range(self, ident: str, first: int = 0, last: int = -1) -> list[Json]:
-        """Return those from *first* to *last*, both included; negative ones count from the end."""
+        """Return the values from *first* to *last*, inclusive; negative indexes count from the end."""
         raws = self.client.call("LRANGE", self.space.key(ident), first, last)
         return self._reading.values(cast("list[bytes]", raws))
 
     def length(self, ident: str) -> int:
-        """Return how many there are."""
+        """Return the number of values."""
         return cast("int", self.client.call("LLEN", self.space.key(ident)))
 
     def keep(self, ident: str, newest: int) -> None:
-        """Keep the last *newest* alone."""
+        """Keep only the last *newest* values."""
         self.client.call("LTRIM", self.space.key(ident), -newest, -1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sets(_Collection):
-    """JSON values without order or repetition; equal if they are written alike, keys sorted."""
+    """Unordered distinct JSON values; two are equal if their canonical texts are."""
 
     def add(self, ident: str, *values: Json) -> int:
-        """Add *values* and return how many were new."""
+        """Add *values*; returns how many were new."""
         return cast("int", self._grown.run(ident, "SADD", *map(_canonical, values)))
 
     def remove(self, ident: str, *values: Json) -> int:
-        """Remove *values* and return how many there were."""
+        """Remove *values*; returns how many were removed."""
         return cast("int", self.client.call("SREM", self.space.key(ident), *map(_canonical, values)))
 
     def members(self, ident: str) -> list[Json]:
-        """Return all that decode, in no order."""
-        # RESP3's sets arrive as lists; SMEMBERS of what is not there is empty.
+        """Return all values that can be decoded, unordered."""
+        # RESP3 sets arrive as lists; SMEMBERS of a missing key is empty.
         raws = self.client.call("SMEMBERS", self.space.key(ident))
         return self._reading.values(cast("list[bytes]", raws))
 
@@ -116,16 +116,16 @@ class Sets(_Collection):
         return bool(self.client.call("SISMEMBER", self.space.key(ident), _canonical(value)))
 
     def size(self, ident: str) -> int:
-        """Return how many there are."""
+        """Return the number of values."""
         return cast("int", self.client.call("SCARD", self.space.key(ident)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counters(_Collection):
-    """Whole numbers; the first change gives the key its life, in the same step."""
+    """Integers; the first change sets the expiry of the key in the same step."""
 
     def increment(self, ident: str, by: int = 1) -> int:
-        """Add *by* and return the sum; never sent twice, so that nothing counts twice."""
+        """Add *by* and return the sum; never sent again after an error, which could count twice."""
         return cast("int", self._grown.run(ident, "INCRBY", by))
 
     def decrement(self, ident: str, by: int = 1) -> int:

@@ -1,4 +1,4 @@
-"""What all types share: the key, its life, JSON, and the count of what was found."""
+"""Shared by all types: key, expiry, JSON, and the counts of lookups."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ MOST_ARGUMENTS: Final = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keys:
-    """The keys of one space, whatever lies under them.  All raise CacheUnavailable."""
+    """The keys of one space, of any type. All methods raise CacheUnavailable."""
 
     client: CacheClient
     space: Space
 
     def delete(self, *idents: str) -> int:
-        """Delete *idents* and return how many there were."""
+        """Delete *idents*; returns how many existed."""
         replies = self.client.pipeline([("UNLINK", self.space.key(ident)) for ident in idents]).values
         return sum(cast("list[int]", replies))
 
     def exists(self, ident: str) -> bool:
-        """Return whether there is anything."""
+        """Return whether the key exists."""
         return bool(self.client.call("EXISTS", self.space.key(ident)))
 
     def ttl_s(self, ident: str) -> float | Missing:
-        """Return the seconds left to live, MISSING where there is nothing; infinite for a foreign key."""
+        """Return the seconds left to live; MISSING for a missing key, infinite for a key without expiry."""
         left_ms = cast("int", self.client.call("PTTL", self.space.key(ident)))
         if left_ms == -2:  # noqa: PLR2004 what Redis says
             return MISSING
         return left_ms / 1000 if left_ms >= 0 else float("inf")
 
     def expire(self, ident: str, ttl_s: float) -> bool:
-        """Give *ident* another *ttl_s* seconds; False where there is nothing."""
+        """Set the remaining life of *ident* to *ttl_s* seconds; False if the key does not exist."""
         return bool(self.client.call("PEXPIRE", self.space.key(ident), milliseconds(ttl_s)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grown:
-    """Runs commands that may create a key, which then has a life from the same step on."""
+    """Runs commands that may create a key, which then gets its expiry in the same step."""
 
     client: CacheClient
     space: Space
@@ -64,19 +64,19 @@ class Grown:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """Decodes what was stored, and tells *events* what became of each look."""
+    """Decodes stored values, and reports each lookup to *events*."""
 
     space: Space
     events: CacheEvents
 
     def value(self, raw: bytes | None) -> Json | Missing:
-        """Return the value in *raw*; MISSING where there is none, or none that decodes."""
+        """Return the value in *raw*; MISSING if there is none, or if it cannot be decoded."""
         value: Json | Missing = MISSING if raw is None else from_json(raw)
         self.tell(value, was_there=raw is not None)
         return value
 
     def values(self, raws: Iterable[bytes]) -> list[Json]:
-        """Return the values that decode."""
+        """Return the values that can be decoded."""
         values = [self.value(raw) for raw in raws]
         return [value for value in values if not isinstance(value, Missing)]
 
@@ -87,7 +87,7 @@ class Reading:
 
 
 def milliseconds(seconds: float) -> int:
-    """Return *seconds* as Redis takes them; raises ValueError for what would delete at once."""
+    """Return *seconds* in milliseconds for Redis; raises ValueError for what would delete the key at once."""
     if seconds <= 0:
-        raise ValueError("a life is longer than nothing")
+        raise ValueError("an expiry must be longer than 0 s")
     return max(1, round(seconds * 1000))

@@ -1,4 +1,4 @@
-"""JSON values under keys: get, set, for one and for many."""
+"""JSON values: get and set, one or many."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _VALUE = "value"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Values:
     """
-    Any JSON value, also null, false and nothing; stored with its id and *schema*, which are checked.
+    Any JSON value, including null, false and empty ones; stored with its id and *schema*, which are checked.
 
-    What does not decode, or belongs to another id or schema, is MISSING and counted in *events*.  Longer
-    than *pack_over_bytes* is compressed.  All raise CacheUnavailable.
+    A value that cannot be decoded, or has another id or schema, is MISSING and counted in *events*. Texts
+    longer than *pack_over_bytes* are compressed.  All raise CacheUnavailable.
     """
 
     client: CacheClient
@@ -40,7 +40,7 @@ class Values:
         return self.get_many((ident,)).get(ident, MISSING)
 
     def get_many(self, idents: Iterable[str]) -> dict[str, Json]:
-        """Return the values that are there; one MGET."""
+        """Return the existing values; one MGET."""
         wanted = list(dict.fromkeys(idents))
         if not wanted:
             return {}
@@ -49,7 +49,7 @@ class Values:
         return {ident: value for ident, value in looks.items() if not isinstance(value, Missing)}
 
     def set(self, ident: str, value: Json, *, ttl_s: float | None = None) -> None:
-        """Store *value* for *ttl_s* seconds (None: as long as the space says)."""
+        """Store *value* for *ttl_s* seconds (None: the expiry of the space)."""
         self.set_many({ident: value}, ttl_s=ttl_s)
 
     def set_many(self, values: Mapping[str, Json], *, ttl_s: float | None = None) -> None:
@@ -58,7 +58,7 @@ class Values:
         self.client.pipeline([self._command(ident, value, life_ms) for ident, value in values.items()])
 
     def add(self, ident: str, value: Json, *, ttl_s: float | None = None) -> bool:
-        """Store *value* if there is nothing yet; False otherwise."""
+        """Store *value* if the key does not exist; else returns False."""
         life_ms = milliseconds(self.space.ttl_s if ttl_s is None else ttl_s)
         return self.client.call(*self._command(ident, value, life_ms), "NX") is not None
 

@@ -1,1 +1,1 @@
-"""How Redis is reached: one gateway, its connections, and the servers: one, Sentinel or Cluster."""
+"""Access to Redis: the client, its connections, and the servers (single, Sentinel or Cluster)."""

@@ -1,10 +1,9 @@
 """
-The one gateway to Redis.
+The client through which all calls to Redis go.
 
 Every call asks the circuit breaker first, takes a connection from a bounded pool, has a deadline and is sent
-once; where the connection turns out to be closed, reads that change nothing are sent a second time, and so is
-a request of which certainly nothing was sent.  Driver errors leave as :class:`CacheUnavailable` or
-:class:`CacheMisuse`.
+once. If the connection turns out to be closed, a read is sent again, and so is a request of which certainly
+nothing was sent.  Driver errors are raised as :class:`CacheUnavailable` or :class:`CacheMisuse`.
 
 Replies are Redis' own, undecoded: bytes, int, None, lists.  Make a client per process, after the fork.
 """
@@ -37,12 +36,12 @@ __all__ = ["CacheClient", "CacheEvents", "Command", "Script", "Stamped", "each_s
 
 V = TypeVar("V")
 
-#: Commands that change nothing and may be sent again when the connection broke under them.
+#: Commands that change nothing, and may be sent again after their connection broke.
 REPEATABLE: Final = frozenset({"GET", "MGET", "EXISTS", "TTL", "PTTL"})
 
-# As replies to a command: the server is up and answers at once, it only refuses writes, or this one
-# command, which is no reason to stop reading from it.  (A refused log-in is DENIED too, and no reply.)
-# READONLY counts against the server, since after a failover it may be the wrong one.
+# Error replies that the breaker does not count: the server is up and only refuses writes or this command, so
+# reads may go on. (A refused login is DENIED as well, but not a reply.) READONLY is counted: after a failover
+# the server may be the wrong one.
 _ANSWERED: Final = frozenset(
     {Reason.OOM, Reason.MISCONF, Reason.NOREPLICAS, Reason.DENIED, Reason.UNSUPPORTED}
 )
@@ -72,8 +71,8 @@ class CacheClient:
 
     *pool* comes from :func:`~authsvc.cache.redis.connections.bounded_pool`, or is any redis-py pool of
     :func:`~authsvc.cache.redis.connections.stamped` connections.  *clock* is monotonic, in seconds.
-    Every method raises CacheUnavailable or CacheMisuse; with *misuse_is_outage* CacheUnavailable alone, for
-    a service that must answer whatever Redis says.  ``on_operation`` hears of ``misuse`` all the same.
+    Every method raises CacheUnavailable or CacheMisuse; with *misuse_is_outage* only CacheUnavailable, for a
+    service that must answer whatever Redis replies. ``on_operation`` is still called with ``misuse``.
     """
 
     def __init__(
@@ -86,9 +85,9 @@ class CacheClient:
         misuse_is_outage: bool = False,
     ) -> None:
         self._is_suspended = False
-        #: What carries the commands: one server or several.
+        #: The link to the servers: one or several.
         self.link: Link = _link(pool)
-        #: Generations, suspicion and filling of the pool.
+        #: The connections: their generations, renewal and filling of the pool.
         self.connections = self.link.connections
         self._breaker = breaker
         self._clock = clock
@@ -103,7 +102,7 @@ class CacheClient:
         """
         Send *commands* in one round trip, in order but not atomically, and return their replies.
 
-        All are carried out, also behind one that fails; then the first error is raised.  On a cluster the
+        All are executed, even after one that fails; then the first error is raised.  On a cluster the
         order holds among the commands of one slot, and each server is one round trip, all at once.
         """
         repeatable = all(command[0] in REPEATABLE for command in commands)
@@ -113,14 +112,14 @@ class CacheClient:
         """
         Send *commands* in one round trip, in order but not atomically.
 
-        What the server refused has an error in the place of its reply.
+        For a command that the server refused, the reply is the error.
         """
         repeatable = all(command[0] in REPEATABLE for command in commands)
         answers, generation = self._run(
             "pipeline", lambda: self.link.exchange_each(commands, repeatable=repeatable)
         )
         if any(isinstance(answer, ReadOnlyError) for answer in answers):
-            self.connections.suspect()  # after a failover it may be the wrong server
+            self.connections.suspect()  # after a failover this may be the wrong server
         return Stamped([self._told(answer) for answer in answers], generation)
 
     def _told(self, answer: Reply | ResponseError) -> Reply | CacheError:
@@ -128,9 +127,8 @@ class CacheClient:
 
     def at(self, key: str) -> CacheClient:
         """
-        Return a client of the server that owns *key* now; it goes to no other, and has a breaker of its own.
-
-        Of one server alone it is this client.
+        Return a client of the server that owns *key* now. It uses no other server, and has its own breaker.
+        For a single server it is this client.
         """
         try:
             link = self.link.at(key)
@@ -156,25 +154,27 @@ class CacheClient:
 
     @property
     def state(self) -> State:
-        """Return the breaker's state; open, too, while nothing may be sent, to all servers or to one."""
+        """
+        Return the breaker's state; also open while suspended, or while the breaker of some server is open.
+        """
         return State.OPEN if self._is_suspended or not self.link.is_closed else self._breaker.state
 
     @property
     def may_ask(self) -> bool:
-        """True while nothing keeps calls from all servers; one of them may have its breaker open."""
+        """True unless calls to all servers are refused; the breaker of a single server may be open."""
         return not self._is_suspended and self._breaker.state is State.CLOSED
 
     @property
     def is_steady(self) -> bool:
-        """False while recent calls failed: a caller that can do without Redis should not try it now."""
+        """False after recent failures: a caller that can do without Redis should not try it now."""
         return self._breaker.is_steady and self.link.is_steady
 
     def ping(self) -> None:
-        """Return if Redis answers."""
+        """Return once Redis has answered."""
         self.call("PING")
 
     def info(self, section: str) -> dict[str, str] | None:
-        """Return INFO's fields of *section*; None where an ACL denies it or the server has no INFO."""
+        """Return INFO's fields of *section*; None if an ACL denies it or the server has no INFO."""
         try:
             text = self.call("INFO", section)
         except CacheUnavailable as error:
@@ -184,13 +184,13 @@ class CacheClient:
         return _fields(text) if isinstance(text, bytes) else None
 
     def suspend(self) -> None:
-        """Send nothing until :meth:`resume`, whatever the breaker says, and close what is open now."""
+        """Send nothing until :meth:`resume`, whatever the breaker's state, and close all connections."""
         self._is_suspended = True
         self._breaker.open()
         self.connections.suspect()
 
     def resume(self) -> None:
-        """Send again; the breaker probes first, as after an outage."""
+        """Allow calls again; the breaker probes first, as after an outage."""
         self._is_suspended = False
 
     def close(self) -> None:
@@ -227,7 +227,7 @@ class CacheClient:
         return CacheUnavailable(Reason.OTHER) if is_misuse and self._misuse_is_outage else refusal
 
     def _judge(self, permit: Permit, refusal: CacheError, error: RedisError) -> None:
-        if isinstance(error, ServerFailed):  # which its own breaker has heard of
+        if isinstance(error, ServerFailed):  # counted by the breaker of that server
             self._breaker.withdrawn(permit)
             return
         reason = refusal.reason if isinstance(refusal, CacheUnavailable) else None
@@ -238,8 +238,8 @@ class CacheClient:
             self._breaker.succeeded(permit)
             return
         self._breaker.failed(permit)
-        # The idle connections may be as broken as those whose failures opened the breaker, and READONLY hints
-        # at a failover: each is made anew before its next use.
+        # Idle connections may be broken, like those whose failures opened the breaker, and READONLY suggests
+        # a failover: remake each before its next use.
         if reason is Reason.READONLY or self._breaker.state is State.OPEN:
             self.connections.suspect()
 

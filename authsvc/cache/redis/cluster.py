@@ -1,8 +1,8 @@
 """
 A cluster behind one link: each command goes to the server that owns its key's slot.
 
-Topology and slot map are redis-py's (``NodesManager``); its cluster client and pipelines are not used:
-a pipeline of theirs refuses scripts, and neither tells over which connection an answer came.  Here the
+Topology and slot map are redis-py's (``NodesManager``); its cluster client and pipelines are not used: the
+pipelines refuse scripts, and neither shows over which connection a reply came.  Here the
 commands of one exchange are sent to all servers concerned before any reply is read.
 """
 
@@ -29,7 +29,7 @@ from authsvc.cache.redis.topology import ClusterFleet, Topology
 
 V = TypeVar("V")
 
-#: Commands without a key: any server will do.
+#: Commands without a key: any server can execute them.
 _KEYLESS: Final = frozenset(
     {
         "PING",
@@ -47,7 +47,7 @@ _KEYLESS: Final = frozenset(
     }
 )
 _SCRIPTS: Final = frozenset({"EVAL", "EVAL_RO", "EVALSHA", "FCALL", "FCALL_RO"})
-#: How often one command is sent on to where its slot has moved.
+#: How often one command follows redirections.
 _REDIRECTIONS: Final = 3
 
 
@@ -56,8 +56,8 @@ class ClusterServers:
     A link to a cluster; connects when it is first used.
 
     All keys of one command must share a slot, except those of MGET, which is split.  After a broken
-    connection or a moved slot the map is read anew.  With *breaker_of* each server has a circuit breaker of
-    its own, made by its name: one that is gone costs nothing but its own keys.
+    connection or a moved slot the map is read again. With *breaker_of*, each server has its own circuit
+    breaker, made for its name: the loss of one server affects only its own keys.
     """
 
     name = ""
@@ -87,7 +87,10 @@ class ClusterServers:
         return Stamped(cast("list[bytes | None]", replies[0]), generation)
 
     def exchange(self, commands: Sequence[Command], *, repeatable: bool) -> Stamped[Reply]:
-        """Send each command where its key lives; what must not be repeated is sent again only if refused."""
+        """
+        Send each command to the owner of its key. A command that must not be repeated is sent again only if
+        it was refused.
+        """
         try:
             return self._exchange(commands)
         except RedisError as failure:
@@ -96,7 +99,7 @@ class ClusterServers:
         return self._exchange(commands)
 
     def _is_worth_another(self, failure: RedisError, *, repeatable: bool) -> bool:
-        """True if *failure* is a broken connection, which says nothing of the next; the map is doubted."""
+        """True if *failure* is a broken connection: another may work. Marks the slot map as outdated."""
         error = failure.error if isinstance(failure, ServerFailed) else failure
         is_connection = isinstance(error, DriverConnectionError) and not is_exhaustion(error)
         if is_connection or isinstance(error, ReadOnlyError):
@@ -106,7 +109,7 @@ class ClusterServers:
     def exchange_each(
         self, commands: Sequence[Command], *, repeatable: bool
     ) -> Stamped[Reply | ResponseError]:
-        """Send each command where its key lives; a refusal takes the place of the reply."""
+        """Send each command to the owner of its key; for a refused command, the reply is the error."""
         try:
             return self._exchange_each(commands)
         except RedisError as failure:
@@ -121,7 +124,7 @@ class ClusterServers:
         return Stamped([_answer(one) for one in pending], generation)
 
     def at(self, key: str) -> Link:
-        """Return a link to the server that owns *key* now, which goes to no other."""
+        """Return a link to the server that owns *key* now; it uses no other server."""
         name = self._topology.owner(key.encode()).name
         with self._making:
             if name not in self._owners:
@@ -141,12 +144,12 @@ class ClusterServers:
         return [_Primary(self, node) for node in self._topology.primaries()]
 
     def vouches(self, marker_key: str, keys: Sequence[str]) -> bool:
-        """Only the keys in the marker's own slot are lost together with it."""
+        """True for keys in the marker's own slot: only they are lost together with it."""
         slot = key_slot(marker_key.encode())
         return all(key_slot(key.encode()) == slot for key in keys)
 
     def exchange_at(self, node: ClusterNode, commands: Sequence[Command]) -> Stamped[Reply]:
-        """Send *commands* to *node* whatever their keys are."""
+        """Send *commands* to *node*, whatever their keys."""
         return self._carry([Pending(command, node) for command in commands])
 
     def _exchange(self, commands: Sequence[Command]) -> Stamped[Reply]:
@@ -162,9 +165,9 @@ class ClusterServers:
 
     def _rounds(self, flat: Sequence[Pending]) -> int:
         """
-        Send, and send on what was redirected; returns the highest generation of what was answered.
+        Send, and follow redirections; returns the highest generation among the replies.
 
-        Who only redirected answered nothing: its generation would vouch for another server's values.
+        A server that only redirected is left out: its generation must not vouch for values of another server.
         """
         self._round(flat)
         for _ in range(_REDIRECTIONS):
@@ -182,7 +185,7 @@ class ClusterServers:
         for one in flat:
             by_node.setdefault(one.node.name, []).append(one)
         with ExitStack() as borrowed:
-            # In the same order always: else two threads could each hold the last connection that the other
+            # Always in the same order: otherwise two threads could each hold the connection that the other
             # needs.
             talks = [self._talk(borrowed, pending) for _, pending in sorted(by_node.items())]
             converse(talks)
@@ -191,7 +194,7 @@ class ClusterServers:
                 raise self._told(talk.error)
 
     def _talk(self, borrowed: ExitStack, pending: Sequence[Pending]) -> Talk:
-        """Begin to talk with the server of *pending*."""
+        """Start the exchange with the server of *pending*."""
         node = pending[0].node
         talk = Talk(self._topology.connections(node), pending, self._breaker(node.name))
         talk.begin(borrowed)
@@ -206,7 +209,7 @@ class ClusterServers:
             return self._breakers[name]
 
     def _told(self, error: RedisError) -> RedisError:
-        """Return *error* as one of a single server, where that has a circuit breaker of its own."""
+        """Return *error* as ServerFailed if the server has its own circuit breaker."""
         return error if self._breaker_of is None else ServerFailed(error)
 
     def _redirect(self, one: Pending, refusal: AskError) -> None:
@@ -233,7 +236,7 @@ class ClusterServers:
 
 @dataclass(frozen=True, slots=True)
 class _Primary:
-    """One primary of a cluster, for what is asked of each: SCAN, DBSIZE, INFO."""
+    """One primary of a cluster, for commands that are sent to each: SCAN, DBSIZE, INFO."""
 
     cluster: ClusterServers
     node: ClusterNode
@@ -242,12 +245,12 @@ class _Primary:
 
     @property
     def name(self) -> str:
-        """As the cluster calls it."""
+        """Its name in the cluster."""
         return str(self.node.name)
 
     @property
     def connections(self) -> ClusterFleet:
-        """Those of the whole cluster."""
+        """The connections of the whole cluster."""
         return self.cluster.connections
 
     @property
@@ -279,11 +282,11 @@ class _Primary:
         return self.cluster.mget(keys)
 
     def exchange(self, commands: Sequence[Command], *, repeatable: bool) -> Stamped[Reply]:  # noqa: ARG002 a link's
-        """Without a key: here; with one: here too, or where the slot has moved."""
+        """Send commands to this server; those with a key follow redirections."""
         return self.cluster.exchange_at(self.node, commands)
 
     def servers(self) -> list[Link]:
-        """This one."""
+        """Only this server."""
         return [self]
 
     def vouches(self, marker_key: str, keys: Sequence[str]) -> bool:
@@ -292,7 +295,10 @@ class _Primary:
 
 
 class _Owner(SingleServer):
-    """The server that owns some slots now, for whoever must know who answers: it is never redirected."""
+    """
+    The server that owns some slots now, for callers that must know which server answers: never follows
+    redirections.
+    """
 
     may_change_roles = True
 
@@ -304,7 +310,7 @@ class _Owner(SingleServer):
     def exchange_each(
         self, commands: Sequence[Command], *, repeatable: bool
     ) -> Stamped[Reply | ResponseError]:
-        """As one server does; whatever it owns no longer is refused."""
+        """As a single server does; commands for slots that it does not own any more are refused."""
         answers = super().exchange_each(commands, repeatable=repeatable)
         if any(isinstance(answer, MovedError) for answer in answers.values):
             self._topology.doubt()
@@ -319,7 +325,7 @@ class _Owner(SingleServer):
 
 
 def _joined(split: Pending) -> Reply:
-    """Return the values of an MGET that was split, in the order it was asked in."""
+    """Return the values of a split MGET, in the order of the request."""
     found: dict[object, Reply] = {}
     for part in split.parts:
         found |= dict(zip(part.command[1:], cast("list[Reply]", part.reply), strict=True))
@@ -327,7 +333,7 @@ def _joined(split: Pending) -> Reply:
 
 
 def _answer(one: Pending) -> Reply | ResponseError:
-    """Return the reply, or the refusal of the command or of a part of it."""
+    """Return the reply, or the error of the command or of a part of it."""
     refusals = [part.refusal for part in (one.parts or [one]) if part.refusal is not None]
     if refusals:
         return refusals[0]

@@ -1,12 +1,12 @@
 """
 Connections to one Redis: deadlines, a bounded pool, and a generation stamp on each connection.
 
-The stamp is a number that rises with every connection made or remade.  Whoever compared Redis with
-the truth at generation *g* may go on trusting the connections up to *g*; one with a higher stamp may
-lead to another server, or to the same one with other data, and says so.
+The stamp is a number that rises with every connection made or remade. After a comparison of Redis with SQL at
+generation *g*, connections up to *g* can be trusted. One with a higher stamp may lead to another server, or
+to the same server with other data.
 
-Pools are made per process, after the fork: a connection shared across a fork answers one process
-with the other's data.
+Pools are made per process, after the fork: processes that share a connection would receive each other's
+replies.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Reply: TypeAlias = "bytes | int | float | bool | list[Reply] | dict[Reply, Reply
 
 
 class Wire(Protocol):
-    """What is used of a redis-py connection."""
+    """The part of a redis-py connection that is used here."""
 
     generation: int
     idle_s: float
@@ -52,7 +52,7 @@ class Wire(Protocol):
 
 
 class Pool(Protocol):
-    """What is used of a redis-py connection pool."""
+    """The part of a redis-py connection pool that is used here."""
 
     connection_class: type[Any]
     connection_kwargs: dict[str, Any]
@@ -66,10 +66,10 @@ class Pool(Protocol):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RedisAddress:
     """
-    The address of a Redis, and how we log in there.
+    The address of a Redis server, with the login.
 
-    TLS verifies the certificate and its name against the roots in the file *tls_ca*, else the system's;
-    *tls_certificate* and *tls_key* name the files of our own, where the server asks for one.
+    TLS verifies the certificate and its name with the roots in the file *tls_ca*, else with the system's;
+    *tls_certificate* and *tls_key* are the files of our own certificate, if the server requires one.
     """
 
     host: str
@@ -109,9 +109,9 @@ class Deadlines:
     """
     Seconds to connect, to wait for the next piece of a reply, and to wait for a free connection.
 
-    *total_s* is for all that follows one request, and for a handshake: a reply that arrives in many small
-    pieces would otherwise never be late.  A connection that was idle for *idle_s* has to answer a PING before
-    it is used: servers and balancers cut idle connections, and not all of them say so.
+    *total_s* limits the whole reply to a request, and a handshake: otherwise a reply in many small pieces
+    would never time out.  A connection that was idle for *idle_s* must answer a PING before it is used:
+    servers and load balancers drop idle connections, some without closing them.
     """
 
     connect_s: float = 0.25
@@ -122,29 +122,29 @@ class Deadlines:
 
 
 class Generations:
-    """Stamps that rise from *latest* on, for one pool or for several that must be told apart in time."""
+    """
+    Rising stamps after *latest*, for one pool or for several whose connections are counted in one order.
+    """
 
     def __init__(self, latest: int = 0) -> None:
         self.latest = latest
         self._lock = Lock()
 
     def next(self) -> int:
-        """Hand out the next stamp."""
+        """Return the next stamp."""
         with self._lock:
             self.latest += 1
             return self.latest
 
 
 class NothingSent(OSError):
-    """The connection was broken before the first byte of a request was sent."""
+    """The connection was broken, and no byte of the request was sent."""
 
 
 class _PatientSocket:
     """
-    A socket whose time-out is for all that is read after something was sent, *total_s* seconds.
-
-    The socket's own begins anew with each piece.  A time-out that is set here, as a subscriber does, is
-    for all that is read from then on.
+    A socket whose time-out, *total_s* seconds, covers the whole reply after a send. A plain socket's time-out
+    starts again with each piece. A time-out set here, as a subscriber does, covers all reads from then on.
     """
 
     def __init__(self, sock: socket.socket, total_s: float) -> None:
@@ -153,13 +153,15 @@ class _PatientSocket:
         self._piece_s = sock.gettimeout()
         self._ends_at_s = time.monotonic() + total_s
         self._has_sent = False
-        #: No read goes on past it, however the time-out is set meanwhile.
+        #: No read continues past this time, whatever time-out is set.
         self.last_moment_s = math.inf
-        #: Until then the deadline is not moved by what is sent.
+        #: Until then, sending does not move the deadline.
         self.is_shaking_hands = True
 
     def sendall(self, data: bytes) -> None:
-        """Send *data*; what is read from now on has a new deadline.  Raises NothingSent where it is sure."""
+        """
+        Send *data*; reads from now on have a new deadline. Raises NothingSent if certainly nothing was sent.
+        """
         if not self.is_shaking_hands:
             self._sock.settimeout(self._piece_s)
             self._ends_at_s = time.monotonic() + self._total_s
@@ -186,7 +188,7 @@ class _PatientSocket:
         return self._sock.recv(size, flags)
 
     def settimeout(self, seconds: float | None) -> None:
-        """Wait so long for all that is read next; None: without end, 0: not at all."""
+        """Set the time-out for all following reads; None: no limit, 0: do not wait."""
         self._ends_at_s = time.monotonic() + seconds if seconds else math.inf
         self._sock.settimeout(seconds)
 
@@ -203,7 +205,7 @@ class _PatientSocket:
 
 
 class _Stamping(AbstractConnection):
-    """A redis-py connection that gets a new generation whenever it is made."""
+    """A redis-py connection that gets a new generation whenever it connects."""
 
     generations: Generations
     announced_name: str | None
@@ -219,14 +221,14 @@ class _Stamping(AbstractConnection):
         return _PatientSocket(sock, self.total_s) if isinstance(sock, socket.socket) else sock
 
     def on_connect_check_health(self, check_health: bool = True) -> None:  # noqa: FBT001, FBT002 redis-py's
-        """Stamp, shake hands, say our name."""
-        # After the TCP connection is made, never before: a stamp taken first could be compared and
-        # trusted while the connection is still on its way to another server.
+        """Take a stamp, do the handshake, set the client's name."""
+        # Take the stamp after the TCP connection is made. A stamp taken earlier could be compared and trusted
+        # before the connection is established, maybe to another server.
         self.generation = self.generations.next()
         try:
             super().on_connect_check_health(check_health)
         except (ResponseError, AttributeError, TypeError) as error:
-            # The last two are the driver's own, where the reply to HELLO is none of HELLO's.
+            # The driver raises the last two if the reply to HELLO has an unexpected form.
             raise HandshakeRefused from error
         if self.announced_name:
             self._announce(self.announced_name)
@@ -234,12 +236,12 @@ class _Stamping(AbstractConnection):
             self._sock.is_shaking_hands = False
 
     def finish_within(self, seconds: float) -> None:
-        """Let no read last longer than *seconds* from now; for a subscriber, who waits without asking."""
+        """Limit all reads to *seconds* from now; for a subscriber, which reads without sending."""
         if isinstance(self._sock, _PatientSocket):
             self._sock.last_moment_s = time.monotonic() + seconds
 
     def _announce(self, name: str) -> None:
-        # For CLIENT LIST only; an ACL that denies it must not cost the connection.
+        # Only for CLIENT LIST; an ACL that denies it must not fail the connection.
         with suppress(ResponseError):
             self.send_command("CLIENT", "SETNAME", name, check_health=False)  # type: ignore[no-untyped-call]
             self.read_response()
@@ -252,7 +254,7 @@ def stamped(
     generations: Generations | None = None,
     deadlines: Deadlines | None = None,
 ) -> type[Any]:
-    """Return a subclass of redis-py's *connection_class* with a ``generation``, counted by *generations*."""
+    """Return a subclass of redis-py's *connection_class* with a ``generation`` from *generations*."""
     attributes = {
         "generations": generations or Generations(),
         "announced_name": client_name,
@@ -272,7 +274,7 @@ def bounded_pool(
     generations: Generations | None = None,
 ) -> Pool:
     """
-    Return a pool of at most *size* stamped connections that never retries; connects to nothing yet.
+    Return a pool of at most *size* stamped connections that never retries; opens none yet.
 
     Pools that share *generations* count their connections in one order.
     """
@@ -319,12 +321,12 @@ def socket_options(limits: Deadlines, protocol: Literal[2, 3]) -> dict[str, Any]
 
 
 def was_never_sent(error: RedisError) -> bool:
-    """Return whether *error* says for sure that nothing of its request left this process."""
+    """Return whether *error* proves that no byte of the request was sent."""
     return isinstance(error.__context__, NothingSent)
 
 
 class Connections:
-    """Hands out the connections of *pool*, which must be made of :func:`stamped` ones."""
+    """Hands out the connections of *pool*, whose class must come from :func:`stamped`."""
 
     def __init__(self, pool: Pool) -> None:
         if not issubclass(pool.connection_class, _Stamping):
@@ -339,7 +341,7 @@ class Connections:
         return self._generations.latest
 
     def suspect(self) -> None:
-        """Have every connection made so far closed and remade before its next use."""
+        """Have all existing connections closed and remade before their next use."""
         self._suspect_through = max(self._suspect_through, self._generations.latest)
 
     def acquire(self) -> Wire:
@@ -352,7 +354,7 @@ class Connections:
         return wire
 
     def release(self, wire: Wire) -> None:
-        """Give *wire* back; one that has become suspect is closed."""
+        """Return *wire* to the pool; closes it if it is suspect."""
         if wire.generation <= self._suspect_through:
             wire.disconnect()
         wire.released_at_s = time.monotonic()
@@ -362,12 +364,12 @@ class Connections:
         """
         Open (or remake) connections up to the pool's size, and return how many are open.
 
-        Best effort: stops at the first that cannot be had.  Meanwhile other threads wait for connections, so
-        call it at the start and after :meth:`suspect`, not in a request.
+        Best effort: stops at the first failure. Meanwhile other threads wait for connections, so call it at
+        the start and after :meth:`suspect`, not in a request.
         """
         held: list[Wire] = []
         try:
-            with suppress(RedisError):  # the number returned says it
+            with suppress(RedisError):  # the returned number shows it
                 for _ in range(self._pool.max_connections):
                     held.append(self.acquire())  # noqa: PERF401 what was taken before an error goes back
         finally:
@@ -376,12 +378,12 @@ class Connections:
         return len(held)
 
     def close(self) -> None:
-        """Close idle connections now and those in use when they come back."""
+        """Close idle connections now, and those in use when they are released."""
         self.suspect()
         self._pool.disconnect(inuse_connections=False)
 
     def _check(self, wire: Wire) -> None:
-        """Remake *wire* if it does not answer; the other idle connections were probably cut, too."""
+        """Remake *wire* if it does not answer; then the other idle connections are probably broken, too."""
         try:
             wire.send_command("PING")
             wire.read_response()

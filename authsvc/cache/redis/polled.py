@@ -1,9 +1,9 @@
 """
-Reads over one connection that a poller watches: for an event loop, which must never wait.
+Reads over one connection for an event loop, which must never block.
 
 Another thread makes the connection, with all that takes time (name resolution, TLS, log-in, asking
-Sentinels): :meth:`PolledReads.renew`.  The loop adopts it, sends one MGET at a time, and takes the reply when
-it is there.  After any error the loop closes the connection, and another thread makes a new one later.
+Sentinels): :meth:`PolledReads.renew`.  The loop adopts it, sends one MGET at a time, and reads the reply when
+it has arrived.  After any error the loop closes the connection, and another thread makes a new one later.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     import socket
 
 PIECE_BYTES: Final = 65_536
-#: After a connection that lived for less than this (seconds), the next one is not made at once.
+#: After a connection that lasted less than this (seconds), the next one is delayed.
 STABLE_S: Final = 5.0
-#: Between two connections that did not live long: from, up to (seconds), doubled each time.
+#: Delays after short-lived connections: first and longest (seconds), doubled each time.
 SHORTEST_PAUSE_S: Final = 1.0
 LONGEST_PAUSE_S: Final = 8.0
 
@@ -41,11 +41,10 @@ def is_available() -> bool:
 
 class PolledReads:
     """
-    MGETs over one connection made like those of *pool*, to be answered within ``read_s`` of *deadlines*.
-
-    All but :meth:`renew` and :meth:`wants_renewal` belongs to the thread of the loop.  *clock* is monotonic,
-    in seconds; *events* hears of each read that was answered.  With *takes_refusals* the values of an MGET
-    that is refused are None, as where its slot has moved; else the connection is closed.
+    MGETs over one connection made like those of *pool*, with ``read_s`` of *deadlines* as time limit. Only
+    the thread of the loop may use it, except :meth:`renew` and :meth:`wants_renewal`.  *clock* is monotonic,
+    in seconds; *events* is called for each read that was answered.  With *takes_refusals*, a refused MGET
+    (its slot has moved, for example) yields None for its values; without, the connection is closed.
     """
 
     def __init__(
@@ -73,7 +72,7 @@ class PolledReads:
         self._wire: Wire | None = None
         self._reader: Any = None
         self._unsent: bytes = b""
-        #: How many values each MGET under way is to be answered with, and the replies so far.
+        #: The expected number of values of each pending MGET, and the replies so far.
         self._wanted: Sequence[int] = ()
         self._replies: list[object] = []
         self._sent_at_s = 0.0
@@ -83,31 +82,33 @@ class PolledReads:
 
     @property
     def is_busy(self) -> bool:
-        """True while a read is to be answered."""
+        """True while a read is pending."""
         return bool(self._wanted)
 
     @property
     def due_s(self) -> float:
-        """When, on the clock, the read under way must have been answered."""
+        """The deadline of the pending read, on the clock."""
         return self._sent_at_s + self._deadline_s
 
     def wants_renewal(self) -> bool:
-        """True if there is no connection, and it is time to make one."""
+        """True if there is no connection, and one may be made now."""
         return self._wire is None and self._fresh is None and self._clock() >= self._renew_at_s
 
     def renew(self) -> None:
-        """Make a connection for the loop to adopt in place of its own; waits, and may not succeed."""
+        """Make a connection for the loop to adopt; blocks, and may fail."""
         wire: Wire = self._pool.connection_class(**self._pool.connection_kwargs)
         try:
             wire.connect()
-        except RedisError:  # told by those who ask Redis for an answer
+        except RedisError:  # other users of Redis report the outage
             self._put_off()
             return
         wire.bare_socket.settimeout(0)
         self._offer(wire)
 
     def adopt(self, is_trusted: Callable[[int], bool]) -> bool:
-        """Change to the connection made meanwhile, if *is_trusted* of its stamp; True if there is one now."""
+        """
+        Adopt the connection made meanwhile, if *is_trusted* accepts its stamp; True if there is one now.
+        """
         if self._fresh is not None and not self.is_busy and is_trusted(self._fresh.generation):
             self._disconnect()
             with self._handover:
@@ -119,31 +120,34 @@ class PolledReads:
         return self._wire is not None
 
     def send(self, request: bytes, *counts: int) -> None:
-        """Send *request*: MGETs that are answered with *counts* of values each; raises CacheUnavailable."""
+        """Send *request*: MGETs with *counts* as expected numbers of values; raises CacheUnavailable."""
         self._unsent, self._wanted, self._sent_at_s = request, counts, self._clock()
         self._replies = []
         self._send_rest()
 
     def receive(self) -> Sequence[bytes | None] | None:
-        """All values once they are there, None before; first sends the rest.  Raises CacheUnavailable."""
+        """
+        The values if all have arrived, else None; first sends the rest of the request. Raises
+        CacheUnavailable.
+        """
         if self.has_unsent:
             self._send_rest()
         sock = self._connected()
         try:
             while not self._is_answered():
                 piece = sock.recv(PIECE_BYTES)
-                # Redis sends nothing without a request: unexpected bytes would be taken for the next answer.
+                # Redis sends nothing unrequested: extra bytes would be read as the next reply.
                 if not piece or not self._wanted:
                     self._fail(Reason.REFUSED)
                 self._reader.feed(piece)
         except _NOT_NOW:
             return None
-        except OSError as error:  # the reader's errors are ConnectionErrors, too
+        except OSError as error:  # the errors of the parser are ConnectionErrors, too
             self._fail(Reason.REFUSED, error)
         return self._checked()
 
     def abandon(self, reason: Reason = Reason.TIMEOUT) -> None:
-        """Close the connection: its read was not answered in time, or not usefully."""
+        """Close the connection after a late or unusable reply."""
         if self.is_busy:
             self._on_operation("mget", self._clock() - self._sent_at_s, reason)
         if self._wire is not None:
@@ -152,12 +156,12 @@ class PolledReads:
         self._disconnect()
 
     def close(self) -> None:
-        """Let go of all connections, for good."""
+        """Close all connections; nothing can be read afterwards."""
         self._disconnect()
         self._offer(None)
 
     def _is_answered(self) -> bool:
-        """True if all replies are there; False, too, where nothing was asked."""
+        """True if all replies have arrived; False if no read is pending."""
         while self._wanted and len(self._replies) < len(self._wanted):
             reply = self._reader.gets()
             if reply is _INCOMPLETE:
@@ -219,20 +223,20 @@ class PolledReads:
 
 class PolledFleet:
     """
-    The polled reads of all servers, each made by *make* when its name is first asked for.
+    The polled reads of all servers; *make* makes each when its name is first used.
 
-    A read of several servers is under way until the last of them has answered.
+    A read from several servers is pending until the last of them has answered.
     """
 
     def __init__(self, make: Callable[[str], PolledReads]) -> None:
         self._make = make
         self._making = Lock()
         self._by_name: dict[str, PolledReads] = {}
-        #: Those of all servers so far.
+        #: The reads of all servers used so far.
         self.all: tuple[PolledReads, ...] = ()
 
     def at(self, name: str) -> PolledReads:
-        """Those of the server called *name*."""
+        """The reads of the server called *name*."""
         return self._by_name.get(name) or self._made(name)
 
     @property
@@ -242,7 +246,7 @@ class PolledFleet:
 
     @property
     def due_s(self) -> float:
-        """When, on the clock, the reads under way must have been answered."""
+        """The earliest deadline of the pending reads, on the clock."""
         return min((reads.due_s for reads in self.all if reads.is_busy), default=0.0)
 
     def abandon(self) -> None:
@@ -252,7 +256,7 @@ class PolledFleet:
                 reads.abandon()
 
     def close(self) -> None:
-        """Let go of all connections, for good."""
+        """Close all connections; nothing can be read afterwards."""
         for reads in self.all:
             reads.close()
 

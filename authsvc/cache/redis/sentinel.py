@@ -1,4 +1,4 @@
-"""The primary of a service, as its Sentinels name it whenever a connection is made."""
+"""Connections to the primary that the Sentinels name at the time of connecting."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from authsvc.cache.redis.tls import SentinelTlsConnection, TlsConnection
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SentinelAddress:
     """
-    Where the Sentinels are, as (host, port), and what their service is called.
+    The Sentinels, as (host, port), and the name of their service.
 
-    *redis* says how to log in to the servers of the service; its host and port do not matter.  The
-    Sentinels have a password of their own, and TLS where the servers have it.
+    *redis* has the login to the servers of the service; its host and port are not used. The Sentinels have
+    their own password, and use TLS if the servers do.
     """
 
     sentinels: tuple[tuple[str, int], ...]
@@ -52,8 +52,8 @@ def sentinel_pool(
     """
     Return a pool like :func:`~authsvc.cache.redis.connections.bounded_pool`, to the primary of the moment.
 
-    A failover breaks the connections; those made afterwards lead to the new primary and have a stamp of their
-    own, so that whoever compared the old primary with SQL notices the change.
+    A failover breaks the connections; later ones lead to the new primary and have higher stamps, so that a
+    comparison of the old primary with SQL does not cover them.
     """
     limits = deadlines or Deadlines()
     connection_class = SentinelTlsConnection if address.redis.tls else SentinelManagedConnection
@@ -72,9 +72,9 @@ def sentinel_pool(
 
 class _Primary:
     """
-    What redis-py's Sentinel-managed connections ask of their pool.
+    The part of a pool that redis-py's Sentinel-managed connections use.
 
-    Its own SentinelConnectionPool does not wait for a free connection, and bounds nothing by default.
+    redis-py's SentinelConnectionPool does not wait for a free connection, and has no bound by default.
     """
 
     is_master = True
@@ -102,7 +102,7 @@ class _Primary:
                 sentinel.connection_pool.connection_class = TlsConnection
 
     def get_master_address(self) -> tuple[str, int]:
-        """Ask the Sentinels in turn, first who answered last time; raises SentinelsFailed."""
+        """Ask the Sentinels in turn, first the one that answered last time; raises SentinelsFailed."""
         sentinels = self._sentinel.sentinels
         failure: RedisError | None = None
         for number, sentinel in enumerate(sentinels):

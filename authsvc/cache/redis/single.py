@@ -1,4 +1,4 @@
-"""One server, or the one primary that a Sentinel names at the moment."""
+"""A single server, or the current primary that a Sentinel names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class SingleServer:
     """
     A link over one pool.
 
-    Where a connection turns out to be closed, a read is sent a second time, and so is what was never sent.
+    If a connection turns out to be closed, a read is sent again, and so is a request that was never sent.
     """
 
     name = ""
@@ -50,7 +50,7 @@ class SingleServer:
     def exchange_each(
         self, commands: Sequence[Command], *, repeatable: bool
     ) -> Stamped[Reply | ResponseError]:
-        """One write, then all replies, refusals among them."""
+        """One write, then all replies; for a refused command, the reply is the error."""
         return self._attempt(lambda wire: _answers(wire, commands), repeatable=repeatable)
 
     def at(self, key: str) -> Link:  # noqa: ARG002 all keys are here
@@ -58,7 +58,7 @@ class SingleServer:
         return cast("Link", self)
 
     def connections_to(self, name: str) -> Connections:  # noqa: ARG002 there is one server
-        """Those of this link."""
+        """The connections of this link."""
         return self.connections
 
     def servers(self) -> list[Link]:
@@ -76,7 +76,7 @@ class SingleServer:
         except DriverConnectionError as error:
             if type(error) is not DriverConnectionError:  # a refusal, not a broken connection
                 raise
-            # The other connections were probably closed, too: remake them all, or each would fail once and
+            # The other connections were probably closed, too: remake all. Otherwise each would fail once, and
             # open the breaker.
             self.connections.suspect()
             if not (repeatable or was_never_sent(error)):
@@ -86,7 +86,7 @@ class SingleServer:
     def _once(self, wire: Wire, talk: Callable[[Wire], list[V]]) -> Stamped[V]:
         try:
             return Stamped(talk(wire), wire.generation)
-        except ResponseError:  # an answer, read to its end: the connection is as good as before
+        except ResponseError:  # the reply was read to its end: the connection is still usable
             raise
         except BaseException:
             wire.disconnect()

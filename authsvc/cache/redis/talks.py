@@ -1,4 +1,4 @@
-"""One round with the servers of a cluster: everything is sent before anything is read."""
+"""One exchange with the servers of a cluster: all requests are sent before any reply is read."""
 
 from __future__ import annotations
 
@@ -18,20 +18,22 @@ from authsvc.cache.redis.link import Command
 
 @dataclass(slots=True)
 class Pending:
-    """One command on its way; *asked* is set where a migrating slot sends it elsewhere just this once."""
+    """
+    One pending command; *asked* is set after an ASK redirection of a migrating slot, for this attempt only.
+    """
 
     command: Command
     node: ClusterNode
     is_asking: bool = False
     reply: Reply = None
     refusal: ResponseError | None = None
-    #: Of the connection that the last answer came over.
+    #: The generation of the connection of the last reply.
     generation: int = 0
     parts: list[Pending] = field(default_factory=list)
 
 
 def converse(talks: Sequence[Talk]) -> None:
-    """Send everything to every server, then read every reply; each talk has its error."""
+    """Send all requests to all servers, then read all replies; each talk keeps its error."""
     try:
         for step in (_send, _read):
             for talk in talks:
@@ -46,7 +48,7 @@ def converse(talks: Sequence[Talk]) -> None:
 
 @dataclass(slots=True)
 class Talk:
-    """With one server: its error waits until the replies of the others are read to their end."""
+    """An exchange with one server; its error is kept until the replies of the others are read completely."""
 
     pool: Connections
     pending: Sequence[Pending]
@@ -56,7 +58,7 @@ class Talk:
     _permit: Permit | None = None
 
     def begin(self, borrowed: ExitStack) -> None:
-        """Borrow a connection, unless the server is avoided."""
+        """Take a connection, unless the server's breaker is open."""
         if self.breaker is not None:
             self._permit = self.breaker.permit()
             if self._permit is None:
@@ -77,19 +79,19 @@ class Talk:
             step(self.wire, self.pending)
         except RedisError as error:
             self.wire.disconnect()
-            if type(error) is DriverConnectionError:  # as with one server: what closed this closed its others
+            if type(error) is DriverConnectionError:  # the other connections were probably closed, too
                 self.pool.suspect()
             self.error = error
 
     def break_off(self) -> None:
-        """Leave nothing half read."""
+        """Abort: close the connection, which may have unread replies, and withdraw the permit."""
         if self.wire is not None:
             self.wire.disconnect()
         if self.breaker is not None and self._permit is not None:
             self.breaker.withdrawn(self._permit)
 
     def end(self) -> None:
-        """Tell the server's circuit breaker how it went; behind an open one no connection is believed."""
+        """Report the result to the server's circuit breaker; if that opens, all connections are remade."""
         if self.breaker is None or self._permit is None:
             return
         if self.error is None:

@@ -1,4 +1,4 @@
-"""Who owns which slot of a cluster, and the connections to each server."""
+"""The slot map of a cluster, and the connections to each server."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from authsvc.cache.redis.connections import (
 )
 from authsvc.cache.redis.tls import TlsConnection
 
-#: Connections that one server will not see more of.
+#: Upper bound of connections to one server.
 _RANGE_BITS: Final = 40
 #: The slot map is read at most this often, in seconds.
 REFRESH_S: Final = 0.5
@@ -36,7 +36,7 @@ REFRESH_S: Final = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterAddress:
-    """Some servers of the cluster, as (host, port), and in *redis* how to log in to all of them."""
+    """Some servers of the cluster, as (host, port); *redis* has the login to all of them."""
 
     nodes: tuple[tuple[str, int], ...]
     redis: RedisAddress = field(default_factory=lambda: RedisAddress(host="cluster"))
@@ -44,9 +44,9 @@ class ClusterAddress:
 
 class ServerGenerations:
     """
-    Stamps of each server's own range: a stamp tells which server its connection leads to.
+    Stamps from a separate range for each server: a stamp shows which server its connection leads to.
 
-    Connections that lead to the same server, in several pools, are to be counted by the same object.
+    Several pools of connections to the same server must share one object.
     """
 
     def __init__(self) -> None:
@@ -63,11 +63,11 @@ class ServerGenerations:
 
 class Topology:
     """
-    The slot map, read when it is first needed and again after :meth:`doubt`; all raise the driver's errors.
+    The slot map, read when first needed and again after :meth:`doubt`; all methods raise the driver's errors.
 
-    At most *size* connections to each server.  *generations* counts those to a server, by its name, which
-    reads host:port; without it those to all servers are counted together.  The map is read at most every
-    :data:`REFRESH_S` seconds by *clock*, so that an outage is not made worse by asking about it.
+    At most *size* connections to each server.  *generations* returns the stamps for the server with a name
+    like host:port; without it, all servers share one count.  The map is read at most every :data:`REFRESH_S`
+    seconds by *clock*, so that reads of the map do not make an outage worse.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class Topology:
         return primaries[0]
 
     def redirected(self, refusal: AskError) -> ClusterNode:
-        """Return where *refusal* sends us; a slot that has moved stays there."""
+        """Return the server that *refusal* redirects to; after MOVED, the map is updated."""
         nodes = self._map()
         if isinstance(refusal, MovedError):
             self.doubt()
@@ -129,11 +129,11 @@ class Topology:
         return known or ClusterNode(refusal.host, refusal.port)  # type: ignore[no-untyped-call]
 
     def connections(self, node: ClusterNode) -> Connections:
-        """Return those to *node*."""
+        """Return the connections to *node*."""
         return self.connections_to(node.name)
 
     def connections_to(self, name: str) -> Connections:
-        """Return those to the server called *name*, which reads host:port."""
+        """Return the connections to the server called *name*, which has the form host:port."""
         with self._making:
             if name not in self._pools:
                 self._pools[name] = Connections(self.pool_to(name))
@@ -152,12 +152,12 @@ class Topology:
         return cast("Pool", BlockingConnectionPool(**options))  # type: ignore[no-untyped-call]
 
     def known(self) -> list[Connections]:
-        """Return the connections to all servers that were ever used."""
+        """Return the connections to all servers used so far."""
         with self._making:
             return list(self._pools.values())
 
     def doubt(self) -> None:
-        """Have the map read again before it is next used."""
+        """Have the map read again before its next use."""
         self._is_doubted = True
 
     def _map(self) -> NodesManager:
@@ -181,7 +181,7 @@ class Topology:
             return self._nodes
 
     def _read(self) -> NodesManager:
-        # Its own connections are for reading the map alone, one to a server, and unstamped.
+        # These connections only read the map: one per server, without stamps.
         options = {**self._options, "max_connections": 1}
         del options["timeout"], options["retry"]
         is_tls = self._address.redis.tls
@@ -209,28 +209,28 @@ class ClusterFleet:
         return max((pool.generation for pool in self._topology.known()), default=0)
 
     def suspect(self) -> None:
-        """Have every connection made so far closed and remade before its next use."""
+        """Have all existing connections closed and remade before their next use."""
         for pool in self._topology.known():
             pool.suspect()
 
     def fill(self) -> int:
         """Open (or remake) connections to every primary; returns how many are open, 0 without a cluster."""
-        with suppress(RedisError):  # the number returned says it
+        with suppress(RedisError):  # the returned number shows it
             return sum(self._topology.connections(node).fill() for node in self._topology.primaries())
         return 0
 
     def close(self) -> None:
-        """Close idle connections now and those in use when they come back."""
+        """Close idle connections now, and those in use when they are released."""
         for pool in self._topology.known():
             pool.close()
 
     def acquire(self) -> Wire:
-        """Take a connection to some primary."""
+        """Take a connection to any primary."""
         pool = self._topology.connections(self._topology.any_primary())
         wire = pool.acquire()
         self._lent[id(wire)] = pool
         return wire
 
     def release(self, wire: Wire) -> None:
-        """Give it back."""
+        """Return it to its pool."""
         self._lent.pop(id(wire)).release(wire)
