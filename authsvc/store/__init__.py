@@ -1,1 +1,1 @@
-"""Where the domain's protocols meet SQL and Redis; driver words stay inside."""
+"""Implementations of the domain's protocols over SQL and Redis; driver types and errors stay inside."""

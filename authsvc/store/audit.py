@@ -20,7 +20,7 @@ _PARAMETERS: dict[str, Any] = {column.name: bindparam(column.name) for column in
 
 
 class SqlAuditTrail:
-    """Rows that are added, read newest first, and deleted oldest first; never changed but for their count."""
+    """Rows are added, read newest first, and deleted oldest first; only their count ever changes."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -29,13 +29,13 @@ class SqlAuditTrail:
         """
         Add *entries* in one transaction; one that shares a row with an earlier one adds to its count.
 
-        May be repeated when nobody knows whether it was done: the ids are the caller's.
+        May be repeated if the result is unknown, because the caller chooses the ids.
         """
         with self._database.transaction() as connection:
             add_entries(connection, entries)
 
     def page(self, wanted: AuditFilter) -> list[Entry]:
-        """One entry more than the page holds, newest first."""
+        """The entries of the page and one more, newest first."""
         statement = (
             select(audit_events)
             .where(*_conditions(wanted))
@@ -46,7 +46,7 @@ class SqlAuditTrail:
             return [to_entry(row) for row in connection.execute(statement).mappings()]
 
     def prune(self, *, before: datetime, most: int) -> int:
-        """Delete the oldest entries from before *before*, *most* at once; how many there were."""
+        """Delete the oldest entries from before *before*, at most *most*; returns their number."""
         oldest = (
             select(audit_events.c.id)
             .where(audit_events.c.id < lowest_timed_id(before))
@@ -70,13 +70,13 @@ def add_entries(connection: Connection, entries: Sequence[Entry]) -> None:
 
 
 def adding_one(database: Database) -> Statement:
-    """What adds one entry that may share a row, in the caller's transaction."""
+    """The statement that adds one entry, which may share a row, in the caller's transaction."""
     return Statement(database, _adding(is_postgresql=database.is_postgresql).values(_PARAMETERS))
 
 
 def adding_of(ended: CTE, prefix: str) -> ReturningInsert[Any]:
     """
-    What adds the entry about each session in *ended*, as a part of one statement for PostgreSQL.
+    The part of a statement for PostgreSQL that adds an entry about each session in *ended*.
 
     The names of its values begin with *prefix*.
     """
@@ -99,7 +99,7 @@ def _adding(*, is_postgresql: bool) -> postgresql.Insert | sqlite.Insert:
 
 
 def _sharing(statement: postgresql.Insert | sqlite.Insert) -> postgresql.Insert | sqlite.Insert:
-    """*statement*, which adds to the count of a row that is there."""
+    """*statement*, which adds to the count if the row exists."""
     return statement.on_conflict_do_update(
         index_elements=[audit_events.c.once],
         set_={"count": audit_events.c.count + statement.excluded.count},

@@ -55,7 +55,7 @@ class SqlClientStore:
             return [stored.client for stored in _stored(connection, _WITH_SECRETS)]
 
     def add(self, client: Client, digest: SecretDigest) -> None:
-        """Keep a new client with its one secret."""
+        """Store a new client with its first secret."""
         row = {"id": client.id, "secret_hash": digest, "created_at": client.created_at}
         with self._database.transaction() as connection:
             connection.execute(insert(clients).values({**row, **_from_client(client)}))
@@ -69,14 +69,14 @@ class SqlClientStore:
             wanted = rule(client)
             entry = self._log.draft_cut_off(UserId(client.id), "client_changed", epoch=wanted.epoch)
             if wanted == client:
-                # Perhaps the repetition of a change whose entry has not reached Redis: write it again.
+                # This may repeat a change whose entry has not reached Redis: write it again.
                 return Committed(client, (entry,))
             connection.execute(update(clients).where(clients.c.id == client_id).values(_from_client(wanted)))
             drafts = [entry] if wanted.epoch != client.epoch else []
             return Committed(wanted, self._log.append(connection, drafts))
 
     def remove(self, client_id: ClientId) -> Committed[Client]:
-        """Delete it with its secrets; their tombstones and the cut-off stay."""
+        """Delete it with its secrets; tombstones and the raised epoch stay in Redis."""
         with self._database.transaction() as connection:
             client = _locked(connection, client_id).client
             owner, reason = UserId(client.id), "client_deleted"
@@ -94,7 +94,7 @@ class SqlSecretStore:
         self._log = log
 
     def add(self, client_id: ClientId, secret: Secret, digest: SecretDigest) -> None:
-        """Keep a further secret; raises NotFound, and TooMany where the client has MOST_SECRETS."""
+        """Store another secret; raises NotFound, and TooMany if the client has MOST_SECRETS."""
         with self._database.transaction() as connection:
             if len(_locked(connection, client_id).client.secrets) >= MOST_SECRETS:
                 raise TooMany
@@ -102,7 +102,7 @@ class SqlSecretStore:
             _tell_older_versions(connection, client_id)
 
     def drop(self, client_id: ClientId, secret_id: SecretId) -> Committed[SecretId]:
-        """Forget it and end its tokens; raises NotFound where there is no such client or secret."""
+        """Delete it and revoke its tokens; raises NotFound if there is no such client or secret."""
         with self._database.transaction() as connection:
             if _locked(connection, client_id).client.secret(secret_id) is None:
                 raise NotFound
@@ -112,7 +112,7 @@ class SqlSecretStore:
             return Committed(secret_id, self._log.append(connection, [entry]))
 
     def note_use(self, client_id: ClientId, secret_id: SecretId, on: date) -> None:
-        """Store that it was used *on* that day; never an earlier one than is stored."""
+        """Store the day of its last use; never an earlier one than is stored."""
         last = client_secrets.c.last_used_on
         used = (
             update(client_secrets)
@@ -127,14 +127,14 @@ class SqlSecretStore:
 
 
 class SqlMachineTokenStore:
-    """What SQL knows of the tokens of machines."""
+    """The state of machines' tokens in SQL."""
 
     def __init__(self, database: Database, log: SqlRevocationLog) -> None:
         self._database = database
         self._log = log
 
     def standing(self, token: MachineToken, /) -> MachineStanding | None:
-        """The client of *token*, in one query; None where it or the secret is gone."""
+        """The client of *token*, in one query; None if it or the secret is deleted."""
         statement = _WITH_SECRETS.add_columns(_is_revoked(token)).where(clients.c.id == token.client_id)
         with self._database.read() as connection:
             rows = connection.execute(statement).mappings().all()
@@ -144,7 +144,7 @@ class SqlMachineTokenStore:
         return MachineStanding(client=client, is_revoked=rows[0]["is_revoked"])
 
     def revoke(self, token: MachineToken, /) -> Committed[None]:
-        """Add to the log that this one token is dead; the entry is repeated where it is there already."""
+        """Add the revocation of this one token to the log; returns the existing entry if there is one."""
         draft = self._log.draft_end(token.user_id, None, "revoked", token_id=token.token_id)
         with self._database.transaction() as connection:
             if connection.execute(select(_is_revoked(token))).scalar_one():
@@ -153,7 +153,7 @@ class SqlMachineTokenStore:
 
 
 def _is_revoked(token: MachineToken) -> ColumnElement[bool]:
-    """True where the log has an entry of that one token."""
+    """True if the log has an entry for that one token."""
     entry = exists().where(revocations.c.token_id == token.token_id, revocations.c.session_id.is_(None))
     return entry.label("is_revoked")
 
@@ -177,7 +177,7 @@ def _locked(connection: Connection, client_id: ClientId) -> StoredClient:
 
 
 def _tell_older_versions(connection: Connection, client_id: ClientId) -> None:
-    """Keep the digest of the oldest secret where versions before this one look for it."""
+    """Store the digest of the oldest secret also where earlier versions read it."""
     oldest = (
         select(client_secrets.c.secret_hash)
         .where(client_secrets.c.client_id == client_id)
@@ -199,7 +199,7 @@ def _stored(connection: Connection, statement: Select[Any]) -> list[StoredClient
 
 
 def _to_stored(rows: Sequence[Mapping[Any, Any]]) -> StoredClient:
-    """The client in *rows*, which hold a secret each."""
+    """The client in *rows*, one row per secret."""
     first = rows[0]
     client = _to_client(first)
     if first[client_secrets.c.id] is not None:
@@ -233,7 +233,7 @@ def _from_secret(client_id: ClientId, secret: Secret, digest: SecretDigest) -> d
 
 
 def _to_client(row: Mapping[Any, Any]) -> Client:
-    # A right that only a newer version knows is none here.
+    # Rights that only a newer version knows are ignored.
     named = row[clients.c.may].split()
     return Client(
         id=row[clients.c.id],
@@ -246,7 +246,7 @@ def _to_client(row: Mapping[Any, Any]) -> Client:
 
 
 def _from_client(client: Client) -> dict[str, Any]:
-    """What of a client may change."""
+    """The columns of a client that may change."""
     return {
         "name": client.name,
         "scopes": " ".join(client.scopes),

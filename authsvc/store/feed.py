@@ -20,11 +20,11 @@ class SqlFeedLog:
         self._clock = clock
 
     def look(self, *, settled: int | None = None) -> Sight:
-        """The head, and who may still commit lower numbers; nobody where it is *settled*."""
+        """The head, and the transactions that may still commit lower numbers; none if it is *settled*."""
         return self._log.look(settled=settled)
 
     def entry(self, seq: int) -> Revocation | None:
-        """Entry *seq*, whatever it is about."""
+        """Entry *seq*, of any kind."""
         with self._database.read() as connection:
             row = connection.execute(select(revocations).where(revocations.c.seq == seq)).mappings().first()
         return to_revocation(row) if row else None

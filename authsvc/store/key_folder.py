@@ -16,18 +16,18 @@ from authsvc.domain.tokens.keys import KeyRefused, KeyRing, SigningKey
 from authsvc.domain.values.clocks import Monotonic
 from authsvc.settings import Problem
 
-#: A folder that is just being changed is read so often, with pauses of SETTLE_S (seconds) between.
+#: Attempts to read a folder that is being changed, with pauses of SETTLE_S (seconds).
 READINGS = 3
 SETTLE_S = 0.05
-#: No key is longer; it also bounds the read of a file that somebody put there by mistake.
+#: No key is longer; also bounds the read of a file that is in the folder by mistake.
 MAX_FILE_BYTES = 65_536
 
-#: Errors of a single file: it is gone, a broken link, or not readable for us.  All other errors are the
-#: disk's.
+#: Errors of a single file: deleted, a broken link, or no permission.  All other errors are attributed to the
+#: disk.
 ABSENT = frozenset({errno.ENOENT, errno.ELOOP})
 DENIED = frozenset({errno.EACCES, errno.EPERM})
 
-#: The name, then what changes when the file is replaced; nothing for a broken link.
+#: The name, and data that changes when the file is replaced; empty for a broken link.
 Listing = frozenset[tuple[str, int, int, int, int]]
 
 log = logging.getLogger(__name__)
@@ -35,32 +35,32 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FolderTimings:
-    """How long the folder is not looked at, or waited for (seconds)."""
+    """Intervals and time limits of reading the folder (seconds)."""
 
-    #: How long a look is good for.
+    #: How long the result of a read is used.
     reread_s: float = 2.0
-    #: How long a thread waits for another one that reads the folder: a file system may hang for ever.
+    #: How long a thread waits while another one reads the folder: a file system may hang for ever.
     wait_s: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What a folder held at one moment."""
+    """The content of a folder at one moment."""
 
     ring: KeyRing
-    #: The files that are no usable keys, by name, each with the cause.
+    #: Files that are not usable keys, by name, each with the cause.
     refused: Mapping[str, str]
     listing: Listing
 
 
 class KeyFolder:
     """
-    The key ring in *path*; looked at again when the last look is older than ``reread_s`` of *timings*.
+    The key ring in *path*; read again when the last read is older than ``reread_s`` of *timings*.
 
-    The thread that finds the look too old looks before it goes on, and so do all that come meanwhile: a
-    removed key verifies nothing after that, also in a process that was idle.  A file that cannot be read
-    as a key is left out and logged: the others go on.  A folder that cannot be listed, or does not answer,
-    leaves the ring as it was.
+    The thread that finds the last read too old reads before it goes on; threads that come meanwhile wait for
+    it. So a removed key verifies nothing after that time, even in a process that was idle.  A file that is
+    not a readable key is left out and logged; the others are used. If the folder cannot be listed, or does
+    not answer, the ring stays as it was.
     """
 
     def __init__(
@@ -77,18 +77,18 @@ class KeyFolder:
         _log_refused(self._contents.refused)
 
     def __call__(self) -> KeyRing:
-        """The ring as of at most ``reread_s`` ago; the same object as long as no file changed."""
+        """The ring, read at most ``reread_s`` ago; the same object as long as no file changed."""
         if self._is_old(self._timings.reread_s):
             for event in self._look_again(self._timings.reread_s):
                 self._audit.record(event)
         return self._contents.ring
 
     def recent(self) -> KeyRing | None:
-        """The ring, if it is recent enough to be used without reading the folder; never waits."""
+        """The ring, if it is recent enough to be used without reading the folder; never blocks."""
         return None if self._is_old(self._timings.reread_s) else self._contents.ring
 
     def refresh(self) -> None:
-        """Look at the folder again if the last look will soon be too old."""
+        """Read the folder again if the last read will soon be too old."""
         soon_s = self._timings.reread_s / 2
         if self._is_old(soon_s):
             for event in self._look_again(soon_s):
@@ -103,7 +103,7 @@ class KeyFolder:
         return self._monotonic() - self._looked_at_s >= than_s
 
     def _look_again(self, than_s: float) -> list[Event]:
-        """What changed, if this thread looked; others wait for the one that does, unless its look hangs."""
+        """Read the folder, or wait for the thread that does, unless that hangs; returns what changed."""
         if not self._lock.acquire(timeout=0 if self._is_stuck else self._timings.wait_s):
             if not self._is_stuck:
                 self._is_stuck = True
@@ -122,7 +122,7 @@ class KeyFolder:
                 self._contents = read_folder(self._path)
         except OSError as error:
             log.error("keys.unreadable", extra={"cause": error.strerror})  # noqa: TRY400 - the cause says it all
-        # Set last: a thread that finds this time recent must also find these contents.
+        # Set last: a thread that sees this time must also see these contents.
         self._looked_at_s = began_s
         return _changes(before, self._contents)
 
@@ -131,7 +131,7 @@ def read_folder(path: Path) -> Contents:
     """
     The ``.pem`` files of *path*; raises OSError where the folder, or the disk below a file, does not answer.
 
-    It is read again when it changed meanwhile, or when a file is no key, which may be half written.
+    Reads again if the folder changed meanwhile, or if a file is not a key: it may be half written.
     """
     for pause_s in (SETTLE_S,) * (READINGS - 1):
         contents = _read(path)
@@ -144,7 +144,7 @@ def read_folder(path: Path) -> Contents:
 
 def read_key(file: Path) -> SigningKey:
     """The key in *file*; raises KeyRefused, OSError."""
-    # Reading from a pipe could wait for ever.
+    # Reading from a pipe could block for ever.
     if not file.is_file() and file.exists():
         raise KeyRefused(f"{file.name}: not a file")
     modified_at = datetime.fromtimestamp(file.stat().st_mtime, UTC)
@@ -154,7 +154,7 @@ def read_key(file: Path) -> SigningKey:
 
 
 def key_problems(folder: Path) -> Iterator[Problem]:
-    """What keeps the service from signing with the keys in *folder*."""
+    """Problems that keep the service from signing with the keys in *folder*."""
     files = sorted(folder.glob("*.pem"))
     if not files:
         yield Problem(
@@ -169,7 +169,7 @@ def key_problems(folder: Path) -> Iterator[Problem]:
 
 
 def _read(path: Path) -> Contents:
-    """One reading; what comes after the listing differs from it, and is seen by the next look."""
+    """Read the folder once; later changes make the listing differ, so the next read sees them."""
     listing = _listing(path)
     keys, refused = [], {}
     for name in sorted(entry[0] for entry in listing):
@@ -186,9 +186,9 @@ def _read(path: Path) -> Contents:
 
 def _listing(path: Path) -> Listing:
     """
-    What there is: different when a key came, went, was replaced, or became readable.
+    The state of all files; it differs if a key was added, removed, replaced, or became readable.
 
-    Through links, so that a folder of Kubernetes differs when its ``..data`` points elsewhere.
+    Follows links, so that a folder of Kubernetes differs when its ``..data`` changes.
     """
     # iterdir: ``glob`` would take a missing folder for an empty one.
     return frozenset(_entry(file) for file in path.iterdir() if file.suffix == ".pem")
@@ -205,7 +205,7 @@ def _entry(file: Path) -> tuple[str, int, int, int, int]:
 
 
 def _changes(before: Contents, after: Contents) -> list[Event]:
-    """The keys that came and went; what the log alone should know is logged."""
+    """The audit events of added and removed keys; other changes are only logged."""
     if after is before:
         return []
     log.info("keys.reread", extra={"count": len(after.ring.keys)})
@@ -222,6 +222,7 @@ def _log_refused(refused: Mapping[str, str]) -> None:
 
 def _event(action: Action, key: SigningKey, occasion: str) -> Event:
     """
-    One event for each key, however many processes notice it; not attributed to the request that noticed it.
+    One event for each key, even if several processes notice it; not attributed to the request that noticed
+    it.
     """
     return Event(action, detail=f"{key.kid} {key.algorithm} {occasion}", once=key.kid, origin=NOWHERE)

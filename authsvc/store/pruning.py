@@ -1,8 +1,8 @@
 """
-Deletes rows that can no longer matter, in bounded steps, while the service runs.
+Deletes rows that are no longer needed, in bounded steps, while the service runs.
 
-No step waits for a row that somebody else has locked: it leaves that row to the next run.  So it can stand
-in nobody's way for longer than one short transaction, and can be no part of a deadlock.
+No step waits for a row that is locked: the next run deletes it. So pruning blocks others for one short
+transaction at most, and cannot be part of a deadlock.
 """
 
 from __future__ import annotations
@@ -16,17 +16,20 @@ from sqlalchemy import Column, ColumnElement, delete, exists, func, select
 from authsvc.store.sql import Database
 from authsvc.store.tables import factors, mails, revocations, sessions, spent, tickets
 
-#: How long rows stay after their end: clocks differ, and verifiers elsewhere come back with old cursors.
+#: How long rows are kept after their expiry: clocks differ, and verifiers may return with old cursors.
 MARGIN = timedelta(days=1)
-#: How long mails are kept for whoever asks what became of them.
+#: How long mails are kept so that operators can look up their results.
 MAILS_KEPT = timedelta(days=7)
-#: Rows that one transaction looks at: a fraction of a second.
+#: Rows per transaction, which takes a fraction of a second.
 STEP = 1000
 _LOWEST_ID = "00000000-0000-0000-0000-000000000000"
 
 
 class SqlPruning:
-    """Walks a table by its key, a transaction for each step; yields how many rows each step deleted."""
+    """
+    Goes through a table by its key, one transaction per step; yields the number of rows that each step
+    deleted.
+    """
 
     def __init__(self, database: Database, *, step: int = STEP) -> None:
         self._database = database
@@ -38,46 +41,46 @@ class SqlPruning:
 
     def revocations(self, *, before: datetime) -> Iterator[int]:
         """
-        Delete the entries of the log that no token can be about since *before*.
+        Delete the entries of the log whose tokens have all expired before *before*.
 
-        Never the newest: it is the head of the log, and without it SQL would look restored.
+        Never the newest: it is the head of the log; without it SQL would look restored from a backup.
         """
         head = select(func.max(revocations.c.seq)).scalar_subquery()
         return self._walk(revocations.c.seq, 0, revocations.c.expires_at < before, revocations.c.seq < head)
 
     def mails(self, *, before: datetime) -> Iterator[int]:
-        """Delete mails that were asked for before *before* and do not wait any more."""
+        """Delete mails that were requested before *before* and do not wait any more."""
         return self._walk(mails.c.id, _LOWEST_ID, mails.c.asked_at < before, mails.c.state != "queued")
 
     def tickets(self, *, before: datetime) -> Iterator[int]:
-        """Delete tickets that expired before *before*, but for those that a mail still names."""
+        """Delete tickets that expired before *before*, except those that a mail still refers to."""
         named = exists().where(mails.c.ticket_id == tickets.c.id)
         return self._walk(tickets.c.id, _LOWEST_ID, tickets.c.expires_at < before, ~named)
 
     def spent(self, *, before: datetime) -> Iterator[int]:
-        """Delete the marks of what was used once and could not be used any more before *before*."""
+        """Delete marks of one-time values that expired before *before*."""
         return self._walk(spent.c.id, _LOWEST_ID, spent.c.expires_at < before)
 
     def enrolments(self, *, before: datetime) -> Iterator[int]:
-        """Delete second factors that nobody confirmed, begun before *before*."""
+        """Delete unconfirmed enrolments that began before *before*."""
         is_waiting = factors.c.confirmed_at.is_(None)
         return self._walk(factors.c.id, _LOWEST_ID, is_waiting, factors.c.created_at < before)
 
     def _walk(self, key: Column[Any], after: object, *conditions: ColumnElement[bool]) -> Iterator[int]:
-        """Each step begins where the last one ended: it does not pass what was deleted again and again."""
+        """Each step begins where the last one ended, so that deleted rows are not scanned again."""
         while (upto := self._end_of_step(key, after)) is not None:
             yield self._delete(key, key > after, key <= upto, *conditions)
             after = upto
 
     def _end_of_step(self, key: Column[Any], after: object) -> object | None:
-        """The last key of the next step; None where none is left."""
+        """The last key of the next step; None if none is left."""
         statement = select(key).where(key > after).order_by(key).limit(self._step)
         with self._database.read() as connection:
             keys = connection.execute(statement).scalars().all()
         return keys[-1] if keys else None
 
     def _delete(self, key: Column[Any], *conditions: ColumnElement[bool]) -> int:
-        """Delete the rows that nobody has locked; how many there were."""
+        """Delete the rows that are not locked; returns their number."""
         chosen = select(key).where(*conditions).with_for_update(skip_locked=True)
         with self._database.transaction() as connection:
             keys = connection.execute(chosen).scalars().all()

@@ -1,4 +1,4 @@
-"""Attempts counted in Redis, exactly: at most the quota in any window, by the server's clock."""
+"""Rate limits in Redis, exact: at most the quota in any window, by the clock of Redis."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from authsvc.domain.values.limits import Attempt, Limit
 
 _log = logging.getLogger(__name__)
 
-#: Bytes of randomness that name one attempt among the few of its key.
+#: Random bytes that identify one attempt among those of its key.
 RECEIPT_BYTES: Final = 8
 
 _ATTEMPT: Final = Script.load("authsvc.store", "ratelimit_attempt")
@@ -45,13 +45,13 @@ class RedisRateLimiter:
         )
 
     def refund(self, attempt: Attempt) -> None:
-        """Give back *attempt*, once; what cannot be given back expires by itself."""
+        """Uncount *attempt*, once; if that fails, it expires by itself."""
         if not attempt.receipt:
             return
         try:
             self._client.call("ZREM", self._key(attempt.limit, attempt.subject), attempt.receipt)
         except CacheUnavailable as error:
-            # The caller has succeeded: they lose one attempt for a window, not their answer.
+            # The request has succeeded: the caller has one attempt less for a window, but gets the answer.
             _log.warning("limit.refund_lost", extra={"rule": attempt.limit.name, "reason": error.reason})
 
     def _key(self, limit: Limit, subject: str) -> str:

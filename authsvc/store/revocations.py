@@ -1,9 +1,9 @@
 """
 The revocation log in SQL.
 
-Numbers are handed out in one order and committed in another, and a reader that went past a late one would
-never replay it.  Writers therefore hold a lock in shared mode from before they take a number until their
-commit.  A reader waits for nobody: it looks who holds the lock (:class:`authsvc.domain.revocations.Horizon`).
+Numbers are assigned in one order and committed in another; a reader that passed a late one would never replay
+it.  Therefore writers hold a lock in shared mode from before they take a number until their commit. A reader
+does not wait: it reads which transactions hold the lock (:class:`authsvc.domain.revocations.Horizon`).
 SQLite has one writer at a time: its order is the commit order.
 """
 
@@ -57,12 +57,12 @@ from authsvc.store.tables import (
 #: A lock id that no other program uses: the letters "auth", then a purpose.
 LOG_LOCK = 0x61757468_0001
 PAGE = 500
-#: The user of an entry that is about none.
+#: The user id of an entry that is not about a user.
 NOBODY = "00000000-0000-0000-0000-000000000000"
-#: Numbers from the first to the last of them, both included.
+#: Numbers from the first to the last, inclusive.
 Range = tuple[int, int]
 
-#: Who holds the lock: transactions that may have a number and have not ended.
+#: The holders of the lock: transactions that may have a number and have not ended.
 _WRITERS = text(
     "SELECT pid || ' ' || virtualtransaction FROM pg_locks"
     " WHERE locktype = 'advisory' AND mode = 'ShareLock' AND granted AND objsubid = 1"
@@ -70,12 +70,12 @@ _WRITERS = text(
     " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
 ).bindparams(high=LOG_LOCK >> 32, low=LOG_LOCK & 0xFFFF_FFFF)
 _SEQUENCE = func.pg_get_serial_sequence("revocations", "seq")
-#: The number that was given last; NULL where none was, or where the role may not know.
+#: The last assigned number; NULL if there is none, or if the role may not read it.
 _LAST_GIVEN = func.pg_sequence_last_value(cast(_SEQUENCE, postgresql.REGCLASS))
 _MAY_KNOW = func.has_sequence_privilege(_SEQUENCE, "USAGE, SELECT")
 _HEAD = func.coalesce(func.max(revocations.c.seq), 0)
 
-#: Evaluated in the snapshot of the statement, which is older than the numbers that it takes.
+#: Evaluated in the snapshot of the statement, which is older than the numbers it takes.
 HEAD_BEFORE = select(_HEAD).scalar_subquery().label("head")
 _GIVEN = tuple(column for column in revocations.columns if column.name != "seq")
 _HOLD = func.pg_advisory_xact_lock_shared(LOG_LOCK)
@@ -92,9 +92,9 @@ class SqlRevocationLog:
     """
     The append-only log; *copies_live* is how long an entry's copy in Redis can matter.
 
-    *users_live* is the same for entries about a user, whose cached copies may outlive their tokens.
-    *following* is what the log is read over: writers that are slow must not take its connection away.
-    It is read, and users are changed, *page* rows at a time.
+    *users_live* is the same for entries about a user, whose cached copies may live longer than their tokens.
+    *following* is the database for reads of the log: slow writers must not use up its connections. The log is
+    read, and users are changed, *page* rows at a time.
     """
 
     def __init__(
@@ -120,9 +120,10 @@ class SqlRevocationLog:
         self, user: User, reason: str, *, epoch: int | None = None, drops_all: bool = False
     ) -> Revocation:
         """
-        An entry about *user* as the row is now: older copies go, and with *epoch* the earlier tokens.
+        An entry about *user* as the row is now: it drops older copies, and with *epoch* it revokes earlier
+        tokens.
 
-        With *drops_all* newer copies go, too: the user is gone, or versions began anew.
+        With *drops_all* it drops newer copies, too: the user was deleted, or versions started again.
         """
         now = self._clock()
         return Revocation(
@@ -141,7 +142,7 @@ class SqlRevocationLog:
         )  # fmt: skip
 
     def draft_cut_off(self, owner_id: UserId, reason: str, *, epoch: int) -> Revocation:
-        """An entry that cuts off the tokens with a lower *epoch* of an owner who is no user: a client."""
+        """An entry that revokes the tokens with a lower *epoch* of an owner that is not a user: a client."""
         now = self._clock()
         return Revocation(
             seq=0, at=now, reason=reason, expires_at=now + self._copies_live, user_id=owner_id, epoch=epoch
@@ -149,10 +150,9 @@ class SqlRevocationLog:
 
     def append(self, connection: Connection, drafts: Sequence[Revocation]) -> tuple[Revocation, ...]:
         """
-        Number and store *drafts* as the last step of the caller's transaction.
-
-        Raises StoreUnavailable where the database would give numbers that readers have passed already: its
-        sequence was set back, or did not follow a copy of the rows.
+        Number and store *drafts* as the last step of the caller's transaction. Raises StoreUnavailable if the
+        database would assign numbers that readers have passed already: its sequence was set back, or was not
+        copied with the rows.
         """
         if not drafts:
             return ()
@@ -167,7 +167,7 @@ class SqlRevocationLog:
         return _numbered(drafts, numbers)
 
     def _added(self, connection: Connection, drafts: Sequence[Revocation]) -> Iterable[tuple[int, int]]:
-        """The number of each of *drafts*, and the head of the log before they were there."""
+        """The number of each of *drafts*, and the head of the log before they were added."""
         if len(drafts) > 1:
             statement = insert(revocations).returning(
                 revocations.c.seq, HEAD_BEFORE, sort_by_parameter_order=True
@@ -177,15 +177,15 @@ class SqlRevocationLog:
         return [(row[revocations.c.seq], row[HEAD_BEFORE])]
 
     def head(self) -> int:
-        """The highest visible number; lower ones may still be about to appear.  0: none yet."""
+        """The highest visible number; lower ones may still appear. 0: none yet."""
         with self._following.read() as connection:
             return _highest(connection)
 
     def look(self, *, settled: int | None = None, at: Collection[int] = ()) -> Sight:
         """
-        The head, who may still commit lower numbers, and the entries with the numbers *at*.
+        The head, the transactions that may still commit lower numbers, and the entries with the numbers *at*.
 
-        Where the head is *settled*, as somebody has found out before, nobody can.
+        If the head is *settled*, an earlier result, there are no such transactions.
         """
         wanted = or_(revocations.c.seq.in_(at), revocations.c.seq == select(_HEAD).scalar_subquery())
         statement = select(revocations, self._is_behind()).where(wanted).order_by(revocations.c.seq)
@@ -193,7 +193,7 @@ class SqlRevocationLog:
             rows = connection.execute(statement).mappings().all()
             found = tuple(Position.of(to_revocation(row)) for row in rows)
             head = found[-1] if found else Position()
-            # After the head: who had a lower number then, and is not among them, has ended.
+            # Read after the head: a transaction that had a lower number then and is not listed has ended.
             writers = self._writers(connection) if head.seq != settled else frozenset[str]()
         return Sight(head, writers, found, is_behind=bool(rows) and rows[-1]["is_behind"])
 
@@ -209,7 +209,7 @@ class SqlRevocationLog:
         return frozenset(connection.execute(_WRITERS).scalars())
 
     def pages(self, ranges: Sequence[Range]) -> Iterator[list[Revocation]]:
-        """The visible entries with numbers in *ranges* that can still matter, in order."""
+        """The visible entries with numbers in *ranges* that are still needed, in order."""
         after, upto = -1, max((high for _, high in ranges), default=-1)
         within = or_(false(), *(between(revocations.c.seq, low, high) for low, high in ranges))
         while after < upto:
@@ -223,10 +223,11 @@ class SqlRevocationLog:
 
     def cut_everybody_off(self, *, by: int) -> None:
         """
-        Raise every epoch by *by*, in steps: a restore lost so many entries that may each have raised one.
+        Raise all epochs by *by*, in steps: the number of entries that a restore lost, each of which may have
+        raised an epoch.
 
-        Redis may have the higher epochs still; without this, who has one could not sign in.  Every earlier
-        access token dies, also for Redis: each user has an entry in the log.
+        Redis may still have the higher epochs, and would refuse new tokens of these users. All earlier access
+        tokens are revoked, also in Redis: each user gets an entry in the log.
         """
         after = NOBODY
         while after:
@@ -246,7 +247,7 @@ class SqlRevocationLog:
         self._cut_clients_off(by=by)
 
     def _cut_clients_off(self, *, by: int) -> None:
-        """The same for the tokens of machines: there are few clients, one transaction does."""
+        """The same for the tokens of machines, in one transaction, because there are few clients."""
         raised = update(clients).values(epoch=clients.c.epoch + by).returning(clients.c.id, clients.c.epoch)
         with self._following.transaction() as connection:
             rows = connection.execute(raised).all()
@@ -255,10 +256,10 @@ class SqlRevocationLog:
 
     def skip_to(self, seq: int) -> None:
         """
-        Make *seq* the head: Redis has seen numbers up to it, from a database that was restored since.
+        Make *seq* the head: Redis has entries up to it, from before the database was restored.
 
-        No number below it is in flight when this returns: writers are waited for.  Where the log got
-        there by itself nothing is done, or numbers that were given already would be given again.
+        Waits for writers, so that no transaction has a lower number when this returns. Does nothing if the
+        log has reached *seq* already: otherwise numbers would be assigned twice.
         """
         now = self._clock()
         filler = {"seq": seq, "at": now, "reason": "restored", "expires_at": now, "user_id": NOBODY}
@@ -273,9 +274,7 @@ class SqlRevocationLog:
 
     def catch_up(self) -> None:
         """
-        Let the next number be above the head, where the sequence stayed behind.
-
-        Whoever takes a number meanwhile is refused by :meth:`append`.
+        Set the sequence above the head if it is behind. :meth:`append` refuses numbers taken meanwhile.
         """
         with self._following.transaction() as connection:
             self._keep_writers_out(connection)
@@ -284,10 +283,13 @@ class SqlRevocationLog:
             connection.execute(select(func.setval(_SEQUENCE, head)).where(behind))
 
     def _keep_writers_out(self, connection: Connection) -> None:
-        """Until the transaction ends; those that have a number have committed.  SQLite has one writer."""
+        """
+        Lock out writers until the transaction ends; those with a number have committed. SQLite has one
+        writer.
+        """
         if self._following.is_postgresql:
-            # Writers queue behind this wait: it must be short, and is repeated with the next comparison.
-            # And they must not wait for a process that stands still with the lock, longer than they can.
+            # Writers wait behind this lock request, so its time-out is short, and the next comparison tries
+            # again. The idle time-out releases the lock of a suspended process before writers time out.
             timings = self._following.timings
             limits = (
                 func.set_config("lock_timeout", milliseconds(timings.log_lock_s), true()),
@@ -300,7 +302,7 @@ class SqlRevocationLog:
 
 
 def log_held(ended: CTE, *before: CTE) -> Select[Any]:
-    """What takes the lock of the log for *ended* sessions, after all of *before*: a part of one statement."""
+    """The part of a statement that takes the lock of the log for *ended* sessions, after *before*."""
     held = select(ended.c.user_id, _HOLD)
     for part in before:
         held = held.join_from(ended, part, true())
@@ -309,7 +311,7 @@ def log_held(ended: CTE, *before: CTE) -> Select[Any]:
 
 def appending(held: CTE, prefix: str) -> ReturningInsert[Any]:
     """
-    What adds an entry for each of :func:`log_held`, and returns its number: the next part of that statement.
+    The next part of that statement: adds an entry for each of :func:`log_held`, and returns its number.
 
     The names of its values begin with *prefix*.
     """
@@ -337,7 +339,7 @@ def _highest(connection: Connection) -> int:
 
 
 def entries_between(after: int, upto: int, now: datetime) -> Select[Any]:
-    """The entries with ``after < seq <= upto`` that can still matter, in order."""
+    """The entries with ``after < seq <= upto`` that are still needed, in order."""
     return (
         select(revocations)
         .where(revocations.c.seq > after, revocations.c.seq <= upto, revocations.c.expires_at > now)

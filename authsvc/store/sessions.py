@@ -78,17 +78,18 @@ _END = (
     .values(revoked_at=_NOW, reason=bindparam("why"))
     .returning(*sessions.columns)
 )
-#: Before the names of the values of the event and of the log entry.
+#: Prefixes of the parameter names of the event and of the log entry.
 _OF_EVENT, _OF_ENTRY = "event_", "entry_"
 
 
 def _end_at_once() -> tuple[Select[Any], CTE, ColumnElement[int]]:
     """
-    What ends a session, notes its event and adds its log entry, for PostgreSQL, in one round trip.
+    The statement for PostgreSQL that ends a session, stores its event and adds its log entry, in one round
+    trip.
 
     Each part reads what the part before it returns, so the lock of the log is taken last and before the
-    number.  A number that is not above the head divides by zero: then nothing of it happens.  Also returns
-    the ended session and the number.
+    number.  A number that is not above the head causes a division by zero, which rolls everything back.
+    Returns the ended session and the number.
     """
     ended = _END.cte("ended")
     noted = adding_of(ended, _OF_EVENT).cte("noted")
@@ -118,7 +119,10 @@ class SqlSessionStore:
         return Standing(session=to_session(rows[0]), user=to_user(rows[0])) if rows else None
 
     def rotate(self, session: Session, *, now: datetime, idle_expires_at: datetime) -> Session | None:
-        """Consume ``session.counter``: the row decides, whoever else refreshes, logs out or expires."""
+        """
+        Replace ``session.counter`` by one conditional update, which resolves races with other refreshes and
+        logouts.
+        """
         rows = self._rotate(session=session.id, presented=session.counter, now=now, idle=idle_expires_at).rows
         if not rows:
             return None
@@ -135,9 +139,10 @@ class SqlSessionStore:
         self, session_id: SessionId, *, reason: str, token_id: TokenId | None, event: Entry | None = None
     ) -> Committed[Session | None]:
         """
-        End it and store *event*, together; for one that is over Redis is to be written again.
+        End it and store *event* in one transaction; for an ended session, returns the entry to write to Redis
+        again.
 
-        The end does not depend on the audit trail: where that refuses, *event* is left to the caller.
+        The end does not depend on the audit trail: if that fails, the caller records *event*.
         """
         try:
             ended = self._end(session_id, reason, token_id, event)
@@ -148,7 +153,7 @@ class SqlSessionStore:
     def _end(
         self, session_id: SessionId, reason: str, token_id: TokenId | None, event: Entry | None
     ) -> Committed[Session | None] | None:
-        """End it; None where it was over, or never there."""
+        """End it; None if it had ended or never existed."""
         if self._end_at_once is not None and event is not None:
             return self._ended_at_once(self._end_at_once, session_id, reason, token_id, event)
         with self._database.transaction() as connection:
@@ -165,7 +170,7 @@ class SqlSessionStore:
     def _ended_at_once(
         self, statement: Statement, session_id: SessionId, reason: str, token_id: TokenId | None, event: Entry
     ) -> Committed[Session | None] | None:
-        """The same in one statement; raises _TrailRefuses where the server refused any part of it."""
+        """The same in one statement; raises _TrailRefuses if the server refused any part of it."""
         draft = self._log.draft_end(UserId(""), session_id, reason, token_id=token_id)
         try:
             rows = statement(
@@ -187,7 +192,7 @@ class SqlSessionStore:
         return Committed(session, (entry,), is_noted=True)
 
     def end_all(self, user_id: UserId, *, reason: str, keep: SessionId | None) -> Committed[int]:
-        """End every session of the user, or every other; without *keep* their epoch rises, too."""
+        """End all sessions of the user, except *keep* if given; without *keep* their epoch rises, too."""
         with self._database.transaction() as connection:
             user = locked_user(connection, user_id)
             entries = end_sessions_of(connection, self._log, user_id, self._clock(), reason, keep=keep)
@@ -196,7 +201,7 @@ class SqlSessionStore:
             return Committed(len(entries), self._log.append(connection, entries))
 
     def of_user(self, user_id: UserId, *, now: datetime) -> Sequence[Session]:
-        """The living sessions, the most recently used first."""
+        """The live sessions, the most recently used first."""
         statement = (
             select(sessions)
             .where(
@@ -228,7 +233,7 @@ class SqlSessionStore:
 
 
 class _TrailRefuses(Exception):
-    """The audit trail did not take a row, for a reason of its own."""
+    """The audit trail could not store a row."""
 
 
 def locked_user(connection: Connection, user_id: UserId) -> User:
@@ -241,7 +246,7 @@ def locked_user(connection: Connection, user_id: UserId) -> User:
 
 
 def living_session(connection: Connection, session_id: SessionId, now: datetime) -> Session | None:
-    """The session under its row lock, which comes after that of its user; None where it is over."""
+    """The session under its row lock, which is taken after that of its user; None if it has ended."""
     found = select(sessions).where(sessions.c.id == session_id).with_for_update()
     row = connection.execute(found).mappings().one_or_none()
     session = to_session(row) if row else None
@@ -250,9 +255,9 @@ def living_session(connection: Connection, session_id: SessionId, now: datetime)
 
 def acting_user(connection: Connection, user_id: UserId, session_id: SessionId, now: datetime) -> User:
     """
-    The user, locked, who acts in a session that is still alive, locked as well.
+    The user who acts in a live session; both rows are locked.
 
-    A request that was checked before its session ended changes nothing after that.  Raises NotFound,
+    So a request that was checked before its session ended changes nothing afterwards.  Raises NotFound,
     TokenInvalid.
     """
     user = locked_user(connection, user_id)
@@ -261,7 +266,7 @@ def acting_user(connection: Connection, user_id: UserId, session_id: SessionId, 
 
 
 def require_living(connection: Connection, user_id: UserId, session_id: SessionId, now: datetime) -> None:
-    """Raise TokenInvalid unless the session of the user, who is locked, is alive; it is locked, too."""
+    """Raise TokenInvalid unless the session is live, and lock it; the user's row is locked already."""
     session = living_session(connection, session_id, now)
     if session is None or session.user_id != user_id:
         raise TokenInvalid("the session is over")
@@ -273,7 +278,7 @@ def add_session(connection: Connection, session: Session) -> None:
 
 
 def end_sessions(connection: Connection, statement: Update, now: datetime, reason: str) -> list[Session]:
-    """End the sessions that *statement* selects; the ones that it did end."""
+    """End the sessions that *statement* selects; returns those that were ended."""
     returning = statement.values(revoked_at=now, reason=reason).returning(sessions)
     return [to_session(row) for row in connection.execute(returning).mappings()]
 
@@ -287,7 +292,7 @@ def end_sessions_of(
     *,
     keep: SessionId | None = None,
 ) -> list[Revocation]:
-    """End the user's sessions but *keep*; their log entries, not yet numbered."""
+    """End the user's sessions but *keep*; returns log entries, not numbered yet."""
     statement = _alive(sessions.c.user_id == user_id)
     if keep is not None:
         statement = statement.where(sessions.c.id != keep)
@@ -297,8 +302,8 @@ def end_sessions_of(
 def end_oldest_beyond(
     connection: Connection, log: SqlRevocationLog, newest: Session, now: datetime, most: int
 ) -> list[Revocation]:
-    """End the sessions of the user of *newest* that were unused for longest until *most* are left with it."""
-    # Never the newest itself, whose clock may be behind that of the others: it is about to be used.
+    """End the least recently used sessions of the user of *newest* until *most* are left, including it."""
+    # Never the newest itself, even if its time is earlier because clocks differ.
     others = and_(
         sessions.c.user_id == newest.user_id,
         sessions.c.id != newest.id,
@@ -317,7 +322,9 @@ def end_oldest_beyond(
 
 
 def raise_epoch(connection: Connection, log: SqlRevocationLog, user: User, reason: str) -> Revocation:
-    """Cut off every earlier access token of *user*, who is locked; the log entry, not yet numbered."""
+    """
+    Revoke all earlier access tokens of *user*, whose row is locked; returns the log entry, not numbered yet.
+    """
     connection.execute(
         update(users)
         .where(users.c.id == user.id)

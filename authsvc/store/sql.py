@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 POOL_SIZE = 8
 
 _SQLITE_PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON")
-#: SQLSTATE classes and codes that say that the server is not there for anybody.
+#: SQLSTATE classes and codes that mean that the server is unavailable for all requests.
 _OUTAGES = ("08", "53", "57P")
 
 
@@ -39,46 +39,46 @@ def _as_it_is(connection: DeadlineConnection) -> DeadlineConnection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SqlTimings:
-    """How long SQL is waited for (seconds)."""
+    """Time limits of SQL (seconds)."""
 
-    #: For a free connection of the pool.
+    #: Wait for a free connection of the pool.
     pool_wait_s: float = 0.5
-    #: Everything one unit of work waits for, together: pool, connection, statements.
+    #: Total time of one unit of work: pool, connection, statements.
     deadline_s: float = 2.5
-    #: psycopg waits at least so long for a connection: with less left, it is not tried.
+    #: Shortest time that psycopg waits for a connection: with less time left, none is tried.
     connect_s: int = 2
-    #: What the server itself allows: one statement, waiting for a lock, doing nothing in a transaction.
+    #: Limits applied by the server: one statement, wait for a lock, idle in a transaction.
     statement_s: float = 1.5
     lock_s: float = 1.0
     idle_s: float = 5.0
-    #: The last two for a transaction that all writers of the revocation log wait for.
+    #: The last two limits for transactions that all writers of the revocation log wait for.
     log_lock_s: float = 0.1
     log_idle_s: float = 0.5
-    #: A change of the schema waits no longer for the locks of others: behind it, everybody would wait.
+    #: A change of the schema waits this long for a lock, because other requests wait behind it.
     upgrade_lock_s: float = 10.0
 
     def server_settings(self) -> dict[str, str]:
-        """What is set on a connection to PostgreSQL."""
+        """The settings of a connection to PostgreSQL."""
         times = (self.statement_s, self.lock_s, self.idle_s)
         return {**SERVER_SETTINGS, **dict(zip(SERVER_TIMEOUTS, map(milliseconds, times), strict=True))}
 
 
 def milliseconds(seconds: float) -> str:
-    """*seconds* as PostgreSQL reads them."""
+    """*seconds* as text for PostgreSQL."""
     return f"{round(seconds * 1000)}ms"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatabaseEvents:
-    """Callbacks for whoever counts and traces; called inline, so quick."""
+    """Callbacks for metrics and tracing. They run in the calling thread, so they must be quick."""
 
     on_breaker: Callable[[State], None] = ignore
-    #: The server answered; it did not.
+    #: Called when the server answered, and when it did not.
     on_answer: Callable[[], None] = ignore
     on_outage: Callable[[], None] = ignore
-    #: Connections of the pool that are in use now.
+    #: Called with the number of pool connections in use.
     on_pool: Callable[[int], None] = ignore
-    #: A new connection, before anybody has it; returns what is used in its place.
+    #: Called with a new connection before its use; returns the connection to use in its place.
     on_connect: Callable[[DeadlineConnection], DeadlineConnection] = _as_it_is
 
 
@@ -86,7 +86,7 @@ class Database:
     """
     Hands out connections for units of work; every failure of the server is a StoreUnavailable.
 
-    Make one per process, after the fork: an engine shared across it answers with other people's rows.
+    Make one per process, after the fork: processes that share an engine would receive each other's rows.
     """
 
     def __init__(
@@ -112,7 +112,10 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A connection for single statements, each a transaction; behind a pooler they are one together."""
+        """
+        A connection for single statements, each its own transaction; behind a pooler, they are one
+        transaction.
+        """
         with self._guarded(), self.engine.connect() as connection:
             if self._connector and not self._connector.is_pooled:
                 connection.execution_options(isolation_level="AUTOCOMMIT")
@@ -120,7 +123,7 @@ class Database:
 
     @contextmanager
     def driver(self) -> Iterator[DeadlineConnection]:
-        """The driver's own connection, for one statement on PostgreSQL that is a transaction of its own."""
+        """The driver's own connection, for one statement on PostgreSQL as its own transaction."""
         with self._guarded(), closing(self.engine.raw_connection()) as lent:
             connection = cast("DeadlineConnection", lent.driver_connection)
             try:
@@ -141,7 +144,7 @@ class Database:
 
     @contextmanager
     def snapshot(self) -> Iterator[Connection]:
-        """A connection for statements that all see one moment; for reads alone."""
+        """A connection for reads that all see one snapshot."""
         if not self.is_postgresql:
             with self.transaction() as connection:
                 yield connection
@@ -153,7 +156,7 @@ class Database:
 
     @contextmanager
     def unhurried(self) -> Iterator[Connection]:
-        """A transaction of an operator's own, without the client's deadline."""
+        """A transaction for commands of operators, without the client's deadline."""
         with self._guarded(is_hurried=False), self.engine.begin() as connection:
             yield connection
 
@@ -190,11 +193,11 @@ class Database:
         try:
             yield
         except IntegrityError as error:
-            # SQLite's has no code, and would pass for a server that is away.
+            # SQLite's error has no code, and would look like an outage.
             self._breaker.succeeded(permit)
             raise StoreUnavailable(f"sql: {cause_of(error).name}") from error
         except PoolExhausted as error:
-            # Nothing was asked: a probe that found no connection does not close the breaker.
+            # Nothing was sent: a probe without a connection must not close the breaker.
             self._breaker.withdrawn(permit)
             raise StoreUnavailable("sql: pool exhausted") from error
         except (DBAPIError, psycopg.Error, *UNREADABLE) as error:
@@ -206,7 +209,7 @@ class Database:
                 log.error("sql.row_damaged", extra={"error": type(error).__name__})  # noqa: TRY400
             raise StoreUnavailable(f"sql: {cause_of(error).name}") from error
         except BaseException:
-            # The caller's own refusal: the server did answer.
+            # An error of the caller: the server did answer.
             self._breaker.succeeded(permit)
             raise
         else:
@@ -240,7 +243,7 @@ class Database:
         return engine
 
     def _count(self, engine: Engine) -> None:
-        """Tell how many connections are in use, whenever that changes."""
+        """Report the number of connections in use, whenever it changes."""
 
         def tell(*_: object) -> None:
             self._events.on_pool(self.pool_figures()["in_use"])
@@ -250,13 +253,13 @@ class Database:
 
 
 def _ask_only_idle(engine: Engine) -> None:
-    """Save the round trip that asks whether the server is still there, for connections in frequent use."""
+    """Skip the test of the connection, a round trip, for connections in frequent use."""
     ask = engine.dialect.do_ping
 
     def do_ping(dbapi_connection: DBAPIConnection) -> bool:
         return cast("DeadlineConnection", dbapi_connection).was_heard_lately() or ask(dbapi_connection)
 
-    # What the pool calls before it lends one.
+    # The pool calls this before it hands out a connection.
     engine.dialect.do_ping = do_ping  # type: ignore[method-assign]
 
 
@@ -266,7 +269,7 @@ def _sqlite(url: str, timings: SqlTimings) -> Engine:
 
     @event.listens_for(engine, "connect")
     def prepare(connection: sqlite3.Connection, _record: object) -> None:
-        # Transactions are ours to begin: the driver's own begin late and deadlock on upgrade.
+        # Begin transactions explicitly: the driver begins them late, and lock upgrades then deadlock.
         connection.isolation_level = None
         for pragma in pragmas:
             connection.execute(f"PRAGMA {pragma}")
@@ -275,7 +278,7 @@ def _sqlite(url: str, timings: SqlTimings) -> Engine:
 
 
 def is_taken(error: StoreUnavailable, column: Column[Any]) -> bool:
-    """True where a row was refused because another one has its value of the unique *column*."""
+    """True if a row was rejected because another one has its value of the unique *column*."""
     cause = error.__cause__
     if not isinstance(cause, IntegrityError):
         return False
@@ -287,13 +290,15 @@ def is_taken(error: StoreUnavailable, column: Column[Any]) -> bool:
 
 
 def is_refusal(error: StoreUnavailable) -> bool:
-    """True where the server answered, and refused the statement."""
+    """True if the server answered, and rejected the statement."""
     cause = error.__cause__
     return isinstance(cause, DBAPIError | psycopg.Error) and not _is_outage(cause)
 
 
 def _is_outage(error: BaseException) -> bool:
-    """True where the server is unreachable, silent, full or shutting down, not where one statement failed."""
+    """
+    True if the server is unreachable, silent, full or shutting down, but not if only a statement failed.
+    """
     if not isinstance(error, DBAPIError | psycopg.Error) or is_unreadable(error):
         return False
     code = getattr(getattr(error, "orig", error), "sqlstate", None)

@@ -1,4 +1,7 @@
-"""Statements of the busiest paths: compiled once, prepared by PostgreSQL, executed without SQLAlchemy."""
+"""
+Statements of the most frequent operations: compiled once, prepared by PostgreSQL, executed without
+SQLAlchemy.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,13 @@ from sqlalchemy import ColumnElement, Connection, Delete, Insert, Select, Update
 from authsvc.store.postgres.connecting import DeadlineConnection
 from authsvc.store.sql import Database
 
-#: A row by the columns of its table.
+#: A row, with the columns of its table as keys.
 Row = Mapping[ColumnElement[Any], Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The rows that came back, and how many were found or changed."""
+    """The returned rows, and the number of rows found or changed."""
 
     rows: Sequence[Row]
     count: int
@@ -26,7 +29,7 @@ class Answer:
 
 class Statement:
     """
-    One statement; call it with the values of its ``bindparam`` names, and it is a transaction of its own.
+    One statement; call it with values for its ``bindparam`` names to execute it as its own transaction.
 
     SQLAlchemy writes the text and reads the values.  What it does for each execution costs more CPU than
     the statement itself, so on PostgreSQL the driver is called with the text.
@@ -37,7 +40,7 @@ class Statement:
         self._core = core
         dialect = database.engine.dialect
         compiled = core.compile(dialect=dialect)
-        #: As the driver gets it.
+        #: The text for the driver.
         self.text = str(compiled)
         self._fixed = dict(compiled.params)
         self._columns = cast("tuple[ColumnElement[Any], ...]", tuple(core.exported_columns))
@@ -65,7 +68,7 @@ class Statement:
             raise
 
     def execute(self, connection: DeadlineConnection, values: Mapping[str, Any]) -> Answer:
-        """Let the driver execute it, with a value for each parameter."""
+        """Execute it with the driver, with a value for each parameter."""
         cursor = connection.execute(self.text, values)
         rows = cursor.fetchall() if self._columns else []
         return Answer([self._read(row) for row in rows], cursor.rowcount)
@@ -83,7 +86,9 @@ class Statement:
 
 
 def named(prefix: str, values: Mapping[str, object]) -> dict[str, object]:
-    """*values*, each name with *prefix* before it: a statement over two tables has some names twice."""
+    """
+    *values* with *prefix* before each name: otherwise a statement over two tables would have equal names.
+    """
     return {prefix + name: value for name, value in values.items()}
 
 

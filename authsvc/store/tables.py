@@ -1,4 +1,4 @@
-"""The tables, and rows turned into the domain's values; rows never leave this room."""
+"""The tables, and the conversion of rows to the domain's values; rows never leave this package."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 
 class UtcTime(TypeDecorator[datetime]):
-    """An aware time in UTC; SQLite keeps it naive and would hand it back so."""
+    """A timezone-aware time in UTC; SQLite stores and returns naive ones."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -67,7 +67,7 @@ metadata = MetaData(
     naming_convention={"ix": "ix_%(column_0_label)s", "uq": "uq_%(table_name)s_%(column_0_name)s"}
 )
 
-#: Text that is looked up by value compares by bytes: two collations never disagree about two addresses.
+#: Text that is looked up is compared by bytes, so that the result does not depend on a collation.
 _ID = Uuid(as_uuid=False)
 _SEQUENCE = BigInteger().with_variant(Integer, "sqlite")
 
@@ -80,7 +80,7 @@ users = Table(
     Column("phone", String(64)),
     Column("device_id", String(200)),
     Column("is_admin", Boolean, nullable=False),
-    #: What is neither ``user`` nor ``admin``, each name between two commas; none: the empty text.
+    #: Roles other than ``user`` and ``admin``, each name between commas; "" if there are none.
     Column("extra_roles", String(2048), nullable=False, server_default=text("''")),
     Column("status", String(16), nullable=False),
     Column("preferences", JSON, nullable=False),
@@ -92,12 +92,12 @@ users = Table(
     Column("version", BigInteger, nullable=False),
     Column("password_hash", String(255), nullable=False),
     Column("password_version", BigInteger, nullable=False),
-    #: There is a confirmed second factor.  Here, so that a login and the first factor exclude each other by
-    #: the lock of this row.
+    #: True if there is a confirmed second factor.  It is in this table so that the lock of this row orders a
+    #: login and the first factor.
     Column("has_factor", Boolean, nullable=False, server_default=false()),
-    #: Tries at a second factor that were not right; see domain/accounts/second_factor.py.
+    #: Failed tries of a second factor; see domain/accounts/second_factor.py.
     Column("factor_tries", BigInteger, nullable=False, server_default=text("0")),
-    #: Raised to forget every known device while the password stays.
+    #: Raised to forget all known devices without a new password.
     Column("device_version", BigInteger, nullable=False, server_default=text("0")),
 )
 
@@ -116,7 +116,7 @@ sessions = Table(
     Column("counter", BigInteger, nullable=False),
     Column("rotated_at", UtcTime, nullable=False),
     Column("salt", LargeBinary, nullable=False),
-    # All three or none: a session that an earlier version began has no level.
+    # All three or none: sessions of earlier versions have no level.
     Column("acr", String(8)),
     Column("amr", String(64)),
     Column("auth_time", UtcTime),
@@ -138,7 +138,8 @@ revocations = Table(
     Column("email", String(254)),
     Column("row_version", BigInteger),
     Index("ix_revocations_expires_at", "expires_at"),
-    #: Tokens that were revoked one by one; one that went with its session is known by that.
+    #: Index of tokens that were revoked individually; a token revoked with its session is found by the
+    #: session.
     Index(
         "ix_revocations_token_id",
         "token_id",
@@ -153,10 +154,10 @@ clients = Table(
     metadata,
     Column("id", _ID, primary_key=True),
     Column("name", String(200), nullable=False),
-    # For the version before, which may still run beside this one and knows no other: that of the oldest
-    # secret, empty where all were dropped.  A client that it adds has no row in ``client_secrets``.
+    # For the previous version, which may still run and reads only this column: the digest of the oldest
+    # secret, empty if there is none. A client that it adds has no row in ``client_secrets``.
     Column("secret_hash", String(64), nullable=False),
-    # Version 0.1.0, which may still run beside this one, adds clients without saying what they may do.
+    # Version 0.1.0, which may still run, adds clients without rights.
     Column("may", String(200), nullable=False, server_default=" ".join(USUAL_RIGHTS)),
     Column("created_at", UtcTime, nullable=False),
     Column("scopes", String(2200), nullable=False, server_default=text("''")),
@@ -181,7 +182,7 @@ installation = Table(
     CheckConstraint("number = 1", name="ck_installation_one"),
 )
 
-#: Nothing here refers to another table: what happened outlives whom it happened to.
+#: No foreign keys: events are kept after their users are deleted.
 audit_events = Table(
     "audit_events",
     metadata,
@@ -205,7 +206,7 @@ audit_events = Table(
     Index("ix_audit_events_client_ip", "client_ip", "id"),
 )
 
-#: One row for each thing that may be done once; nothing in it opens anything.
+#: One row for each operation that is permitted once; contains no usable code.
 tickets = Table(
     "tickets",
     metadata,
@@ -226,7 +227,7 @@ tickets = Table(
     Index("ix_tickets_expires_at", "expires_at"),
 )
 
-#: The outbox.  A mail names the ticket that its code and link are made of; it holds neither.
+#: The outbox.  A mail refers to the ticket from which its code and link are derived; it contains neither.
 mails = Table(
     "mails",
     metadata,
@@ -258,7 +259,7 @@ factors = Table(
     Column("kind", String(16), nullable=False),
     Column("name", String(200)),
     Column("created_at", UtcTime, nullable=False),
-    #: None: an enrolment that has not been confirmed.
+    #: NULL: an enrolment that has not been confirmed.
     Column("confirmed_at", UtcTime),
     Column("last_used_at", UtcTime),
     Column("locked_at", UtcTime),
@@ -289,7 +290,7 @@ recovery_codes = Table(
     Column("created_at", UtcTime, nullable=False),
 )
 
-#: What may be used once and has no other row: it is used up by an INSERT.
+#: Marks of one-time values that have no other row; an INSERT marks a value as used.
 spent = Table(
     "spent",
     metadata,
@@ -316,7 +317,7 @@ Index(
 
 
 def to_user(row: Mapping[Any, Any]) -> User:
-    """The user in *row*, which holds at least USER_COLUMNS; raises StoreUnavailable for a damaged one."""
+    """The user in *row*, which has at least USER_COLUMNS; raises StoreUnavailable for a damaged one."""
     fields = {name: row[users.c[name]] for name in _USER_FIELDS}
     if fields["status"] not in get_args(Status) or not _is_storable(fields["preferences"]):
         log.error("sql.row_damaged", extra={"table": users.name, "id": fields["id"]})
@@ -326,7 +327,7 @@ def to_user(row: Mapping[Any, Any]) -> User:
 
 
 def _is_storable(preferences: object) -> bool:
-    """True for an object without a text that no answer could carry."""
+    """True for an object whose texts can all be encoded in an answer."""
     try:
         return isinstance(preferences, dict) and (not preferences or bool(canonical(preferences).encode()))
     except (UnicodeEncodeError, ValueError):
@@ -334,7 +335,7 @@ def _is_storable(preferences: object) -> bool:
 
 
 def from_user(user: User) -> dict[str, Any]:
-    """The columns that *user* fills."""
+    """The column values of *user*."""
     further = "".join(f",{role}" for role in user.roles if role not in BUILT_IN)
     return {
         **{name: getattr(user, name) for name in _USER_FIELDS},
@@ -360,7 +361,7 @@ def from_session(session: Session) -> dict[str, Any]:
 
 
 def to_level(row: Mapping[Any, Any]) -> Level | None:
-    """The level of the session in *row*; None without one, or with one that only a later version knows."""
+    """The level of the session in *row*; None if there is none, or if only a later version knows it."""
     acr, amr, auth_time = (row[sessions.c[name]] for name in _LEVEL_FIELDS)
     if acr not in set(Acr) or not amr or auth_time is None:
         return None
@@ -368,7 +369,7 @@ def to_level(row: Mapping[Any, Any]) -> Level | None:
 
 
 def from_level(level: Level) -> dict[str, Any]:
-    """The columns of a session that *level* fills."""
+    """The column values of *level*."""
     auth_time = datetime.fromtimestamp(level.auth_time, UTC)
     return {"acr": level.acr.value, "amr": " ".join(level.amr), "auth_time": auth_time}
 
@@ -379,7 +380,7 @@ def to_revocation(row: RowMapping) -> Revocation:
 
 
 def from_revocation(entry: Revocation) -> dict[str, Any]:
-    """The columns of *entry*; its number is the database's to give."""
+    """The column values of *entry*; the database assigns its number."""
     return {name: getattr(entry, name) for name in _REVOCATION_FIELDS if name != "seq"}
 
 

@@ -1,1 +1,1 @@
-"""The rows of accounts: users and their credentials, factors, tickets, mails; users in bulk."""
+"""Accounts in SQL: users, credentials, factors, tickets, mails; import and export."""

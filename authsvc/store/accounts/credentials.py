@@ -25,7 +25,7 @@ from authsvc.store.sql import Database
 from authsvc.store.tables import USER_COLUMNS, to_user, users
 
 _CREDENTIAL_FIELDS = ("password_hash", "password_version", "has_factor", "factor_tries", "device_version")
-#: What :func:`to_credentials` needs beside USER_COLUMNS.
+#: The columns that :func:`to_credentials` needs in addition to USER_COLUMNS.
 CREDENTIAL_COLUMNS = tuple(users.c[name] for name in _CREDENTIAL_FIELDS)
 
 
@@ -35,7 +35,7 @@ def to_credentials(row: RowMapping) -> Credentials:
 
 
 class SqlCredentialStore:
-    """Password hashes; only this class reads and writes them."""
+    """Stores password hashes; only this class reads and writes them."""
 
     def __init__(
         self, database: Database, log: SqlRevocationLog, clock: Clock, notices: Notices = NO_NOTICES
@@ -69,7 +69,10 @@ class SqlCredentialStore:
         max_sessions: int,
         used_up: UsedUp | None = None,
     ) -> Committed[User] | None:
-        """One transaction under the user's row lock; None if they were disabled or have changed."""
+        """
+        Add the session under the user's row lock, in one transaction; None if they were disabled or have
+        changed.
+        """
         now = self._clock()
         noted = (
             self._still(verified)
@@ -89,7 +92,10 @@ class SqlCredentialStore:
             return Committed(user, self._log.append(connection, entries))
 
     def note_logins(self, user_ids: Sequence[UserId], at: datetime) -> Committed[list[UserId]]:
-        """One update; rows are locked in the order of ids, so that two batches cannot deadlock."""
+        """
+        Set the last login in one update; rows are locked in the order of ids, so that two batches cannot
+        deadlock.
+        """
         with self._database.transaction() as connection:
             locked = select(users.c.id).where(users.c.id.in_(user_ids)).order_by(users.c.id).with_for_update()
             found = list(connection.execute(locked).scalars())
@@ -104,9 +110,8 @@ class SqlCredentialStore:
         self, verified: Credentials, new_hash: str, *, keep: SessionId
     ) -> Committed[User] | None:
         """
-        Set the hash if the password is still the one *verified*; every session but *keep* ends.
-
-        Raises TokenInvalid where *keep* has ended.
+        Set the hash if the password is still that of *verified*; all sessions but *keep* end. Raises
+        TokenInvalid if *keep* has ended.
         """
         now = self._clock()
         changed = self._still(verified).values(
@@ -125,7 +130,7 @@ class SqlCredentialStore:
             return Committed(user, self._log.append(connection, entries))
 
     def set_password(self, user_id: UserId, new_hash: str) -> Committed[User]:
-        """Set the hash, whatever it was; every session ends, and the epoch rises.  Raises NotFound."""
+        """Set the hash; all sessions end, and the epoch rises.  Raises NotFound."""
         now = self._clock()
         changed = (
             update(users)
@@ -150,7 +155,7 @@ class SqlCredentialStore:
             return Committed(user, self._log.append(connection, entries))
 
     def _still(self, verified: Credentials) -> Update:
-        """An update of the user if password and address are still those *verified*."""
+        """An update of the user if password and address are still those of *verified*."""
         return (
             update(users)
             .where(
@@ -163,7 +168,7 @@ class SqlCredentialStore:
 
 
 def _rehashed(rehash: Rehash | None) -> dict[str, object]:
-    """The new hash where the old one still stands: a rehash never undoes somebody else's."""
+    """The new hash, if the old one is still stored: a rehash never overwrites another change."""
     if rehash is None:
         return {}
     return {

@@ -1,4 +1,4 @@
-"""Authenticator apps in SQL: enrolled, confirmed, and their secrets moved to another key."""
+"""Authenticator apps in SQL: enrolment, confirmation, and re-encryption of their secrets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from authsvc.store.sessions import acting_user, locked_user
 from authsvc.store.sql import Database
 from authsvc.store.tables import factors
 
-#: Rows that one step of a re-encryption changes: a fraction of a second.
+#: Rows changed by one step of a re-encryption, which takes a fraction of a second.
 STEP = 200
 
 
@@ -35,7 +35,7 @@ class SqlEnrolmentStore:
         self._of_factors = of_factors
 
     def enrol(self, factor: Factor) -> None:
-        """Add an enrolment of a TOTP in place of any other; raises NotFound."""
+        """Store an enrolment of a TOTP and drop any earlier one; raises NotFound."""
         with self._database.transaction() as connection:
             locked_user(connection, factor.user_id)
             others = and_(totp_of(factor.user_id), factors.c.confirmed_at.is_(None))
@@ -43,7 +43,7 @@ class SqlEnrolmentStore:
             add_factor(connection, factor)
 
     def enrolment(self, user_id: UserId, factor_id: FactorId, *, since: datetime) -> Factor | None:
-        """An enrolment of that user made after *since* that waits for its first code."""
+        """The unconfirmed enrolment of that user, if it was made after *since*."""
         statement = select(factors).where(
             totp_of(user_id),
             factors.c.id == factor_id,
@@ -57,7 +57,7 @@ class SqlEnrolmentStore:
     def confirm(
         self, enrolment: Factor, step: int, digests: Sequence[bytes], *, keep: SessionId
     ) -> Committed[bool]:
-        """Put *enrolment* in force in place of any other TOTP; True if it is the first factor."""
+        """Confirm *enrolment*, which replaces any other TOTP; True if it is the first factor."""
         now, user_id = self._clock(), enrolment.user_id
         confirmed = (
             update(factors)
@@ -76,7 +76,7 @@ class SqlEnrolmentStore:
 
 def reencrypt(database: Database, keys: DataKeys) -> Iterator[int]:
     """
-    Encrypt under the current key what another one encrypted; yields how many rows each step changed.
+    Encrypt secrets of other keys with the current key; yields the number of rows that each step changed.
 
     A row that changes meanwhile is left to the next step.  Raises Undecryptable for a row of an unknown key.
     """

@@ -1,8 +1,8 @@
 """
 Second factors in SQL.
 
-Every transaction locks the user's row before it touches anything else of theirs: so a login and the first
-factor come one after the other, and no two transactions wait for each other.
+Every transaction locks the user's row before other rows of that user. So a login and the first factor exclude
+each other, and transactions cannot deadlock.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class SqlFactorStore:
         self._notices = notices
 
     def of_user(self, user_id: UserId) -> FactorList:
-        """What is in force; enrolments are not."""
+        """The confirmed factors of the user, without enrolments."""
         with self._database.read() as connection:
             return factors_of(connection, user_id)
 
@@ -73,10 +73,10 @@ class SqlFactorStore:
         self, connection: Connection, user: User, digests: Sequence[bytes], *, keep: SessionId
     ) -> tuple[bool, list[Revocation]]:
         """
-        Note, in the caller's transaction, that *user*, who is locked, has a factor more.
+        Record, in the caller's transaction, that *user*, whose row is locked, has one more factor.
 
-        True if it is the first: then recovery codes with these *digests* are stored, and the log entries end
-        every session but *keep*.
+        True if it is the first: then recovery codes with these *digests* are stored, and the returned log
+        entries end all sessions but *keep*.
         """
         now = self._clock()
         self._notices.add(connection, Template.FACTOR_ADDED, (user.email,), now)
@@ -96,7 +96,7 @@ class SqlFactorStore:
         return to_factor(row)
 
     def remove(self, user_id: UserId, factor_id: FactorId, *, keep: SessionId) -> Committed[Factor]:
-        """Delete it; with the last one recovery codes go, too, and every session but *keep* ends."""
+        """Delete it. With the last one, delete the recovery codes, too, and end all sessions but *keep*."""
         now = self._clock()
         removed = delete(factors).where(_in_force(user_id), factors.c.id == factor_id).returning(factors)
         with self._database.transaction() as connection:
@@ -113,7 +113,7 @@ class SqlFactorStore:
             return Committed(to_factor(row), self._log.append(connection, entries))
 
     def reset(self, user_id: UserId) -> Committed[User]:
-        """Delete all of them, end every session, raise the epoch and forget the known devices."""
+        """Delete all factors, end all sessions, raise the epoch and forget the known devices."""
         now = self._clock()
         bare = update(users).where(users.c.id == user_id).values(
             has_factor=False,
@@ -135,7 +135,7 @@ class SqlFactorStore:
             return Committed(user, self._log.append(connection, entries))
 
     def renew_codes(self, user_id: UserId, session_id: SessionId, digests: Sequence[bytes]) -> None:
-        """Replace the recovery codes; raises NotFound for somebody without a factor, TokenInvalid."""
+        """Replace the recovery codes; raises NotFound if the user has no factor, TokenInvalid."""
         now = self._clock()
         with self._database.transaction() as connection:
             user = acting_user(connection, user_id, session_id, now)
@@ -147,7 +147,7 @@ class SqlFactorStore:
 
 
 class SqlTryStore:
-    """Counts tries at second factors."""
+    """Counts tries of second factors."""
 
     def __init__(self, database: Database, clock: Clock, notices: Notices) -> None:
         self._database = database
@@ -155,7 +155,7 @@ class SqlTryStore:
         self._notices = notices
 
     def count(self, user_id: UserId, kind: AnswerKind, challenge: Challenge | None) -> Tried | None:
-        """Count a try before it is judged; None for somebody who may not try."""
+        """Count a try before it is verified; None if the user may not try."""
         counted = (
             update(users)
             .where(users.c.id == user_id, users.c.status == "active", users.c.has_factor.is_(True))
@@ -175,7 +175,7 @@ class SqlTryStore:
             return Tried(tries=tries, totp=totp)
 
     def give_back(self, user_id: UserId, tried: Tried) -> None:
-        """Take back *tried*, which was not judged, or was right and opened nothing; never below its round."""
+        """Uncount *tried*, which was not verified, or was correct without effect; never below its round."""
         last = tried.before_round + MOST_TRIES
         this_round = and_(users.c.id == user_id, users.c.factor_tries.between(tried.before_round + 1, last))
         fewer = update(users).where(this_round).values(factor_tries=users.c.factor_tries - 1)
@@ -185,7 +185,7 @@ class SqlTryStore:
                 _give_back_failure(connection, user_id, tried.totp.id)
 
     def failed(self, user_id: UserId, notices: tuple[Template, ...], *, lock: str | None) -> None:
-        """Write what wrong answers led to: *notices* to the user, and the end of the factor *lock*."""
+        """Store the consequences of wrong answers: *notices* to the user, and a lock of the factor *lock*."""
         now = self._clock()
         with self._database.transaction() as connection:
             try:
@@ -201,12 +201,12 @@ class SqlTryStore:
 
 def use_up(connection: Connection, used_up: UsedUp, now: datetime, notices: Notices) -> None:
     """
-    Use up what a right answer consists of, in the transaction of what it opens.
+    Mark the parts of a correct answer as used, in the transaction that acts on it.
 
-    Raises CodeInvalid where somebody was faster: then nothing is opened.
+    Raises CodeInvalid if another request was faster: then the transaction has no effect.
     """
     if used_up.tries is not None:
-        # First: it locks the user's row.
+        # Must come first, because it locks the user's row.
         back = update(users).where(users.c.id == used_up.user_id).values(factor_tries=used_up.tries)
         connection.execute(back)
     for ident, end in used_up.challenges:
@@ -225,7 +225,7 @@ def add_factor(connection: Connection, factor: Factor) -> None:
 
 
 def factors_of(connection: Connection, user_id: UserId) -> FactorList:
-    """What a user has in force."""
+    """The confirmed factors of a user."""
     rows = connection.execute(
         select(factors).where(_in_force(user_id)).order_by(factors.c.created_at, factors.c.id)
     )
@@ -273,7 +273,7 @@ def _has_any(connection: Connection, user_id: UserId) -> bool:
 
 
 def _set_has_factor(connection: Connection, user_id: UserId, *, now_has: bool) -> bool:
-    """Note whether the user has a factor; True where that is new."""
+    """Store whether the user has a factor; True if that changed."""
     noted = update(users).where(users.c.id == user_id, users.c.has_factor.is_(not now_has))
     return connection.execute(noted.values(has_factor=now_has)).rowcount == 1
 
@@ -284,7 +284,9 @@ def _store_codes(connection: Connection, user_id: UserId, digests: Sequence[byte
 
 
 def _tried_totp(connection: Connection, user_id: UserId) -> Factor | None:
-    """The TOTP in force with one more failure, which a right answer sets back; None if it is locked."""
+    """
+    The confirmed TOTP with one more failure counted, which a correct answer resets; None if it is locked.
+    """
     counted = (
         update(factors)
         .where(
@@ -321,7 +323,7 @@ def _use_step(connection: Connection, user_id: UserId, factor_id: str, step: int
 
 
 def _use_passkey(connection: Connection, user_id: UserId, factor_id: str, count: int, now: datetime) -> None:
-    """Store *count*, which has risen; authenticators without a counter show 0 each time."""
+    """Store *count*, which must have risen; authenticators without a counter always send 0."""
     this = and_(factors.c.user_id == user_id, factors.c.id == factor_id, factors.c.locked_at.is_(None))
     has_risen = factors.c.sign_count < count if count else factors.c.sign_count == 0
     used = update(factors).where(this, has_risen).values(sign_count=count, last_used_at=now)
@@ -345,7 +347,9 @@ def _use_recovery_code(
 
 
 def spend(connection: Connection, ident: str, end: datetime) -> None:
-    """Use up the challenge *ident* in the caller's transaction; raises CodeInvalid if it was used before."""
+    """
+    Mark the challenge *ident* as used, in the caller's transaction; raises CodeInvalid if it was used before.
+    """
     dialect: Any = postgresql if connection.dialect.name == "postgresql" else sqlite
     added = dialect.insert(spent).values(id=ident, expires_at=end).on_conflict_do_nothing()
     if connection.execute(added.returning(spent.c.id)).first() is None:
@@ -353,7 +357,7 @@ def spend(connection: Connection, ident: str, end: datetime) -> None:
 
 
 def has_factors(database: Database) -> bool:
-    """True while anybody has a factor in force."""
+    """True if any user has a confirmed factor."""
     with database.read() as connection:
         return bool(
             connection.execute(select(exists().where(factors.c.confirmed_at.is_not(None)))).scalar_one()

@@ -1,4 +1,4 @@
-"""The levels of sessions in SQL, as step-ups raise them."""
+"""The levels of sessions in SQL; step-ups raise them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class SqlLevelStore:
     def raise_level(
         self, session_id: SessionId, proven: Credentials, method: Method, used_up: UsedUp | None
     ) -> Standing | None:
-        """Note what was shown; None where the session is over, or its user has changed."""
+        """Store the new level; None if the session is over or its user has changed."""
         with self._database.transaction() as connection:
             user = _locked_as_proven(connection, proven, needs_password=used_up is None)
             session = living_session(connection, session_id, self._clock()) if user else None
@@ -46,7 +46,7 @@ class SqlLevelStore:
 
 
 def _locked_as_proven(connection: Connection, proven: Credentials, *, needs_password: bool) -> User | None:
-    """The user, locked; None where they are gone, disabled, or no longer have what was proven."""
+    """The user, locked; None if they are deleted or disabled, or if what was verified has changed."""
     found = select(*USER_COLUMNS).where(users.c.id == proven.user.id, users.c.status == "active")
     if needs_password:
         found = found.where(

@@ -1,5 +1,5 @@
 """
-The outbox in SQL: mails are added in the transaction of their cause, claimed under a lease, and settled.
+The outbox in SQL: mails are added in the transaction that causes them, claimed under a lease, and settled.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class SqlOutbox:
             .where(_is_free(now), mails.c.next_try_at <= now)
             .order_by(mails.c.is_urgent.desc(), mails.c.next_try_at, mails.c.id)
             .limit(most)
-            # SQLite has no row locks, and needs none: there a transaction is the only writer.
+            # SQLite has no row locks and needs none: it has one writer at a time.
             .with_for_update(skip_locked=True)
-            # Evaluated once: as a subquery, a plan may run it for each row, and lock more than *most*.
+            # A CTE is evaluated once. A subquery might run for each row, and lock more than *most* rows.
             .cte("due")
         )
         taken = (
@@ -80,7 +80,7 @@ class SqlOutbox:
         next_try_at: datetime | None = None,
         waits_for_relay: bool = False,
     ) -> bool:
-        """Write how a try went; False where the lease was lost: then another sender has the mail."""
+        """Store the result of an attempt; False if the lease was lost and another sender has the mail."""
         settled = (
             update(mails)
             .where(
@@ -99,7 +99,7 @@ class SqlOutbox:
             return connection.execute(settled).rowcount == 1
 
     def release(self, mail: Mail, *, owner: str) -> None:
-        """Give back a claimed mail that was not begun: that was no try."""
+        """Release a claimed mail that was not begun; this does not count as an attempt."""
         released = (
             update(mails)
             .where(mails.c.id == mail.id, mails.c.lease_owner == owner)
@@ -109,8 +109,8 @@ class SqlOutbox:
             connection.execute(released)
 
     def bring_forward(self, *, now: datetime) -> None:
-        """Make due what only waits for a lost connection."""
-        # Rows that somebody else has locked are being claimed, or brought forward.
+        """Make mails due that wait because the connection was lost."""
+        # Rows locked by others are being claimed, or brought forward.
         waiting = (
             select(mails.c.id)
             .where(_is_free(now), mails.c.next_try_at > now, mails.c.waits_for_relay.is_(True))
@@ -122,7 +122,7 @@ class SqlOutbox:
             connection.execute(sooner)
 
     def waiting(self, *, now: datetime) -> tuple[int, float]:
-        """How many mails wait, and how many seconds ago the oldest of them was asked for."""
+        """The number of waiting mails, and the age of the oldest in seconds."""
         statement = select(func.count(), func.min(mails.c.asked_at)).where(
             mails.c.state == MailState.QUEUED.value
         )
@@ -138,9 +138,8 @@ class SqlOutbox:
 
     def retry(self, mail_id: MailId, *, now: datetime, ends_at: datetime) -> bool:
         """
-        Make a mail that waits or failed due at once, until *ends_at* at least.
-
-        False: there is none, or it is being sent at this moment.
+        Make a waiting or failed mail due at once, with *ends_at* as its earliest end. False if there is none,
+        or if it is being sent now.
         """
         again = (
             update(mails)
@@ -168,7 +167,7 @@ def add_mail(connection: Connection, mail: Mail) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Notices:
-    """Tells people what was done to their account, where mails are sent at all."""
+    """Adds notices about changes of an account, if mails are sent."""
 
     are_sent: bool
 
@@ -212,7 +211,7 @@ def _is_asked_by_address(ticket: Ticket) -> bool:
 
 
 def _bound(connection: Connection, ticket: Ticket, user: User, password_version: int) -> Ticket:
-    """*ticket* for *user*, with the password and address that they have now."""
+    """*ticket*, bound to *user* and to their current password and address."""
     bound = replace(ticket, user_id=user.id, bound_email=user.email, password_version=password_version)
     values = {"user_id": user.id, "bound_email": user.email, "password_version": password_version}
     connection.execute(
@@ -222,6 +221,6 @@ def _bound(connection: Connection, ticket: Ticket, user: User, password_version:
 
 
 def _is_free(now: datetime) -> ColumnElement[bool]:
-    """Waits, and nobody has it."""
+    """The condition that a mail waits and is not claimed."""
     no_lease = or_(mails.c.lease_until.is_(None), mails.c.lease_until <= now)
     return and_(mails.c.state == MailState.QUEUED.value, no_lease)

@@ -1,4 +1,4 @@
-"""What SQL holds about one person, read in one snapshot."""
+"""All data about one user in SQL, read in one snapshot."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from authsvc.store.tables import (
 
 
 class SqlOwnData:
-    """Reads rows of several tables as they were at one moment."""
+    """Reads rows of several tables in one snapshot."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def snapshot(self, user_id: UserId, *, most_events: int) -> OwnData:
-        """Everything about one user; raises NotFound."""
+        """All data about one user; raises NotFound."""
         own_sessions = select(sessions).where(sessions.c.user_id == user_id).order_by(sessions.c.created_at)
         own_events = (
             select(audit_events)

@@ -1,4 +1,4 @@
-"""Passkeys in SQL: they are found by their credential, and added with what a first factor brings."""
+"""Passkeys in SQL: found by credential id; adding the first factor also stores recovery codes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class SqlPasskeyStore:
         self._of_factors = of_factors
 
     def of_credential(self, credential_id: bytes) -> Factor | None:
-        """The passkey with that id, a locked one, too."""
+        """The passkey with that id, even if it is locked."""
         found = select(factors).where(factors.c.credential_id == credential_id)
         with self._database.read() as connection:
             row = connection.execute(found).mappings().first()
@@ -41,13 +41,13 @@ class SqlPasskeyStore:
     def add(
         self, factor: Factor, challenge: Challenge, digests: Sequence[bytes], *, keep: SessionId
     ) -> Committed[bool]:
-        """Add *factor* and use *challenge* up; True if it is the first factor of its user."""
+        """Add *factor* and mark *challenge* as used; True if it is the first factor of its user."""
         theirs = select(func.count()).where(
             factors.c.user_id == factor.user_id, factors.c.kind == Kind.PASSKEY.value
         )
         try:
             with self._database.transaction() as connection:
-                # The lock lets one registration at a time count.
+                # The row lock makes concurrent registrations count one after the other.
                 user = acting_user(connection, factor.user_id, keep, self._clock())
                 spend(connection, challenge.id, challenge.expires_at)
                 if connection.execute(theirs).scalar_one() >= MOST_PASSKEYS:
@@ -62,7 +62,7 @@ class SqlPasskeyStore:
 
 
 def orphaned_passkeys(database: Database, rp_id: str) -> int:
-    """How many passkeys belong to another RP ID: browsers never use them here."""
+    """Number of passkeys of another RP ID: browsers do not use them here."""
     others = select(func.count()).where(factors.c.kind == Kind.PASSKEY.value, factors.c.rp_id != rp_id)
     with database.read() as connection:
         return connection.execute(others).scalar_one()

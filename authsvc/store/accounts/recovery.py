@@ -1,8 +1,8 @@
 """
-What tickets do in SQL: each use is one transaction with the conditional update that uses the ticket up.
+Operations on tickets in SQL. Each is one transaction, with the conditional update that marks the ticket as
+used.
 
-The user's row is locked before the ticket's, as a password change does: in the other order two transactions
-could wait for each other.
+The user's row is locked before the ticket's, as in a password change; the other order could deadlock.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from authsvc.store.sessions import end_sessions_of, locked_user, require_living
 from authsvc.store.sql import Database
 from authsvc.store.tables import USER_COLUMNS, from_user, tickets, to_user, users
 
-#: There is no such store where no mails are sent.
+#: The store exists only if mails are sent.
 _NOTICES = Notices(are_sent=True)
 
 
 class SqlRecoveryStore:
-    """Tickets and what they change, together."""
+    """Uses tickets and changes accounts in one transaction."""
 
     def __init__(self, database: Database, log: SqlRevocationLog, clock: Clock) -> None:
         self._database = database
@@ -44,10 +44,13 @@ class SqlRecoveryStore:
         self._clock = clock
 
     def ask(self, ticket: Ticket, mails: Sequence[Mail], *, replaces_others: bool = False) -> None:
-        """Store *ticket* and *mails*; where it *replaces_others*, the user's open tickets like it end."""
+        """
+        Store *ticket* and *mails*; with *replaces_others*, cancel the user's open tickets of the same
+        purpose.
+        """
         with self._database.transaction() as connection:
             if replaces_others and ticket.user_id is not None:
-                # Two that are asked for at once would not see each other's ticket.
+                # Without the lock, concurrent requests would not see each other's ticket.
                 locked_user(connection, ticket.user_id)
                 end_tickets_of(connection, ticket.user_id, self._clock(), purpose=ticket.purpose)
             add_ticket(connection, ticket)
@@ -60,7 +63,9 @@ class SqlRecoveryStore:
             return _has_asked_since(connection, user_id, purpose, at)
 
     def remind(self, ticket: Ticket, mail: Mail, *, unless_since: datetime) -> None:
-        """Store both, unless the user got a ticket like it after *unless_since*, also at this moment."""
+        """
+        Store both, unless the user got a ticket of the same purpose after *unless_since*; safe in a race.
+        """
         if ticket.user_id is None:
             raise ValueError("a reminder is for a user")
         with self._database.transaction() as connection:
@@ -70,7 +75,7 @@ class SqlRecoveryStore:
                 add_mail(connection, mail)
 
     def reset_password(self, ticket: Ticket, password_hash: str) -> Committed[Credentials]:
-        """Set the password, prove the address, end every session and ticket, raise the epoch."""
+        """Set the password, mark the address as verified, end all sessions and tickets, raise the epoch."""
         now = self._clock()
         with self._database.transaction() as connection:
             row = self._used(connection, ticket, now, **_new_password(password_hash), email_verified=True)
@@ -79,7 +84,7 @@ class SqlRecoveryStore:
             return Committed(to_credentials(row), self._log.append(connection, entries))
 
     def prove_email(self, ticket: Ticket) -> Committed[User]:
-        """Note that the user's address is proven."""
+        """Mark the user's address as verified."""
         now = self._clock()
         with self._database.transaction() as connection:
             user = to_user(self._used(connection, ticket, now, email_verified=True))
@@ -97,16 +102,15 @@ class SqlRecoveryStore:
 
     def change_email(self, ticket: Ticket, *, keep: SessionId) -> Committed[User]:
         """
-        Set the address, end every session but *keep* and every ticket, tell both addresses.
-
-        Raises TokenInvalid where *keep* has ended.
+        Set the address, end all sessions but *keep* and all tickets, notify both addresses. Raises
+        TokenInvalid if *keep* has ended.
         """
         now, new = self._clock(), ticket.email
         with refusing_taken(), self._database.transaction() as connection:
             user = to_user(self._used(connection, ticket, now, email=new, email_verified=True))
             require_living(connection, user.id, keep, now)
             entries = end_sessions_of(connection, self._log, user.id, now, "email_changed", keep=keep)
-            # Two entries: copies are kept by the old address, too.
+            # Two entries, because cached copies exist under the old address, too.
             entries.append(self._log.draft(user, "email_changed"))
             old = replace(user, email=ticket.bound_email or user.email)
             entries.append(self._log.draft(old, "email_changed", drops_all=True))
@@ -142,7 +146,8 @@ class SqlRecoveryStore:
 
     def _used(self, connection: Connection, ticket: Ticket, now: datetime, **values: object) -> RowMapping:
         """
-        Use *ticket* up and give its user *values*, if they are active and as they were when it was bound.
+        Mark *ticket* as used and set *values* of its user, who must be active and unchanged since it was
+        bound.
 
         Raises CodeInvalid.
         """
@@ -165,7 +170,7 @@ class SqlRecoveryStore:
         return row
 
     def _cut_off(self, connection: Connection, user: User, reason: str) -> list[Revocation]:
-        """End every session and ticket of *user*, whose epoch has just risen; the log entries."""
+        """End all sessions and tickets of *user*, whose epoch has just risen; returns the log entries."""
         entries = end_sessions_of(connection, self._log, user.id, self._clock(), reason)
         end_tickets_of(connection, user.id, self._clock())
         return [*entries, self._log.draft(user, reason, epoch=user.epoch)]
@@ -179,7 +184,7 @@ def _has_asked_since(connection: Connection, user_id: UserId, purpose: Purpose, 
 
 
 def _new_password(password_hash: str) -> dict[str, Any]:
-    """What a password that was not changed by its owner in a session brings: every token dies."""
+    """The column values for a password that was not changed within a session: all tokens are revoked."""
     return {
         "password_hash": password_hash,
         "password_version": users.c.password_version + 1,

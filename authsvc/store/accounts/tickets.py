@@ -1,4 +1,4 @@
-"""One-time tickets in SQL: added, tried and used up by single conditional statements."""
+"""One-time tickets in SQL; single conditional statements add, try and use them."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class SqlTicketStore:
         self._database = database
 
     def find(self, ticket_id: TicketId) -> Ticket | None:
-        """The ticket as it is; dead ones too."""
+        """The ticket, even if it is no longer valid."""
         with self._database.read() as connection:
             row = connection.execute(select(tickets).where(tickets.c.id == ticket_id)).mappings().first()
         return to_ticket(row) if row else None
 
     def count_try(self, ticket_id: TicketId, *, now: datetime) -> Ticket | None:
-        """Count one try at the code, before it is compared; None where no try is left."""
+        """Count one try of the code before it is compared; None if no try is left."""
         counted = (
             update(tickets)
             .where(tickets.c.id == ticket_id, _is_open(now), tickets.c.failures < MOST_FAILURES)
@@ -42,7 +42,7 @@ class SqlTicketStore:
         return to_ticket(row) if row else None
 
     def forgive_try(self, ticket_id: TicketId) -> None:
-        """Take back one try that turned out right."""
+        """Uncount one try that was correct."""
         forgiven = (
             update(tickets)
             .where(tickets.c.id == ticket_id, tickets.c.failures > 0)
@@ -68,7 +68,10 @@ def add_ticket(connection: Connection, ticket: Ticket) -> None:
 
 
 def use_ticket(connection: Connection, ticket: Ticket, now: datetime) -> bool:
-    """Use *ticket* up in the caller's transaction; False where somebody was faster, or it has expired."""
+    """
+    Mark *ticket* as used, in the caller's transaction; False if another request was faster, or it has
+    expired.
+    """
     used = (
         update(tickets)
         .where(tickets.c.id == ticket.id, _is_open(now))

@@ -1,4 +1,4 @@
-"""Users in bulk: imported, exported, counted by the kind of their hashes; always in parts."""
+"""Import and export of users, and counts of their hashes by kind; always in batches."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-#: Users of one read: some hundred KiB.
+#: Users per read: some hundred KiB.
 PAGE = 500
-#: Hashes of one read: nothing but ids and a few characters.
+#: Hashes per read: only ids and a few characters each.
 COUNTED_PAGE = 5_000
-#: How long is waited (seconds) before what failed is tried again.  So a job of minutes survives a busy moment
-#: or a failover.  A longer outage ends it, and it can be repeated.
+#: Waits (seconds) before retries, so that a long job survives a busy moment or a failover. A longer outage
+#: ends the job, which can be repeated.
 PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0)
-#: The characters of ``$2b$12$``: what comes behind them is salt, and stays in SQL.
+#: Length of ``$2b$12$``. The salt that follows is not read.
 _KIND = len("$2b$12$")
 
 
@@ -42,17 +42,17 @@ class Arrival(StrEnum):
     """The result of importing one user."""
 
     IMPORTED = "imported"
-    #: Somebody has that address.
+    #: A user with that address exists.
     EXISTS = "exists"
-    #: Somebody with another address has that id.
+    #: A user with another address has that id.
     ID_TAKEN = "id_taken"
 
 
 class SqlUserTransfers:
     """
-    Many users in one transaction, and all users in pages, in the order of ids.
+    Adds many users in one transaction, and reads all users in pages, in the order of ids.
 
-    Waits with *pause* (seconds) and tries again where SQL cannot answer; then raises StoreUnavailable.
+    If SQL does not answer, waits with *pause* (seconds) and retries; finally raises StoreUnavailable.
     """
 
     def __init__(
@@ -69,15 +69,19 @@ class SqlUserTransfers:
         self, batch: Sequence[Credentials], *, brought_ids: Collection[UserId]
     ) -> Committed[list[Arrival]]:
         """
-        Insert those whose address is free, in one transaction; what became of each, in the order of *batch*.
+        Insert those whose address is free, in one transaction; returns the result of each, in the order of
+        *batch*.
 
-        *brought_ids* are those that were not made just now: their users may have been here before.
-        Where the answer to a commit was lost, those that it brought in are said to exist.
+        *brought_ids* are ids from the import file, whose users may have existed here before. If the answer to
+        a commit was lost, its users are reported as existing.
         """
         return self._patiently(lambda: self._add(batch, brought_ids)) if batch else Committed([])
 
     def pages(self, *, with_hashes: bool) -> Iterator[list[tuple[User, str | None]]]:
-        """Every user, with the hash if that is wanted; who changes meanwhile is as before or as after it."""
+        """
+        All users, with hashes on request; a user who is changed meanwhile appears in the old or the new
+        state.
+        """
         columns = [*USER_COLUMNS, users.c.password_hash] if with_hashes else [*USER_COLUMNS]
         after = NOBODY
         while after:
@@ -88,7 +92,7 @@ class SqlUserTransfers:
                 yield found
 
     def kinds_of_hashes(self) -> Counter[str]:
-        """How many hashes there are of each scheme and cost, by the beginnings of hashes up to the salt."""
+        """The number of hashes of each scheme and cost, read from the beginning of each hash."""
         counts = Counter[str]()
         after = NOBODY
         while after:
@@ -117,7 +121,7 @@ class SqlUserTransfers:
             verdicts = _verdicts(connection, arriving, added)
             judged = zip(arriving, verdicts, strict=True)
             new = [user for user, verdict in judged if verdict is Arrival.IMPORTED]
-            # An id may be that of a user who was deleted, with copies of higher versions.
+            # The id may have belonged to a deleted user, with cached copies of higher versions.
             drafts = [
                 self._log.draft(user, "imported", epoch=user.epoch or None, drops_all=True) for user in new
             ]
@@ -131,7 +135,7 @@ class SqlUserTransfers:
         return self._patiently(read)
 
     def _patiently(self, work: Callable[[], T]) -> T:
-        """What *work* returns, which may be repeated: now, or when SQL is back."""
+        """The result of *work*, which must be repeatable; retries while SQL is away."""
         for pause_s in PAUSES_S:
             try:
                 return work()
@@ -142,9 +146,8 @@ class SqlUserTransfers:
 
     def _epochs(self, connection: Connection, user_ids: Collection[UserId]) -> dict[UserId, int]:
         """
-        The epochs that Redis may still have of users who were deleted.
-
-        Whose epoch is higher there than in SQL can sign in, and is refused at every check.
+        The epochs that Redis may still have for deleted users. A user whose epoch in Redis is higher than in
+        SQL could log in, but every check would refuse their tokens.
         """
         if not user_ids:
             return {}
@@ -161,14 +164,14 @@ class SqlUserTransfers:
 
 
 def _verdicts(connection: Connection, arriving: Sequence[User], added: set[tuple[str, str]]) -> list[Arrival]:
-    """What became of each of *arriving*, of whom *added* have a row now, by id and address."""
+    """The result of each of *arriving*; *added* are the ids and addresses of those inserted now."""
     others = [user.email for user in arriving if (user.id, user.email) not in added]
     there = {email for _, email in added}
     if others:
         there |= set(connection.execute(select(users.c.email).where(users.c.email.in_(others))).scalars())
     waiting, verdicts = set(added), []
     for user in arriving:
-        # Once each: the same line may be there twice.
+        # Count each once: the file may have the same line twice.
         if (user.id, user.email) in waiting:
             waiting.discard((user.id, user.email))
             verdicts.append(Arrival.IMPORTED)

@@ -24,12 +24,12 @@ from authsvc.store.sessions import end_sessions_of, locked_user, require_living
 from authsvc.store.sql import Database, is_taken
 from authsvc.store.tables import USER_COLUMNS, from_user, split_roles, to_user, users
 
-#: A lock for every change that removes an admin, so that two changes cannot remove the last two.
+#: A lock for all changes that remove an admin, so that two of them cannot remove the last two admins.
 ADMIN_LOCK = 0x61757468_0002
 
 
 class SqlUserStore:
-    """Users as rows; the unique index on the canonical address decides races."""
+    """Users as rows; the unique index on the canonical address resolves races."""
 
     def __init__(
         self, database: Database, log: SqlRevocationLog, clock: Clock, notices: Notices = NO_NOTICES
@@ -72,7 +72,7 @@ class SqlUserStore:
             user = locked_user(connection, user_id)
             wanted = rule(user)
             if _is_same(wanted, user):
-                # Perhaps the repetition of a change whose entry has not reached Redis: write it again.
+                # This may repeat a change whose entry has not reached Redis: write it again.
                 return Committed(user, (self._log.draft(user, "repeated", epoch=user.epoch),))
             self._keep_an_admin(connection, user, wanted)
             stored = replace(wanted, version=user.version + 1, updated_at=self._clock())
@@ -82,7 +82,7 @@ class SqlUserStore:
             )
 
     def remove(self, user_id: UserId, *, within: SessionId | None = None) -> Committed[User]:
-        """Delete the user; their sessions go with them, their tombstones and the cut-off stay."""
+        """Delete the user with their sessions; tombstones and the raised epoch stay in Redis."""
         with self._database.transaction() as connection:
             user = locked_user(connection, user_id)
             if within is not None:
@@ -94,7 +94,7 @@ class SqlUserStore:
             return Committed(user, self._log.append(connection, entries))
 
     def page(self, wanted: UserFilter) -> list[User]:
-        """One user more than the page holds, in the order of ids."""
+        """The users of the page and one more, in the order of ids."""
         statement = select(*USER_COLUMNS).order_by(users.c.id).limit(wanted.limit + 1)
         if wanted.role is not None:
             statement = statement.where(_has_role(wanted.role))
@@ -111,7 +111,7 @@ class SqlUserStore:
         return to_user(row) if row else None
 
     def _consequences(self, connection: Connection, old: User, new: User) -> list[Revocation]:
-        """What a change means for tokens, sessions and copies."""
+        """The log entries that a change causes, for tokens, sessions and cached copies."""
         epoch = new.epoch if new.epoch > old.epoch else None
         entries = [self._log.draft(new, "user_changed", epoch=epoch)]
         if old.is_active and not new.is_active:
@@ -142,7 +142,7 @@ class SqlUserStore:
 
 @contextmanager
 def refusing_taken() -> Iterator[None]:
-    """EmailTaken where a row is refused since somebody has its address, and for no other refusal."""
+    """Raise EmailTaken if a row was rejected because its address exists; other errors pass."""
     try:
         yield
     except StoreUnavailable as error:
@@ -185,5 +185,5 @@ def _has_role(role: Role) -> ColumnElement[bool]:
 
 
 def _is_same(one: User, other: User) -> bool:
-    """Equal, also as JSON text, which tells ``1`` from ``true`` and keeps the order of members."""
+    """True if equal, also as JSON text, which distinguishes ``1`` from ``true`` and orders of members."""
     return one == other and json.dumps(one.preferences) == json.dumps(other.preferences)

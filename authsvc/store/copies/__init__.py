@@ -1,1 +1,1 @@
-"""The fast copies in Redis, and what keeps them honest."""
+"""The copies in Redis, and their comparison with SQL."""

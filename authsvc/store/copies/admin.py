@@ -1,4 +1,4 @@
-"""The user cache as operators see and handle it."""
+"""Administration of the user cache."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from authsvc.store.accounts.users import recent_user_ids
 from authsvc.store.copies.users import UserCaches, page_words
 from authsvc.store.sql import Database
 
-#: At most so many users are warmed, those who logged in last.
+#: Largest number of users to warm; those who logged in last are chosen.
 WARM_LIMIT = 1_000
 WARM_PER_S = 2_000
 
@@ -35,7 +35,7 @@ class CacheStats:
 
 
 class Totals(Protocol):
-    """What all workers counted together; time in seconds."""
+    """The counts of all workers together; time in seconds."""
 
     @property
     def hits(self) -> int: ...
@@ -53,10 +53,10 @@ class Totals(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheAdmin:
-    """What is done to the user cache on demand; raises StoreUnavailable without Redis."""
+    """Operations on the user cache on demand; raises StoreUnavailable without Redis."""
 
     caches: UserCaches
-    #: The truth: what is to be cleared must not be cached by asking for it.
+    #: The users in SQL, read without the cache: a read must not cache what is to be cleared.
     users: UserStore
     monitor: Monitor
     warming: Warming
@@ -79,22 +79,22 @@ class CacheAdmin:
         )
 
     def snapshot(self) -> Snapshot:
-        """How Redis is; what it denies is None."""
+        """The state of Redis; None for what it denies."""
         snapshot = self.monitor.snapshot()
         if not snapshot.health.is_connected:
             raise StoreUnavailable(f"redis: {snapshot.health.reason}")
         return snapshot
 
     def warm(self) -> dict[str, int]:
-        """Run the warmers; how many records each has cached now."""
+        """Run the warmers; returns the number of records that each has in the cache now."""
         self.snapshot()
         try:
             return {name: result.warmed for name, result in self.warming.run_all().items()}
-        except CacheError as error:  # it answers, and takes no lock: full, or read-only
+        except CacheError as error:  # it answers, but accepts no lock: full, or read-only
             raise StoreUnavailable(f"redis: {error}") from error
 
     def clear(self, user_id: UserId | None) -> int:
-        """Drop what is cached of one user, or of all; never what decides about tokens, limits or locks."""
+        """Drop the cached data of one user, or of all; never keys of tokens, limits or locks."""
         try:
             if user_id is None:
                 return self.caches.clear()
@@ -106,7 +106,7 @@ class CacheAdmin:
         try:
             email = self.users.get(user_id).email
         except (NotFound, StoreUnavailable):
-            email = None  # the note of their address stays, until its end: whoever reads it checks it
+            email = None  # the cached id of their address stays until it expires; readers verify it
         return self.caches.drop(user_id, email)
 
 

@@ -1,4 +1,4 @@
-"""What lies above the marker: which entries a process has yet to read from SQL and to write to Redis."""
+"""The backlog above the marker: entries that this process has not yet read from SQL and written to Redis."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ from authsvc.domain.revocations import Revocation
 from authsvc.store.copies.marker import Seal
 from authsvc.store.revocations import Range
 
-#: More are read as one, together with what lies between them.
+#: If there are more ranges, neighbours are joined and read with the entries between them.
 MOST_RANGES: Final = 100
 
 
 class Backlog:
     """
-    The numbers above the marker that this process has not written to Redis.
+    The numbers above the marker that this process has not yet written to Redis.
 
-    The marker may have to stay behind entries that are visible, since a lower number may still be committed.
-    What was written is not read again; numbers that are missing are, until the marker has passed them.  A
-    seal behind what was written last tells whether Redis still has it.  Of *most_ranges* of missing numbers
-    at most it keeps track.
+    The marker may have to stay below visible entries, because a lower number may still be committed. Written
+    entries are not read again; missing numbers are, until the marker has passed them. A seal after the last
+    write shows whether Redis still has it. At most *most_ranges* ranges of missing numbers are tracked.
     """
 
     def __init__(self, most_ranges: int = MOST_RANGES) -> None:
@@ -32,14 +31,14 @@ class Backlog:
         self._missing: list[Range] = []
 
     def anew(self) -> Backlog:
-        """An empty one of the same size."""
+        """An empty backlog with the same limit."""
         return Backlog(self._most_ranges)
 
     def begin(self, *, marker: int, head: int, over: int, is_sealed: bool) -> Sequence[Range]:
         """
-        What to read and write between *marker* and *head* over connection *over*.
+        The ranges to read and write between *marker* and *head* over connection *over*.
 
-        All of it where the connection is another one, or where Redis lost what was written last.
+        All of them if the connection is a new one, or if Redis lost the last write.
         """
         if over != self._over or not is_sealed or self._upto <= marker:
             self.seal, self._over, self._upto, self._missing = None, over, marker, []
@@ -51,7 +50,7 @@ class Backlog:
         return self._missing
 
     def wrote(self, page: Sequence[Revocation], seal: Seal) -> None:
-        """Redis has *page*, and *seal* behind it."""
+        """Record that Redis has *page*, followed by *seal*."""
         self.seal = seal
         self._missing = _joined(_without(self._missing, [entry.seq for entry in page]), self._most_ranges)
 
@@ -72,7 +71,7 @@ def _without(ranges: Iterable[Range], numbers: Iterable[int]) -> list[Range]:
 
 
 def _joined(ranges: list[Range], most: int) -> list[Range]:
-    """At most *most* that cover *ranges*, the lowest of them joined."""
+    """At most *most* ranges that cover *ranges*; the lowest ones are joined."""
     if len(ranges) <= most:
         return ranges
     *lowest, last = ranges[: 1 - most]

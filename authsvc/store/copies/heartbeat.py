@@ -1,4 +1,4 @@
-"""Compares Redis with SQL every second, on a thread of its own."""
+"""The thread that compares Redis with SQL every second."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from authsvc.cache.errors import CacheError
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.store.copies.reconciler import Reconciler
 
-#: Failures in a row that are worth a line.
+#: Consecutive failures after which a line is logged.
 NOTABLE_FAILURES: Final = 2
 
 log = logging.getLogger(__name__)
@@ -20,18 +20,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeartbeatTimings:
-    """How long lies between two comparisons (seconds)."""
+    """Time between two comparisons (seconds)."""
 
     interval_s: float = 1.0
-    #: Woken early by a new connection, but never more often than this.
+    #: Shortest time between two comparisons, if a new connection wakes the thread early.
     shortest_s: float = 0.1
 
 
 class Heartbeat:
     """
-    Runs the comparison every second on a thread of its own, sooner when it is woken.
+    Runs the comparison every second on its own thread, sooner if it is woken.
 
-    *alongside* is called after each.  That Redis is believed, or is not, is logged when it changes.
+    *alongside* is called after each.  Logs when Redis becomes proven, or is not any more.
     """
 
     def __init__(
@@ -49,23 +49,23 @@ class Heartbeat:
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
-        #: Set after the first comparison was tried.
+        #: Set after the first attempt of a comparison.
         self.has_begun = threading.Event()
 
     def start(self) -> None:
-        """Begin; once per process, after the fork."""
+        """Start the thread; once per process, after the fork."""
         self._thread.start()
 
     def when_begun(self, begin: Callable[[], None]) -> None:
-        """Have *begin* called behind the first comparison; to be said before :meth:`start`."""
+        """Have *begin* called after the first comparison; call this before :meth:`start`."""
         self._afterwards.append(begin)
 
     def wake(self) -> None:
-        """A connection was made that no comparison has seen yet: do not wait for the second to pass."""
+        """Compare soon: a connection was made that no comparison has covered yet."""
         self._wake.set()
 
     def close(self) -> None:
-        """Stop after the comparison that is running."""
+        """Stop after the current comparison."""
         self._stop.set()
         self._wake.set()
         if self._thread.is_alive():
@@ -81,18 +81,18 @@ class Heartbeat:
             self._stop.wait(self._timings.shortest_s)
 
     def beat(self) -> bool:
-        """One comparison; an outage makes it fail, and the next one is tried all the same."""
+        """Run one comparison; after a failure, the next one is tried as usual."""
         try:
             return self._note(is_proven=self._reconciler.tick(), cause="sql or another process at work")
         except (CacheError, StoreUnavailable) as error:
             return self._note(is_proven=False, cause=str(error))
         except Exception:
-            # The edge of the thread: it must outlive what nobody thought of.
+            # Top of the thread: it must survive unexpected exceptions.
             log.exception("reconciler.crashed")
             return self._note(is_proven=False, cause="crashed")
 
     def _go_along(self, *, is_proven: bool) -> None:
-        """What is done after a comparison; whatever becomes of it, there is a next comparison."""
+        """Call *alongside* after a comparison; its failure does not stop the next comparison."""
         try:
             while is_proven and self._afterwards:
                 self._afterwards.pop()()
@@ -101,7 +101,9 @@ class Heartbeat:
             log.exception("reconciler.crashed")
 
     def _note(self, *, is_proven: bool, cause: str) -> bool:
-        """Log when Redis comes to be believed, and when it has failed twice: once is in the ordinary."""
+        """
+        Log when Redis becomes proven, and when it has failed twice in a row: single failures are normal.
+        """
         self._failures = 0 if is_proven else self._failures + 1
         if is_proven and not self._is_believed:
             self._is_believed = True

@@ -1,4 +1,4 @@
-"""The fast copy of what is issued and revoked: the keys of tokens, sessions, epochs and the blacklist."""
+"""The copy of issued and revoked tokens in Redis: keys of tokens, sessions, epochs and the blacklist."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ ENDED = "ended"
 
 @dataclass(frozen=True, slots=True)
 class IndexKeys:
-    """The names of the keys of one shard; identifiers are UUIDs, which need no quoting."""
+    """The key names of one shard; identifiers are UUIDs, which need no encoding."""
 
     space: KeySpace
-    #: The shard's hash tag; no text where there is one shard.
+    #: The shard's hash tag; "" if there is only one shard.
     tag: str = ""
     _start: str = field(init=False)
 
@@ -62,7 +62,7 @@ class IndexKeys:
         return f"{self._start}:auth:blacklist:{token_id}"
 
     def of(self, token: TokenKeys) -> tuple[str, str, str, str]:
-        """What a check reads of *token*, in the order of :class:`IndexAnswer`."""
+        """The keys that a check of *token* reads, in the order of :class:`IndexAnswer`."""
         return (
             self.token(token.token_id),
             self.session(token.session_id),
@@ -72,17 +72,17 @@ class IndexKeys:
 
     @property
     def installation(self) -> str:
-        """The id of the installation that all of this belongs to; lives as long as the data."""
+        """The id of the installation that the data belongs to; it never expires."""
         return f"{self._start}:auth:installation"
 
     @property
     def marker(self) -> str:
-        """The last log entry that was replayed."""
+        """The number of the last replayed log entry."""
         return f"{self._start}:auth:revocations:seq"
 
 
-#: The commands that drop the cached copies of a user, each with the shard that its key is in: those copies
-#: from before a version of the row, or all (None).
+#: Returns the commands that drop the cached copies of a user, each with the shard of its key: copies older
+#: than a version of the row, or all (None).
 DropCopies = Callable[[str, Email, int | None], Sequence[tuple[int, Command]]]
 
 
@@ -90,24 +90,24 @@ class UserCopies(Protocol):
     """The cached copies of users."""
 
     def key(self, user_id: str) -> str:
-        """Where the one of *user_id* is."""
+        """The key of the copy of *user_id*."""
 
     def read(self, user_id: str, raw: bytes | None) -> User | None:
-        """The user in the value of that key, read under proof; None where there is no good one."""
+        """The user in the value of that key, read with a proven marker; None if it is not usable."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RedisIndex:
-    """Reads one token in one round trip, and carries revocations and issued tokens over."""
+    """Reads one token in one round trip, and writes revocations and issued tokens."""
 
     client: CacheClient
     key_names: Sharded[IndexKeys]
     profile: TokenProfile
     proofs: Sharded[Proof]
     drop_copies: DropCopies
-    #: Called when a connection was used that no comparison has seen yet.
+    #: Called when a connection was used that no comparison has covered yet.
     on_new_connection: Callable[[], None]
-    #: Hears how many seconds an entry took from its decision to Redis.
+    #: Called with the seconds from the time of an entry until it was in Redis.
     on_written: Callable[[float], None]
     clock: Clock
     monotonic: Monotonic
@@ -124,18 +124,18 @@ class RedisIndex:
     )
 
     def look_up(self, token: TokenKeys) -> IndexAnswer:
-        """Everything a check needs, over one connection whose generation is known."""
+        """All data for a check, read over one connection of known generation."""
         return self._look_up(token)[0]
 
     def look_up_with_user(self, token: TokenKeys) -> tuple[IndexAnswer, User | None]:
-        """The same and the copy of the user, in the same round trip; None where there is no proven one."""
+        """The same and the copy of the user, in one round trip; None if there is no proven copy."""
         if self.user_copies is None:
             return self.look_up(token), None
         answer, raw = self._look_up(token, self.user_copies.key(token.user_id))
         return answer, self.user_copies.read(token.user_id, raw) if answer.is_proven else None
 
     def _look_up(self, token: TokenKeys, *further: str) -> tuple[IndexAnswer, bytes | None]:
-        """The answer, and the value of the *further* key if there is one."""
+        """The answer, and the value of the *further* key, if given."""
         names, proof = self.key_names.about(token.user_id), self.proofs.about(token.user_id)
         with _translated():
             values, generation = self.client.mget((*names.of(token), names.marker, *further))
@@ -147,7 +147,7 @@ class RedisIndex:
 
     def proven_shards(self) -> int:
         """
-        In how many shards Redis proves now that it holds every revocation.
+        The number of shards in which Redis is proven to have every revocation now.
 
         One round trip to each server; raises StoreUnavailable if none answers.
         """
@@ -173,11 +173,11 @@ class RedisIndex:
         )
 
     def remember(self, token: AccessToken, email: Email) -> None:
-        """Note *token* as issued, its session as alive, its user's epoch; never over a tombstone."""
+        """Write the record of *token*, its session as alive, its user's epoch; never over a tombstone."""
         self._remember(token, {"email": email})
 
     def remember_machine(self, token: MachineToken) -> None:
-        """The same of a machine: its secret stands where a session does, its client where a user does."""
+        """The same for a machine: its secret takes the place of the session, its client that of the user."""
         self._remember(token, {})
 
     def _remember(self, token: Token, more: Mapping[str, object]) -> None:
@@ -188,10 +188,10 @@ class RedisIndex:
 
     def refill(self, token: AccessToken, standing: Standing | None) -> None:
         """
-        Put back what SQL said when it was asked about *token*.
+        Write the state of *token* from SQL to Redis.
 
-        SQL does not know the text of a token.  So the record gets no digest: the text that was presented
-        may not be the one that was issued.  A record that has a digest stays as it is.
+        SQL does not store the text of a token. So the record gets no digest: the presented text may differ
+        from the issued one. An existing digest is kept.
         """
         if standing is None:
             self._send([self._tombstone(token.user_id, token.session_id, self._longest_ms())])
@@ -205,7 +205,7 @@ class RedisIndex:
         self._send(commands)
 
     def refill_machine(self, token: MachineToken, standing: MachineStanding | None) -> None:
-        """The same of a machine: without a standing its client or secret is gone."""
+        """The same for a machine; without a standing, its client or secret is deleted."""
         if standing is None:
             self._send([self._tombstone(token.user_id, token.session_id, self._longest_ms())])
         elif standing.is_good_for(token):
@@ -214,13 +214,13 @@ class RedisIndex:
             self._send([self._epoch_command(token.user_id, standing.client.epoch)])
 
     def write(self, entries: Sequence[Revocation]) -> None:
-        """Carry *entries* over in one round trip to each server; repeating is harmless."""
+        """Write *entries* to Redis, in one round trip to each server; idempotent."""
         now = self.clock()
         self._send([command for entry in entries for _, command in self._consequences(entry, now)])
         self.wrote(entries, range(len(self.proofs.each)))
 
     def parts(self, entries: Sequence[Revocation]) -> dict[int, list[Command]]:
-        """The commands that carry *entries* over, by the shard that they are about."""
+        """The commands that write *entries*, by shard."""
         now = self.clock()
         found: dict[int, list[Command]] = {}
         for entry in entries:
@@ -229,7 +229,7 @@ class RedisIndex:
         return found
 
     def wrote(self, entries: Sequence[Revocation], shards: Container[int]) -> None:
-        """Tell how long those of *entries* took that are about users of *shards*, which have them now."""
+        """Report how long the entries of *shards* took until they were in Redis."""
         for entry in entries:
             if shard_of(entry.user_id, len(self.proofs.each)) in shards:
                 self.on_written(max(0.0, (self.clock() - entry.at).total_seconds()))
@@ -245,12 +245,12 @@ class RedisIndex:
         for command in self._endings(entry, self.key_names.each[shard], now):
             yield shard, command
         if entry.email is not None:
-            # Roles and status are never served stale, even from a copy that a restored SQL has yet to reach.
+            # Roles and status must never be stale, even if the copy has a higher version than a restored SQL.
             spared = entry.row_version if entry.epoch is None else None
             yield from self.drop_copies(entry.user_id, entry.email, spared)
 
     def _endings(self, entry: Revocation, names: IndexKeys, now: datetime) -> Iterator[Command]:
-        """What ends tokens."""
+        """The commands that revoke tokens."""
         life_ms = max(1000, int((entry.expires_at - now).total_seconds() * 1000))
         if entry.session_id is not None:
             yield self._tombstone(entry.user_id, entry.session_id, life_ms)
@@ -262,7 +262,7 @@ class RedisIndex:
             yield self.epoch_script.command([names.epoch(entry.user_id)], [entry.epoch, life_ms])
 
     def _put_back(self, token: Token, more: Mapping[str, object]) -> Command:
-        """The command for the record of a token that SQL vouches for."""
+        """The command that writes the record of a token that is valid in SQL."""
         life_s = self._life_s(token)
         record = json.dumps({**_record(token, life_s), **more})
         return self.record_script.command(
@@ -271,7 +271,7 @@ class RedisIndex:
         )
 
     def _alive(self, token: Token) -> list[Command]:
-        """The commands for the session and the epoch of a token that is good now."""
+        """The commands that write session and epoch of a valid token."""
         margin_ms, names = self._copy_ms(token), self.key_names.about(token.user_id)
         return [
             self.alive_script.command([names.session(token.session_id)], [margin_ms]),
@@ -286,21 +286,21 @@ class RedisIndex:
         return self.epoch_script.command([key], [epoch, self._longest_ms()])
 
     def _life_s(self, token: Token) -> int:
-        """What is left of *token* (seconds), one at least: Redis takes no less."""
+        """The remaining life of *token* (seconds); at least one, because Redis accepts no less."""
         return max(1, token.expires_at - int(self.clock().timestamp()))
 
     def _copy_ms(self, token: Token) -> int:
-        """How long copies about *token* matter."""
+        """How long keys about *token* are needed (milliseconds)."""
         left_s = max(0, token.expires_at - int(self.clock().timestamp()))
         return (left_s + self.profile.leeway_s + COPY_MARGIN_S) * 1000
 
     def _longest_ms(self) -> int:
-        """How long copies about any token that is issued now matter."""
+        """How long keys about a token issued now are needed (milliseconds)."""
         return (self.profile.longest_s + self.profile.leeway_s + COPY_MARGIN_S) * 1000
 
 
 def _record(token: Token, life_s: int) -> dict[str, object]:
-    """What Redis holds of a token that was issued."""
+    """The record of an issued token in Redis."""
     return {
         "user_id": token.user_id,
         "roles": token.keys.roles,
@@ -314,10 +314,10 @@ def _record(token: Token, life_s: int) -> dict[str, object]:
 @contextmanager
 def _translated() -> Iterator[None]:
     """
-    Whatever Redis refuses, in the domain's words.
+    Translate errors of Redis into StoreUnavailable.
 
-    Also what is no outage (a key of another type): SQL has the truth, and a revocation that could not be
-    written is finished by the reconciler, which keeps saying so in the log.
+    This includes errors that are not an outage (a key of another type): SQL is authoritative, and the
+    reconciler retries revocations that could not be written, and logs each failure.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""The freshness marker: the last log entry that Redis is known to hold everything up to."""
+"""The freshness marker: the number up to which Redis has all entries of the log."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ _CLAIM = b"replaying:"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MarkerTimings:
-    """How long the marker and a claim live (milliseconds, as Redis takes them)."""
+    """Life of the marker and of a claim (milliseconds, for Redis)."""
 
     #: The marker is renewed every second.
     life_ms: int = 10_000
-    #: A replayer that died holds its claim for so long.
+    #: A claim expires after this time if its process died.
     claim_ms: int = 3_000
-    #: A failover of a cluster takes longer, unless somebody makes a server the primary by force.
+    #: A failover of a cluster takes longer, unless an operator forces one.
     unwatched_s: float = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Seal:
-    """A key that is written behind a page of entries: the server that holds it holds the page."""
+    """A key that is written after a page of entries: a server that has it has the page."""
 
     key: str
     life_ms: int
 
     @property
     def command(self) -> Command:
-        """What sets it; to be sent behind the page, over the same connection."""
+        """The command that sets it; send it after the page, over the same connection."""
         return ("SET", self.key, 1, "PX", self.life_ms)
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
     """
-    The marker as it stands, and the generation of the connection *over* which it came.
+    The marker as read, and the generation of the connection *over* which it came.
 
-    *position* names the entry that it was brought to last, if that is known; *is_sealed* is whether the seal
-    that was asked for is there.  *installation* is the id beside it.
+    *position* identifies the entry of its number, if known; *is_sealed* tells whether the requested seal
+    exists. *installation* is the id stored beside it.
     """
 
     value: bytes | None
@@ -62,19 +62,19 @@ class FreshnessMarker:
     """
     The commands that read and move the marker of one shard, and what their replies mean.
 
-    Beside the marker stands its position: the entry that it means, by its trace.  A log that was restored,
-    renumbered or is another one has another entry of that number.
+    The marker's position is stored beside it: the trace of its entry. In a log that was restored, renumbered
+    or replaced, that number has another entry.
 
-    While Redis is being refilled the key holds a claim instead of a number: it proves nothing, keeps
-    other processes from doing the same work, and is lost with the data, so that a refill which a flush
-    cut through can never put a marker on top of it.  The claim changes with every page, and every step
-    asks for the page's seal: a server that took over half-way and lacks a page lacks one of the two.
+    While Redis is being refilled, the key has a claim instead of a number. A claim proves nothing and keeps
+    other processes from the same work. It is lost with the data, so that a refill that a flush interrupted
+    cannot set a marker afterwards.  The claim changes with every page, and every step checks the page's seal:
+    a server that took over meanwhile and lacks a page lacks one of the two.
     """
 
     def __init__(self, key: str, installation: str, timings: MarkerTimings | None = None) -> None:
         self._timings = timings or MarkerTimings()
         self.key = key
-        #: Where the id of the installation is that the shard belongs to.
+        #: The key of the id of the installation that the shard belongs to.
         self.installation = installation
         # A cluster keeps them in the marker's slot.
         self._beside = key if "{" in key else f"{key}:{as_tag(key)}"
@@ -83,7 +83,7 @@ class FreshnessMarker:
         self._renew = Script.load("authsvc.store.copies", "renew")
 
     def read_command(self, seal: Seal | None = None) -> Command:
-        """What asks for the marker, for the installation, and whether *seal* is still there."""
+        """The command that reads the marker and the installation, and whether *seal* still exists."""
         return (
             "MGET",
             self.key,
@@ -93,13 +93,16 @@ class FreshnessMarker:
         )
 
     def reading(self, reply: Sequence[bytes | None], over: int, seal: Seal | None = None) -> Reading:
-        """The *reply* to that, which came over connection *over*."""
+        """The content of the *reply* to it, which came over connection *over*."""
         value, position, sealed, installation = reply
         is_sealed = seal is not None and sealed is not None
         return Reading(value, Position.parse(position), is_sealed, over, installation)
 
     def claim_command(self, claim: bytes) -> Command:
-        """What claims the refill of an empty Redis; its reply is None if somebody else does it."""
+        """
+        The command that claims the refill of an empty Redis; its reply is None if another process has claimed
+        it.
+        """
         return ("SET", self.key, claim, "NX", "PX", self._timings.claim_ms)
 
     def seal(self) -> Seal:
@@ -108,7 +111,7 @@ class FreshnessMarker:
 
     def step_command(self, read: bytes, to: Position, seal: Seal) -> tuple[bytes, Command]:
         """
-        The marker once a page up to *to* was written behind *seal*, and the command that makes it so.
+        The marker after a page up to *to* was written with *seal*, and the command that sets it.
 
         Its reply is 0 if marker, claim or page was lost since *read*.
         """
@@ -118,10 +121,9 @@ class FreshnessMarker:
 
     def advance_command(self, read: bytes, to: Position, seal: Seal | None = None) -> Command:
         """
-        What brings the marker from *read* to *to*.
-
-        Its reply is 0 if it, or what was written behind *seal*, was lost since.  It counts only over the
-        connection that *read* came over: on another one, what was written before may be gone.
+        The command that moves the marker from *read* to *to*. Its reply is 0 if the marker or *seal* was lost
+        since.  It is valid only over the connection of *read*: another one may lead to a server without the
+        earlier writes.
         """
         return self._advancing(read, str(to.seq).encode(), self._timings.life_ms, to, seal)
 
@@ -132,19 +134,21 @@ class FreshnessMarker:
         return self._advance.command(keys, [read, target, life_ms, self._timings.claim_ms, to.text()])
 
     def renew_command(self, seq: int) -> Command:
-        """What keeps the marker going if it stands at exactly *seq*: all that may be done without SQL."""
+        """
+        The command that extends the marker's life if it is exactly *seq*: the only step allowed without SQL.
+        """
         return self._renew.command([self.key, self._position_key], [str(seq), self._timings.life_ms])
 
     def discard_command(self) -> Command:
-        """What removes the marker: nothing in Redis is to be believed until it was replayed."""
+        """The command that removes the marker: Redis is not proven until the log was replayed."""
         return ("DEL", self.key, self._position_key)
 
 
 def is_claim(value: bytes) -> bool:
-    """True if *value* is what a refill that is under way leaves in the marker's place."""
+    """True if *value* is the claim of a running refill."""
     return value.startswith(_CLAIM)
 
 
 def new_claim() -> bytes:
-    """A claim that nobody else has."""
+    """A new random claim."""
     return _CLAIM + secrets.token_hex(8).encode()

@@ -1,9 +1,10 @@
 """
-Whose data Redis holds: a random id in SQL, made with the schema, and the same id under the prefix in Redis.
+The owner of the data in Redis: a random id in SQL, made with the schema, and the same id under the prefix in
+Redis.
 
-A Redis that shows another id belongs to another installation.  Its keys prove nothing to this one, and a
-marker that is ahead of our log does not mean that SQL was restored.  A Redis without an id is new, or was
-emptied: it becomes ours.
+A Redis with another id belongs to another installation. Its keys prove nothing for this one, and a marker
+ahead of our log does not mean that SQL was restored.  A Redis without an id is new, or was emptied: this
+installation takes it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 def installation_id(database: Database) -> str:
-    """The id in SQL; one is made where the row was lost.  Raises StoreUnavailable."""
+    """The id in SQL; a new one is made if the row was lost.  Raises StoreUnavailable."""
     with database.read() as connection:
         found = connection.execute(select(installation.c.id)).scalar()
     if found is not None:
@@ -42,7 +43,7 @@ class Ownership:
     """
     Compares the ids; *checks* is the client of the requests.
 
-    On a cluster each shard has the id, and how many shards there are.  Raises StoreUnavailable.
+    On a cluster each shard has the id and the number of shards.  Raises StoreUnavailable.
     """
 
     #: Reads the id in SQL.
@@ -54,19 +55,22 @@ class Ownership:
 
     @property
     def expected(self) -> bytes:
-        """What Redis is to show."""
+        """The value that Redis must have."""
         self._expected = self._expected or owner_text(self.installation(), self.shards)
         return self._expected
 
     def claim_command(self, key: str) -> Command:
-        """What makes a Redis ours that has no id under *key*; who was first is to be read behind it."""
+        """
+        The command that takes a Redis without an id under *key*; read the key afterwards to see which process
+        was first.
+        """
         return ("SET", key, self.expected, "NX")
 
     def holds(self, key: str, found: bytes | None) -> bool:
         """
-        True if Redis is ours that shows *found* under *key*.
+        True if a Redis with *found* under *key* is ours.
 
-        The requests do without a foreign one, as without any: nothing of theirs is written there.
+        Requests do not use a foreign Redis: nothing is read from it or written there.
         """
         is_foreign = found not in (None, self.expected)
         if is_foreign and not self._foreign:
@@ -79,11 +83,14 @@ class Ownership:
         return found == self.expected
 
     def confirm(self) -> None:
-        """Before anything is done on SQL's word alone: raises StoreUnavailable if SQL is another's by now."""
+        """
+        Called before actions that rely on SQL alone: raises StoreUnavailable if SQL belongs to another
+        installation by now.
+        """
         if owner_text(self.installation(), self.shards) != self._expected:
             raise StoreUnavailable("sql: another installation")
 
 
 def owner_text(installation: str, shards: int) -> bytes:
-    """The id as Redis shows it, and how many *shards* there are if not one: the keys are named by them."""
+    """The id as stored in Redis, with the number of *shards* if not one: key names depend on it."""
     return (installation if shards == 1 else f"{installation}/{shards}").encode()

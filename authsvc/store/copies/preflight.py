@@ -1,4 +1,4 @@
-"""Whether Redis does what the service needs of it; what it does not is named in one line each."""
+"""Checks that Redis supports what the service needs; each problem is one line."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from authsvc.store.copies.index import IndexKeys
 from authsvc.store.copies.ownership import installation_id, owner_text
 from authsvc.store.sql import Database
 
-#: What is written meanwhile is gone after a second.
+#: Keys written by the check expire after a second.
 _LIFE_MS: Final = 1_000
-#: Each command that the scripts of the service call.
+#: All commands that the scripts of the service call.
 _EVERYTHING_IN_A_SCRIPT: Final = Script(
     "redis.call('SET', KEYS[1], redis.call('TIME')[1], 'PX', ARGV[1])"
     " redis.call('PEXPIRE', KEYS[1], redis.call('PTTL', KEYS[1]))"
@@ -39,7 +39,7 @@ _EVERYTHING_IN_A_SCRIPT: Final = Script(
     " redis.call('ZREMRANGEBYSCORE', KEYS[1], 0, 0)"
     " return redis.call('DEL', KEYS[1])"
 )
-#: A server that is full or read-only for now is no wrong setting: the service starts, and says so.
+#: A server that is full or read-only is not a wrong setting: the service starts, and reports it.
 _FOR_NOW: Final = frozenset({Reason.OOM, Reason.READONLY, Reason.MISCONF, Reason.NOREPLICAS})
 _LOGIN: Final = "cannot be used: the server refuses the login; check user and password"
 _FOREIGN: Final = (
@@ -62,14 +62,14 @@ _BY_REASON: Final = {
     Reason.LOADING: "cannot be used: the server is still loading its data; start again when it is ready",
     Reason.BUSY: "cannot be used: the server is blocked by a script; end it with SCRIPT KILL",
 }
-#: OpenSSL's numbers for a certificate that is not of the host, and for one that is over.
+#: OpenSSL's codes for a certificate of another host, and for an expired one.
 _OTHER_NAME: Final = frozenset({62, 64})
 _EXPIRED: Final = 10
 _SHOWN_CHARACTERS: Final = 80
 
 
 def certificate_problems(redis: RedisSettings) -> Iterator[Problem]:
-    """What is wrong with the file of trusted certificates; connects to nothing."""
+    """Problems of the file of trusted certificates; opens no connection."""
     if redis.ca_file is None:
         return
     try:
@@ -84,7 +84,7 @@ def certificate_problems(redis: RedisSettings) -> Iterator[Problem]:
 
 
 def redis_problems(client: CacheClient, names: Sharded[IndexKeys], redis: RedisSettings) -> Iterator[Problem]:
-    """What is wrong with Redis; writes a key or two on each server that live for a second."""
+    """Problems of Redis; writes one or two keys on each server, which expire after a second."""
     servers: dict[str, tuple[CacheClient, IndexKeys]] = {}
     for keys in names.each:
         try:
@@ -100,7 +100,7 @@ def redis_problems(client: CacheClient, names: Sharded[IndexKeys], redis: RedisS
 
 
 def _problems(client: CacheClient, keys: IndexKeys, redis: RedisSettings) -> Iterator[Problem]:
-    """What is wrong with the server of *client*."""
+    """Problems of the server of *client*."""
     name = _name(redis)
     for command in _trials(client, keys):
         try:
@@ -119,7 +119,7 @@ def _problems(client: CacheClient, keys: IndexKeys, redis: RedisSettings) -> Ite
 def ownership_problems(
     client: CacheClient, database: Database, names: Sharded[IndexKeys], redis: RedisSettings
 ) -> Iterator[Problem]:
-    """Whether Redis holds the data of another installation; nothing is said where a store is away."""
+    """Whether Redis has the data of another installation; reports nothing if a store is away."""
     try:
         ours = installation_id(database)
         for keys in names.each:
@@ -134,7 +134,7 @@ def ownership_problems(
 
 
 def _name(redis: RedisSettings) -> str:
-    """The variable that Redis was named by."""
+    """The variable that names this Redis."""
     if redis.url:
         return "REDIS_URL"
     if redis.is_cluster:
@@ -143,7 +143,10 @@ def _name(redis: RedisSettings) -> str:
 
 
 def _trials(client: CacheClient, keys: IndexKeys) -> tuple[Command, ...]:
-    """What the service sends, on two keys of one shard, which a cluster keeps apart if they have no tag."""
+    """
+    The commands that the service sends, on two keys of one shard: a cluster would separate keys without a
+    hash tag.
+    """
     start = keys.space.start(keys.tag)
     one, other = f"{start}:preflight:1", f"{start}:preflight:2"
     of_cluster = (("INFO", "replication"), ("ASKING",)) if client.link.may_change_roles else ()
@@ -205,13 +208,13 @@ def _about_command(error: CacheError, command: Command, keys: KeySpace) -> str:
     if _reason(error) is Reason.UNSUPPORTED:
         return f"cannot be used: the server does not know {name}, or a command in it: is one renamed?"
     if isinstance(error.__cause__, ResponseError) and _reason(error) not in _BY_REASON:
-        # These commands carry no secret, so that the answer to one repeats none.
+        # These commands contain no secret, so that error replies repeat none.
         return f"cannot be used: {name} is answered with {_shown(error.__cause__)}"
     return _about_connection(error, error.__cause__)
 
 
 def _about_cluster(error: CacheError) -> str:
-    """Why no server is known that owns a slot."""
+    """Why the owner of a slot is not known."""
     if _reason(error) is Reason.CLUSTERDOWN:
         return "cannot be used: a slot of the cluster belongs to no server; see CLUSTER INFO"
     return (

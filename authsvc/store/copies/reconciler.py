@@ -1,4 +1,4 @@
-"""Brings Redis up to the SQL log, and only then lets this process believe it."""
+"""Writes what Redis lacks of the log in SQL; only then does this process trust Redis."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ log = logging.getLogger(__name__)
 
 
 def nothing() -> None:
-    """Stand in for a callback that nobody gave."""
+    """The default callback: does nothing."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Reconciler:
     """
-    Compares Redis with SQL, one comparison at a time: each shard for itself, all with one look at the log.
+    Compares Redis with SQL, one comparison at a time: each shard separately, all with one read of the log.
 
-    *on_lag* hears how many entries Redis was behind.
+    *on_lag* is called with the number of entries that Redis was behind.
     """
 
     revocations: SqlRevocationLog
@@ -40,21 +40,21 @@ class Reconciler:
     ownership: Ownership
     monotonic: Monotonic
     on_lag: Callable[[int], None]
-    #: Hears how many shards are proven, after each comparison.
+    #: Called after each comparison with the number of proven shards.
     on_proven: Callable[[int], None]
-    #: Called after each comparison that SQL and Redis both took part in.
+    #: Called after each comparison in which SQL and Redis both answered.
     on_compared: Callable[[], None] = nothing
     _horizon: Horizon = field(default_factory=Horizon, init=False)
-    #: The head of the log when it was last seen.
+    #: The head of the log at the last read.
     _last: Position = field(default=Position(), init=False)
-    #: Everybody was cut off after a restore of SQL, and the log has not been moved on yet.
+    #: After a restore of SQL all epochs were raised, but the log has not been moved on yet.
     _has_cut: bool = field(default=False, init=False)
 
     def tick(self) -> bool:
         """
         Compare once; True if all of Redis is proven now.  Raises CacheError and StoreUnavailable.
 
-        What fails about one shard is raised when the others have been compared.
+        An error of one shard is raised after the others have been compared.
         """
         errors: list[CacheError] = []
         visits = self._visits(errors)
@@ -66,9 +66,9 @@ class Reconciler:
         return len(compared) == len(self.servers.shards)
 
     def _compare(self, visits: Sequence[Visit], *, is_partial: bool) -> Sequence[Visit]:
-        """Those of *visits* that are proven now."""
-        # Before SQL is asked: a process that stood still since then must not take its answer for a new one,
-        # and what a request commits from here on may lie beyond the answer without SQL having gone back.
+        """The visits among *visits* that are proven now."""
+        # Take the time before SQL is asked. A process that was suspended since must not treat the answer as
+        # new, and later commits may be above the answer although SQL was not restored.
         began_s, seen = self.monotonic(), max(shard.proof.seen for shard in self.servers.shards)
         try:
             sight = self._look(visits)
@@ -86,7 +86,7 @@ class Reconciler:
         return proven
 
     def _visits(self, errors: list[CacheError]) -> list[Visit]:
-        """The shards that can be compared now, with their markers; why others cannot is in *errors*."""
+        """The shards that can be compared now, with their markers; errors of the others go to *errors*."""
         visits: list[Visit] = []
         for server, shards in self.servers.now(errors):
             try:
@@ -112,9 +112,11 @@ class Reconciler:
 
     def _follow_checks(self, server: Server) -> None:
         """
-        Checks made, or need, connections that no comparison has seen: make ours anew, it may lead elsewhere.
+        Remake our connection if checks made, or need, connections that no comparison has covered: they may
+        lead to another server.
 
-        Not without SQL: nothing can be compared then, and what is trusted hangs on our connection.
+        Not without SQL: nothing can be compared then, and trust in the current state depends on our
+        connection.
         """
         if not server.wants_new_connection():
             return
@@ -123,7 +125,7 @@ class Reconciler:
             server.client.connections.suspect()
 
     def _are_ours(self, visits: Sequence[Visit]) -> bool:
-        """False if one belongs to another installation; what belongs to none is made ours."""
+        """False if one belongs to another installation; those without an owner become ours."""
         new = [visit for visit in visits if visit.is_going_on and visit.reading.installation is None]
         keys = [visit.shard.marker.installation for visit in new]
         answers = ask_about(
@@ -143,7 +145,7 @@ class Reconciler:
         return all(holds)
 
     def _evicts(self, server: Server, visits: Sequence[Visit]) -> bool:
-        """True if Redis drops, or just dropped, keys of its own accord; an untold policy is left alone."""
+        """True if Redis evicts keys, or did until just now; an unknown policy is accepted."""
         policy = server.policy()
         if policy is None:
             return False
@@ -154,20 +156,20 @@ class Reconciler:
             log.error("redis.evicting", extra={"policy": policy})
         for visit in visits:
             visit.shard.proof.distrust()
-        # Once more when the policy is mended: others, which had not looked, may have kept the marker going,
-        # and what was dropped stays away until all is replayed.
+        # Also once after the policy is corrected: processes that had not checked it may have renewed the
+        # marker, and evicted keys are missing until all is replayed.
         _discard(visits)
         server.ticks -= 1
         return True
 
     def _look(self, visits: Sequence[Visit]) -> Sight:
-        """The log, and those of its entries that Redis and this process remember."""
+        """The state of the log, with the entries that Redis and this process refer to."""
         reached = [visit.reached for visit in visits if visit.reached is not None]
         remembered = {visit.reading.position.seq for visit in visits} | {self._last.seq, *reached}
         return self.revocations.look(settled=max(reached, default=None), at=remembered)
 
     def _begin(self, visits: Sequence[Visit], sight: Sight, seen: int, *, is_partial: bool) -> list[Visit]:
-        """From where to replay: those that have a marker, or whose refill is this process' to do."""
+        """Where to start: the visits that have a marker, or whose refill this process has claimed."""
         reached = [visit.reached or 0 for visit in visits]
         is_other = self._undo_rewind(sight, visits, max(seen, *reached), is_partial=is_partial)
         if is_other:
@@ -183,29 +185,29 @@ class Reconciler:
         if self._horizon.settled is None:
             return standing
         claimed = _claim(empty, is_other=is_other)
-        # Asked again under the claim: what was revoked after the first answer was written to Redis at once,
-        # perhaps before it was emptied.  What is written from now on is lost only together with the claim.
+        # Read the log again under the claim: revocations after the first read were written to Redis at once,
+        # perhaps before it was emptied. From now on, writes are lost only together with the claim.
         if claimed:
             self._take_in(self.revocations.look())
         return [*standing, *claimed]
 
     def _take_in(self, sight: Sight) -> None:
-        """Remember what was seen; a sequence that is behind is set right."""
+        """Remember the state of the log; correct a sequence that is behind."""
         self._last = sight.head
         for shard in self.servers.shards:
             shard.proof.saw(sight.head.seq)
         self._horizon.look(sight, self.monotonic())
         if sight.is_behind:
             log.error("revocations.numbers_behind", extra={"head": sight.head.seq})
-            with suppress(StoreUnavailable):  # not now: the next comparison tries again
+            with suppress(StoreUnavailable):  # the next comparison tries again
                 self.revocations.catch_up()
 
     def _undo_rewind(self, sight: Sight, visits: Sequence[Visit], seen: int, *, is_partial: bool) -> bool:
         """
-        True if this is not the log that Redis or this process has *seen* the end of: SQL was restored.
+        True if the log lacks what Redis or this process has *seen*: then SQL was restored.
 
-        Either it ends before, or another entry has the number of one that is remembered.  Numbers go on
-        behind all that was seen.
+        Either it ends earlier, or a remembered number has another entry. Then the log continues above all
+        numbers seen.
         """
         head = sight.head.seq
         remembered = [self._last, *(visit.reading.position for visit in visits)]
@@ -214,15 +216,15 @@ class Reconciler:
             return False
         self.ownership.confirm()
         log.error("revocations.rewound", extra={"head": head, "seen": seen})
-        # The markers go first: new entries below them were perhaps never replayed, and once the log is moved
-        # on nobody could tell any more.
+        # Remove the markers first: new entries below them may not have been replayed, and after the log has
+        # moved on this could not be detected.
         _discard(visits)
         if is_partial or not all(visit.is_going_on for visit in visits):
             raise next((visit.error for visit in visits if visit.error), unread())
-        # Once: the last step may have to be tried again, and each cut is an entry of the log for every user.
+        # Only once: the next step may have to be repeated, and each cut adds a log entry for every user.
         if not self._has_cut:
-            # Each entry that was lost may have raised an epoch.  How many were lost before the log grew again
-            # nobody knows: no more than there have ever been.
+            # Each lost entry may have raised an epoch. Their number is not known if the log grew again: at
+            # most all that ever existed.
             self.revocations.cut_everybody_off(by=seen + 1 if is_renumbered else seen - head + 1)
             self._has_cut = True
         self.revocations.skip_to(seen)
@@ -234,10 +236,10 @@ class Reconciler:
 
     def _bring_up_or_distrust(self, visits: Sequence[Visit], settled: Position) -> list[Visit]:
         """
-        Write what Redis lacks, and move the markers as far as nothing is still to come; those that moved.
+        Write what Redis lacks, and move the markers up to the settled number; returns the visits that moved.
 
-        Where it fails, this process knows from now on that the marker is behind.  A full Redis still answers
-        reads: its old marker must not prove what it could not be told.
+        If that fails, this process knows that the marker is behind. A full Redis still answers reads: its old
+        marker must not prove entries that could not be written.
         """
         try:
             self._bring_up(visits, settled)
@@ -271,7 +273,7 @@ class Reconciler:
             self.on_lag(0)
 
     def _write(self, page: Sequence[Revocation], visits: Sequence[Visit], settled: Position) -> None:
-        """Write *page*, each shard's part with a seal behind it, and bring their markers to its end."""
+        """Write *page*, the part of each shard followed by a seal, and move their markers to its end."""
         parts = self.index.parts(page)
         seals = {visit.shard.number: visit.shard.marker.seal() for visit in visits}
         ask_about(
@@ -281,14 +283,14 @@ class Reconciler:
         self.index.wrote(page, {visit.shard.number for visit in visits if _is_news(visit)})
         for visit in visits:
             visit.backlog.wrote(page, seals[visit.shard.number])
-        # Whoever the page says nothing about is moved with the last page.
+        # Shards without entries in the page are moved with the last page.
         moving = [visit for visit in visits if visit.shard.number in parts or visit.is_refill]
         reached = min(settled, Position.of(page[-1]))
         _step([visit for visit in moving if visit.is_going_on], reached, seals)
 
 
 def _is_news(visit: Visit) -> bool:
-    """False where Redis had it before it was emptied: how long it took then is forgotten."""
+    """False if Redis had the entry before it was emptied: its delay then is not known."""
     return visit.is_going_on and not visit.is_refill
 
 
@@ -307,7 +309,7 @@ def _read(server: Server, shards: Sequence[Shard]) -> list[Visit]:
 
 
 def _gone_on_without_sql(visits: Sequence[Visit], now_s: float) -> list[Visit]:
-    """Keep each marker that is exactly what this process knows, over the connection that was compared."""
+    """Extend each marker that is exactly what this process knows, over the connection that was compared."""
     exact = [
         visit
         for visit in visits
@@ -323,13 +325,13 @@ def _gone_on_without_sql(visits: Sequence[Visit], now_s: float) -> list[Visit]:
 
 
 def _is_done(answers: dict[int, Answer], visit: Visit) -> bool:
-    """True if the last command about the shard was answered, and not with nothing."""
+    """True if the last command about the shard had a reply other than 0 and None."""
     answer = answers.get(visit.shard.number)
     return answer is not None and bool(answer.replies[-1])
 
 
 def _claim(visits: Sequence[Visit], *, is_other: bool) -> list[Visit]:
-    """Claim the refill of *visits*, which have no marker; those that no other process refills."""
+    """Claim the refill of *visits*, which have no marker; returns those that no other process refills."""
     claims = {visit.shard.number: new_claim() for visit in visits}
     commands: list[tuple[Visit, list[Command]]] = []
     for visit in visits:

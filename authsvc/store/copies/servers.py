@@ -1,4 +1,4 @@
-"""The shards that Redis is divided into, and the servers that own them at the moment."""
+"""The shards of Redis, and the servers that own them now."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from authsvc.store.copies.index import IndexKeys
 from authsvc.store.copies.marker import FreshnessMarker, MarkerTimings, Reading
 from authsvc.store.revocations import Range
 
-#: How many comparisons lie between two looks at the eviction policy.
+#: Comparisons between two reads of the eviction policy.
 POLICY_EVERY: Final = 5
 
 
 @dataclass(slots=True, kw_only=True)
 class Shard:
-    """One part of what Redis holds: its marker, and what this process knows of it."""
+    """One shard: its marker, and what this process knows of it."""
 
     number: int
     marker: FreshnessMarker
@@ -35,7 +35,7 @@ class Shard:
 def shards_of(
     names: Sharded[IndexKeys], proofs: Sharded[Proof], timings: MarkerTimings | None = None
 ) -> list[Shard]:
-    """The shards whose keys *names* has."""
+    """The shards with the key names *names*."""
     return [
         Shard(number=number, marker=FreshnessMarker(name.marker, name.installation, timings), proof=proof)
         for number, (name, proof) in enumerate(zip(names.each, proofs.each, strict=True))
@@ -47,9 +47,9 @@ class Server:
     """
     One server as the reconciler sees it.
 
-    *client* has a single connection, which leads to this server and no other: one connection for a whole
-    comparison means that no failover came between its steps.  *checks* are the connections of the token
-    checks to the same server, whose generations are counted together with it.
+    *client* has a single connection, which leads only to this server: if it lasts for a whole comparison,
+    there was no failover between its steps. *checks* are the connections of token checks to the same server;
+    their generations are counted together.
     """
 
     client: CacheClient
@@ -63,16 +63,16 @@ class Server:
     lineage: str | None = None
 
     def wants_new_connection(self) -> bool:
-        """True if checks made, or need, connections that no comparison has seen."""
+        """True if checks made, or need, connections that no comparison has covered."""
         is_wanted = self.lane is not None and self.lane.wants_renewal()
         return self.checks.generation != self.newest or is_wanted
 
     def watch_role(self) -> None:
         """
-        Believe no connection from before this server was a replica: nothing need have closed it.
+        Distrust connections from before this server was a replica: a change of role need not close them.
 
-        What it was told as a primary may be lost, and what it holds now comes from another server.  Raises
-        CacheError, also where the server does not tell.
+        What was written to it as a primary may be lost, and its data now comes from another server. Raises
+        CacheError, also if the server does not report its role.
         """
         if not self.client.link.may_change_roles:
             return
@@ -86,9 +86,8 @@ class Server:
 
     def renew_connections(self, over: int) -> None:
         """
-        Note the newest generation, before anything is compared.
-
-        Where the reconciler's own connection was remade, older ones may lead elsewhere: remake them all.
+        Record the newest generation, before anything is compared. If the reconciler's own connection was
+        remade, older ones may lead to another server: remake all.
         """
         if over != self.over:
             self.checks.suspect()
@@ -99,7 +98,7 @@ class Server:
         self.newest = self.checks.generation
 
     def policy(self) -> str | None:
-        """The eviction policy; None where it is not told, or not looked at this time."""
+        """The eviction policy; None if it is denied, or not read this time."""
         self.ticks += 1
         if self.ticks % POLICY_EVERY != 1:
             return None
@@ -110,7 +109,7 @@ class Servers:
     """
     Finds the servers that own *shards*; *client* is the reconciler's own, *checks* that of the token checks.
 
-    *lanes* are further connections of the checks, by the server's name.
+    *lanes* are the connections of the check lane, by the server's name.
     """
 
     def __init__(
@@ -129,15 +128,15 @@ class Servers:
 
     @property
     def proofs(self) -> Sharded[Proof]:
-        """What is proven of each shard."""
+        """The proofs of the shards."""
         return Sharded(tuple(shard.proof for shard in self.shards))
 
     def owner_of(self, shard: int) -> str | None:
-        """The name of the server that owned *shard* at the last comparison; never waits."""
+        """The name of the server that owned *shard* at the last comparison; never blocks."""
         return self._owners.get(shard)
 
     def now(self, errors: list[CacheError]) -> list[tuple[Server, list[Shard]]]:
-        """Each server with the shards that it owns at the moment; why others have none is in *errors*."""
+        """Each server with the shards that it owns now; errors of the other shards go to *errors*."""
         found: dict[str, tuple[Server, list[Shard]]] = {}
         for shard in self.shards:
             try:
@@ -160,7 +159,7 @@ class Servers:
 
 @dataclass(slots=True)
 class Visit:
-    """One shard in one comparison; *start* is the marker, or a claim, from which it is brought up."""
+    """One shard in one comparison; *start* is the marker, or a claim, from which the replay begins."""
 
     shard: Shard
     server: Server
@@ -169,7 +168,7 @@ class Visit:
     backlog: Backlog = field(default_factory=Backlog)
     ranges: tuple[Range, ...] = ()
     error: CacheError | None = None
-    #: The marker, or what was written behind a seal, was lost meanwhile: not this time.
+    #: Set if the marker or a sealed write was lost meanwhile: the shard is not proven this time.
     is_lost: bool = False
 
     @property
@@ -179,16 +178,16 @@ class Visit:
 
     @property
     def is_going_on(self) -> bool:
-        """True while nothing went wrong."""
+        """True unless it failed."""
         return self.error is None and not self.is_lost
 
     @property
     def is_refill(self) -> bool:
-        """True if all is written anew, under a claim."""
+        """True if everything is rewritten, under a claim."""
         return not self.start.isdigit()
 
     def begin(self, head: int) -> None:
-        """Find out what is to be written up to *head*; what was known is kept only if all goes well."""
+        """Determine what to write up to *head*; earlier knowledge is kept only if everything succeeds."""
         self.backlog, self.shard.backlog = self.shard.backlog, self.shard.backlog.anew()
         ranges = self.backlog.begin(
             marker=whole_number(self.start) or 0,
@@ -199,9 +198,9 @@ class Visit:
         self.ranges = tuple(ranges)
 
     def end(self, settled: Position, began_s: float) -> None:
-        """Believe Redis: it held every entry up to *settled*."""
+        """Mark Redis as proven: it has every entry up to *settled*."""
         self.shard.backlog = self.backlog
-        # Entries above the marker are there, too, but the marker does not say so: it is enough.
+        # Redis also has entries above the marker, but only the marker counts.
         self.shard.proof.compared(
             seq=settled.seq, over=self.reading.over, newest=self.server.newest, now_s=began_s
         )
@@ -216,9 +215,8 @@ class Answer(NamedTuple):
 
 def ask_about(visits: Iterable[tuple[Visit, Sequence[Command]]]) -> dict[int, Answer]:
     """
-    Send to each server what is asked of it about its shards; one round trip each.
-
-    The answers by shard.  A visit that something was refused to, or whose server failed, has its error.
+    Send each server the commands about its shards, one round trip each; returns the answers by shard.  A
+    visit gets the error if a command was refused or its server failed.
     """
     by_server: dict[int, list[tuple[Visit, Sequence[Command]]]] = {}
     for visit, commands in visits:

@@ -1,4 +1,4 @@
-"""Users from Redis where it is proven, from the store behind it otherwise."""
+"""Users from Redis while it is proven, otherwise from the store behind it."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ from authsvc.store.accounts.recovery import SqlRecoveryStore
 from authsvc.store.revocations import SqlRevocationLog
 from authsvc.store.sql import Database
 
-#: What a registration and a login return.
+#: The result of a registration or a login.
 Kept = TypeVar("Kept", Committed[User], Committed[User] | None)
 
-#: Raise it with every change of the fields below.
+#: Increase this with every change of the fields below.
 USER_SCHEMA = 3
 
 #: The tag that every page of the list depends on.
@@ -45,17 +45,17 @@ ALL_USERS = "all"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CopyTimings:
-    """How long the cached users may take (seconds)."""
+    """Time limits of the user cache (seconds)."""
 
-    #: Longer than SQL may take to load what is then cached.
+    #: Longer than SQL may take to load a record to cache.
     lease_s: float = 5.0
-    #: Who has waited longer for Redis notes no address there.
+    #: A request that has waited longer than this for Redis does not write an address to it.
     note_within_s: float = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page of the admin list; ``id`` is what was asked for, in words."""
+    """A page of the admin list; ``id`` is the text of its filter."""
 
     id: str
     users: tuple[User, ...]
@@ -63,23 +63,23 @@ class Page:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UserCaches:
-    """Everything cached of users: themselves, the ids of their addresses, the pages of the list."""
+    """The cached data of users: the users, the ids of their addresses, the pages of the list."""
 
     users: Aside[User]
     emails: Space
     pages: Aside[Page]
     page_tags: Tags
-    #: How many shards the copies are in.
+    #: Number of shards of the copies.
     shards: int = 1
 
     def drop_commands(
         self, user_id: str, email: Email, row_version: int | None = None
     ) -> list[tuple[int, Command]]:
         """
-        The commands that drop what is cached of one user, and every page, each with its key's shard.
+        The commands that drop the cached data of one user, and all pages, each with the shard of its key.
 
-        With *row_version* copies that are at least as new stay, and so does the note of the address, which
-        whoever reads it checks.
+        With *row_version*, copies that are at least as new stay, and so does the cached id of the address,
+        which readers verify.
         """
         shard = shard_of(user_id, self.shards)
         if row_version is None:
@@ -89,9 +89,9 @@ class UserCaches:
 
     def keep(self, user_id: UserId, commit: Callable[[], Kept]) -> Kept:
         """
-        Leave the user that *commit* returns, if any, in the cache, so that the first read is a hit.
+        Cache the user that *commit* returns, if any, so that the first read is a hit.
 
-        Not while Redis fails: whoever registers or logs in does not wait for it once more.
+        Not while Redis fails: a registration or login must not wait for it again.
         """
         if not self.users.client.is_steady:
             return commit()
@@ -101,7 +101,7 @@ class UserCaches:
         return committed
 
     def note_addresses(self, users: Iterable[User]) -> None:
-        """Note whose the addresses of *users* are, unless Redis fails: a note only saves a query."""
+        """Cache the ids for the addresses of *users*, unless Redis fails: this only saves a query later."""
         notes: list[Command] = [
             ("SET", self.emails.key(user.email), user.id, "EX", self.emails.ttl_s) for user in users
         ]
@@ -109,7 +109,7 @@ class UserCaches:
             self.users.client.pipeline(notes)
 
     def drop(self, user_id: str, email: Email | None) -> int:
-        """Drop what is cached of one user, and every page; how many of their records there were."""
+        """Drop the cached data of one user, and all pages; returns the number of their records."""
         shard = shard_of(user_id, self.shards)
         placed = self.drop_commands(user_id, email) if email else self._drop_commands_by_id(user_id, shard)
         commands = [command for _, command in placed]
@@ -117,7 +117,7 @@ class UserCaches:
         return sum(_records(command, reply) for command, reply in zip(commands, replies, strict=True))
 
     def read(self, user_id: str, raw: bytes | None) -> User | None:
-        """The user in *raw*, the value of :meth:`key` under proof; None where there is no good one."""
+        """The user in *raw*, the value of :meth:`key` read with a proven marker; None if it is not usable."""
         found = self.users.read(user_id, raw)
         return None if isinstance(found, Missing) else found
 
@@ -126,12 +126,12 @@ class UserCaches:
         return self.users.space.key(user_id)
 
     def clear(self) -> int:
-        """Drop everything; how many records there were.  In bounded steps."""
+        """Drop everything, in bounded steps; returns the number of records."""
         spaces = (self.users.space, self.emails, self.pages.space)
         return sum(pattern_drop(self.users.client, space) for space in spaces)
 
     def held(self, keys: Sequence[str]) -> int:
-        """How many of *keys* there are; one round trip, raises CacheError."""
+        """How many of *keys* exist; one round trip, raises CacheError."""
         replies = self.users.client.pipeline([("EXISTS", key) for key in keys]).values
         return sum(cast("list[int]", replies))
 
@@ -148,13 +148,13 @@ class CachedUserStore:
     """
     The users of *behind*, read through *caches*.
 
-    Copies are dropped by the log entries that every change commits, not here: also a process that cannot
-    reach Redis gets them dropped.
+    Copies are dropped by way of the log entries of each change, not here: this also works for changes by a
+    process that cannot reach Redis.
     """
 
     behind: UserStore
     caches: UserCaches
-    #: Hears what was asked and the seconds it took.
+    #: Called with the name of the operation and its duration in seconds.
     on_operation: Callable[[str, float], None]
     monotonic: Monotonic
     timings: CopyTimings = field(default_factory=CopyTimings)
@@ -174,7 +174,7 @@ class CachedUserStore:
         return {UserId(ident): user for ident, user in found.items()}
 
     def find(self, email: Email) -> User | None:
-        """By the cached id of the address, if its user still has it; else from the store behind."""
+        """The user by the cached id of the address, if they still have it; else from the store behind."""
         user = self._noted(email)
         return user if user is not None and user.email == email else self.behind.find(email)
 
@@ -191,7 +191,7 @@ class CachedUserStore:
         return self.behind.remove(user_id, within=within)
 
     def page(self, wanted: UserFilter) -> list[User]:
-        """By the filter's own words; every change of any user makes all pages out of date."""
+        """The page, cached by the text of its filter; a change of any user makes all pages out of date."""
         ident = page_words(wanted)
         with self._timed("page"):
             found = self.caches.pages.get_or_load(
@@ -200,7 +200,7 @@ class CachedUserStore:
         return [] if isinstance(found, Missing) else list(found.users)
 
     def _noted(self, email: Email) -> User | None:
-        """The user whose id is noted under *email*; the note may be old, or anybody's."""
+        """The user whose id is cached for *email*; the id may be outdated."""
         try:
             (raw,) = self.caches.users.client.mget((self.caches.emails.key(email),)).values
             noted = (raw or b"").decode(errors="replace")
@@ -209,7 +209,7 @@ class CachedUserStore:
             return None
 
     def _load(self, user_id: UserId, asked_at_s: float) -> User:
-        """From the store behind; the address is noted, and checked by whoever reads the note."""
+        """The user from the store behind; caches the id for the address, which readers verify."""
         is_quick = self._is_quick_since(asked_at_s)
         user = self.behind.get(user_id)
         if is_quick:
@@ -224,7 +224,7 @@ class CachedUserStore:
         return {str(user_id): user for user_id, user in found.items()}
 
     def _is_quick_since(self, asked_at_s: float) -> bool:
-        """False where Redis hangs: a reader who has waited for it is not made to wait for a note, too."""
+        """False if Redis hangs: a reader that has waited for it should not wait again to cache an address."""
         return self.monotonic() - asked_at_s < self.timings.note_within_s
 
     @contextmanager
@@ -237,7 +237,7 @@ class CachedUserStore:
 
 
 class CachedCredentialStore(SqlCredentialStore):
-    """Password hashes in SQL; whoever logs in is cached as *caches* have users."""
+    """Password hashes in SQL; users who log in are put into *caches*."""
 
     def __init__(
         self,
@@ -271,7 +271,7 @@ class CachedCredentialStore(SqlCredentialStore):
 
 
 class CachedRecoveryStore(SqlRecoveryStore):
-    """Tickets in SQL; whoever registers by one is cached as *caches* have users."""
+    """Tickets in SQL; users who register by one are put into *caches*."""
 
     def __init__(
         self, database: Database, log: SqlRevocationLog, clock: Clock, *, caches: UserCaches
@@ -291,7 +291,7 @@ class CachedRecoveryStore(SqlRecoveryStore):
 
 
 def dump_user(user: User) -> Entry:
-    """*user* as it is cached: everything but the password hash, which is not part of it."""
+    """*user* as a cache entry; a User does not contain the password hash."""
     fields: dict[str, CacheJson] = {
         "id": user.id,
         "email": user.email,
@@ -311,7 +311,7 @@ def dump_user(user: User) -> Entry:
 
 
 def load_user(entry: Entry) -> User:
-    """The user in *entry*; raises KeyError, TypeError or ValueError where it holds none."""
+    """The user in *entry*; raises KeyError, TypeError or ValueError if it is not one."""
     fields = entry.fields
     last_login = fields["last_login"]
     return User(
@@ -333,13 +333,13 @@ def load_user(entry: Entry) -> User:
 
 
 def dump_page(page: Page) -> Entry:
-    """*page* as it is cached; it has no version of its own, a tag tells when it is out of date."""
+    """*page* as a cache entry; it has no version, because a tag shows when it is out of date."""
     users: list[CacheJson] = [{**dump_user(user).fields, "version": user.version} for user in page.users]
     return Entry({"id": page.id, "users": users}, row_version=0)
 
 
 def load_page(entry: Entry) -> Page:
-    """The page in *entry*; raises KeyError, TypeError or ValueError where it holds none."""
+    """The page in *entry*; raises KeyError, TypeError or ValueError if it is not one."""
     users = cast("list[dict[str, CacheJson]]", entry.fields["users"])
     entries = [Entry(fields, row_version=int(cast("int", fields["version"]))) for fields in users]
     return Page(_text(entry.fields["id"]), tuple(load_user(one) for one in entries))
@@ -350,7 +350,7 @@ PAGE_SHAPE: Shape[Page] = Shape(schema=USER_SCHEMA, dump=dump_page, load=load_pa
 
 
 def page_words(wanted: UserFilter) -> str:
-    """*wanted* in words: equal filters, equal words."""
+    """*wanted* as text; equal filters have equal texts."""
     return f"role={wanted.role}&status={wanted.status}&limit={wanted.limit}&after={wanted.after}"
 
 
@@ -359,7 +359,7 @@ def _user_of(committed: Committed[User] | None) -> User | Missing:
 
 
 def _records(command: Command, reply: object) -> int:
-    """How many records a command dropped: leases and the versions of tags are none."""
+    """The number of records that a command dropped, without leases and versions of tags."""
     is_deletion = command[0] == "DEL" and ":lease:" not in str(command[1])
     return reply if is_deletion and isinstance(reply, int) else 0
 

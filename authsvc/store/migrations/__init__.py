@@ -1,7 +1,7 @@
 """
 The schema's history, run by ``authsvc db upgrade``.
 
-alembic is imported by the upgrade alone: a service that starts asks one table where it stands.
+Only the upgrade imports alembic; a starting service reads its revision from one table.
 """
 
 from __future__ import annotations
@@ -35,12 +35,13 @@ from authsvc.store.tables import metadata
 
 #: The revision that this version of the service works with: the newest file in ``versions/``.
 NEEDED_REVISION: Final = "0010"
-#: One upgrade at a time, however many start together.
+#: The lock that lets only one upgrade run at a time.
 UPGRADE_LOCK: Final = 0x61757468_0003
 
 FOLDER: Final = Path(__file__).parent
 
-#: Where the schema stands, and which release brought it there.  Another service may have `alembic_version`.
+#: The table with the revision of the schema and the release that made it.  Another service may use
+#: `alembic_version`.
 VERSIONS: Final = Table(
     "authsvc_version",
     MetaData(),
@@ -48,11 +49,11 @@ VERSIONS: Final = Table(
     Column("release", String(64)),
     PrimaryKeyConstraint("version_num", name="authsvc_version_pkc"),
 )
-#: Where the first releases noted it.
+#: The table in which the first releases stored the revision.
 _SHARED: Final = Table("alembic_version", MetaData(), Column("version_num", String(32)))
 #: The tables of the first revision: whoever has them made the shared table's entry.
 _FIRST_TABLES: Final = frozenset({"users", "sessions", "revocations", "clients"})
-#: What serving does to which table; `db prune` and the commands of clients do more.
+#: The rights that serving needs, by table; `db prune` and the commands of clients need more.
 _RIGHTS: Final = {
     "users": ("SELECT", "INSERT", "UPDATE", "DELETE"),
     "sessions": ("SELECT", "INSERT", "UPDATE"),
@@ -70,7 +71,7 @@ _RIGHTS: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schema:
-    """What a database holds: its *revision*, the *release* that brought it there, tables it lacks."""
+    """The state of a database: its *revision*, the *release* that made it, missing tables."""
 
     revision: str | None = None
     release: str | None = None
@@ -78,7 +79,7 @@ class Schema:
 
     @property
     def problem(self) -> str | None:
-        """What stands in the way of serving with it; None where nothing does."""
+        """Why the service cannot use it; None if it can."""
         if self.is_newer:
             return self.newer
         if self.missing:
@@ -93,7 +94,7 @@ class Schema:
 
     @property
     def is_newer(self) -> bool:
-        """True where a newer release has been there."""
+        """True if a newer release has upgraded it."""
         return self.revision is not None and self.revision not in known_revisions()
 
     @property
@@ -108,13 +109,13 @@ class Schema:
 
 def upgrade(database: Database) -> str:
     """
-    Bring the schema to the newest revision, which is returned; waits for an upgrade that is under way.
+    Upgrade the schema to the newest revision, which is returned; waits for a running upgrade.
 
     All of it is one transaction.
 
     Raises:
         ValueError: a newer release has been there, or tables are missing that should be there.
-        StoreUnavailable: the database did not let it: rights, locks, disk; nothing is changed.
+        StoreUnavailable: the database refused: rights, locks, disk; nothing is changed.
     """
     from alembic import command  # noqa: PLC0415 - 0.3 s of start-up that only this function needs
     from alembic.config import Config  # noqa: PLC0415 - the same
@@ -136,7 +137,7 @@ def upgrade(database: Database) -> str:
 
 
 def why_unfit(database: Database) -> str | None:
-    """What stands in the way of serving with *database*, or None.  Raises StoreUnavailable."""
+    """Why the service cannot use *database*, or None.  Raises StoreUnavailable."""
     with database.read() as connection:
         return _encoding_problem(connection) or schema_of(connection).problem or _rights_problem(connection)
 
@@ -169,7 +170,7 @@ def schema_of(connection: Connection) -> Schema:
 
 
 def _is_ours(found: Collection[str]) -> bool:
-    """True where the shared table has the entry of this service, not of another."""
+    """True if the shared table has the entry of this service, not of another."""
     return {_SHARED.name, *_FIRST_TABLES} <= set(found)
 
 
@@ -201,13 +202,13 @@ def _rights_problem(connection: Connection) -> str | None:
 
 
 def known_revisions() -> frozenset[str]:
-    """The revisions that this version has files of."""
+    """The revisions that this version has files for."""
     return frozenset(file.name.partition("_")[0] for file in FOLDER.glob("versions/[0-9]*.py"))
 
 
 @contextmanager
 def _alone(database: Database) -> Iterator[Connection]:
-    """A transaction that no other upgrade runs beside."""
+    """A transaction that excludes other upgrades."""
     with database.unhurried() as connection:
         if database.is_postgresql:
             connection.execute(text("SET LOCAL statement_timeout = 0"))
@@ -222,7 +223,7 @@ def _alone(database: Database) -> Iterator[Connection]:
 
 
 def _adopt(connection: Connection) -> None:
-    """Note the revision in a table of its own; the shared one, if it is ours, goes."""
+    """Store the revision in our own table; drop the shared one if it is ours."""
     inspector = inspect(connection)
     if inspector.has_table(VERSIONS.name):
         return

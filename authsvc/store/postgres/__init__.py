@@ -1,1 +1,1 @@
-"""What PostgreSQL needs beside statements: how a connection is made, and what its errors mean."""
+"""PostgreSQL: connections, and the meaning of its errors."""

@@ -1,5 +1,6 @@
 """
-What an error of the database means, in words that a log may carry and an operator can act on.
+The meaning of database errors, as texts for the log that contain no private data and tell operators what to
+do.
 
 If a server refuses a connection, there is only a text: libpq does not pass on its SQLSTATE.
 """
@@ -16,13 +17,13 @@ from sqlalchemy.exc import DBAPIError
 
 _NO_ADVICE = "see the log of the database"
 
-#: What a driver raises that cannot make sense of a row.
+#: Exceptions of a driver that cannot decode a row.
 UNREADABLE = (UnicodeDecodeError, json.JSONDecodeError, NotImplementedError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """One kind of failure: its *name*, without an address or anybody's name, and what to do about it."""
+    """One kind of failure: its *name*, without addresses and user names, and what to do about it."""
 
     name: str
     advice: str = _NO_ADVICE
@@ -46,7 +47,7 @@ _AWAY = Cause("connection refused", "no server listens there: is it running, are
 _SILENT = Cause("no answer in time", "the server, the network or a firewall is silent")
 _LOST = Cause("connection lost", "the server or the network ended the connection")
 
-#: By what the message holds; the first that fits.
+#: By text of the message; the first match counts.
 _CONNECTING: tuple[tuple[str, Cause], ...] = (
     ("failed to resolve host", Cause("unknown host name", "DNS does not know the host: is its name right?")),
     ("Connection refused", _AWAY),
@@ -113,10 +114,10 @@ _CONNECTING: tuple[tuple[str, Cause], ...] = (
     ("closed|terminat|broken|reset|EOF|lost", _LOST),
 )
 
-#: What poolers answer with, whatever the cause.
+#: The SQLSTATE of poolers for any cause.
 _PROTOCOL_VIOLATION = "08P01"
 
-#: What to do, by the longest beginning of the SQLSTATE.
+#: What to do, by the longest matching prefix of the SQLSTATE.
 _ADVICE = {
     "08": _LOST.advice,
     "22021": "the database's encoding cannot hold the text: it must be UTF8",
@@ -141,7 +142,7 @@ _ADVICE = {
 
 
 def cause_of(error: BaseException | None) -> Cause:
-    """What *error* means: one of the driver, or one that has it behind itself."""
+    """The cause of *error*, which is an error of the driver or wraps one."""
     origin = next(_drivers_own(error), error)
     if isinstance(origin, NoServer):
         return _of_all([cause_of(failure) for failure in origin.failures])
@@ -156,7 +157,7 @@ def cause_of(error: BaseException | None) -> Cause:
 
 
 def is_unreadable(error: BaseException | None) -> bool:
-    """True where the server answered with a value that the driver cannot make sense of."""
+    """True if the server answered with a value that the driver cannot decode."""
     origin = next(_drivers_own(error), error)
     is_the_drivers = isinstance(origin, psycopg.DataError) and origin.sqlstate is None
     return is_the_drivers or isinstance(origin, UNREADABLE)
@@ -172,7 +173,7 @@ def _drivers_own(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _of_all(causes: Sequence[Cause]) -> Cause:
-    """One cause for several hosts: all names, and what to do about the most telling."""
+    """One cause for several hosts: all names, and the advice for the most specific."""
     telling = [cause for cause in causes if cause not in {_AWAY, _SILENT}] or list(causes)
     return Cause(", ".join(dict.fromkeys(cause.name for cause in causes)), telling[0].advice)
 

@@ -1,8 +1,8 @@
 """
-Connections to PostgreSQL: what the code relies on is set by the connection, every wait has a deadline.
+Connections to PostgreSQL: each sets what the code relies on, and every wait has a deadline.
 
-A server takes its settings with the start of a session, at no cost.  A pooler such as PgBouncer refuses or
-drops them, and hands each transaction to another session: behind one they are set for each transaction, in
+A server accepts settings with the start of a session, at no cost. A pooler such as PgBouncer refuses or drops
+them, and may run each transaction in another session. Behind one, settings are sent with each transaction, in
 the round trip that begins it, and statements are not prepared.
 """
 
@@ -31,9 +31,9 @@ from authsvc.store.postgres.causes import NoServer
 #: A server that answered within this time (seconds) is not tested before the next statement.
 IDLE_S = 1.0
 
-#: How poolers refuse settings at the start.
+#: The messages with which poolers refuse settings at the start.
 _REFUSED = re.compile("startup parameter|command-line options")
-#: A pooler's own number for the session, or a setting that was dropped, gives it away.
+#: Detects a pooler: by its own number of the session, or by a dropped setting.
 _IS_DIRECT = (
     "SELECT pg_backend_pid() = %s AND current_setting('statement_timeout')::interval = %s::text::interval"
 )
@@ -43,30 +43,30 @@ _BEGIN_SNAPSHOT = b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
 
 class Deadline(threading.local):
-    """How long the unit of work that runs on this thread may still take, and how long one host of that."""
+    """The remaining time of this thread's unit of work, and the part that one host may take."""
 
     def __init__(self) -> None:
         self.ends_at_s: float | None = None
-        #: psycopg waits for two seconds at least: with less left, no host is tried.
+        #: psycopg waits for at least two seconds: with less time left, no host is tried.
         self.connect_s = 2
 
 
 class DeadlineConnection(psycopg.Connection[Any]):
     """
-    A connection that gives up by the client's own clock.
+    A connection whose deadline is measured by the client's clock.
 
-    ``statement_timeout`` is the server's: a stopped server process never fires it.
+    ``statement_timeout`` is not enough: a suspended server process never applies it.
     """
 
     deadline: Deadline
     clock: Monotonic
-    #: The commands that begin a transaction, where the settings go with it; none: a plain BEGIN.
+    #: The commands that begin a transaction and send settings; empty: a plain BEGIN.
     begin: tuple[bytes, ...] = ()
     _heard_at_s = -math.inf
 
     def was_heard_lately(self) -> bool:
         """
-        True if the server answered a moment ago and has sent nothing since, such as the end of the session.
+        True if the server answered recently and has sent nothing since, such as the end of the session.
         """
         if self.clock() - self._heard_at_s > IDLE_S:
             return False
@@ -76,9 +76,9 @@ class DeadlineConnection(psycopg.Connection[Any]):
 
     @contextmanager
     def one_statement(self) -> Iterator[None]:
-        """Make what is executed within, one statement, a transaction of its own."""
+        """Within the block, each statement is its own transaction."""
         if self.begin:
-            # The settings go with a transaction that is begun.
+            # The settings are sent with an explicit transaction.
             yield
             self.commit()
             return
@@ -108,7 +108,7 @@ class DeadlineConnection(psycopg.Connection[Any]):
 
     @contextmanager
     def one_snapshot(self) -> Iterator[None]:
-        """Make the transaction that is begun within see one moment, and change nothing."""
+        """Within the block, a transaction is read-only and sees one snapshot."""
         begin = self.begin
         if begin:
             self.begin = (_BEGIN_SNAPSHOT, *begin[1:])
@@ -122,21 +122,21 @@ class DeadlineConnection(psycopg.Connection[Any]):
                 self.isolation_level = self.read_only = None
 
     def _start_query(self) -> PQGen[None]:
-        """Begin a transaction where none is open, as psycopg does, and set what goes with it at once."""
+        """Begin a transaction if none is open, as psycopg does, together with its settings."""
         if not self.begin:
             yield from super()._start_query()
         elif not self.autocommit and self.pgconn.transaction_status == TransactionStatus.IDLE:
             yield from self._piped(self._pipeline) if self._pipeline else self._together()
 
     def _together(self) -> PQGen[None]:
-        """All in one message."""
+        """All commands in one message."""
         self.pgconn.send_query(b"; ".join(self.begin))
         for result in (yield from execute(self.pgconn)):
             if result.status not in _DONE:
                 raise psycopg.errors.error_from_result(result)
 
     def _piped(self, pipeline: psycopg.Pipeline) -> PQGen[None]:
-        """In a pipeline, which many rows of one statement make, each message has one command."""
+        """In a pipeline, which psycopg uses for many rows of one statement, each message has one command."""
         for command in self.begin:
             yield from self._exec_command(command)
         yield from pipeline._sync_gen()  # noqa: SLF001 - as psycopg itself begins in a pipeline
@@ -149,10 +149,10 @@ class Connector:
     url: str
     deadline: Deadline
     clock: Monotonic
-    #: The longest that a send may stay unacknowledged.
+    #: Longest time that sent data may stay unacknowledged.
     silence_s: float
     settings: dict[str, str]
-    #: True once a pooler was found: then settings are sent with each transaction, which works everywhere.
+    #: True once a pooler was detected: then settings are sent with each transaction, which always works.
     is_pooled: bool = False
     _silent: set[str] = field(default_factory=set)
     _connect: Callable[..., DeadlineConnection] = field(init=False)
@@ -161,7 +161,7 @@ class Connector:
 
     def __post_init__(self) -> None:
         class BoundConnection(DeadlineConnection):
-            """A connection under this connector's deadlines."""
+            """A connection with this connector's deadlines."""
 
         BoundConnection.deadline, BoundConnection.clock = self.deadline, staticmethod(self.clock)
         self._connect = BoundConnection.connect
@@ -179,7 +179,7 @@ class Connector:
         }
 
     def connect(self) -> DeadlineConnection:
-        """A connection; raises psycopg.OperationalError where no host gives one in time."""
+        """Connect; raises psycopg.OperationalError if no host accepts in time."""
         failures: list[psycopg.Error] = []
         # Names are resolved each time: many failovers change the address.
         parts = self._parts | {"connect_timeout": self.deadline.connect_s}
@@ -197,24 +197,24 @@ class Connector:
         try:
             connection = self._prepared(address)
         except psycopg.errors.ConnectionTimeout:
-            # The next connection tries the others first: after this one there would be no time left for them.
+            # The next connection tries the other hosts first: after this one there is no time left for them.
             self._silent.add(_key(address))
             raise
         self._silent.discard(_key(address))
         return connection
 
     def _prepared(self, address: ConnDict) -> DeadlineConnection:
-        """A connection on which the settings hold."""
+        """A connection with all settings in effect."""
         connection = None if self.is_pooled else self._direct(address)
         if connection is None:
-            # Empty, not missing: else libpq would send those of its environment variable.
+            # Empty, not missing: otherwise libpq would send those of its environment variable.
             connection = self._connect(**address, options="", autocommit=True, prepare_threshold=None)
             connection.begin = self._beginning()
         connection.autocommit = False
         return connection
 
     def _direct(self, address: ConnDict) -> DeadlineConnection | None:
-        """A connection whose session has the settings; None where a pooler is in between, from now on."""
+        """A connection whose session has the settings; None if there is a pooler, which is remembered."""
         options = written({**self._given, **self.settings})
         try:
             connection = self._connect(**address, options=options, autocommit=True)
@@ -241,6 +241,6 @@ def _key(address: ConnDict) -> str:
 
 
 def _by_variable(name: str) -> str:
-    """What libpq takes from a variable of its own (``PGOPTIONS``); empty where there is none."""
+    """The value of libpq's own environment variable (``PGOPTIONS``); empty if it is not set."""
     option = next(one for one in pq.Conninfo.get_defaults() if one.keyword == name.encode())
     return (option.val or b"").decode() if option.val != option.compiled else ""
