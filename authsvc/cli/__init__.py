@@ -35,7 +35,7 @@ INTERRUPTED = 130
 
 
 class NoSuchUser(Exception):
-    """A command named somebody by an address that no user has."""
+    """A command names a user by an address that no user has."""
 
     def __init__(self, email: str) -> None:
         super().__init__(f"no user has the address {email}")
@@ -44,12 +44,12 @@ class NoSuchUser(Exception):
 @contextmanager
 def importing() -> Iterator[None]:
     """
-    For imports that take long: within, importing one of UNUSED fails, and garbage is not collected.
+    For slow imports: within the block, importing one of UNUSED fails, and garbage is not collected.
 
-    What was imported lives as long as the process, so the collector never visits it.
+    Imported objects live as long as the process, so the collector skips them afterwards.
     """
     absent = [name for name in UNUSED if name not in sys.modules]
-    # The import system's own way to say that there is no such module.
+    # None makes the import system raise ModuleNotFoundError.
     sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]
     gc.disable()
     try:
@@ -63,7 +63,9 @@ def importing() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One command; ``add_<name>`` in *module* adds what comes behind it, and is imported only then."""
+    """
+    One command; ``add_<name>`` in *module*, which is imported only when needed, adds its actions and options.
+    """
 
     name: str
     module: str
@@ -95,7 +97,7 @@ COMMANDS = (
 
 
 class CommandParser(argparse.ArgumentParser):
-    """The parser of one command, which is made complete when its arguments are read."""
+    """The parser of one command; its actions and options are added only when its arguments are read."""
 
     command: Command | None = None
 
@@ -114,9 +116,9 @@ def main(
     server_timings: ServerTimings | None = None,
 ) -> int:
     """
-    Run one command; the status to exit with.  Nothing that goes wrong is told with a traceback.
+    Run one command; returns the exit status. Errors are reported without a traceback.
 
-    The command finds both timings among its options; None stands for those of the service.
+    Both timings are passed to the command in its options; None: those of the service.
     """
     try:
         chosen = argparse.Namespace(timings=timings, server_timings=server_timings)
@@ -131,7 +133,7 @@ def main(
 
 
 def _told(error: Exception) -> str:
-    """What is said about *error*, without a secret."""
+    """The message for *error*, without secrets."""
     from authsvc.domain.errors import AuthError, Invalid
     from authsvc.observability.redaction import scrub_text
     from authsvc.settings import SettingsError
@@ -148,7 +150,7 @@ def _told(error: Exception) -> str:
 
 
 def _advice(error: AuthError) -> str:
-    """What to do about a database that did not answer; empty for all else."""
+    """What to do about a database that did not answer; "" for other errors."""
     from authsvc.domain.errors import StoreUnavailable
 
     if (
@@ -163,7 +165,7 @@ def _advice(error: AuthError) -> str:
 
 
 def _unexpected(error: Exception) -> str:
-    """Where it happened, for a report; without its text, which may hold secrets."""
+    """The place of an unexpected error, for a report; without its text, which may contain secrets."""
     place = extract_tb(error.__traceback__)[-1]
     return (
         f"unexpected {type(error).__name__} at {Path(place.filename).name}:{place.lineno}:"
@@ -172,7 +174,7 @@ def _unexpected(error: Exception) -> str:
 
 
 def _explained(error: AuthError) -> str:
-    """What a caller over HTTP would be told."""
+    """The text that a caller over HTTP would get."""
     from authsvc.api.frame.errors import DETAILS
 
     return DETAILS[error.code]

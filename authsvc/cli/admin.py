@@ -81,7 +81,7 @@ def run_set_role(options: argparse.Namespace, env: Mapping[str, str]) -> int:
 
 
 def run_show(options: argparse.Namespace, env: Mapping[str, str]) -> int:
-    """Print a user with all that is known of them, but what proves their password."""
+    """Print all data of a user, except the password hash."""
     email = canonical(options.email, "EMAIL")
     with closing(open_services(options, env)) as services, somebody(email):
         user = services.users.called(email)
@@ -135,7 +135,7 @@ def somebody(email: Email) -> Iterator[None]:
 
 
 def _require_roles(services: Services, roles: Sequence[str]) -> None:
-    """Raise ValueError for a role that there is not."""
+    """Raise ValueError for an unknown role."""
     strangers = [role for role in roles if role not in services.users.roles]
     if strangers:
         raise ValueError(f"there is no role {', '.join(strangers)}: ROLES names those beside user and admin")

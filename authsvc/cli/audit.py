@@ -17,7 +17,7 @@ from authsvc.store.audit import SqlAuditTrail
 from authsvc.wiring import now
 from authsvc.wiring.stores import open_database
 
-#: Rows deleted in one transaction: it takes a fraction of a second, and no request waits for these rows.
+#: Rows deleted per transaction, which takes a fraction of a second; no request waits for these rows.
 STEP = 1000
 #: A line of progress after this many steps.
 TELL_EVERY = 10
@@ -32,7 +32,7 @@ def add_audit(parser: argparse.ArgumentParser) -> None:
 
 
 def run_prune(options: argparse.Namespace, env: Mapping[str, str]) -> int:
-    """Delete what is older, a step at a time; progress on stderr."""
+    """Delete older events in small steps; progress on stderr."""
     before = now() - options.older_than
     with closing(open_database(migrated(options, env), options.timings)) as database:
         deleted = prune(SqlAuditTrail(database), before=before)
@@ -41,7 +41,7 @@ def run_prune(options: argparse.Namespace, env: Mapping[str, str]) -> int:
 
 
 def prune(trail: AuditTrail, *, before: datetime, step: int = STEP) -> int:
-    """Delete every entry from before *before*; raises StoreUnavailable, and what is deleted stays so."""
+    """Delete every entry from before *before*; raises StoreUnavailable, finished steps stay deleted."""
     deleted = steps = 0
     while found := trail.prune(before=before, most=step):
         deleted, steps = deleted + found, steps + 1

@@ -34,7 +34,7 @@ def add_cache(parser: argparse.ArgumentParser) -> None:
 def run_warm(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Run the warmers."""
     with closing(open_services(options, env)) as services:
-        services.cache.snapshot()  # do not wait for a Redis that is down
+        services.cache.snapshot()  # fails at once if Redis is down
         _compare(services)
         print(json.dumps({"warmed": services.cache.warm()}))
     return 0
@@ -52,7 +52,7 @@ def run_clear(options: argparse.Namespace, env: Mapping[str, str]) -> int:
 
 
 def run_stats(options: argparse.Namespace, env: Mapping[str, str]) -> int:
-    """Show how Redis is; hits and misses are the service's own to tell, at /v1/cache/stats."""
+    """Show the state of Redis; only the running service knows hits and misses (/v1/cache/stats)."""
     with closing(open_services(options, env)) as services:
         snapshot = services.cache.snapshot()
     health = {"connected": snapshot.health.is_connected, "latency_ms": snapshot.health.latency_ms}
@@ -62,7 +62,7 @@ def run_stats(options: argparse.Namespace, env: Mapping[str, str]) -> int:
 
 
 def _compare(services: Services) -> None:
-    """Compare Redis with SQL: before that nothing is cached or trusted. Raises StoreUnavailable."""
+    """Compare Redis with SQL, without which nothing is cached or trusted. Raises StoreUnavailable."""
     for _ in range(COMPARISONS):
         if services.compare():
             return

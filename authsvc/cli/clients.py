@@ -111,7 +111,7 @@ def run_delete(options: argparse.Namespace, env: Mapping[str, str]) -> int:
 
 @contextmanager
 def _some_client() -> Iterator[None]:
-    """Say what is wrong with CLIENT_ID, in the words of the command line."""
+    """Turn errors about a client into messages of the command line."""
     try:
         yield
     except NotFound as error:

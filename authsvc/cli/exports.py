@@ -15,16 +15,16 @@ from authsvc.store.accounts.transfers import SqlUserTransfers
 def exported_users(
     transfers: SqlUserTransfers, roles: RoleNames, *, pepper_id: str | None
 ) -> Iterator[list[dict[str, Any]]]:
-    """Every user, in pages; with the password hash where the *pepper_id* that it needs is given."""
+    """All users, in pages; with password hashes, and the pepper that they need, if *pepper_id* is given."""
     for page in transfers.pages(with_hashes=pepper_id is not None):
         yield [described(user, roles) | _hash(stored, pepper_id) for user, stored in page]
 
 
 def hashes_in_use(kinds: Mapping[str, int], needs_rehash: Callable[[str], bool]) -> dict[str, Any]:
     """
-    How many hashes there are of each scheme and cost, from *kinds*, the beginnings of hashes.
+    The number of hashes of each scheme and cost, from *kinds*, the beginnings of hashes.
 
-    A foreign one is replaced at the first login: whoever has one has not logged in since the import.
+    The first login replaces a foreign hash: users who have one have not logged in since the import.
     """
     counts = Counter[tuple[str, int | None]]()
     for beginning, count in kinds.items():

@@ -25,12 +25,12 @@ from authsvc.domain.values.identifiers import UserId, new_id
 from authsvc.domain.values.jsontext import InvalidJson, Json, parse
 from authsvc.store.accounts.transfers import Arrival, SqlUserTransfers
 
-#: Lines of one transaction, which delays readers of the log by some ten milliseconds.
+#: Lines per transaction, which delays readers of the log by some ten milliseconds.
 BATCH = 200
-#: Twice what a user with the largest preferences takes.
+#: Twice the size of a user with the largest preferences.
 MAX_LINE_BYTES = 128 * 1024
 
-#: Characters of an unknown field's name that a refusal repeats.
+#: Characters of an unknown field's name that an error message repeats.
 MAX_NAME_CHARS = 64
 
 Result = dict[str, Any]
@@ -56,7 +56,7 @@ def _within_limits(value: dict[str, Json]) -> None:
 
 
 class Line(Schema):
-    """One user of the file: what other services know of them, and what `users export` writes."""
+    """One user of the file, with the fields of other services and of `users export`."""
 
     email = text(1024, required=True)
     password_hash = fields.String(required=True)
@@ -74,18 +74,18 @@ class Line(Schema):
     email_verified = fields.Boolean(truthy={True}, falsy={False})
 
 
-#: Made once: making it takes as long as the work on a line.
+#: Made once, because making it takes as long as reading a line.
 _LINE = Line()
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One line: a user who may come in, or why they may not."""
+    """One line: a user to import, or the reason why not."""
 
     number: int
     user: Credentials | None = None
     refusal: Result = field(default_factory=dict)
-    #: The line named the id.
+    #: True if the line contains the id.
     has_brought_id: bool = False
 
 
@@ -95,7 +95,7 @@ class Importer:
 
     transfers: SqlUserTransfers
     revocations: Revocations
-    #: The name of this service's pepper: its own hashes from elsewhere are of use only under the same.
+    #: The id of this service's pepper: hashes of another authsvc are usable only with the same pepper.
     pepper_id: str
     roles: RoleNames
     clock: Clock
@@ -110,7 +110,7 @@ class Importer:
             report(self._take(batch))
 
     def _take(self, batch: Sequence[Candidate]) -> list[Result]:
-        """One batch into the database, and what became of each of its lines."""
+        """Insert one batch; returns the result of each line."""
         arriving = [one.user for one in batch if one.user]
         brought = {one.user.user.id for one in batch if one.user and one.has_brought_id}
         committed = self.transfers.add(arriving, brought_ids=brought)
@@ -154,7 +154,7 @@ def numbered(source: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
     """
     The lines of *source* with their numbers, without the blank ones; None for one that is too long.
 
-    A byte order mark, which some editors write and joined files repeat, is no part of a line.
+    Byte order marks, which some editors write and joined files repeat, are removed.
     """
     number = 0
     while line := source.readline(MAX_LINE_BYTES):
@@ -184,7 +184,7 @@ def _parsed(line: bytes | None) -> dict[str, Json]:
     try:
         data = parse(line)
     except InvalidJson as error:
-        # The line's number in the file is told beside the reason.
+        # The report has the line's number in the file.
         raise ValueError(str(error).replace("line 1, ", "")) from error
     if not isinstance(data, dict):
         raise ValueError("not a JSON object")  # noqa: TRY004 - one kind of error for whatever a line holds
@@ -192,7 +192,7 @@ def _parsed(line: bytes | None) -> dict[str, Json]:
 
 
 def _faults(data: dict[str, Json], error: ValidationError) -> str:
-    """Which fields are unknown, missing or wrong; never a value."""
+    """The unknown, missing or wrong fields; never a value."""
     kinds: dict[str, list[str]] = {"unknown": [], "missing": [], "wrong": []}
     for name in sorted(map(str, error.messages_dict)):
         kind = "unknown" if name not in _LINE.fields else "wrong" if name in data else "missing"
@@ -212,7 +212,7 @@ def _arrived(user: User, arrival: Arrival) -> Result:
 
 
 def _refused(data: dict[str, Json], reason: str) -> Result:
-    """A refused line, with its address if that much of it is right."""
+    """The result of a refused line, with its address if that is valid."""
     address = data.get("email")
     try:
         email = canonical_email(address) if isinstance(address, str) else None

@@ -28,7 +28,7 @@ from authsvc.settings.reader import Reader
 from authsvc.store.key_folder import read_folder
 from authsvc.wiring import now
 
-#: The link by which the kubelet mounts a Secret; files beside it change only with the Secret.
+#: The symbolic link in the mount of a Secret; other files there change only with the Secret.
 SECRET_LINK = "..data"  # noqa: S105 - the name of a link
 
 
@@ -58,7 +58,7 @@ def add_keys(parser: argparse.ArgumentParser) -> None:
 
 
 def run_generate(options: argparse.Namespace, env: Mapping[str, str]) -> int:
-    """Make a key; prints what ``keys list`` says of it, and on stderr what happens next."""
+    """Generate a key; prints the same as ``keys list`` for it, and on stderr what happens next."""
     lifetime_s = _lifetime_s(env)
     key = generate_key(options.dir, options.alg)
     ring = read_ring(options.dir)
@@ -68,7 +68,7 @@ def run_generate(options: argparse.Namespace, env: Mapping[str, str]) -> int:
 
 
 def run_list(options: argparse.Namespace, env: Mapping[str, str]) -> int:
-    """List the keys, newest first; on stderr from when until when each signs."""
+    """List the keys, newest first; on stderr the period in which each signs."""
     lifetime_s = _lifetime_s(env)
     ring = read_ring(_folder(options, env))
     signer = ring.signer(now()).kid if ring.keys else None
@@ -78,7 +78,7 @@ def run_list(options: argparse.Namespace, env: Mapping[str, str]) -> int:
 
 
 def run_retire(options: argparse.Namespace, env: Mapping[str, str]) -> int:
-    """Remove a key's file; refuses where a token of its may live, unless forced."""
+    """Remove a key's file; refuses if one of its tokens may be valid, unless forced."""
     lifetime_s, folder = _lifetime_s(env), _folder(options, env)
     ring = read_ring(folder)
     found = {key.kid: key for key in ring.keys if options.key in {key.kid, key.file_name}}
@@ -94,7 +94,7 @@ def run_retire(options: argparse.Namespace, env: Mapping[str, str]) -> int:
 
 
 def run_reencrypt(options: argparse.Namespace, env: Mapping[str, str]) -> int:
-    """Move the secrets of second factors to the current key, in small steps."""
+    """Encrypt the secrets of second factors with the current key, in small steps."""
     from authsvc.cli.admin import migrated
     from authsvc.store.accounts.enrolments import reencrypt
     from authsvc.wiring.second_factors import data_keys
@@ -111,7 +111,7 @@ def run_reencrypt(options: argparse.Namespace, env: Mapping[str, str]) -> int:
 
 
 def generate_key(folder: Path, algorithm: Algorithm) -> SigningKey:
-    """Write a new key into *folder*, for the folder's owner alone; raises KeyInUse, OSError."""
+    """Write a new key into *folder*, readable only by the folder's owner; raises KeyInUse, OSError."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if _is_secret(folder):
         raise KeyInUse(
@@ -124,7 +124,7 @@ def generate_key(folder: Path, algorithm: Algorithm) -> SigningKey:
 
 
 def read_ring(folder: Path) -> KeyRing:
-    """The keys in *folder*; names on stderr what is no key."""
+    """The keys in *folder*; names files that are not keys on stderr."""
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}: name it with --dir DIR, or JWT_KEYS_DIR")
     contents = read_folder(folder)
@@ -133,7 +133,7 @@ def read_ring(folder: Path) -> KeyRing:
 
 
 def _write(folder: Path, name: str, pem: bytes) -> None:
-    """The whole file or none, with the folder's owner; a file of that name is not replaced."""
+    """Write the file atomically, with the folder's owner; never replaces a file."""
     unfinished = folder / f".{name}.{os.getpid()}"
     descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
@@ -148,14 +148,14 @@ def _write(folder: Path, name: str, pem: bytes) -> None:
 
 
 def _give_to_owner(folder: Path, descriptor: int) -> None:
-    """Root makes keys for the service's user, who could not read one of root's."""
+    """Give a file made by root to the folder's owner: the service's user could not read it otherwise."""
     if os.geteuid() == 0:
         owner = folder.stat()
         os.fchown(descriptor, owner.st_uid, owner.st_gid)
 
 
 def _remove(folder: Path, names: list[str]) -> None:
-    """Delete the files *names* of one key; raises OSError, which names the file."""
+    """Delete the files *names* of one key; raises OSError with the name of the file."""
     if _is_secret(folder):
         patch = json.dumps([{"op": "remove", "path": f"/data/{name}"} for name in names])
         raise ValueError(
@@ -186,9 +186,9 @@ def _folder(options: argparse.Namespace, env: Mapping[str, str]) -> Path:
 
 
 def _lifetime_s(env: Mapping[str, str]) -> int:
-    """The longest life of an access token, in seconds; the service's, if the environment is the service's."""
+    """The longest lifetime of an access token, in seconds, by the settings in the environment."""
     reader = Reader(env)
-    # Whether MACHINES is on or not: tokens of machines outlive the switch.
+    # Even if MACHINES is off: tokens issued before the switch may still be valid.
     lives_s = [reader.value(VARIABLES[name]) for name in ("REDIS_AUTH_TOKEN_TTL", "MACHINE_TOKEN_TTL")]
     if reader.problems:
         raise SettingsError(reader.problems)
@@ -205,7 +205,7 @@ def _require_unused(ring: KeyRing, key: SigningKey, lifetime_s: int) -> None:
 
 
 def _what_comes(ring: KeyRing, key: SigningKey, lifetime_s: int) -> Iterator[str]:
-    """What an operator has to know of a new *key*."""
+    """The message for operators about a new *key*."""
     yield f"{key.file_name} {_validity(ring, key, lifetime_s)}"
     signer = ring.signer(now())
     if signer.kid == key.kid:
@@ -216,7 +216,7 @@ def _what_comes(ring: KeyRing, key: SigningKey, lifetime_s: int) -> Iterator[str
 
 
 def _validity(ring: KeyRing, key: SigningKey, lifetime_s: int) -> str:
-    """From when until when *key* signs, and from when on it can go; by the times in the names."""
+    """The period in which *key* signs, and when it can be removed; by the times in the names."""
     tenure, moment = ring.tenure(key), now()
     if ring.signer(moment).kid == key.kid:
         text = "signs"
@@ -231,7 +231,7 @@ def _validity(ring: KeyRing, key: SigningKey, lifetime_s: int) -> str:
 
 
 def _what_is_left(ring: KeyRing) -> Iterator[str]:
-    """What an operator has to know after a key went."""
+    """The message for operators after a key was removed."""
     yield "every worker that reads this folder refuses its tokens within 5 seconds"
     if not ring.keys:
         yield "no key is left: nobody can log in or refresh until there is one"

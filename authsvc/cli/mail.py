@@ -20,7 +20,7 @@ from authsvc.wiring import now
 from authsvc.wiring.mail import letters, transport
 from authsvc.wiring.stores import open_database
 
-#: Mails that are listed, and for how long one that is tried again is tried.
+#: Number of mails to list, and how long sending a retried mail is tried.
 MOST = 200
 RETRIED_FOR = timedelta(days=1)
 
@@ -39,7 +39,7 @@ def add_mail(parser: argparse.ArgumentParser) -> None:
 
 
 def run_test(options: argparse.Namespace, env: Mapping[str, str]) -> int:
-    """Send one mail; a refusal says what the relay thinks of it."""
+    """Send one mail; an error shows the answer of the relay."""
     settings = _settings(options, env)
     try:
         mail = new_mail(Template.VERIFY, canonical_email(options.address), now=now())
@@ -76,7 +76,7 @@ def run_retry(options: argparse.Namespace, env: Mapping[str, str]) -> int:
 
 
 def _settings(options: argparse.Namespace, env: Mapping[str, str]) -> Settings:
-    """The settings; raises ValueError where no mail is sent."""
+    """The settings; raises ValueError if mails are off."""
     settings = open_settings(options, env)
     if not settings.mail.is_on:
         raise ValueError("no mail is sent: MAIL_TRANSPORT is off")
@@ -85,7 +85,7 @@ def _settings(options: argparse.Namespace, env: Mapping[str, str]) -> Settings:
 
 @contextmanager
 def _outbox(options: argparse.Namespace, env: Mapping[str, str]) -> Iterator[SqlOutbox]:
-    """The mails in SQL; raises ValueError where none are sent."""
+    """The outbox in SQL; raises ValueError if mails are off."""
     with closing(open_database(_settings(options, env), options.timings)) as database:
         yield SqlOutbox(database)
 

@@ -1,4 +1,4 @@
-"""The command that deletes what can no longer matter: ``db prune``."""
+"""The command that deletes data that is no longer needed: ``db prune``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def add_action(database: Any) -> None:
 
 
 def run_prune(options: argparse.Namespace, env: Mapping[str, str]) -> int:
-    """Delete what ended longer ago than the margin. Raises StoreUnavailable; finished steps stay."""
+    """
+    Delete what expired longer ago than the margin. Raises StoreUnavailable; finished steps stay deleted.
+    """
     before = now() - MARGIN
     with closing(open_database(migrated(options, env), options.timings)) as database:
         pruning = SqlPruning(database)

@@ -1,4 +1,4 @@
-"""Commands that let one user back in, or in for the first time."""
+"""Commands that let a user log in again, or for the first time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from authsvc.domain.accounts.recovery import Recovery
 from authsvc.domain.users import Profile, UserFilter
 from authsvc.services import Services
 
-#: Users that one query of ``verify --created-before`` reads.
+#: Users per query of ``verify --created-before``.
 PAGE = 200
 
 
@@ -52,7 +52,9 @@ def run_send_reset(options: argparse.Namespace, env: Mapping[str, str]) -> int:
 
 
 def run_invite(options: argparse.Namespace, env: Mapping[str, str]) -> int:
-    """Make a user without a password and queue the mail; the mail alone where there is one already."""
+    """
+    Create a user without a password and queue a mail; for an existing user without password, only the mail.
+    """
     email = canonical(options.email, "EMAIL")
     with closing(open_services(options, env)) as services:
         recovery = _recovery(services)
@@ -117,7 +119,7 @@ def _moment(text: str) -> datetime:
 
 
 def _recovery(services: Services) -> Recovery:
-    """What mails make possible; raises ValueError where none are sent."""
+    """The services that send mails; raises ValueError if mails are off."""
     if services.recovery is None:
         raise ValueError("no mail is sent: MAIL_TRANSPORT is off")
     return services.recovery.recovery

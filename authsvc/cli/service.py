@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Imported once before the workers fork: they share the memory and start at once.
+#: Modules to import before the workers fork: they share the memory and start faster.
 PRELOAD = ("authsvc.app", "authsvc.wiring", "psycopg_binary", "sqlalchemy.dialects.postgresql.psycopg")
-#: The same where there are passkeys.
+#: The same, if there are passkeys.
 PRELOAD_OF_PASSKEYS = ("authsvc.domain.accounts.webauthn",)
 
 STDERR = 2
@@ -72,7 +72,7 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 
 def run_serve(options: argparse.Namespace, env: Mapping[str, str]) -> int:
-    """Serve until SIGTERM; refuses to start with everything that is wrong in one message."""
+    """Serve until SIGTERM; if something is wrong, lists all problems and does not start."""
     settings = Settings.from_env(env, cpu_count=available_cores())
     found = (*listening_problems(settings.http), *problems(settings, options.timings))
     if found:
@@ -81,7 +81,9 @@ def run_serve(options: argparse.Namespace, env: Mapping[str, str]) -> int:
 
 
 def run_dev(options: argparse.Namespace, env: Mapping[str, str]) -> int:
-    """Serve with what is missing embedded: SQLite, Redis in memory, keys and secrets made on first start."""
+    """
+    Serve for development; missing parts are embedded: SQLite, Redis in memory, generated keys and secrets.
+    """
     settings = _development(env)
     if settings.redis.is_in_memory and find_spec("fakeredis") is None:
         raise ValueError(
@@ -106,7 +108,7 @@ def run_upgrade(options: argparse.Namespace, env: Mapping[str, str]) -> int:
 
 
 def run_check(options: argparse.Namespace, env: Mapping[str, str]) -> int:
-    """Check the settings; with ``--connect`` what they lead to, too; or a manifest in their place."""
+    """Check the settings; with ``--connect`` also database and Redis; or check a manifest instead."""
     if options.manifest:
         return _check_manifest(options.manifest)
     settings = Settings.from_env(env)
@@ -139,7 +141,7 @@ def run_page(_options: argparse.Namespace, _env: Mapping[str, str]) -> int:
 
 
 def _development(env: Mapping[str, str]) -> Settings:
-    """The settings of development, with the files that they name made on first start."""
+    """The settings of development; creates the files that they name on first start."""
     from authsvc.cli.keys import generate_key
 
     development = {**env, "AUTHSVC_ENV": "development"}
@@ -175,7 +177,7 @@ def _serve(options: argparse.Namespace, settings: Settings) -> int:
     url = f"http://{settings.http.host}:{settings.http.port}"
     log.info("service.starting", extra={"public": url, "metrics_port": settings.http.metrics_port})
 
-    # Before the fork: the workers share it.
+    # Made before the fork, because the workers share it.
     answers = LastAnswers()
 
     def load() -> WSGIApplication:

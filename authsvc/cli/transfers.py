@@ -22,7 +22,7 @@ from authsvc.store.accounts.transfers import SqlUserTransfers
 from authsvc.wiring import build, now
 from authsvc.wiring.stores import open_database, open_transfers
 
-#: Lines of a file between two lines of progress on stderr.
+#: Lines of the file per line of progress on stderr.
 PROGRESS_LINES = 5_000
 
 
@@ -42,7 +42,7 @@ def add_users(parser: argparse.ArgumentParser) -> None:
 
 
 def run_import(options: argparse.Namespace, env: Mapping[str, str]) -> int:
-    """Import users; one JSON line of result per line, a summary on stderr, 1 if any was refused."""
+    """Import users; one JSON line of result per line, a summary on stderr; status 1 if any was refused."""
     # Imported here: the schemas import Flask, which would slow down the start of the other commands by a
     # third.
     from authsvc.cli.imports import Importer
@@ -59,7 +59,7 @@ def run_import(options: argparse.Namespace, env: Mapping[str, str]) -> int:
         try:
             importer.run(source, report.add)
         finally:
-            # Also after an import that was cut short: all reported lines are in the database.
+            # Also after an interrupted import: all reported lines are in the database.
             detail = " ".join(f"{result}={count}" for result, count in report.counts.items())
             services.events.record(Event(Action.USERS_IMPORTED, detail=detail))
     print(report.summary, file=sys.stderr)
@@ -95,7 +95,7 @@ def run_hashes(options: argparse.Namespace, env: Mapping[str, str]) -> int:
 def _open_users(
     options: argparse.Namespace, env: Mapping[str, str]
 ) -> Iterator[tuple[Settings, Services, SqlUserTransfers]]:
-    """The settings, the services, and many users at once, over a connection of their own."""
+    """The settings, the services, and the store for transfers with its own connection."""
     settings = admin.open_settings(options, env)
     with (
         closing(build(settings, timings=options.timings)) as services,
@@ -110,7 +110,7 @@ def _pepper_id(settings: Settings) -> str:
 
 @dataclass(slots=True)
 class _Report:
-    """Tells of an import on stdout as it goes, and of its progress on stderr."""
+    """Reports results of an import on stdout, and its progress on stderr."""
 
     counts: Counter[str] = field(default_factory=lambda: Counter(imported=0, exists=0, refused=0))
 

@@ -15,7 +15,8 @@ from authsvc.observability.trail import Tally, TrailWriter
 
 log = logging.getLogger("authsvc.audit")
 
-#: Events that anybody can cause: equal ones within this time share a row, up to this many rows per process.
+#: For events that any caller can cause: equal ones within this time share a row, up to this many rows per
+#: process.
 TALLY_WINDOW_S = 900
 TALLY_ROWS = 1000
 
@@ -34,10 +35,10 @@ _LENGTHS = {"client_ip": 45, "user_agent": 512, "device_id": 200, "detail": 200}
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedAudit:
     """
-    Writes one line per event, ids and words alone, counts it, and has it stored.
+    Writes one log line per event, with ids and fixed words only, counts it, and has it stored.
 
-    An account that was tried is kept as a digest under *key*: two records about it can be told to be
-    about one, and nobody can look it up in a list of addresses.
+    The account of a login attempt is stored as a digest keyed with *key*: records about one account can be
+    matched, but not found from a list of addresses.
     """
 
     metrics: Metrics
@@ -60,7 +61,7 @@ class RecordedAudit:
             store(entry)
 
     def stored(self, entry: Entry) -> None:
-        """Count and log *entry*, whose row is somebody else's to write."""
+        """Count and log *entry*, whose row the caller writes."""
         self.metrics.security_event(entry.action)
         level = logging.WARNING if entry.action in _ALARMING else logging.INFO
         facts = {name: getattr(entry, name) for name in _LOGGED}
@@ -69,7 +70,7 @@ class RecordedAudit:
         )
 
     def draft(self, event: Event) -> Entry:
-        """The row of *event*, with what the request that this thread works for adds to it."""
+        """The row of *event*, with data of the request that this thread handles."""
         now, origin = self.clock(), event.origin or current_origin()
         return Entry(
             id=timed_id(now),
@@ -88,7 +89,7 @@ class RecordedAudit:
         )
 
     def _tally(self, entry: Entry, *, subject: str | None) -> None:
-        """Store the first of its kind, later only by how much its row's count rises; nothing waits for it."""
+        """Store the first event of its kind, later only increases of its row's count; does not wait."""
         kind = [entry.detail, entry.user_id, entry.session_id, entry.account, subject]
         once = self._shared(entry.action, *kind, self.tally.window(entry.at))
         rise = self.tally.see(once, entry.at)
@@ -98,15 +99,15 @@ class RecordedAudit:
             self.writer.put(replace(entry, once=once, count=rise))
 
     def _shared(self, *parts: object) -> str:
-        """What all entries of one row have in common, in a form that tells nothing else."""
+        """The key that all entries of one row share, as a digest."""
         return hmac.digest(self.key, repr(parts).encode("utf-8", "replace"), "sha256").hex()
 
 
 def _id(text: str | None) -> str | None:
-    """*text* if it is an identifier: the columns take nothing else."""
+    """*text* if it is an identifier, else None: the columns accept nothing else."""
     return text if text is not None and is_id(text) else None
 
 
 def _text(name: str, text: str | None) -> str | None:
-    """*text* as it may be kept: callers choose some of it, and could put a secret or an address there."""
+    """*text*, redacted for storage: callers choose it, and could put a secret or an address there."""
     return None if text is None else scrub_text(text)[: _LENGTHS[name]].replace("\x00", "")

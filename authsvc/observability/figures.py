@@ -1,9 +1,10 @@
 """
-The files that worker processes share their figures by, and what to do when they are deleted or have no room.
+The files in which worker processes share their metrics, and what happens if they are deleted or the disk is
+full.
 
-A deleted file stays mapped, so that counting never fails; its figures would only be lost to the scrape.
+A deleted file stays mapped, so that counting never fails; but a scrape would not see its values.
 prometheus_client's files are sparse: on a full file system the first write to a new page would kill the
-process (SIGBUS).  So their blocks are reserved first, and where that fails the figure is in memory.
+process (SIGBUS).  So their blocks are reserved first; if that fails, the value is kept in memory.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 #: Between listing and reading, a file may vanish, or be incomplete because a worker is starting.
 _UNREADABLE = (OSError, struct.error, ValueError, TypeError, RuntimeError)
 _ATTEMPTS = 3
-#: What prometheus_client calls its files, the generation of :class:`_Owner` included.
+#: The names of prometheus_client's files, including the generation of :class:`_Owner`.
 _FILE_NAME = re.compile(r"(counter|histogram|summary|gauge_[a-z]+)_[0-9]+(\.[0-9]+)?\.db")
-#: prometheus_client's own first size, and what an entry takes beside its key at most.
+#: prometheus_client's initial size, and the largest size of an entry without its key.
 _FIRST_BYTES = 1 << 16
 _ENTRY_BYTES = 40
 
@@ -43,18 +44,19 @@ class SharedFigures(Collector):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        #: True once a figure had to be counted in memory: the files do not hold all of this process any more.
+        #: True once a value had to be kept in memory: then the files are not complete for this process any
+        #: more.
         self.is_in_memory = False
         self._owner = _Owner()
         self._prefixes: set[str] = set()
         self._values: list[_Value] = []
         self._make: Callable[..., _Value] = values.MultiProcessValue(self._owner)  # type: ignore[no-untyped-call]
-        # prometheus_client looks at the environment when it is first imported, which may have been earlier.
+        # prometheus_client reads the environment when it is first imported, which may have happened already.
         values.ValueClass = self._make_value
         values.MmapedDict = _ReservedFile  # type: ignore[attr-defined]
 
     def collect(self) -> Iterable[Metric]:
-        """Sum up what can be read now; an unreadable file is left out."""
+        """Sum up the readable files; an unreadable one is left out."""
         files = [str(path) for path in figure_files(self.folder)]
         for _ in range(_ATTEMPTS):
             try:
@@ -64,7 +66,7 @@ class SharedFigures(Collector):
         return []
 
     def heal(self) -> bool:
-        """Write the figures into new files where any of the old is gone; True if the files are there."""
+        """Write the values to new files if any of the old ones was deleted; True if all files exist."""
         if all(path.exists() for path in self._own_files()):
             return True
         if not _is_usable(self.folder) or not self._reserve_anew():
@@ -79,7 +81,7 @@ class SharedFigures(Collector):
         return (self.folder / f"{prefix}_{self._owner()}.db" for prefix in tuple(self._prefixes))
 
     def _reserve_anew(self) -> bool:
-        """Make the files that the next generation will open, in the size that the figures need."""
+        """Make the files of the next generation, in the size that the values need."""
         paths = [self.folder / f"{prefix}_{self._owner.name_after()}.db" for prefix in self._prefixes]
         try:
             for path in paths:
@@ -104,9 +106,11 @@ class SharedFigures(Collector):
 
 
 class _ReservedFile(MmapedDict):
-    """A file of figures whose blocks are there before it is written to; raises OSError if there are none."""
+    """
+    A file of metrics whose blocks are reserved before it is written to; raises OSError if there are none.
+    """
 
-    #: How large the files of each prefix have become in this process.
+    #: Current size of the files of each prefix in this process.
     sizes: ClassVar[dict[str, int]] = {}
 
     def __init__(self, filename: str, read_mode: bool = False) -> None:  # noqa: FBT001, FBT002 its own signature
@@ -133,7 +137,7 @@ class _Value(Protocol):
 
 class _Owner:
     """
-    Names the files of this process: by its pid, and by how often they have been made anew.
+    Names the files of this process by its pid and a generation, which rises when they are replaced.
 
     prometheus_client asks on every count, and opens new files when the name has changed.
     """
@@ -156,23 +160,23 @@ class _Owner:
 
 @cache
 def shared_figures(folder: Path) -> SharedFigures:
-    """Return the figures shared through *folder*, where each metric made in this process from now on is."""
+    """Return the metrics shared through *folder*, which has all metrics made in this process from now on."""
     folder.mkdir(parents=True, exist_ok=True)
     return SharedFigures(folder)
 
 
 def figure_files(folder: Path) -> Iterator[Path]:
-    """Return the files in *folder* that are prometheus_client's: nothing else there is read or deleted."""
+    """Return the files of prometheus_client in *folder*; no other file is read or deleted."""
     return (path for path in folder.glob("*.db") if _FILE_NAME.fullmatch(path.name))
 
 
 def forget_process(pid: int) -> None:
-    """Remove the gauges of a process that has ended; what it counted stays counted."""
+    """Remove the gauges of a process that has ended; its counters stay."""
     folder = os.environ.get(FOLDER_VARIABLE)
     for owner in (f"{pid}", f"{pid}.*") if folder else ():
         try:
             mark_process_dead(owner, folder)  # type: ignore[no-untyped-call]
-        except FileNotFoundError:  # wiped between being listed and being removed
+        except FileNotFoundError:  # deleted after it was listed
             return
 
 

@@ -1,4 +1,4 @@
-"""How the process is: live, ready, and what is impaired."""
+"""Health of the process: liveness, readiness, degraded parts."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthTimings:
-    """How old an answer about the stores may be (seconds)."""
+    """Time limits of answers about the stores (seconds)."""
 
-    #: How long one look at the stores is good for: probes are public and must not become a load.
+    #: How long one result is reused: probes are public and must not load the stores.
     look_s: float = 0.5
-    #: SQL answers a comparison every second; without one for this long it counts as impaired.
+    #: SQL answers a comparison every second; without one for this long it counts as degraded.
     answered_s: float = 4.0
 
 
@@ -30,7 +30,7 @@ class LastAnswers:
     """
     When SQL last answered, when it last failed to, and when Redis was last compared with it, in any worker.
 
-    To be made before they are forked: the memory is shared, and each of them says the same of SQL.  Times are
+    Make it before the fork: the memory is shared, so all workers report the same.  Times are
     those of the system's monotonic clock, in seconds; each is eight aligned bytes, written at once.
     """
 
@@ -38,22 +38,22 @@ class LastAnswers:
         self._times = memoryview(mmap.mmap(-1, 24)).cast("d")
 
     def answered(self, now_s: float) -> None:
-        """SQL did what was asked."""
+        """Record that SQL answered."""
         self._times[0] = now_s
 
     def failed(self, now_s: float) -> None:
-        """SQL could not."""
+        """Record that SQL did not answer."""
         self._times[1] = now_s
 
     def compared(self, now_s: float) -> None:
-        """Redis was compared with SQL."""
+        """Record that Redis was compared with SQL."""
         self._times[2] = now_s
 
     def is_answering(self, now_s: float, *, within_s: float) -> bool:
         """
-        True if the last thing that any worker knows is an answer, and younger than *within_s*.
+        True if the last result in any worker is an answer, and younger than *within_s*.
 
-        A server that answers, but whose tables are locked, is found out by the comparisons that fail.
+        If a server answers but its tables are locked, comparisons fail, which shows here.
         """
         answered_s, failed_s, compared_s = self._times
         return answered_s >= failed_s and now_s - min(answered_s, compared_s) < within_s
@@ -69,9 +69,9 @@ class Report:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vitals:
-    """One look at the stores."""
+    """The state of both stores at one moment."""
 
-    #: Of so many *shards*; None where Redis did not answer.
+    #: Number of proven *shards*; None if Redis did not answer.
     proven: int | None
     shards: int
     is_sql_up: bool
@@ -86,13 +86,13 @@ class Vitals:
 
     @property
     def is_redis_proven(self) -> bool:
-        """True if all of Redis is to be believed."""
+        """True if all of Redis is proven."""
         return self.proven == self.shards
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probes:
-    """How to look; each raises StoreUnavailable where the store is away."""
+    """The probes of the stores; each raises StoreUnavailable if the store is away."""
 
     #: In how many of its *shards* Redis proves that it holds every revocation.
     proven_shards: Callable[[], int]
@@ -102,7 +102,7 @@ class Probes:
     is_cache_enabled: bool
     #: The cache's counts over all workers.
     totals: Callable[[], CacheTotals]
-    #: What only an admin sees: breakers, pool.
+    #: Details for admins: breakers, pool.
     details: Callable[[], dict[str, Any]]
     #: True while there is a key to sign with.
     has_keys: Callable[[], bool]
@@ -110,7 +110,7 @@ class Probes:
 
 @dataclass(slots=True)
 class Health:
-    """Answers the probes; ``started`` is set by whoever compares the stores first."""
+    """Answers the probes; the first comparison of the stores sets ``started``."""
 
     probes: Probes
     answers: LastAnswers
@@ -122,15 +122,15 @@ class Health:
     _last: tuple[float, Vitals] | None = None
 
     def has_started(self) -> bool:
-        """The first comparison of Redis with SQL was tried."""
+        """True after the first attempt to compare Redis with SQL."""
         return self.started.is_set()
 
     def readiness(self, *, is_draining: bool) -> Report:
         """
-        Good while this process can answer token checks, from either store, and has a key to sign with.
+        Good if this process can answer token checks, from either store, and has a signing key.
 
-        A proven Redis answers at once, also while SQL hangs; SQL is asked only without it.  Without SQL
-        a part of Redis is better than nothing: the other replicas have no more.
+        A proven Redis answers at once, also while SQL hangs; SQL is asked only without it.  Without SQL, a
+        part of Redis suffices: the other replicas have the same.
         """
         if is_draining or not self.has_started():
             return Report(is_good=False, body={"status": "draining" if is_draining else "starting"})
@@ -152,7 +152,7 @@ class Health:
         return Report(is_good=_word(vitals) != "down", body=self._summary(vitals))
 
     def detail(self) -> Report:
-        """The same with version, latencies and what the probes know besides."""
+        """The same with version, latencies and further results of the probes."""
         vitals = self._look()
         body = self._summary(vitals) | {
             "version": __version__,
@@ -213,7 +213,7 @@ class Health:
         )
 
     def _timed(self, probe: Callable[[], T]) -> tuple[T | None, float]:
-        """What *probe* found, None where the store is away, and the milliseconds it took."""
+        """The result of *probe*, None if the store is away, and its duration in milliseconds."""
         began = self.monotonic()
         try:
             answer = probe()
@@ -223,14 +223,14 @@ class Health:
 
 
 def _word(vitals: Vitals) -> str:
-    """``ok``; ``degraded`` with one store down, or a Redis that is not to be believed; ``down`` with both."""
+    """``ok``; ``degraded`` with one store down, or a Redis that is not proven; ``down`` with both."""
     if vitals.is_redis_proven and vitals.is_sql_up:
         return "ok"
     return "degraded" if vitals.is_redis_up or vitals.is_sql_up else "down"
 
 
 def _impaired(vitals: Vitals) -> list[str]:
-    """What does not work as it should."""
+    """The degraded parts."""
     faults = {
         "redis": not vitals.is_redis_up,
         "redis_proof": vitals.is_redis_up and not vitals.is_redis_proven,

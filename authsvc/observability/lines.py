@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeAlias
 
 from authsvc.observability.redaction import scrub, scrub_text
 
-#: Up to here (PIPE_BUF) the kernel keeps lines of several processes on one pipe apart.
+#: Up to this size (PIPE_BUF), the kernel does not mix lines of several processes on one pipe.
 MAX_LINE_BYTES = 4096
 MAX_TEXT_CHARS = 1024
 #: Only the end of a traceback is kept: the innermost frames and the error itself.
@@ -48,7 +48,9 @@ def plain(value: object, depth: int = MAX_DEPTH) -> object:
 
 
 def json_line(record: Record) -> bytes:
-    """Render *record* as a JSON object in ASCII; too long a line loses its fields, never its event."""
+    """
+    Render *record* as a JSON object in ASCII; a line that is too long loses its fields, never its event.
+    """
     line = _json(record, record.fields)
     if len(line) <= MAX_LINE_BYTES:
         return line

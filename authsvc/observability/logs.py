@@ -1,5 +1,5 @@
 """
-Structured logs: one line a record, rendered and written by a thread of its own.
+Structured logs: one line per record, rendered and written by a separate thread.
 
 All code logs through the standard library: ``log.warning("noun.verb", extra={…})``, an event and its fields.
 The thread that logs only queues the record.  If nobody reads the output, records are dropped and counted;
@@ -29,7 +29,7 @@ __all__ = ["LogPipe", "bind_request", "configure", "email_digest"]
 
 CAPACITY = 10_000
 FLUSH_TIMEOUT_S = 1.0
-#: At most one ``log.dropped`` line in this time, so that a slow reader gets other lines, too.
+#: At most one ``log.dropped`` line in this time, so that a slow reader also gets other lines.
 DROP_REPORT_PERIOD_S = 1.0
 
 _EVENT = re.compile(r"[a-z_]+(?:\.[a-z_]+)+")
@@ -41,7 +41,7 @@ _request: ContextVar[tuple[str, str]] = ContextVar("request", default=("", ""))
 
 
 def bind_request(request_id: str, trace_id: str = "") -> None:
-    """Name the request, and its trace, that this thread works for in all its records; empty for none."""
+    """Set the ids of request and trace for all records of this thread; "" for none."""
     _request.set((request_id, trace_id))
 
 
@@ -49,8 +49,8 @@ class LogPipe:
     """
     A bounded queue and the daemon thread that empties it into a file descriptor.
 
-    A full queue drops the new record and counts it; the thread tells how many in a ``log.dropped`` line
-    as soon as it can write again.  After a fork the child starts with an empty queue and its own thread.
+    If the queue is full, the new record is dropped and counted; the thread logs the number as ``log.dropped``
+    once it can write again.  After a fork the child starts with an empty queue and its own thread.
     """
 
     def __init__(self, fd: int, render: Render, *, capacity: int = CAPACITY) -> None:
@@ -79,7 +79,7 @@ class LogPipe:
         return self._dropped
 
     def flush(self, timeout_s: float = FLUSH_TIMEOUT_S) -> bool:
-        """Wait until all that was logged is written, *timeout_s* seconds at most; True if it is."""
+        """Wait at most *timeout_s* seconds until all queued records are written; True if they are."""
         with self._lock:
             writer, self._writer = self._writer, None
         if writer is None:
@@ -89,7 +89,7 @@ class LogPipe:
         return not writer.is_alive()
 
     def start_afresh(self) -> None:
-        """Forget queue, thread and counts: they belong to the process that this one was forked from."""
+        """Reset queue, thread and counts: those of the parent process do not apply after a fork."""
         self._records: SimpleQueue[Record | None] = SimpleQueue()
         self._writer = None
         self._lock = threading.Lock()
@@ -127,20 +127,20 @@ class LogPipe:
                 rest = rest[os.write(self.fd, rest) :]
             except BlockingIOError:
                 select.select([], [self.fd], [])
-            except OSError:  # nobody reads any more, or the disk is full: the service goes on
+            except OSError:  # the reader is gone, or the disk is full: the service goes on
                 self._drop()
                 return
 
 
 class PipeHandler(logging.Handler):
-    """Queues every record of the standard library in *pipe*; a text that is no event becomes a field."""
+    """Queues every record of the standard library in *pipe*; a text that is not an event becomes a field."""
 
     def __init__(self, pipe: LogPipe) -> None:
         super().__init__()
         self.pipe = pipe
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Queue *record*, its arguments already merged: they may change before it is written."""
+        """Queue *record* with its arguments merged now, because they may change before it is written."""
         fields = {k: plain(v) for k, v in vars(record).items() if k not in _OWN_ATTRIBUTES}
         message = _message(record)
         event = message if _EVENT.fullmatch(message) else "library.logged"

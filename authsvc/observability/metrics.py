@@ -1,8 +1,8 @@
 """
-What the service counts: prometheus_client behind small verbs.
+The metrics of the service: prometheus_client behind one callable per metric.
 
-With ``PROMETHEUS_MULTIPROC_DIR`` set (the server sets it) every worker keeps its figures in files there
-and any of them answers for all; without it there is one process and its memory.
+With ``PROMETHEUS_MULTIPROC_DIR`` set (the server sets it) every worker stores its values in files there, and
+any of them answers for all; without it, the values are in the memory of one process.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ _FAILURES = tuple(
     (method, str(status)) for method in ("GET", "POST", "PUT", "PATCH", "DELETE") for status in (500, 503)
 )
 
-#: How the gauges of the living workers become one number.
+#: How the gauges of live workers are combined.
 _Mode: TypeAlias = Literal["livesum", "livemax"]
 
 
@@ -93,7 +93,7 @@ class _Children(dict[tuple[str, ...], Counter]):
 
 
 class _Maker:
-    """Makes metrics of one registry and gives back the verb alone."""
+    """Makes metrics of one registry; returns only the callable of each."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
@@ -143,21 +143,23 @@ class _Maker:
 
 
 def _made(make: Callable[..., Callable[..., None]], *args: Any, **options: Any) -> Any:  # noqa: ANN401 - a field
-    """A field of :class:`Metrics` whose value one of the maker's methods, *make*, makes of the rest."""
+    """
+    A field of :class:`Metrics`; *make* is the method of the maker that creates it from the other arguments.
+    """
     return field(metadata={"make": lambda maker: make(maker, *args, **options)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metrics:
     """
-    One verb for each thing that is counted or measured; labels are words of the code, never input.
+    One callable for each metric; labels are fixed words, never input.
 
-    Each is declared by its field alone.  A verb costs 1 to 3 µs, never blocks and never fails, whatever
-    becomes of the files.
+    Its field is the only declaration. A call takes 1 to 3 µs, never blocks and never fails, even if the files
+    are deleted.
     """
 
     registry: CollectorRegistry
-    #: None where the figures are in memory: one process alone.
+    #: None if the values are in the memory of a single process.
     shared: SharedFigures | None
 
     login: Callable[[str], None] = _made(
@@ -169,7 +171,7 @@ class Metrics:
     refresh: Callable[[str], None] = _made(
         _Maker.counts, "authsvc_refreshes", "Refreshes by result.", "result", known=_REFRESHES
     )
-    #: ``ok``, or the code of the refusal.
+    #: ``ok``, or the error code.
     machine_token: Callable[[str], None] = _made(
         _Maker.counts,
         "authsvc_machine_tokens",
@@ -189,32 +191,32 @@ class Metrics:
     security_event: Callable[[str], None] = _made(
         _Maker.counts, "authsvc_security_events", "Security events by name.", "event", known=Action
     )
-    #: Seconds one password took, and how many wait for their turn now.
+    #: Seconds that one password took, and the number of waiting passwords.
     password_hash: Callable[[float], None] = _made(
         _Maker.histogram, "authsvc_password_hash_seconds", "Time one password took to hash.", HASH_BUCKETS_S
     )
     password_hash_queue: Callable[[float], None] = _made(
         _Maker.gauge, "authsvc_password_hash_queue", "Passwords that wait to be hashed.", "livesum"
     )
-    #: Seconds from the SQL commit of a revocation to its being in Redis.
+    #: Seconds from the SQL commit of a revocation until it is in Redis.
     revocation_propagation: Callable[[float], None] = _made(
         _Maker.histogram,
         "authsvc_revocation_propagation_seconds",
         "From the commit of a revocation to its copy in Redis.",
         PROPAGATION_BUCKETS_S,
     )
-    #: Entries of the revocation log that Redis lacks, as this process knows it.
+    #: Entries of the revocation log that Redis lacks, as far as this process knows.
     revocation_lag: Callable[[float], None] = _made(
         _Maker.gauge, "authsvc_revocation_lag", "Entries of the revocation log that Redis lacks.", "livemax"
     )
-    #: Parts of Redis that this process believes: one of one, or of the shards of a cluster.
+    #: Shards of Redis that are proven in this process; a single server is one shard.
     redis_shards_proven: Callable[[float], None] = _made(
         _Maker.gauge,
         "authsvc_redis_shards_proven",
         "Shards of Redis that the last comparison proved: 1 is all of one server, 64 all of a cluster.",
         "livemin",
     )
-    #: How many were found, how many were not, in one call of the user cache.
+    #: Users found, and users not found, in one call of the user cache.
     user_cache_hits: Callable[[int], None] = _made(
         _Maker.counter, "user_cache_hits", "Users found in the cache."
     )
@@ -243,7 +245,7 @@ class Metrics:
     active_locks: Callable[[int], None] = _made(
         _Maker.gauge, "cache_active_locks", "Locks that the workers hold.", "livesum"
     )
-    #: Connections to SQL that this worker uses now, and the breaker in front of them as above.
+    #: Connections to SQL in use by this worker, and the state of its breaker as above.
     sql_connections: Callable[[int], None] = _made(
         _Maker.gauge,
         "authsvc_sql_connections_in_use",
@@ -251,7 +253,8 @@ class Metrics:
         "livesum",
     )
     sql_breaker_state: Callable[[int], None] = _made(_Maker.breaker, "authsvc_sql_circuit_breaker_state")
-    #: Template and result (``sent``, ``retried``, ``failed``, ``void``); how many wait, and the oldest's age.
+    #: Template and result (``sent``, ``retried``, ``failed``, ``void``); number of waiting mails; age of the
+    #: oldest.
     mail: Callable[[str, str], None] = _made(
         _Maker.counts, "authsvc_mails", "Mails by result.", "template", "result", known=_MAILS
     )
@@ -261,11 +264,11 @@ class Metrics:
     mail_oldest: Callable[[float], None] = _made(
         _Maker.gauge, "authsvc_mail_oldest_seconds", "How long the oldest of them has waited.", "livemax"
     )
-    #: Purpose and result (``used``, or the code of the refusal).
+    #: Purpose and result (``used``, or the error code).
     ticket: Callable[[str, str], None] = _made(
         _Maker.counts, "authsvc_tickets", "Uses of tickets.", "purpose", "result", known=_TICKETS
     )
-    #: Kind of answer (``totp``, ``passkey``, ``recovery_code``) and result (``ok``, or a refusal's code).
+    #: Kind of answer (``totp``, ``passkey``, ``recovery_code``) and result (``ok``, or the error code).
     second_factor: Callable[[str, str], None] = _made(
         _Maker.counts,
         "authsvc_second_factors",
@@ -280,13 +283,13 @@ class Metrics:
     log_dropped: Callable[[], None] = _made(
         _Maker.counter, "authsvc_log_records_dropped", "Log records that nobody read in time."
     )
-    #: Security events that the log has and the audit trail has not.
+    #: Security events that are in the log but not in the audit trail.
     audit_unwritten: Callable[[int], None] = _made(
         _Maker.counter, "authsvc_audit_unwritten", "Security events that never became a row."
     )
 
     def exposition(self) -> tuple[bytes, str]:
-        """Return the figures of all processes and their media type; an answer whatever the folder is like."""
+        """Return the metrics of all processes and their media type, even if the folder is damaged."""
         self.heal()
         source = self._source
         ratios = CollectorRegistry()
@@ -299,7 +302,7 @@ class Metrics:
 
     @property
     def _source(self) -> MetricSource:
-        """All processes; this one alone where there is no room for files that others could read."""
+        """The values of all processes; only this one if it has no files that others could read."""
         return self.registry if self.shared is None or self.shared.is_in_memory else self.shared
 
     def mails_waiting(self, count: int, oldest_s: float) -> None:
@@ -308,7 +311,7 @@ class Metrics:
         self.mail_oldest(oldest_s)
 
     def heal(self) -> bool:
-        """Bring back files that were deleted; to be called now and then.  True if all is well now."""
+        """Restore deleted files; call it periodically. True if all files exist now."""
         return self.shared is None or self.shared.heal()
 
     def instrument(self, app: Flask, *, excluded_paths: Sequence[str] = ()) -> None:
@@ -322,7 +325,7 @@ class Metrics:
         _begin_failures(self.registry)
 
     def count_of(self, method: str, rule: str, status: int) -> Callable[[float], None]:
-        """What counts a request that is answered without the instrumented application, as it would."""
+        """Returns a function that counts a request that is answered without the instrumented application."""
         total = cast("Counter", _exported(self.registry, "flask_http_request_total"))
         duration = cast("Histogram", _exported(self.registry, "flask_http_request_duration_seconds"))
         of_these = duration.labels(method=method, url_rule=rule, status=str(status))
@@ -345,19 +348,21 @@ def make_metrics(registry: CollectorRegistry | None = None) -> Metrics:
 
 
 def _begin_failures(registry: CollectorRegistry) -> None:
-    """Have the exporter's counter of requests begin at 0 where the service fails."""
+    """Start the exporter's counter of failed requests at 0."""
     requests = cast("Counter", _exported(registry, "flask_http_request_total"))
     for values in _FAILURES:
         requests.labels(*values)
 
 
 def _exported(registry: CollectorRegistry, name: str) -> Collector:
-    """A metric of the exporter, which keeps them in closures; the registry alone knows them by name."""
+    """
+    A metric of the exporter, by name from the registry: the exporter itself does not expose its metrics.
+    """
     return registry._names_to_collectors[name]  # noqa: SLF001
 
 
 def _text(source: MetricSource) -> bytes:
-    """What *source* collects, as Prometheus reads it."""
+    """The metrics of *source* in Prometheus' text format."""
     if isinstance(source, CollectorRegistry):
         return generate_latest(source)
     together = CollectorRegistry()

@@ -1,4 +1,4 @@
-"""What must never reach a log, taken out by the name of its field and by the look of its value."""
+"""Removes secrets from log fields, by name of the field and by form of the value."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from functools import lru_cache
 
 MASK = "[redacted]"
-#: Hexadecimal characters of an e-mail's digest: enough to follow one address, too few to list them all.
+#: Hexadecimal characters of an e-mail's digest: enough to follow one address in the log.
 DIGEST_CHARS = 16
 
 _SECRET_LAST_WORDS = frozenset(
@@ -32,7 +32,7 @@ _SECRET_TEXTS = (
     (re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{6,}"), rf"\1 {MASK}"),
     (re.compile(r"\be[wy][A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]{4,}(?:\.[A-Za-z0-9_=-]*)?"), MASK),
     (re.compile(r"\$[A-Za-z0-9-]{1,32}\$[^\s'\",;)]{20,}"), MASK),
-    # A password in a DSN may itself contain "@" or "/": everything up to the last "@" of the word goes.
+    # A password in a DSN may contain "@" or "/": mask everything up to the last "@" of the word.
     (re.compile(r"\b([A-Za-z][A-Za-z0-9+.-]{1,32}://)[^\s'\"<>]*@"), rf"\1{MASK}@"),
     (
         re.compile(
@@ -43,7 +43,7 @@ _SECRET_TEXTS = (
     ),
     (re.compile(r"[^\s@<>\"'(),:;=\[\]{}/]+@[^\s@<>\"'(),:;=\[\]{}/]+"), "[email]"),
 )
-#: No pattern can match a text without one of these; most texts have none.
+#: A text without any of these matches no pattern; most texts have none.
 _HINT = re.compile(r"[@$=]|-----b|\be[wy]|bearer|basic|[\"']\s*:")
 
 
@@ -55,7 +55,7 @@ def email_digest(key: bytes, email: str) -> str:
 
 @lru_cache(maxsize=1024)
 def is_secret_name(name: str) -> bool:
-    """True where a field of this name (any case and spelling) holds what no log may show."""
+    """True if a field of this name (in any case and spelling) is secret."""
     words = _HUMP.sub("_", name).lower().replace("-", "_")
     return words in _SECRET_NAMES or words.rpartition("_")[2] in _SECRET_LAST_WORDS
 

@@ -1,4 +1,4 @@
-"""Spans by OpenTelemetry; imported only where it is installed and asked for."""
+"""Spans by OpenTelemetry; imported only if it is installed and enabled."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
     from flask import Flask
 
-#: Probes would drown the rest.
+#: Left out: frequent probes would hide all other requests.
 UNTRACED = "/v1/health/.*,/health,/metrics"
 NS_PER_S = 1_000_000_000
-#: In a context: what was decided about its trace before there was a span.
+#: Context key of the sampling decision that was made before there was a span.
 _SAMPLED = create_key("authsvc-sampled")
 
 
 class RequestsAlone(Sampler):
-    """Begins a trace with a request and with nothing else: the comparisons of every second are no trace."""
+    """Starts traces only with requests, not with background work such as the comparison every second."""
 
     def __init__(self, ratio: float) -> None:
         self._ratio = TraceIdRatioBased(ratio)
 
     def should_sample(self, *args: Any, **kwargs: Any) -> SamplingResult:
-        """Decide about a span without a parent, unless that is done."""
+        """Decide about a span without a parent, unless this was decided already."""
         decided = get_value(_SAMPLED, args[0] if args else kwargs.get("parent_context"))
         if decided is not None:
             return SamplingResult(Decision.RECORD_AND_SAMPLE if decided else Decision.DROP)
@@ -57,7 +57,7 @@ class RequestsAlone(Sampler):
 
 
 class Spans:
-    """A tracer provider of this process alone, and what feeds it."""
+    """The tracer provider of this process, and its instrumentation."""
 
     def __init__(self, *, version: str, sample_percent: int) -> None:
         self._ratio, self._ids = sample_percent / 100, SystemRandom()
@@ -70,12 +70,12 @@ class Spans:
         self._tracer = self._provider.get_tracer("authsvc", version)
 
     def trace_id(self, _environ: Mapping[str, Any]) -> str:
-        """The trace of the request that this thread answers, in hex; empty where there is none."""
+        """The trace id of the request that this thread handles, in hex; "" if there is none."""
         context = trace.get_current_span().get_span_context()
         return trace.format_trace_id(context.trace_id) if context.is_valid else ""
 
     def sample(self, traceparent: str) -> bool:
-        """Whether a request is traced: as its caller has decided, else so many in a hundred."""
+        """Whether to trace a request: as its caller has decided, else the configured share."""
         context = _extracted({"traceparent": traceparent})
         caller = trace.get_current_span(context).get_span_context()
         if caller.is_valid:
@@ -89,7 +89,7 @@ class Spans:
         )
 
     def around(self, application: WSGIApplication, route: str) -> WSGIApplication:
-        """Make each request of *application* a span named *route*; what stands behind it stays out."""
+        """Make each request of *application* a span named *route*, without sub-path and query string."""
 
         def traced(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
             method = environ["REQUEST_METHOD"]
@@ -115,7 +115,7 @@ class Spans:
         return PsycopgInstrumentor.instrument_connection(connection, tracer_provider=self._provider)
 
     def redis_call(self, now_ns: Callable[[], int]) -> Callable[[str, float, str], None]:
-        """What is told of each call to Redis: its command, seconds and outcome become a span."""
+        """Make a call to Redis a span, from its command, seconds and outcome."""
 
         def on_operation(name: str, seconds: float, outcome: str) -> None:
             if not trace.get_current_span().get_span_context().is_valid:
@@ -139,7 +139,7 @@ class Spans:
 
 
 def _context_of(environ: Mapping[str, Any]) -> Context:
-    """The trace that the caller says the request belongs to."""
+    """The trace context that the caller sent."""
     names = {"traceparent": "HTTP_TRACEPARENT", "tracestate": "HTTP_TRACESTATE"}
     given = {name: environ[key] for name, key in names.items() if key in environ}
     context = _extracted(given)

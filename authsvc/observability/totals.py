@@ -1,4 +1,4 @@
-"""The cache's figures of all workers together, and the ratios that only a sum can give."""
+"""Cache metrics of all workers together, and the ratios computed from their sums."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 
 class MetricSource(Protocol):
-    """Whatever collects the figures: a registry, or the files of all workers."""
+    """A source of metrics: a registry, or the files of all workers."""
 
     def collect(self) -> Iterable[Metric]:
         """Every metric with its samples."""
@@ -29,7 +29,7 @@ class CacheTotals:
 
     @property
     def hit_ratio(self) -> float:
-        """Between 0 and 1; 0 where nothing was asked."""
+        """Between 0 and 1; 0 without any lookup."""
         asked = self.hits + self.misses
         return self.hits / asked if asked else 0.0
 
@@ -50,7 +50,7 @@ def cache_totals(source: MetricSource) -> CacheTotals:
 
 
 class Ratios(Collector):
-    """Hit ratios as one number each, computed when they are asked for: gauges of workers do not add up."""
+    """Hit ratios, computed on each scrape: gauges of workers cannot be added."""
 
     def __init__(self, source: MetricSource) -> None:
         self._source = source

@@ -1,10 +1,10 @@
 """
-Traces: which trace a request belongs to (W3C Trace Context), and spans for whoever collects them (OTLP).
+Traces: the trace of a request (W3C Trace Context), and spans for a collector (OTLP).
 
 Without a collector only the trace id of the caller is read, for the log.  With one (``TRACING=otlp``, and
 the extra ``otel`` installed) requests, calls to Redis and SQL statements become spans: names of routes,
-commands and statements with placeholders, never a key, a value or a token.  Where to is said by
-OpenTelemetry's own variables, ``OTEL_EXPORTER_OTLP_*``.
+commands and statements with placeholders, never a key, a value or a token.  OpenTelemetry's own variables,
+``OTEL_EXPORTER_OTLP_*``, name the collector.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ _TRACEPARENT = re.compile(
 
 
 def is_installed() -> bool:
-    """True where OpenTelemetry is, with all that spans need."""
+    """True if OpenTelemetry is installed with all packages that spans need."""
     return all(find_spec(name) for name in _NEEDED)
 
 
 def tracing_problems(settings: TracingSettings) -> Iterator[Problem]:
-    """What is not installed that the settings ask for."""
+    """Problems: packages that the settings need and that are not installed."""
     if settings.mode is TracingMode.OTLP and not is_installed():
         yield Problem(name="TRACING", message="otlp needs OpenTelemetry: install requirements/otel.txt")
 
 
 def caller_trace_id(environ: Mapping[str, Any]) -> str:
-    """The trace id in the request's ``traceparent``; the empty text where there is none, or a broken one."""
+    """The trace id in the request's ``traceparent``; "" if it is missing or invalid."""
     found = _TRACEPARENT.fullmatch(environ.get("HTTP_TRACEPARENT", ""))
     return found["trace"] if found else ""
 
@@ -63,31 +63,31 @@ def _never(_traceparent: str) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tracing:
-    """What the service tells about its work; as it stands here, nothing."""
+    """The hooks for tracing; by default they do nothing."""
 
-    #: The trace that a request (by its WSGI environ) belongs to, in hex; empty for none.
+    #: The trace id of a request (by its WSGI environ), in hex; "" for none.
     trace_id: Callable[[Mapping[str, Any]], str] = caller_trace_id
     #: Decide, by its ``traceparent``, whether a request is traced that need not come to WSGI.  If it comes
     #: there after all, the environ has the decision as ``authsvc.is_sampled``.
     sample: Callable[[str], bool] = _never
     #: Make each request of a Flask application a span.
     instrument: Callable[[Flask], None] = ignore
-    #: The same for an application before Flask, and the name of its route.
+    #: The same for an application before Flask, with the name of its route.
     around: Callable[[WSGIApplication, str], WSGIApplication] = _same_application
     #: Make each statement on a connection of psycopg a span.
     connection: Callable[[Any], Any] = _same_connection
     #: Make each call to Redis a span.
     redis: CacheEvents = field(default_factory=CacheEvents)
-    #: Send what is left.
+    #: Send the remaining spans.
     close: Callable[[], None] = ignore
 
 
 def open_tracing(settings: TracingSettings, *, now_ns: Callable[[], int]) -> Tracing:
     """
-    Spans to a collector, over HTTP, by a thread of its own, or none; call after the fork.
+    Tracing over HTTP to a collector, on a separate thread, or none; call after the fork.
 
-    The settings' share of the requests whose caller has not decided about it is traced; *now_ns* is the
-    wall clock in nanoseconds.
+    Of requests whose caller has not decided, the configured share is traced; *now_ns* is the wall clock in
+    nanoseconds.
     """
     if settings.mode is TracingMode.OFF:
         return Tracing()

@@ -1,9 +1,9 @@
 """
-The audit trail's writer: rows reach SQL with the act where SQL answers, and later where it does not.
+The writer of the audit trail: rows are stored at once if SQL answers, otherwise later.
 
-One thread writes what waits, all of it in one transaction.  Whoever hands a row over waits until it is
-stored, but never for a SQL that does not answer: then rows wait in memory, and what memory does not hold
-is counted.  So an outage costs no request a deadline more, and a flood no connection more.
+One thread writes all waiting rows in one transaction. Callers wait until their row is stored, but not if SQL
+does not answer: then rows wait in memory, and those beyond its limit are only counted. So an outage delays no
+request, and many events need no more connections.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from itertools import islice
 from authsvc.domain.audit import AuditTrail, Entry
 from authsvc.domain.errors import StoreUnavailable
 
-#: Rows that wait for SQL, at most, and rows of one transaction.
+#: Largest number of waiting rows, and of rows in one transaction.
 CAPACITY = 1000
 BATCH = 100
 
@@ -28,16 +28,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrailTimings:
-    """How long rows are waited for (seconds)."""
+    """How long callers wait for their rows (seconds)."""
 
-    #: Longer than any commit of a healthy server, shorter than what a hung one costs a request by itself.
+    #: Longer than any commit of a healthy server, shorter than the deadline for a hung one.
     wait_s: float = 1.0
     retry_s: float = 1.0
     closing_s: float = 3.0
 
 
 class TrailWriter:
-    """Stores entries in order on a thread of its own; *on_unwritten* hears how many never will be."""
+    """Stores entries in order on its own thread; *on_unwritten* is called with the number of lost entries."""
 
     def __init__(
         self,
@@ -58,11 +58,11 @@ class TrailWriter:
         self._thread: threading.Thread | None = None
 
     def put(self, entry: Entry) -> None:
-        """Store *entry* when there is time."""
+        """Store *entry* soon; does not wait."""
         self._accept(entry)
 
     def put_and_wait(self, entry: Entry) -> None:
-        """Store *entry* before this returns, unless SQL keeps it waiting."""
+        """Store *entry* before this returns, unless SQL does not answer in time."""
         number = self._accept(entry)
         with self._changed:
             self._changed.wait_for(lambda: self._settled >= number or self._is_stuck, self._timings.wait_s)
@@ -73,7 +73,7 @@ class TrailWriter:
         self._on_unwritten(count)
 
     def close(self) -> None:
-        """Store what waits, if SQL takes it, and stop."""
+        """Store the waiting entries if SQL answers, and stop."""
         with self._changed:
             self._is_closing = True
             self._changed.notify_all()
@@ -81,7 +81,7 @@ class TrailWriter:
             self._thread.join(self._timings.closing_s)
 
     def _accept(self, entry: Entry) -> int:
-        """The number of *entry* in the order of settling; 0 where there is no room."""
+        """The sequence number of *entry* in the queue; 0 if the queue is full."""
         with self._changed:
             if self._is_closing or len(self._waiting) >= self._capacity:
                 self.lose(1)
@@ -99,7 +99,7 @@ class TrailWriter:
             self._attempt(batch)
 
     def _next(self) -> list[Entry]:
-        """The oldest that wait, which stay in line until they are settled; none when all is over."""
+        """The oldest waiting entries, which stay in the queue until they are settled; empty after the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._is_closing)
             return list(islice(self._waiting, BATCH))
@@ -110,7 +110,7 @@ class TrailWriter:
         except StoreUnavailable as error:
             self._delay(error)
         except Exception:
-            # The edge of the thread: it must outlive a row that nobody thought of.
+            # Top of the thread: it must survive unexpected exceptions.
             log.exception("audit.crashed")
             self.lose(len(batch))
             self._settle(len(batch))
@@ -129,7 +129,7 @@ class TrailWriter:
             log.error("audit.unwritten", extra={"count": lost})
 
     def _delay(self, error: StoreUnavailable) -> None:
-        """Let nobody wait any longer, and try again a little later; never again once all is over."""
+        """Release all waiting callers, and retry a little later; not after the end."""
         if not self._is_stuck:
             log.warning("audit.delayed", extra={"cause": error.store})
         with self._changed:
@@ -144,9 +144,9 @@ class TrailWriter:
 
 class Tally:
     """
-    How often the same was seen, and when that is worth a write: the 1st, 10th, 100th … time.
+    Counts of equal events, and when to write them: at the 1st, 10th, 100th … event.
 
-    Counts begin anew with every *window_s* seconds; *most* things are told apart in each, no more.
+    Counts restart every *window_s* seconds; each window distinguishes at most *most* events.
     """
 
     def __init__(self, *, window_s: int, most: int) -> None:
@@ -157,11 +157,14 @@ class Tally:
         self._seen: dict[str, int] = {}
 
     def window(self, at: datetime) -> int:
-        """The number of the window that *at* lies in, the same in every process."""
+        """The number of the window that contains *at*, the same in every process."""
         return int(at.timestamp()) // self._window_s
 
     def see(self, thing: str, at: datetime) -> int | None:
-        """How much the count of *thing* now rises by, mostly 0; None where there are too many things."""
+        """
+        The increase of the count of *thing* to write now, mostly 0; None if there are too many different
+        things.
+        """
         with self._lock:
             if self.window(at) > self._window:
                 self._window = self.window(at)

@@ -16,45 +16,47 @@ if TYPE_CHECKING:
 
 __all__ = ["THREADS_PER_WORKER", "ServerOptions", "ServerTimings", "listening_problems", "serve"]
 
-#: Threads wait for Redis, for SQL or for the hashing lane.  With 32, others are still answered while 30
-#: requests wait for their deadlines.  They cost 1 MB, and one interpreter cannot keep more busy.
+#: Threads wait for Redis, for SQL or for the hashing lane.  With 32, other requests are still answered while
+#: 30 wait for their deadlines. They take 1 MB, and one interpreter cannot use more.
 THREADS_PER_WORKER = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerTimings:
-    """How long clients and workers are waited for (seconds)."""
+    """Time limits for clients and workers (seconds)."""
 
-    #: A request must have arrived, its body included, so long after its first byte.
+    #: A request, with its body, must have arrived this long after its first byte.
     read_s: float = 5.0
-    #: An answer that does not fit the socket's buffer must have been taken by then.
+    #: The client must have received an answer that is larger than the socket's buffer within this time.
     send_s: float = 10.0
-    #: A connection closes when the client has closed it too, or so long after; before, it could lose the
-    #: answer.
+    #: A connection is closed once the client has closed its side, or after this time; earlier, the answer
+    #: could be lost.
     linger_s: float = 2.0
-    #: Longer than proxies keep an idle connection (60 s as a rule), so that they close first and lose no
-    #: request.
+    #: Longer than proxies keep an idle connection (usually 60 s), so that they close first and no request is
+    #: lost.
     keepalive_s: int = 75
-    #: A worker whose main loop stands still for so long is killed.
+    #: A worker is killed if its main loop makes no progress for this time.
     worker_s: int = 15
-    #: After SIGTERM, for the requests that are under way.
+    #: Time for running requests after SIGTERM.
     graceful_s: int = 20
-    #: A stopping worker still accepts for so long while it has work, to say to probes that it is not ready.
+    #: A stopping worker with work still accepts connections for this time, to tell probes that it is not
+    #: ready.
     notice_s: float = 2.0
-    #: The rest of the loop, with its signals, waits for token checks for so long at most.
+    #: Longest time that token checks may delay the rest of the loop, including signals.
     checks_s: float = 0.5
-    #: How often the lane of checks is looked after, and the master is told that the loop goes round;
-    #: gunicorn tells it in every round.
+    #: Interval of the check lane's upkeep, and of the heartbeat to the master, which gunicorn sends in every
+    #: round.
     upkeep_s: float = 0.5
     notify_s: float = 0.5
-    #: A worker that lived for less died at once; the pauses between many of those grow up to the second.
+    #: A worker that lived for less than the first failed at its start; pauses between such restarts grow up
+    #: to the second.
     young_s: float = 5.0
     longest_pause_s: float = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerOptions:
-    """Where to listen, and with what."""
+    """Options of the server."""
 
     host: str
     port: int
@@ -63,19 +65,19 @@ class ServerOptions:
     threads: int = THREADS_PER_WORKER
     timings: ServerTimings = field(default_factory=ServerTimings)
     log_level: str = "info"
-    #: Folder of the workers' figures; None: one for this run alone.
+    #: Folder of the workers' metrics; None: a temporary one for this run.
     figures: Path | None = None
-    #: Modules to import before the fork, so that the workers share their memory and start at once.
+    #: Modules to import before the fork, so that the workers share their memory and start faster.
     preload: tuple[str, ...] = ()
-    #: Paths: requests on them and below them are answered after their head, for nobody reads their bodies.
+    #: Paths: requests to them and below are answered after their head, because their bodies are not read.
     bodiless: tuple[str, ...] = ()
-    #: Paths: a POST request on them takes a thread for a long time.  Some threads are reserved for all other
-    #: requests.
+    #: Paths: a POST request to them occupies a thread for a long time.  Some threads are reserved for all
+    #: other requests.
     lengthy: tuple[str, ...] = ()
 
 
 def listening_problems(http: HttpSettings) -> Iterator[Problem]:
-    """What keeps the service from listening on its two ports, asked by listening there for a moment."""
+    """Problems with the two ports, found by listening there for a moment."""
     for name, number in (("PORT", http.port), ("METRICS_PORT", http.metrics_port)):
         family = socket.AF_INET6 if ":" in http.host else socket.AF_INET
         with socket.socket(family) as probe:

@@ -1,8 +1,8 @@
 """
-How much of a request has arrived, so that the main loop can decide whether to wait for more.
+Tracks how much of a request has arrived, so that the main loop can decide whether to wait for more.
 
-Only the parser interprets the request.  It never waits for bytes: if this module is wrong, the client gets an
-error, and no thread is blocked.  Each byte is looked at once.
+Only the parser interprets the request, and it never waits for bytes: an error in this module gives the client
+an error, but never blocks a thread. Each byte is examined once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MAX_HEAD_BYTES = 65_536
 #: The limit of a body: the 64 KiB that the application accepts, one byte more so that it notices a longer
 #: body, and what gunicorn's reader of chunks reads ahead.
 MAX_BODY_BYTES = 65_536 + 1 + 1_024
-#: Of a chunked body with its framing, for clients with small chunks.
+#: The limit of a chunked body with its framing, for clients with small chunks.
 MAX_RAW_BODY_BYTES = 4 * MAX_BODY_BYTES
 
 _FRAMING = re.compile(rb"\r\n(content-length|transfer-encoding|expect):[ \t]*([^\r\n]*)", re.IGNORECASE)
@@ -27,19 +27,19 @@ _FIRST_LINE_1_1 = re.compile(rb"(?:\r\n)?[^\r\n]* HTTP/1\.1\r\n")
 
 
 def heads_below(*paths: str) -> re.Pattern[bytes]:
-    """Return what matches the beginning of a request on one of *paths*, or on a path below."""
+    """Return a pattern for the beginning of a request to one of *paths*, or to a path below."""
     any_path = b"|".join(re.escape(path.encode()) for path in paths)
     return re.compile(rb"(?:\r\n)?[^ \r\n]+ (?:%b)[/? ]" % any_path)
 
 
 class Progress(Enum):
-    """What to do with a request, given the part that has arrived."""
+    """What to do with a request, by the part that has arrived."""
 
     #: Wait for more.
     PARTIAL = auto()
     #: Answer it.
     WHOLE = auto()
-    #: It is malformed, whatever follows: let the parser name the error.
+    #: It is malformed: let the parser report the error.
     HOPELESS = auto()
     #: Refuse it: the head is too long.
     HEAD_TOO_LONG = auto()
@@ -50,7 +50,7 @@ class Progress(Enum):
 
 
 class Arrival:
-    """The bytes of one request, and of what follows it in the same packet."""
+    """The bytes of one request, and bytes after it in the same packet."""
 
     __slots__ = ("_body_at", "_chunks", "_judged", "_length", "data", "expects_continue")
 
@@ -69,7 +69,7 @@ class Arrival:
         return self._body_at > 0
 
     def add(self, piece: bytes) -> Progress:
-        """Take *piece* in and judge what is there now."""
+        """Append *piece* and evaluate the bytes so far."""
         if not self.data:
             self.data = piece
         else:
@@ -93,7 +93,7 @@ class Arrival:
         return self._judge_body() if is_plain else Progress.HOPELESS
 
     def _judge_half_head(self) -> Progress:
-        """Malformed are a bare LF and a first line that is too long."""
+        """Detect a bare LF, and a first line that is too long."""
         data = self.data
         if data.count(b"\n", self._judged) != data.count(b"\r\n", max(self._judged - 1, 0)):
             return Progress.HOPELESS
@@ -103,9 +103,9 @@ class Arrival:
         return Progress.PARTIAL
 
     def _heed(self, name: bytes, value: bytes) -> bool:
-        """Note what a field says of the body; False where the parser will refuse it."""
+        """Evaluate a header field about the body; False if the parser will reject it."""
         if name == b"content-length":
-            digits = value.lstrip(b"0")[:9]  # nine tell too many; int() refuses thousands
+            digits = value.lstrip(b"0")[:9]  # nine digits exceed every limit; int() rejects thousands of them
             self._length = int(digits) if digits.isdigit() else 0
             return value.isdigit()
         if name == b"transfer-encoding":
@@ -129,15 +129,15 @@ class Chunks:
 
     def __init__(self, body_at: int) -> None:
         self._body_at = body_at
-        #: Where the next chunk's size is, or will be.
+        #: Position of the next chunk's size.
         self._line_at = body_at
-        #: Sizes of all chunks up to there.
+        #: Total size of the chunks before that.
         self._begun_bytes = 0
         self._searched = body_at
         self._trailer_at = 0
 
     def judge(self, data: bytes | bytearray) -> Progress:
-        """Judge the body that begins in *data*, which may only have grown since the last call."""
+        """Evaluate the body that begins in *data*, which may only grow between calls."""
         progress = None
         while progress is None:
             progress = self._judge_trailer(data) if self._trailer_at else self._judge_chunk(data)
@@ -153,7 +153,7 @@ class Chunks:
         )
 
     def _judge_chunk(self, data: bytes | bytearray) -> Progress | None:
-        """Step over one chunk; None if that went well."""
+        """Skip one chunk; None if it was complete."""
         at = self._line_at
         if len(data) < at:
             return Progress.PARTIAL

@@ -1,4 +1,4 @@
-"""One HTTP exchange on a socket: reading what has arrived, answering without a product's name."""
+"""One HTTP exchange on a socket: reads the arrived bytes, sends answers without a product's name."""
 
 from __future__ import annotations
 
@@ -26,32 +26,32 @@ from authsvc.domain.values.problems import MEDIA_TYPE, problem_body
 
 log = logging.getLogger(__name__)
 
-#: SO_LINGER: on, for 0 s.  What is unsent when the socket closes is forgotten.
+#: SO_LINGER on, with 0 s: closing the socket discards unsent data.
 _FORGET = struct.pack("ii", 1, 0)
 
 
 class Refusal(OSError):
-    """A request that is refused; the text names the error and repeats nothing of the request."""
+    """A rejected request; the text names the error and repeats nothing of the request."""
 
 
 class BodyBroken(Refusal):
-    """The client's framing of its body is wrong."""
+    """The framing of the request's body is invalid."""
 
 
 class HeadTooLong(Refusal):
-    """The head of a request is longer than the server takes, or than it has room for."""
+    """The head of a request is longer than allowed, or than the remaining memory."""
 
 
 class BodyTooLong(Refusal):
-    """More of a body was asked for than the server takes."""
+    """The application reads more of a body than the server accepts."""
 
 
 class RequestUnfinished(Refusal):
-    """The rest of a request did not come in time."""
+    """The rest of a request did not arrive in time."""
 
 
 class ClientLost(OSError):
-    """The client has gone, or does not take its answer; the text names the cause."""
+    """The client has disconnected, or does not read its answer; the text names the cause."""
 
 
 _STATUS_OF: dict[type[BaseException], HTTPStatus] = {
@@ -68,7 +68,7 @@ _STATUS_OF: dict[type[BaseException], HTTPStatus] = {
 
 
 class Received:
-    """The bytes that have arrived, for a parser to read in small pieces; reading never waits."""
+    """The arrived bytes, which a parser reads in small pieces; reading never blocks."""
 
     def __init__(self) -> None:
         self._data: bytes | bytearray = b""
@@ -76,11 +76,11 @@ class Received:
         self._is_cut = False
 
     def fill(self, data: bytes | bytearray, *, is_cut: bool) -> None:
-        """Let *data* be read; *is_cut* says that the server, not the client, ends the body after it."""
+        """Provide *data*; *is_cut*: the server, not the client, ends the body after it."""
         self._data, self._at, self._is_cut = data, 0, is_cut
 
     def recv(self, size: int) -> bytes:
-        """Read up to *size* bytes, b"" at the end of all; raises BodyTooLong where it is cut."""
+        """Read up to *size* bytes, b"" at the end; raises BodyTooLong where the body was cut."""
         piece = self._data[self._at : self._at + size]
         if not piece and self._is_cut:
             raise BodyTooLong
@@ -88,7 +88,7 @@ class Received:
         return bytes(piece)
 
     def take_rest(self) -> bytes:
-        """Return what has not been read, and forget all."""
+        """Return the unread bytes, and drop everything."""
         rest = bytes(self._data[self._at :])
         self._data, self._at = b"", 0
         return rest
@@ -96,10 +96,9 @@ class Received:
 
 class ResponseSender:
     """
-    Sends on sockets that never block; at most *waiters* threads wait for clients that read slowly.
-
-    They wait *within_s* seconds for an answer as a whole, from the first piece that the client does not take
-    at once.  Further slow clients are cut off, so that threads are left for answering.
+    Sends on non-blocking sockets; at most *waiters* threads wait for clients that read slowly. They wait
+    *within_s* seconds for the whole answer, from the first piece that does not fit the buffer. Further slow
+    clients are disconnected, so that threads remain for other requests.
     """
 
     def __init__(self, waiters: int, *, within_s: float) -> None:
@@ -110,7 +109,7 @@ class ResponseSender:
         """
         Send *data*; an answer usually fits into the socket's buffer.
 
-        *deadline* is for the answer as a whole, on the monotonic clock; 0 is none yet.  Returns it; raises
+        *deadline* is that of the whole answer, on the monotonic clock; 0: not set yet. Returns it; raises
         ClientLost.
         """
         try:
@@ -141,14 +140,14 @@ class ResponseSender:
 
 
 def _forget(sock: socket.socket) -> None:
-    """Make the system discard unsent data when the socket closes."""
-    with suppress(OSError):  # as good as closed
+    """Have the system discard unsent data when the socket is closed."""
+    with suppress(OSError):  # the connection is closed already
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _FORGET)
 
 
 class Body:
     """
-    ``wsgi.input``: a body that breaks off, or breaks the rules of HTTP, raises OSError.
+    ``wsgi.input``: an incomplete or malformed body raises OSError.
 
     *length* is in bytes, None for a chunked body.
     """
@@ -163,11 +162,11 @@ class Body:
         return self._checked(self._body.read, wanted, wanted)
 
     def readline(self, size: int | None = None) -> bytes:
-        """Read one line, *size* bytes of it at most; raises OSError."""
+        """Read one line, at most *size* bytes; raises OSError."""
         return self._checked(self._body.readline, size, 1)
 
     def readlines(self, hint: int | None = None) -> list[bytes]:
-        """Read all lines; *hint* is allowed to be ignored (PEP 3333)."""
+        """Read all lines; ignores *hint*, which PEP 3333 allows."""
         del hint
         return list(self)
 
@@ -187,7 +186,7 @@ class Body:
 
 
 class ErrorLog(io.TextIOBase):
-    """``wsgi.errors``: what an application writes there becomes log records."""
+    """``wsgi.errors``: text that an application writes becomes log records."""
 
     def write(self, text: str) -> int:
         """Log *text*, unless it is blank."""
@@ -197,7 +196,7 @@ class ErrorLog(io.TextIOBase):
 
 
 class Answer(Response):  # type: ignore[misc]  # gunicorn has no annotations
-    """A response that names no product, and sends head and body in one packet where they fit."""
+    """A response without a product's name; head and body are sent in one packet if they fit."""
 
     def __init__(self, request: Request, sock: socket.socket, cfg: Config, sender: ResponseSender) -> None:
         super().__init__(request, sock, cfg)
@@ -212,7 +211,7 @@ class Answer(Response):  # type: ignore[misc]  # gunicorn has no annotations
         return [begin, "Transfer-Encoding: chunked\r\n"] if self.chunked else [begin]
 
     def send_headers(self) -> None:
-        """Make the head; it goes with the first piece of the body, or with the end."""
+        """Make the head; it is sent with the first piece of the body, or at the end."""
         if self.headers_sent:
             return
         lines = self.default_headers()
@@ -221,7 +220,7 @@ class Answer(Response):  # type: ignore[misc]  # gunicorn has no annotations
         self.headers_sent = True
 
     def close(self) -> None:
-        """Send what is left."""
+        """Send the rest."""
         self.send_headers()
         self._send(b"0\r\n\r\n" if self.chunked else b"")
 
@@ -235,7 +234,7 @@ class Answer(Response):  # type: ignore[misc]  # gunicorn has no annotations
 
 
 def opening(version: tuple[int, int], status: str, *, closes: bool) -> str:
-    """Return how every answer begins: status line, date, and whether the connection stays open."""
+    """Return the beginning of every answer: status line, date, and whether the connection stays open."""
     return (
         f"HTTP/{version[0]}.{version[1]} {status}\r\n"
         f"Date: {_http_date(int(time.time()))}\r\n"
@@ -244,7 +243,7 @@ def opening(version: tuple[int, int], status: str, *, closes: bool) -> str:
 
 
 def opening_of_grant(*, closes: bool) -> bytes:
-    """Return how an answer with status 200 over HTTP/1.1 begins."""
+    """Return the beginning of an answer with status 200 over HTTP/1.1."""
     return _opening_of_grant(int(time.time()), closes)
 
 
@@ -254,14 +253,14 @@ def _opening_of_grant(_second: int, closes: bool) -> bytes:  # noqa: FBT001 - a 
 
 
 def length_of(environ: Mapping[str, object]) -> int | None:
-    """Bytes of the request's body (the parser has checked the number), or None where it is chunked."""
+    """Size of the request's body (the parser has checked the number); None if it is chunked."""
     if "HTTP_TRANSFER_ENCODING" in environ:
         return None
     return int(str(environ.get("CONTENT_LENGTH", 0)))
 
 
 def refuse(sock: socket.socket, client_ip: str, error: BaseException) -> None:
-    """Answer, and log, a request that never reached the application or that it failed to answer."""
+    """Answer and log a request that did not reach the application, or that it failed to answer."""
     status = _status_of(error)
     request_id = secrets.token_hex(16)
     fields = {"status": status.value, "client_ip": client_ip, "refusal_id": request_id}
@@ -270,7 +269,7 @@ def refuse(sock: socket.socket, client_ip: str, error: BaseException) -> None:
     else:
         log.info("request.refused", extra=fields | {"reason": type(error).__name__})
     try:
-        # A full buffer means that the client is not reading: the rest is dropped.
+        # A full buffer means that the client is not reading: drop the rest.
         sock.send(_problem(status, request_id))
     except OSError as lost:
         log.debug("connection.lost", extra=fields | {"reason": type(lost).__name__})

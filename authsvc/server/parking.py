@@ -1,9 +1,9 @@
 """
-The waiting half of the worker: a connection waits in the main loop until its request has arrived.
+The receiving half of the worker: a connection waits in the main loop until its request has arrived.
 
-gunicorn's ``gthread`` gives a new connection a thread before it has sent a byte, for up to 5 s, and reads
-requests without a deadline.  So a few silent or slow clients take all threads.  Here the main loop waits and
-reads; a thread gets only complete requests.
+gunicorn's ``gthread`` assigns a thread to a new connection before it has sent a byte, for up to 5 s, and
+reads requests without a deadline. So a few silent or slow clients could occupy all threads. Here the main
+loop reads, and threads get only complete requests.
 """
 
 from __future__ import annotations
@@ -31,28 +31,30 @@ if TYPE_CHECKING:
     from authsvc.server import ServerTimings
 
 PIECE_BYTES = 65_536
-#: The bytes of all requests that a worker holds.  Beyond that, a request that does not arrive at once is
+#: Total bytes of unfinished requests in a worker.  Beyond that, a request that does not arrive at once is
 #: refused.
 MAX_HELD_BYTES = 16 * 1024 * 1024
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class WaitQueue:
-    """Connections in the order of their deadlines: what gunicorn uses of a deque, and removal at no cost."""
+    """
+    Connections in the order of their deadlines: the deque methods that gunicorn uses, with fast removal.
+    """
 
     def __init__(self) -> None:
         self._conns: OrderedDict[Connection, None] = OrderedDict()
 
     def append(self, conn: Connection) -> None:
-        """Let *conn* wait behind all others."""
+        """Add *conn* at the end."""
         self._conns[conn] = None
 
     def remove(self, conn: Connection) -> None:
-        """Take *conn* out."""
+        """Remove *conn*."""
         del self._conns[conn]
 
     def popleft(self) -> Connection:
-        """Take the first out."""
+        """Remove the first and return it."""
         return self._conns.popitem(last=False)[0]
 
     def __getitem__(self, position: Literal[0]) -> Connection:
@@ -66,28 +68,28 @@ class WaitQueue:
 
 
 class Connection(TConn):  # type: ignore[misc]  # gunicorn has no annotations
-    """A client's connection and what it has sent of its next request."""
+    """A client's connection, with the bytes of its next request."""
 
     def __init__(self, *args: object) -> None:
         super().__init__(*args)
         self.parser: RequestParser
         self.arrival = Arrival()
-        #: How much of the request had arrived that a thread is answering.
+        #: Progress of the request that a thread is answering.
         self.progress = Progress.WHOLE
         #: The queue of connections in which this one waits; None while a thread has it.
         self.queue: WaitQueue | None = None
         #: When the request being received must be complete, on the monotonic clock.
         self.deadline = 0.0
-        #: Its share of the worker's held bytes, until its request is answered.
+        #: Its share of the worker's total bytes, until its request is answered.
         self.held_bytes = 0
         self.received = Received()
-        #: Whether the request is to be traced, if the lane has decided it.
+        #: Whether to trace the request, if the check lane has decided that.
         self.is_sampled: bool | None = None
-        #: False while the poller does not look at it, though it waits.
+        #: False while it waits without being registered in the poller.
         self.is_watched = True
 
     def init(self) -> None:
-        """Make what has arrived ready for the parser."""
+        """Provide the arrived bytes to the parser."""
         if self.parser is None:
             self.parser = http.get_parser(self.cfg, self.received, self.client)
         self.received.fill(self.arrival.data, is_cut=self.progress is Progress.BODY_TOO_LONG)
@@ -95,27 +97,26 @@ class Connection(TConn):  # type: ignore[misc]  # gunicorn has no annotations
         self.deadline = 0.0
 
     def take_ahead(self) -> bytes:
-        """Return what has come behind the request that the parser has read."""
+        """Return the bytes after the request that the parser has read."""
         buffered: bytes = self.parser.unreader.take_buffered()
         return buffered + self.received.take_rest()
 
     def forget(self) -> None:
-        """Let go of what was sent and will never be read."""
+        """Release the bytes that will not be read."""
         self.arrival = Arrival()
         self.received.take_rest()
         self.parser = None
 
 
 class ParkingWorker(ThreadWorker):  # type: ignore[misc]
-    """Waits for requests in the main loop: silent clients cost a descriptor each, never a thread."""
+    """Receives requests in the main loop: a silent client needs a descriptor, but no thread."""
 
     def __init__(self, *args: object) -> None:
         super().__init__(*args)
-        #: Connections with a part of a request; connections that are closed once the client has read the
-        #: answer.
+        #: Connections with a partial request, and connections to close once the client has read the answer.
         self.reading_conns = WaitQueue()
         self.lingering_conns = WaitQueue()
-        # gunicorn uses deques: removing one of a thousand connections passes over the others.
+        # gunicorn uses deques, in which removal scans all other connections.
         self.pending_conns = WaitQueue()
         self.keepalived_conns = WaitQueue()
         self.held_bytes = 0
@@ -127,7 +128,7 @@ class ParkingWorker(ThreadWorker):  # type: ignore[misc]
         """Accept a connection and let it wait; if too many are open, a silent one is closed."""
         try:
             client_sock, address = listener.accept()
-        except OSError as error:  # gone again, or no descriptor is left; the next round tries again
+        except OSError as error:  # the client is gone, or no descriptor is left; the next round tries again
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 self._evict()
             return
@@ -161,7 +162,7 @@ class ParkingWorker(ThreadWorker):  # type: ignore[misc]
             conn.queue = self.keepalived_conns
 
     def murder_pending(self) -> None:
-        """Close what has waited too long; an incomplete request is answered with an error."""
+        """Close connections that have waited too long; an incomplete request is answered with an error."""
         super().murder_pending()
         now = time.monotonic()
         while self.reading_conns and self.reading_conns[0].deadline <= now:
@@ -170,7 +171,7 @@ class ParkingWorker(ThreadWorker):  # type: ignore[misc]
             self._drop(self.lingering_conns[0])
 
     def _receive(self, conn: Connection) -> None:
-        if conn.sock.fileno() < 0:  # evicted for a newcomer in the same round of the loop
+        if conn.sock.fileno() < 0:  # closed for a new connection in the same round of the loop
             return
         try:
             piece = conn.sock.recv(PIECE_BYTES)
@@ -208,7 +209,7 @@ class ParkingWorker(ThreadWorker):  # type: ignore[misc]
             return
         if conn.arrival.expects_continue:
             conn.arrival.expects_continue = False
-            with suppress(OSError):  # the client then sends its body unasked, or has gone
+            with suppress(OSError):  # the client sends its body without this, or has disconnected
                 conn.sock.send(CONTINUE)
         if not conn.deadline:
             self._unpark(conn)

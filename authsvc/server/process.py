@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 4096
-#: Descriptors of a worker that are no client's: pools, keys, log, listeners, figures.
+#: Descriptors of a worker that are not client connections: pools, keys, log, listeners, metrics.
 RESERVED_DESCRIPTORS = 256
-#: This many failed workers in a row are replaced at once, further ones after 0.5 s, 1 s, 2 s and so on.
+#: This many consecutive failed workers are replaced at once, further ones after 0.5 s, 1 s, 2 s and so on.
 FREE_DEATHS = 4
 MEMORY_FOLDER = "/dev/shm"  # noqa: S108 - only ever with mkdtemp and unlinked files
 
@@ -49,14 +49,14 @@ class Background(Protocol):
         """Start them; called after the fork."""
 
     def close(self) -> None:
-        """Stop them; called when the worker ends in good order."""
+        """Stop them; called when the worker ends regularly."""
 
 
 class ServiceLog(Logger):  # type: ignore[misc]  # gunicorn has no annotations
     """gunicorn's log, as records like all others."""
 
     def setup(self, cfg: Config) -> None:
-        """Install no handler: the root's is there."""
+        """Install no handler: the root logger has one."""
         self.cfg = cfg
         self._access_log_enabled = False
         self.error_log.setLevel(cfg.loglevel.upper())
@@ -72,7 +72,7 @@ class Service(BaseApplication):  # type: ignore[misc]
         super().__init__(prog="authsvc")
 
     def load_config(self) -> None:
-        """Take the options from here alone, not from the command line or the environment."""
+        """Use only these options, not the command line or the environment."""
         for name, value in gunicorn_options(self.options).items():
             self.cfg.set(name, value)
 
@@ -87,7 +87,7 @@ class Service(BaseApplication):  # type: ignore[misc]
 
 
 class Master(Arbiter):  # type: ignore[misc]
-    """gunicorn's master; it waits longer and longer before it replaces workers that fail at their start."""
+    """gunicorn's master, with growing pauses before it replaces workers that fail at their start."""
 
     def __init__(self, app: Service) -> None:
         super().__init__(app)
@@ -97,18 +97,18 @@ class Master(Arbiter):  # type: ignore[misc]
         self._spawns_at_s = 0.0
 
     def spawn_workers(self) -> None:
-        """Replace those that are gone, unless the pause is not over: gunicorn asks again every second."""
+        """Replace missing workers, unless a pause is running: gunicorn calls this again every second."""
         if time.monotonic() >= self._spawns_at_s:
             super().spawn_workers()
 
     def spawn_worker(self) -> int:
-        """Start one, and note when."""
+        """Start a worker, and record the time."""
         pid: int = super().spawn_worker()
         self._born_at_s[pid] = time.monotonic()
         return pid
 
     def reap_workers(self) -> None:
-        """Note who died, and how young."""
+        """Record which workers ended, and how long they lived."""
         super().reap_workers()
         now_s = time.monotonic()
         for pid in self._born_at_s.keys() - self.WORKERS.keys():
@@ -121,7 +121,7 @@ class Master(Arbiter):  # type: ignore[misc]
 
 
 def _pause_s(deaths: int, *, longest_s: float) -> float:
-    """Seconds before the next worker, after so many in a row have died at once."""
+    """Pause in seconds before the next worker, after several failed at their start."""
     return min(longest_s, 0.5 * 2.0 ** (deaths - FREE_DEATHS - 1)) if deaths > FREE_DEATHS else 0.0
 
 
@@ -129,13 +129,13 @@ def run(options: ServerOptions, load: Callable[[], WSGIApplication]) -> NoReturn
     """Run the master; see :func:`authsvc.server.serve`."""
     try:
         Service(options, load).run()
-    except HaltServer as failure:  # raised past gunicorn's own handling when several workers fail at once
+    except HaltServer as failure:  # gunicorn does not handle this if several workers fail at once
         raise SystemExit(failure.exit_status) from failure
     raise SystemExit
 
 
 def gunicorn_options(options: ServerOptions) -> dict[str, Any]:
-    """Return all of gunicorn's settings that differ from its own."""
+    """Return the settings of gunicorn that differ from its defaults."""
     return {
         "bind": [_address(options.host, port) for port in (options.port, options.metrics_port)],
         "workers": options.workers,
@@ -149,7 +149,7 @@ def gunicorn_options(options: ServerOptions) -> dict[str, Any]:
         "limit_request_line": MAX_LINE_BYTES,
         "limit_request_fields": MAX_FIELDS,
         "limit_request_field_size": MAX_FIELD_BYTES,
-        # The application walks X-Forwarded-For itself; no header of anybody's changes scheme or path.
+        # The application evaluates X-Forwarded-For itself; no header changes scheme or path.
         "forwarded_allow_ips": "",
         "secure_scheme_headers": {},
         "forwarder_headers": "",
@@ -169,7 +169,7 @@ def gunicorn_options(options: ServerOptions) -> dict[str, Any]:
 
 
 def on_worker_start(worker: Worker) -> None:
-    """Start what the application runs beside its requests; the collector then spares what is there."""
+    """Start the application's background threads; freeze existing objects for the garbage collector."""
     services = _services_of(worker)
     if services is not None:
         with _stopping_all_on_failure():
@@ -189,8 +189,8 @@ def prepare_figures(given: Path | None) -> None:
     """
     Make the folder of the workers' metrics: the one *given*, or one for this run alone.
 
-    Figures of an earlier run go, they would be added to those of this one; other files stay.  Where no folder
-    can be made, each worker counts in its own memory.
+    Metrics of an earlier run are deleted, because they would be added to those of this one; other files stay.
+    If no folder can be made, each worker counts in its own memory.
     """
     os.environ.pop(FOLDER_VARIABLE, None)
     try:
@@ -207,13 +207,13 @@ def prepare_figures(given: Path | None) -> None:
 
 
 def _remove(folder: str, owner_pid: int) -> None:
-    if os.getpid() == owner_pid:  # the workers inherit what is to be done at exit
+    if os.getpid() == owner_pid:  # the workers inherit the exit handlers
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
 def _stopping_all_on_failure() -> Iterator[None]:
-    """Let the master exit, too, when a worker cannot start: its successors could not either."""
+    """Let the master exit, too, when a worker cannot start: its replacements could not either."""
     try:
         yield
     except SystemExit as refusal:
@@ -225,13 +225,13 @@ def _stopping_all_on_failure() -> Iterator[None]:
 
 def _before_fork(options: ServerOptions) -> None:
     prepare_figures(options.figures)
-    gc.disable()  # until all is imported: there is next to no garbage, and looking for it takes 0.1 s
+    gc.disable()  # until all is imported: there is hardly any garbage, and collection takes 0.1 s
     for name in options.preload:
         import_module(name)
 
 
 def _when_ready() -> None:
-    """Just before the fork: the collector spares what the workers share."""
+    """Just before the fork: freeze the objects that the workers share."""
     gc.freeze()
     gc.enable()
 
@@ -243,7 +243,7 @@ def _services_of(worker: Worker) -> Background | None:
 
 
 def _memory_folder() -> str | None:
-    """Return a folder whose files never wait for a disk, or None for the system's choice."""
+    """Return a folder in memory, or None for the system's default."""
     return MEMORY_FOLDER if os.access(MEMORY_FOLDER, os.W_OK | os.X_OK) else None
 
 
@@ -252,7 +252,7 @@ def _address(host: str, port: int) -> str:
 
 
 def _connections() -> int:
-    """Clients that one worker keeps open at most, within what the system lets it open."""
+    """Largest number of client connections of a worker, within the system's limit of descriptors."""
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if allowed == resource.RLIM_INFINITY:
         return MAX_CONNECTIONS

@@ -1,4 +1,4 @@
-"""The answering half of the worker: threads that run the application, and a stop in good order."""
+"""The answering half of the worker: threads that run the application, and the graceful stop."""
 
 from __future__ import annotations
 
@@ -24,17 +24,16 @@ from authsvc.server.parking import Connection
 
 log = logging.getLogger(__name__)
 
-#: How many eighths of the threads lengthy requests may take: all that wait for hashing, and a few more.
+#: Share of the threads, in eighths, for long requests: all that wait for hashing, and a few more.
 GATED_SHARE = 5
 
 
 class Gate:
     """
-    Gives threads to at most *limit* POST requests on *paths* at a time; the others wait in the loop, in
-    order.
+    Admits at most *limit* POST requests to *paths* to threads at a time; others wait in the loop, in order.
 
-    A thread that computes blocks the interpreter for the loop and the other threads.  In a storm of logins,
-    most of which are refused, all threads would compute.
+    A computing thread holds the interpreter's lock, which delays the loop and the other threads. In a login
+    storm, most requests are refused, but all threads would compute.
     """
 
     def __init__(self, limit: int, paths: tuple[str, ...]) -> None:
@@ -45,7 +44,7 @@ class Gate:
         self._waiting: deque[Connection] = deque()
 
     def admits(self, conn: Connection) -> bool:
-        """True if the request of *conn* may have a thread now; else :meth:`leave` returns it later."""
+        """True if the request of *conn* may run now; else :meth:`leave` returns it later."""
         if self._begin is None or not self._begin.match(conn.arrival.data):
             return True
         if self._free <= 0:
@@ -56,7 +55,7 @@ class Gate:
         return True
 
     def leave(self, conn: Connection) -> Connection | None:
-        """The thread of *conn* is done: return the connection whose turn it is now, if there is one."""
+        """Called when the thread of *conn* is done; returns the next connection, if one waits."""
         if conn not in self._inside:
             return None
         self._inside.remove(conn)
@@ -70,7 +69,7 @@ class Gate:
 
 class Worker(LaneWorker):
     """
-    Answers requests, and stops in good order.
+    Answers requests, and stops gracefully.
 
     The application finds in the environ ``authsvc.draining``, a ``threading.Event`` that is set when the
     worker has been told to stop, ``authsvc.is_sampled``, the lane's decision about a trace (None for none),
@@ -86,10 +85,8 @@ class Worker(LaneWorker):
 
     def set_accept_enabled(self, enabled: bool) -> None:  # noqa: FBT001 - gunicorn's signature
         """
-        Start or stop accepting.
-
-        Told to stop, gunicorn's loop asks for the latter at once: the worker is not ready from then on, but
-        while it still has work it says so to whoever asks, until its notice is over.
+        Start or stop accepting. On a stop, gunicorn's loop calls this at once: the worker is not ready from
+        then on. While it has work, it still accepts for a time, to report that to probes.
         """
         if enabled or self.alive:
             super().set_accept_enabled(enabled)
@@ -103,18 +100,18 @@ class Worker(LaneWorker):
             super().enqueue_req(conn)
 
     def finish_request(self, conn: Connection, future: Future[bool]) -> None:
-        """Take the connection back, and give the thread to a request that waits for it."""
+        """Take the connection back, and give its place to a waiting request."""
         following = self.gate.leave(conn)
         if following is not None:
             super().enqueue_req(following)
         super().finish_request(conn, future)
 
     def murder_pending(self) -> None:
-        """End what has waited too long, accepting while stopping included."""
+        """End connections that have waited too long, and the accepting while stopping."""
         super().murder_pending()
         if self._accepting and self._refuses_at and time.monotonic() >= self._refuses_at:
             super().set_accept_enabled(enabled=False)
-            # New connections must be refused now: they would wait for an answer that never comes.
+            # Refuse new connections now: otherwise they would wait for an answer that never comes.
             for listener in self.sockets:
                 listener.close()
 
@@ -128,7 +125,7 @@ class Worker(LaneWorker):
             return self.handle_request(request, conn) and _is_read(conn.parser)
         except ClientLost as lost:
             log.debug("connection.lost", extra={"reason": str(lost)})
-        except (StopIteration, NoMoreData) as error:  # their text is what the client has sent
+        except (StopIteration, NoMoreData) as error:  # their texts repeat what the client has sent
             log.debug("connection.lost", extra={"reason": type(error).__name__})
         except Exception as error:  # noqa: BLE001 - the edge of the process: whatever it is, it is answered
             self.handle_error(request, conn.sock, conn.client, error)
@@ -154,7 +151,7 @@ class Worker(LaneWorker):
         except ClientLost:
             raise
         except Exception:
-            if answer.headers_sent:  # too late for another status: the client must see that it is cut off
+            if answer.headers_sent:  # too late for another status: the client must see an incomplete answer
                 log.exception("response.broken")
                 return False
             raise
@@ -163,7 +160,7 @@ class Worker(LaneWorker):
     def handle_error(
         self, _request: Request, client: socket.socket, address: object, error: BaseException
     ) -> None:
-        """Say what was wrong with a request that the application has not answered."""
+        """Answer an error for a request that the application did not answer."""
         refuse(client, address[0] if isinstance(address, tuple) else "", error)
 
     def _answer(self, answer: Answer, environ: dict[str, Any]) -> None:

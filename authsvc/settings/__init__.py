@@ -1,4 +1,4 @@
-"""What the operator decides: read once from the environment, checked in full, frozen."""
+"""Settings: read once from the environment, checked completely, frozen."""
 
 from __future__ import annotations
 

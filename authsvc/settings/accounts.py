@@ -1,5 +1,5 @@
 """
-What people and clients get: tokens, passwords, sessions, limits, mail, registration.  A setting is one field.
+Settings of accounts: tokens, passwords, sessions, limits, mail, registration.  A setting is one field.
 
 :mod:`authsvc.settings.infrastructure` says what a field holds.
 """

@@ -34,23 +34,23 @@ MIN_PRODUCTION_BCRYPT_COST = 10
 PREFIX = "AUTHSVC_"
 #: libpq's own variable.
 PGOPTIONS = "PGOPTIONS"
-#: Only the service has names with this beginning: an unknown one is refused.
+#: Prefixes of the service's own names: an unknown name with one of them is an error.
 _OWN = (PREFIX, "BCRYPT_", "CACHE_CB_", "CACHE_KEY_", "CACHE_LOCK_", "RATE_LIMIT_", "REVOCATION_")
-#: Other programs may have names that begin so: one that is like no setting is a warning.
+#: Prefixes that other programs may use, too: an unknown name that resembles a setting is a warning.
 _SHARED = (
     *("CACHE_", "JWT_", "PASSWORD_", "REDIS_", "REFRESH_"),
     *("SESSION_", "TOKEN_", "TRACING_", "TRUSTED_", "WEBAUTHN_"),
 )
 #: Settings of earlier releases, and why they are gone.
 REMOVED = {"CACHE_STALE_TTL": "nothing that is cached is served stale"}
-#: Start scripts use the first for the executable, X11 the second for its session.
+#: Ignored: start scripts use the first for the executable, X11 the second for its session.
 _KNOWN_ELSEWHERE = frozenset({"AUTHSVC_BIN", "SESSION_MANAGER", *REMOVED})
 _SERVICE_LINK_NAME = re.compile(
     r"\w+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )
-#: How similar (0 to 1) two names with a common prefix are, if one counts as a typing error of the other.
+#: Similarity (0 to 1) from which a name with a common prefix counts as a typing error of the other.
 _ALIKE = 0.8
-#: The most changed characters that count as a typing error in other names, if these are long enough.
+#: Changed characters, at most, that count as a typing error in other names, if these are long enough.
 _SLIP_CHARACTERS = 2
 _LONG_NAME = 8
 
@@ -66,7 +66,7 @@ _REDIS_PLACES = ("REDIS_URL", "REDIS_HOST", "REDIS_SENTINELS", "REDIS_CLUSTER_NO
 
 
 def unknown_names(env: Mapping[str, str], known: frozenset[str]) -> Iterator[Problem]:
-    """Names that are not *known*: the service's own, slips of a setting's name, service links."""
+    """Problems of names that are not *known*: with the service's prefix, mistyped settings, service links."""
     links = sorted(name for name, value in env.items() if name.startswith(PREFIX) and _is_link(name, value))
     if links:
         others = f" (and {len(links) - 1} more like it)" if len(links) > 1 else ""
@@ -93,9 +93,10 @@ def ignored_names(env: Mapping[str, str], known: frozenset[str]) -> Iterator[str
 
 def _is_refused(name: str, meant: str | None, env: Mapping[str, str]) -> bool:
     """
-    True where an unknown *name* is the service's own, or a slip of the setting *meant*.
+    True if an unknown *name* has the service's prefix, or is a mistyped *meant*.
 
-    What is only like a setting may be another program's: it is allowed where that setting is there, too.
+    A name that only resembles a setting may belong to another program: it is allowed if that setting is set,
+    too.
     """
     if name.startswith(_OWN):
         return True
@@ -104,28 +105,28 @@ def _is_refused(name: str, meant: str | None, env: Mapping[str, str]) -> bool:
 
 
 def _is_set(name: str, env: Mapping[str, str]) -> bool:
-    """True if the variable is there under any of its names."""
+    """True if the variable is set under any of its names."""
     bare = name.removesuffix("_FILE")
     return name in env or bare in env or f"{bare}_FILE" in env
 
 
 def _strangers(env: Mapping[str, str], known: frozenset[str]) -> list[str]:
-    """The names that are no settings, and no service links."""
+    """The names that are neither settings nor service links."""
     expected = known | _KNOWN_ELSEWHERE
     return sorted(name for name, value in env.items() if name not in expected and not _is_link(name, value))
 
 
 def _is_link(name: str, value: str) -> bool:
-    """True where Kubernetes wrote the variable for a Service of the namespace."""
+    """True if Kubernetes set the variable for a Service of the namespace."""
     is_address = name.endswith("_PORT") and SERVICE_LINK.match(value)
     return bool(is_address or _SERVICE_LINK_NAME.fullmatch(name))
 
 
 def _meant(name: str, known: frozenset[str]) -> str | None:
     """
-    The setting that *name* is a slip of, if it looks like one.
+    The setting that *name* probably means, if any.
 
-    Names are compared without the service's own prefix, which alone would make all of them look alike.
+    Names are compared without the service's prefix, which would make all of them similar.
     """
     bare = name.removeprefix(PREFIX)
     names = {candidate.removeprefix(PREFIX): candidate for candidate in sorted(known)}
@@ -139,7 +140,9 @@ def _meant(name: str, known: frozenset[str]) -> str | None:
 
 
 def _is_slip(name: str, meant: str) -> bool:
-    """True for a few changed characters; a whole word more makes another name (``TEST_DATABASE_URL``)."""
+    """
+    True for a few changed characters; an additional word makes a different name (``TEST_DATABASE_URL``).
+    """
     if len(meant) < _LONG_NAME or name.endswith(f"_{meant}") or name.startswith(f"{meant}_"):
         return False
     steps = difflib.SequenceMatcher(None, name, meant, autojunk=False).get_opcodes()
@@ -169,7 +172,7 @@ def lifetime_problems(tokens: TokenSettings, sessions: SessionSettings, reader: 
 
 
 def redis_problems(redis: RedisSettings, http: HttpSettings, reader: Reader) -> Iterator[Problem]:
-    """One way to Redis, named in full; in memory for one process of development alone."""
+    """Exactly one way to reach Redis, named completely; in memory only for one process in development."""
     yield from _redis_places(reader)
     yield from _redis_pairs(redis, reader)
     if redis.is_in_memory and reader.is_sound(*_REDIS_PLACES, "REDIS_CLUSTER_ENABLED"):
@@ -238,7 +241,7 @@ def _database_number(redis: RedisSettings) -> int:
 def production_problems(
     database: DatabaseSettings, passwords: PasswordSettings, reader: Reader
 ) -> Iterator[Problem]:
-    """What is good enough for development alone."""
+    """Values that are acceptable only in development."""
     if reader.is_sound("DATABASE_URL") and database.is_sqlite:
         yield Problem(
             name="DATABASE_URL", message="is SQLite, for development alone; expected postgresql://…"
@@ -249,7 +252,7 @@ def production_problems(
 
 
 def server_option_problems(database: DatabaseSettings, reader: Reader) -> Iterator[Problem]:
-    """What libpq would add to each connection by itself: joined with what the service sets, or refused."""
+    """Options that libpq would add to each connection: combined with those of the service, or refused."""
     if database.is_sqlite or PGOPTIONS not in reader.env:
         return
     try:
@@ -295,7 +298,7 @@ def registration_problems(
 
 
 def key_folder_problems(tokens: TokenSettings, reader: Reader) -> Iterator[Problem]:
-    """The folder must be there; development makes one where nothing is in its way."""
+    """The folder must exist; development creates it."""
     if not reader.is_sound("JWT_KEYS_DIR") or _is_directory(tokens.keys_dir):
         return
     if not reader.is_development or os.path.lexists(tokens.keys_dir):

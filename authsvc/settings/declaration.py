@@ -1,4 +1,4 @@
-"""How a setting is declared: as a field of its section, which carries all that there is to know of it."""
+"""Declaration of settings: each is a field of its section, with all its properties."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ T = TypeVar("T")
 
 
 class ReadSoFar(Protocol):
-    """What a computed default may depend on."""
+    """The values that a computed default may depend on."""
 
     is_development: bool
     cpu_count: int
-    #: The values of the variables that are declared before it, by name.
+    #: The values of the variables declared before it, by name.
     read: dict[str, object]
 
 
@@ -30,12 +30,12 @@ class Variable(Generic[T]):
     kind: Kind[T]
     about: str
     default: str | None = None
-    #: Where development differs.
+    #: The default in development, if it differs.
     development: str | None = None
-    #: The default where it depends on what was read before; ``otherwise`` says it in words.
+    #: Computes a default that depends on earlier values; ``otherwise`` describes it.
     computed: Callable[[ReadSoFar], T] | None = None
     otherwise: str = ""
-    #: Missing in production is a problem.
+    #: True if production requires a value.
     is_required: bool = False
 
     @property
@@ -45,16 +45,18 @@ class Variable(Generic[T]):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every name that the value may come by."""
+        """All names under which the value may be set."""
         return (self.name, self.file_name) if self.kind.is_secret else (self.name,)
 
     @property
     def may_be_empty(self) -> bool:
-        """True where the empty text is a value, not a slip in a template."""
+        """True if the empty text is a valid value, not a mistake in a template."""
         return self.default == ""
 
     def default_in(self, *, is_development: bool) -> str | None:
-        """The default's text; production takes development's only in place of what it then misses."""
+        """
+        The text of the default; a missing required value gets development's, after the problem was recorded.
+        """
         if self.default is None or (is_development and self.development is not None):
             return self.development
         return self.default
@@ -66,12 +68,12 @@ def setting(name: str, kind: Kind[T], about: str, **more: Any) -> T:  # noqa: AN
 
 
 def optional(name: str, kind: Kind[T], about: str, **more: Any) -> T | None:  # noqa: ANN401 - as above
-    """Declare a setting that is None where nobody sets it."""
+    """Declare a setting that is None by default."""
     return setting(name, kind, about, **more)
 
 
 def section(of: type[T]) -> T:
-    """Declare a part that is a section of its own."""
+    """Declare a part that is its own section."""
     return cast("T", field(metadata={type: of}))
 
 

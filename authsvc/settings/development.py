@@ -1,4 +1,4 @@
-"""What development embeds: one folder under the current directory, made on first start."""
+"""Generated files of development: one folder under the current directory, made on first start."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def _ensure_secret(path: Path) -> Path:
     """
     Write a random secret to *path* unless a file is there.
 
-    A hard link appears whole or not at all and never replaces: whoever comes second finds the
-    first one's complete file.
+    A hard link appears atomically and never replaces a file: the second process finds the complete file of
+    the first.
     """
     if path.exists():
         return path

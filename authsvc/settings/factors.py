@@ -1,4 +1,4 @@
-"""Second factors: whether accounts can have them, the keys that protect their secrets, and passkeys."""
+"""Settings of second factors: whether they are on, the keys that encrypt their secrets, and passkeys."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _STRONG = kinds.hidden(kinds.STRONG_SECRET)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SecondFactorSettings:
-    """Whether there are second factors, and the keys of what they keep in SQL."""
+    """Whether second factors are on, and the keys that encrypt their secrets in SQL."""
 
     title: ClassVar = "Second factors"
 
@@ -62,7 +62,7 @@ def _rp_id(known: ReadSoFar) -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PasskeySettings:
-    """Whom passkeys are for; there are none without an RP ID."""
+    """The relying party of passkeys; without an RP ID there are none."""
 
     title: ClassVar = "Passkeys"
 
@@ -111,7 +111,7 @@ def passkey_problems(passkeys: PasskeySettings, reader: Reader) -> Iterator[Prob
 
 
 def passkey_warnings(passkeys: PasskeySettings, factors: SecondFactorSettings) -> Iterator[str]:
-    """Passkeys that nobody can have."""
+    """Settings of passkeys that have no effect."""
     if passkeys.rp_id is not None and not factors.is_on:
         yield "WEBAUTHN_RP_ID has no effect: SECOND_FACTORS is off"
 

@@ -1,5 +1,5 @@
 """
-What the service runs on: ports, logs, traces, database, Redis, cache.  A setting is one field.
+Settings of the infrastructure: ports, logs, traces, database, Redis, cache.  A setting is one field.
 
 The field holds the variable's name, what it accepts, its default and its use.  The reader, the checks,
 ``authsvc config check`` and ``docs/settings.md`` walk these fields in the order of ``Settings``.
@@ -141,7 +141,7 @@ class TracingSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatabaseSettings:
-    """The database, which decides."""
+    """The database, which is authoritative."""
 
     title: ClassVar = "Database"
 
@@ -165,7 +165,7 @@ def _none(_: ReadSoFar) -> tuple[Address, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RedisSettings:
-    """The fast copy: by ``url``, by ``host``, by ``sentinels``, by ``cluster_nodes``, or in memory."""
+    """Redis: by ``url``, by ``host``, by ``sentinels``, by ``cluster_nodes``, or in memory."""
 
     title: ClassVar = "Redis"
 
@@ -224,12 +224,12 @@ class RedisSettings:
 
     @property
     def has_tls(self) -> bool:
-        """True where the connection is encrypted, however the server is named."""
+        """True if the connection is encrypted."""
         return self.url.reveal().startswith("rediss://") if self.url else self.is_tls
 
     @property
     def is_in_memory(self) -> bool:
-        """True where no server is named: development alone."""
+        """True if no server is named, which only development allows."""
         return not (self.url or self.host or self.sentinels or self.cluster_nodes)
 
 

@@ -1,4 +1,4 @@
-"""The kinds of values: what each accepts, in strict forms with one spelling per value."""
+"""The types of values, with strict parsers: one spelling per value."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://")
 SERVICE_LINK_ADVICE = (
     "comes from a Kubernetes service link: set `enableServiceLinks: false` in the pod's spec"
 )
-#: How a role may be called; verifiers take any such name.
+#: Names of roles; verifiers accept every such name.
 ROLE_PATTERN = r"[a-z][a-z0-9_-]{0,31}"
-#: The most names that fit into a token and a header.
+#: Largest number of names that fit into a token and a header.
 MAX_ROLES = 32
 MAX_QUOTA = 1_000_000
 MIN_SECRET_BYTES = 32
 STRONG_SECRET = f"at least {MIN_SECRET_BYTES} random bytes, as from `openssl rand -base64 48`"
 MAX_WINDOW_S = 30 * 86_400
-#: The most characters of a wrong value that a message repeats.
+#: Largest number of characters of a wrong value that a message repeats.
 SHOWN_CHARACTERS = 40
 
 
@@ -40,14 +40,14 @@ class InvalidValue(ValueError):
 
 
 def shown(text: str) -> str:
-    """*text* in quotes, cut, with what a terminal or log might act upon replaced by ``?``."""
+    """*text* in quotes, shortened, with control characters replaced by ``?``."""
     cut = text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 1]}…"
     return "'" + "".join(c if c.isprintable() else "?" for c in cut) + "'"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind(Generic[T]):
-    """How a text becomes a value: ``parse`` raises InvalidValue, ``expected`` completes the sentence."""
+    """Converts a text to a value: ``parse`` raises InvalidValue, ``expected`` completes its message."""
 
     expected: str
     parse: Callable[[str], T]
@@ -58,7 +58,7 @@ class Secret:
     """
     Text that is masked wherever it is printed, formatted or copied into a report.
 
-    Not a dataclass: ``dataclasses.asdict`` would walk into its fields and lay the text open.
+    Not a dataclass: ``dataclasses.asdict`` would copy its fields and reveal the text.
     """
 
     __slots__ = ("_text",)
@@ -86,7 +86,7 @@ class Secret:
 
 
 def revealed(secret: Secret | None) -> bytes:
-    """The bytes of a secret that the settings guarantee; raises ValueError where there is none."""
+    """The bytes of a required secret; raises ValueError if it is None."""
     if secret is None:
         raise ValueError("a secret is missing: development makes its own with ensure_development_files()")
     return secret.reveal().encode()
@@ -158,12 +158,12 @@ def matching(pattern: str, expected: str) -> Kind[str]:
 
 
 def printable() -> Kind[str]:
-    """A name as servers take it."""
+    """A name of printable characters."""
     return matching(r"[!-~]{1,256}", "1 to 256 printable ASCII characters without spaces")
 
 
 def hidden(expected: str) -> Kind[Secret]:
-    """Any text, masked from here on."""
+    """Any text, as a Secret."""
     return Kind(expected=expected, parse=Secret, is_secret=True)
 
 

@@ -1,4 +1,4 @@
-"""Where things are: hosts, addresses, networks and URLs.  A URL with a password is never shown."""
+"""Parsers of hosts, addresses, networks and URLs. A URL with a password is never shown."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def mailbox() -> Kind[str]:
 
 
 def link_url() -> Kind[str]:
-    """Where links lead: https, or http on this host; no slash at the end."""
+    """The base of links: https, or http on this host; no slash at the end."""
     return Kind(
         expected="an https:// URL without query, fragment or slash at its end (development: also `http://localhost`)",
         parse=_link_url,
@@ -146,7 +146,7 @@ def _items(text: str) -> list[str]:
 
 
 def _host(text: str) -> str:
-    """*text* as a host; never repeated, since a whole URL with its password lands here at times."""
+    """*text* as a host; never repeated in a message, because it may be a whole URL with its password."""
     bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
     if ":" in bare and "://" not in bare and _is_ipv6(bare):
         return bare
@@ -184,7 +184,9 @@ def _network(item: str) -> Network:
 
 
 def _origin(item: str) -> str:
-    """One that no browser writes so would match nothing: upper case, a path, the scheme's own port."""
+    """
+    An origin in a form that browsers never send would match nothing: upper case, a path, the default port.
+    """
     wrong = InvalidValue(f"has {shown(item)}, which is no origin")
     if not _ORIGIN.fullmatch(item):
         raise wrong
@@ -211,7 +213,9 @@ def _check_letters(text: str) -> None:
 
 
 def _split(text: str) -> SplitResult:
-    """*text* in parts; the parser's own complaints would repeat pieces of a password."""
+    """
+    *text* in parts; the parser's own messages are dropped, because they might repeat pieces of a password.
+    """
     _check_letters(text)
     try:
         parts = urlsplit(text)

@@ -1,4 +1,4 @@
-"""Settings: everything the operator decides, in one frozen value; and the page that describes it."""
+"""All settings in one frozen value, and the page that describes them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Environment(StrEnum):
-    """Production refuses what development replaces by something embedded."""
+    """Production requires what development replaces by embedded parts."""
 
     PRODUCTION = "production"
     DEVELOPMENT = "development"
@@ -26,7 +26,7 @@ class Environment(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What :meth:`from_env` read; ``warnings`` are for the log of the start."""
+    """The result of :meth:`from_env`; ``warnings`` are logged at the start."""
 
     title: ClassVar = "Environment"
 
@@ -55,7 +55,7 @@ class Settings:
 
     @property
     def is_development(self) -> bool:
-        """True where what is missing may be embedded."""
+        """True if missing parts may be embedded."""
         return self.environment is Environment.DEVELOPMENT
 
     @classmethod

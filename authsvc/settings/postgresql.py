@@ -14,7 +14,7 @@ from authsvc.settings.kinds import InvalidValue
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-#: What the code relies on, whatever the server, the database or the role has as its default.
+#: Settings that the code relies on, whatever the defaults of server, database and role.
 SERVER_SETTINGS: Mapping[str, str] = {
     "default_transaction_isolation": "read committed",
     "datestyle": "ISO",
@@ -23,7 +23,7 @@ SERVER_SETTINGS: Mapping[str, str] = {
     "standard_conforming_strings": "on",
     "synchronous_commit": "on",
 }
-#: What the service sets besides, to times of its own.
+#: Further settings, with time limits of the service.
 SERVER_TIMEOUTS: Final = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
 
 #: Parameters of libpq that the service chooses: its deadlines and its reading of texts depend on them.
@@ -51,10 +51,10 @@ def connection_parts(url: str) -> dict[str, str]:
 
 
 def check_database_url(url: str) -> None:
-    """Raise InvalidValue where *url* would not lead to one database, or sets what the service sets."""
+    """Raise InvalidValue if *url* does not name exactly one database, or sets what the service sets."""
     parts = connection_parts(url)
     name = parts.get("dbname", "")
-    # As they stand, these are signs of a password that was not encoded: what follows them became the name.
+    # These characters are signs of a password that was not encoded: what follows them became the name.
     if not name or any(sign in name and f"/{name}" in url for sign in "/@#"):
         raise InvalidValue(f"names no database after the host: add its name, and {_ADVICE}")
     _check_hosts(parts)
@@ -68,7 +68,7 @@ def server_settings(options: str) -> dict[str, str]:
     """
     The settings in *options*, as ``PGOPTIONS`` and ``?options=`` write them; raises InvalidValue.
 
-    Only settings: a pooler in between can be told nothing else.
+    Only settings: other options cannot be passed through a pooler.
     """
     found = dict(_assignments(iter(_words(options))))
     if taken := sorted({*SERVER_SETTINGS, *SERVER_TIMEOUTS, *_CHOSEN} & found.keys()):
@@ -106,7 +106,7 @@ def _check_hosts(parts: Mapping[str, str]) -> None:
 
 
 def _check_values(parts: Mapping[str, str]) -> None:
-    """Let libpq look at each value: it does so before it connects, here to a socket that is not there."""
+    """Have libpq check each value, which it does before it connects; here to a socket that does not exist."""
     nowhere = {**parts, "host": "/nonexistent", "hostaddr": "", "port": "1"}
     connection = pq.PGconn.connect_start(make_conninfo("", **nowhere).encode())
     message = connection.error_message.decode(errors="replace")
@@ -116,7 +116,7 @@ def _check_values(parts: Mapping[str, str]) -> None:
 
 
 def _why(message: str) -> str:
-    """The reason in libpq's *message*, without what it quotes: that may be a piece of a password."""
+    """The reason in libpq's *message*, without quoted parts, which may be pieces of a password."""
     if unknown := _UNKNOWN.search(message):
         near = difflib.get_close_matches(unknown[1], _known_parameters())
         hint = f"did you mean {near[0]}?" if near else f"remove it, or {_ADVICE}"

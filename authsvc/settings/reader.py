@@ -1,4 +1,4 @@
-"""Reads variables from a mapping, and goes on after a wrong one so that all are named at once."""
+"""Reads variables from a mapping; continues after errors, so that all problems are reported at once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MAX_FILE_BYTES = 65_536
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """One thing to mend: the variable's *name*, and what is wrong and expected in *message*."""
+    """One problem: the variable's *name*; *message* says what is wrong and what is expected."""
 
     name: str
     message: str
@@ -34,7 +34,7 @@ class Problem:
 
 
 class SettingsError(Exception):
-    """The service must not start; ``problems`` names every reason, ``str()`` one to a line."""
+    """The service must not start; ``problems`` lists all reasons, ``str()`` has one per line."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
@@ -44,7 +44,7 @@ class SettingsError(Exception):
 
 
 def available_cores() -> int:
-    """The cores that this process may keep busy: its affinity, within a container's CPU quota."""
+    """The number of cores that this process may use: by its affinity and a container's CPU quota."""
     cores = len(os.sched_getaffinity(0))
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
@@ -55,10 +55,10 @@ def available_cores() -> int:
 
 class Reader:
     """
-    Typed values out of *env*; ``problems`` collects what is wrong with single variables.
+    Typed values from *env*; ``problems`` collects errors of single variables.
 
-    A wrong variable reads as if it were absent, so that reading never stops half way; the values
-    are of use only while ``problems`` is empty.  *cpu_count* (default: this machine's) sets the workers.
+    A wrong variable counts as absent, so that reading always completes; the values are usable only if
+    ``problems`` is empty.  *cpu_count* (default: this machine's) sets the workers.
     """
 
     def __init__(self, env: Mapping[str, str], *, cpu_count: int | None = None) -> None:
@@ -76,7 +76,7 @@ class Reader:
         return part(**values, **{name: self.section(inner) for name, inner in sections_of(part)})
 
     def value(self, variable: Variable[T]) -> T | None:
-        """The value of *variable*, or its default; None where it has neither."""
+        """The value of *variable*, or its default; None if it has neither."""
         found = self._found(variable)
         value = found[0] if found else self._default(variable)
         self.variables[variable.name], self.read[variable.name] = variable, value
@@ -87,7 +87,7 @@ class Reader:
         return tuple(name for name in names if self._is_given(self.variables[name]))
 
     def is_sound(self, *names: str) -> bool:
-        """True unless one of *names* has a problem already: then no second one is drawn from it."""
+        """True unless one of *names* has a problem already: then no further one is derived from it."""
         bad = {problem.name for problem in self.problems}
         return not any(spelling in bad for name in names for spelling in self.variables[name].names)
 
@@ -101,7 +101,7 @@ class Reader:
         return None if text is None else variable.kind.parse(text)
 
     def _found(self, variable: Variable[T]) -> tuple[T, ...]:
-        """The parsed value, or nothing; what is wrong goes on the list."""
+        """The parsed value, or nothing; errors are added to ``problems``."""
         if not self._is_given(variable):
             if variable.is_required and not self.is_development:
                 self._complain(variable.name, f"is missing; expected {variable.kind.expected}")
@@ -135,7 +135,7 @@ def _file_text(path: str, name: str) -> str:
     """
     The text of a secret's file, one trailing newline dropped.
 
-    The path is never repeated: who confuses ``X_FILE`` with ``X`` writes the secret there.
+    The path is never repeated in a message: if ``X_FILE`` is confused with ``X``, it is the secret.
     """
     if not path:
         raise InvalidValue(f"has no file: {name} is empty")

@@ -1,4 +1,4 @@
-"""What is weak, which production refuses, and what is risky, which the log of the start names."""
+"""Weak values, which production refuses, and risky ones, which are logged as warnings at the start."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from authsvc.settings.infrastructure import HttpSettings, RedisSettings
     from authsvc.settings.reader import Reader
 
-#: What examples print begins so; every sample in the docs does, which a test holds them to.
+#: Prefixes of sample secrets; a test checks that all samples in the docs have one.
 _PLACEHOLDER = re.compile(r"change[-_ ]?me|replace[-_ ]?me|placeholder", re.IGNORECASE)
 #: Passwords that the docs print in examples of URLs.
 _SAMPLES = frozenset({"password"})
@@ -49,7 +49,7 @@ def issuer_warnings(tokens: TokenSettings) -> Iterator[str]:
 
 
 def redis_warnings(redis: RedisSettings, reader: Reader) -> Iterator[str]:
-    """The in-memory store, and variables that name a part of a Redis that is not there."""
+    """Warnings of the in-memory store, and of variables that belong to a Redis that is not configured."""
     if not redis.is_in_memory:
         return
     yield "Redis is in memory: sessions, limits and revocations are of this process alone"
@@ -66,10 +66,10 @@ def _is_loopback(host: str) -> bool:
 
 def weak_secrets(reader: Reader) -> Iterator[Problem]:
     """
-    What is weak about the secrets of the service itself, and which other secret equals one of them.
+    Weak secrets of the service, and secrets that are equal to one of them.
 
-    Passwords of servers follow the policy of these servers: here they must only not be reused, and not be
-    samples.
+    Passwords of servers follow the policy of these servers; here it is only checked that they are not reused
+    and not samples.
     """
     given = {name: value for name, value in reader.read.items() if isinstance(value, Secret)}
     for name in _MUST_BE_STRONG:
@@ -83,7 +83,7 @@ def weak_secrets(reader: Reader) -> Iterator[Problem]:
 
 
 def sample_passwords(reader: Reader) -> Iterator[Problem]:
-    """Passwords of servers that everybody can read in the documentation."""
+    """Passwords of servers that are samples from the documentation."""
     for name, value in reader.read.items():
         if name in _MUST_BE_STRONG or not isinstance(value, Secret):
             continue

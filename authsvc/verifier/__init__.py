@@ -1,7 +1,7 @@
 """
-Verifies access tokens of authsvc in other services, without asking it, and still knows of revocations.
+Verifies access tokens of authsvc in other services, without a request per token, including revocations.
 
-A library of its own: the standard library, PyJWT with cryptography, and the service's reader of tokens.
+An independent library: the standard library, PyJWT with cryptography, and the service's reader of tokens.
 ``authsvc.verifier.flask`` and ``authsvc.verifier.asgi`` are for web frameworks.
 """
 

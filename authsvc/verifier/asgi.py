@@ -16,10 +16,10 @@ Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-#: Frameworks have their own types for the three arguments.
+#: Frameworks use their own types for the three arguments.
 Application = Callable[[Any, Any, Any], Awaitable[None]]
 
-#: Where the application finds the claims, in the scope.
+#: The key of the claims in the scope.
 CLAIMS: Final = "authsvc.claims"
 #: Close code of a web socket that is refused: the caller broke a policy (RFC 6455 §7.4.1).
 _POLICY_VIOLATION: Final = 1008
@@ -34,9 +34,9 @@ async def authenticate(
     max_age_s: int | None = None,
 ) -> Claims:
     """
-    The claims of whoever makes the request of *scope*; raises what :meth:`Verifier.authenticate` does.
+    The claims of the caller of *scope*; raises like :meth:`Verifier.authenticate`.
 
-    On a thread of the event loop's pool: keys may have to be fetched, or the service asked.
+    Runs on a thread of the event loop's pool, because it may have to fetch keys or call the service.
     """
     header = _authorization(scope)
     return await asyncio.to_thread(verifier.authenticate, header, roles, acr=acr, max_age_s=max_age_s)

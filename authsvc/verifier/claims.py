@@ -1,4 +1,4 @@
-"""Access tokens, read by the same reader as in the service; the time is checked here."""
+"""Reads access tokens with the service's own reader, and checks their time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verifier: tokens checked here and now, revocations known from the feed."""
+"""The verifier: checks tokens locally, with revocations from the feed."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from authsvc.verifier.options import Options, WhenStale
 from authsvc.verifier.transport import Answer, Connection, Origin
 
 JWKS_PATH: Final = "/.well-known/jwks.json"
-#: The share of the staleness that one wait may take, so that there is time to notice a lost answer and ask
+#: The largest wait as a share of the staleness limit, so that there is time to notice a lost answer and ask
 #: again.
 WAIT_SHARE: Final = 1 / 3
 
 
 class _Process:
-    """What one process has of its own: connections, keys, a feed with its thread."""
+    """The state of one process: connections, keys, a feed with its thread."""
 
     def __init__(self, options: Options, clocks: Clocks, on_lag: Callable[[float], None] | None) -> None:
         origin = options.origin()
@@ -52,7 +52,7 @@ class _Process:
         )
 
     def close(self) -> None:
-        """Stop the feed and let connections go."""
+        """Stop the feed and close connections."""
         self.feed.close()
         self.introspection.close()
 
@@ -61,9 +61,9 @@ class Verifier:
     """
     Verifies access tokens in this process; make one per service, at import if you like.
 
-    Nothing is connected or started before the first check, and each process that is forked later begins
-    anew.  *wall_s* and *monotonic_s* are clocks; *on_lag* hears after each answer of the feed how many
-    seconds ago the service looked at its log for it.
+    Nothing is connected or started before the first check, and each forked process starts with new state.
+    *wall_s* and *monotonic_s* are clocks; *on_lag* is called after each answer of the feed with its age in
+    seconds: the time since the service read its log for it.
     """
 
     def __init__(
@@ -177,7 +177,7 @@ class Verifier:
 
     @property
     def lag_s(self) -> float:
-        """For how many seconds at most a revocation may have gone unheard in this process; inf at first."""
+        """The largest age in seconds of a revocation that this process may not know yet; inf at first."""
         here = self._process
         return here.feed.age_s if here else math.inf
 
@@ -210,14 +210,13 @@ class Verifier:
 
     def _begin_anew(self) -> None:
         """
-        Start from nothing: in a forked child the parent's threads are missing, and locks may be held for
-        ever.
+        Reset the state: in a forked child the parent's threads are missing, and locks may be held for ever.
         """
         self._making = threading.Lock()
         self._process = None
 
     def _here(self) -> _Process:
-        """What this process has, its feed running."""
+        """The state of this process, with its feed running."""
         return self._process or self._make()
 
     def _make(self) -> _Process:
@@ -231,8 +230,8 @@ class Verifier:
             return self._process
 
     def _refuse_if_revoked(self, here: _Process, token: str, claims: Claims | MachineClaims) -> None:
-        """Raise unless *token* is known to be alive."""
-        # Read once: what is known and how old it is belong together.
+        """Raise unless *token* is known to be not revoked."""
+        # Read once, because the known revocations and their age belong together.
         view = here.feed.view or self._first_view(here)
         if view is not None and view.known.is_dead(claims):
             raise TokenInvalid("revoked")

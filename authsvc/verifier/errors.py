@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class VerifierError(Exception):
-    """Root of every refusal."""
+    """Base of all errors."""
 
 
 class TokenMissing(VerifierError):
@@ -34,19 +34,19 @@ class TokenInvalid(VerifierError):
 
 
 class WrongKind(VerifierError):
-    """The token is good; it is a machine's where a person's is asked for, or the other way round."""
+    """The token is valid, but it is a machine's where a person's is required, or the other way round."""
 
 
 class RoleMissing(VerifierError):
-    """The token is good, its user lacks a role."""
+    """The token is valid, but its user lacks a role."""
 
 
 class ScopeMissing(VerifierError):
-    """The token is good, it lacks a scope."""
+    """The token is valid, but lacks a scope."""
 
 
 class StepUpRequired(VerifierError):
-    """The token is good; its user has to prove again who they are, as ``requirement`` says (RFC 9470)."""
+    """The token is valid, but its user must authenticate again, as ``requirement`` says (RFC 9470)."""
 
     def __init__(self, requirement: Requirement) -> None:
         super().__init__(requirement.challenge)
@@ -54,7 +54,7 @@ class StepUpRequired(VerifierError):
 
 
 class Unavailable(VerifierError):
-    """Neither yes nor no can be said; try again after ``retry_after_s`` seconds."""
+    """The token cannot be decided now; try again after ``retry_after_s`` seconds."""
 
     def __init__(self, cause: str, *, retry_after_s: int = 1) -> None:
         super().__init__(cause)

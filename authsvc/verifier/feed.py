@@ -1,4 +1,4 @@
-"""Follows the revocation feed on a thread of its own, and knows how old its knowledge is."""
+"""Follows the revocation feed on its own thread, and knows the age of its data."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from authsvc.verifier.known import Known, News, Until
 from authsvc.verifier.transport import Connection, TransportError
 
 PATH: Final = "/v1/revocations"
-#: Entries asked for at once.
+#: Entries per request.
 PAGE: Final = 1000
-#: The longest wait that is asked for (seconds); a third of the staleness that is borne, if that is less.
+#: Longest wait in a request (seconds); a third of the staleness limit, if that is less.
 MOST_WAIT_S: Final = 5.0
-#: An answer may take so much longer than the wait (seconds).
+#: Time that an answer may take beyond the wait (seconds).
 GRACE_S: Final = 2.0
 #: Pauses after failures (seconds): doubled from the first to the last, each shortened at random.
 FIRST_PAUSE_S, MOST_PAUSE_S = 0.1, 2.0
-#: What is over is forgotten so often (seconds).
+#: Interval between removals of expired entries (seconds).
 FORGET_EVERY_S: Final = 60.0
 
 _SUBJECTS: Final = {"session": "session_id", "token": "token_id", "user": "user_id"}
@@ -40,9 +40,8 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
     """
-    A part of the feed.
-
-    Nothing is missing from it that was revoked before the request was sent plus ``waited_s`` (seconds,
+    One page of the feed. Nothing is missing from it that was revoked before the request was sent plus
+    ``waited_s`` (seconds,
     negative for before), unless ``has_more``.
     """
 
@@ -56,7 +55,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What was revoked before *as_of_s* (monotonic seconds) is in *known*, and perhaps more."""
+    """*known* has all revocations from before *as_of_s* (monotonic seconds), and perhaps later ones."""
 
     known: Known
     as_of_s: float
@@ -64,7 +63,7 @@ class View:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clocks:
-    """``wall_s`` is what tokens expire by; ``monotonic_s`` measures durations."""
+    """``wall_s`` decides when tokens expire; ``monotonic_s`` measures durations."""
 
     wall_s: Callable[[], float]
     monotonic_s: Callable[[], float]
@@ -78,8 +77,8 @@ class Feed:
     """
     Knowledge of revocations, kept up to date from :meth:`start` to :meth:`close`.
 
-    ``view`` is None until everything that still matters has been read once.  *on_lag* hears after each
-    answer how many seconds ago the service looked at its log for it.
+    ``view`` is None until the feed has been read completely once. *on_lag* is called after each answer with
+    its age in seconds.
     """
 
     def __init__(
@@ -97,18 +96,18 @@ class Feed:
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
         self._stop = threading.Event()
-        #: Set when the view is there.
+        #: Set once there is a view.
         self.caught_up = threading.Event()
         self.view: View | None = None
         self._cursor: str | None = None
-        #: What is being read; another object than that of the view after a reset, until it is complete.
+        #: The data being read; after a reset it differs from that of the view until it is complete.
         self._reading = Known()
         self._is_complete = False
         self._failures = 0
         self._forgot_s = clocks.monotonic_s()
 
     def start(self) -> None:
-        """Begin to follow; repeating it does nothing."""
+        """Start to follow; further calls do nothing."""
         with self._starting:
             if self._thread is None and not self._stop.is_set():
                 self._thread = threading.Thread(target=self._run, name="verifier-feed", daemon=True)
@@ -116,12 +115,12 @@ class Feed:
 
     @property
     def age_s(self) -> float:
-        """For how many seconds revocations may be unknown here; infinite before the first view."""
+        """Age of the known revocations in seconds; infinite before the first view."""
         view = self.view
         return self._clocks.monotonic_s() - view.as_of_s if view else math.inf
 
     def close(self) -> None:
-        """Stop, also amid a wait."""
+        """Stop, even during a wait."""
         with self._starting:
             self._stop.set()
         self._connection.abort()
@@ -134,13 +133,13 @@ class Feed:
         self._connection.close()
 
     def turn(self) -> float:
-        """Ask once; the seconds to pause before the next time."""
+        """Send one request; returns the pause in seconds before the next one."""
         try:
             pause_s = self._absorb_next()
         except (TransportError, ValueError) as error:
             return self._failed(str(error))
         except Exception:
-            # The end of the thread: it must go on after an unexpected error.
+            # Top of the thread: it must go on after an unexpected error.
             log.exception("revocation feed: crashed")
             return self._failed("crashed")
         if self._failures:
@@ -163,7 +162,7 @@ class Feed:
             self._publish(sent_s + page.waited_s)
         did_wait = self._clocks.monotonic_s() - sent_s >= wait_s / 2
         is_idle = self._is_complete and not page.news
-        # A server that does not let us wait, because it is about to stop, must not be asked in a loop.
+        # A stopping server does not let us wait: pause, so as not to send requests in a loop.
         return max(page.retry_after_s, FIRST_PAUSE_S if is_idle and not did_wait else 0.0)
 
     def _poll(self, wait_s: float) -> Page:
@@ -181,7 +180,7 @@ class Feed:
         return read_page(answer.body, self._clocks.now())
 
     def _publish(self, as_of_s: float) -> None:
-        """Let checks use what has been read."""
+        """Let checks use the data read so far."""
         latest_s = max(as_of_s, self.view.as_of_s) if self.view else as_of_s
         self.view = View(self._reading, latest_s)
         self.caught_up.set()
@@ -193,7 +192,7 @@ class Feed:
             self._on_lag(now.monotonic_s - as_of_s)
 
     def _failed(self, cause: str) -> float:
-        """Note a failure; the pause after it is random, so that many verifiers do not ask at once."""
+        """Record a failure; the pause after it is random, so that many verifiers do not retry at once."""
         self._failures += 1
         if self._failures == 1 and not self._stop.is_set():
             log.warning("revocation feed: lost (%s), trying again", cause)
@@ -202,7 +201,7 @@ class Feed:
 
 
 def read_page(body: bytes, now: Until) -> Page:
-    """*body*, received *now*; raises ValueError for anything but a page: no item is skipped."""
+    """Parse *body*, received *now*; raises ValueError unless it is a complete page."""
     try:
         document = json.loads(body)
         return Page(

@@ -1,4 +1,4 @@
-"""For services made with Flask: a decorator, and who is asking."""
+"""For services made with Flask: decorators, and the caller."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def requires_machine(
 def _guard(
     read: Callable[[], Claims | MachineClaims],
 ) -> Callable[[Callable[P, R]], Callable[P, R | Response]]:
-    """Let a view be called once *read* returns the caller's claims; answer with its refusal otherwise."""
+    """Call a view if *read* returns the caller's claims; otherwise answer with the error."""
 
     def decorate(view: Callable[P, R]) -> Callable[P, R | Response]:
         @wraps(view)

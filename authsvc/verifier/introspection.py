@@ -1,4 +1,4 @@
-"""Asks the service about a token (RFC 7662), for when the known revocations are too old."""
+"""Introspection of a token (RFC 7662), used if the known revocations are too old."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PATH: Final = "/v1/oauth2/introspect"
 
 
 class Introspection:
-    """Asks the service, *places* requests at a time at most, each within *deadline_s* seconds."""
+    """Introspects tokens, with at most *places* requests at a time, each within *deadline_s* seconds."""
 
     def __init__(self, origin: Origin, *, places: int, deadline_s: float) -> None:
         self._origin = origin
@@ -26,10 +26,10 @@ class Introspection:
 
     def is_active(self, token: str, claims: CommonClaims) -> bool:
         """
-        Whether *token*, which says *claims*, is good now.
+        Whether *token*, which has *claims*, is valid now.
 
         Raises:
-            Unavailable: no place to ask, no answer, or none that can be read.
+            Unavailable: too many requests, no answer, or an invalid one.
         """
         if not self._places.acquire(timeout=self._deadline_s):
             raise Unavailable("introspection: too many at once")
@@ -41,7 +41,7 @@ class Introspection:
             self._places.release()
 
     def close(self) -> None:
-        """Let idle connections go."""
+        """Close idle connections."""
         while self._idle:
             self._idle.pop().close()
 

@@ -26,11 +26,11 @@ from authsvc.verifier.transport import Answer, TransportError
 PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | rsa.RSAPublicKey
 
 RSA_MIN_BITS = 2048
-#: Where the issuer names no age, and the bounds of one that it does name (seconds).
+#: Default age of keys, and bounds of an age that the issuer sends (seconds).
 DEFAULT_AGE_S, LEAST_AGE_S, MOST_AGE_S = 300.0, 30.0, 3600.0
-#: At this part of their age keys are fetched anew, beside the requests.
+#: After this share of their age, keys are fetched again in the background.
 REFRESH_AT = 0.8
-#: Keys that are needed and not there are asked for so often at most (seconds).
+#: Shortest time between two requests for missing keys (seconds).
 RETRY_S = 1.0
 
 _MAX_AGE = re.compile(r"(?:^|[,\s])max-age=(\d{1,9})(?:$|[,\s])")
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class VerifyingKey:
-    """A public key and the one algorithm that its type is for."""
+    """A public key with the algorithm for its type."""
 
     algorithm: str
     public: PublicKey
@@ -48,7 +48,7 @@ class VerifyingKey:
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """Keys, with the monotonic times (seconds) of their request, of their renewal, and of their end."""
+    """Keys, with the monotonic times (seconds) of their request, their renewal, and their expiry."""
 
     keys: Mapping[str, VerifyingKey]
     asked_s: float
@@ -61,8 +61,8 @@ class KeySet:
     The keys of one issuer.
 
     An unknown id makes it fetch them once more, at most once in RETRY_S seconds, however many unknown ids are
-    shown.  One that was looked for and not found is not looked for again within *refetch_s* (seconds).
-    Threads that need keys while they are being fetched wait for that one answer.
+    shown.  An id that was not found is not requested again within *refetch_s* (seconds). Threads that need
+    keys during a request wait for its answer.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class KeySet:
         self._monotonic = monotonic
         self._refetch_s = refetch_s
         self._held: _Held | None = None
-        #: Ids that were looked for and not found, with the time of the request (monotonic seconds).
+        #: Ids that were not found, with the time of the request (monotonic seconds).
         self._absent: Mapping[str, float] = {}
         self._asked_s = -MOST_AGE_S
         self._fetching = threading.Lock()
@@ -83,7 +83,7 @@ class KeySet:
         The key *kid*; None if the publisher had no such key when it was asked, a second ago at most.
 
         Raises:
-            KeysUnknown: there are no keys that may be used, or nobody can say now whether *kid* is a new one.
+            KeysUnknown: there are no usable keys, or it cannot be found out now whether *kid* is a new key.
         """
         now_s = self._monotonic()
         held = self._usable()
@@ -94,7 +94,7 @@ class KeySet:
         return held.keys[kid]
 
     def _look_for(self, kid: str, shown_s: float) -> VerifyingKey | None:
-        """What :meth:`find` returns for a key that is not there at *shown_s* (monotonic seconds)."""
+        """The result of :meth:`find` for a key that is missing at *shown_s* (monotonic seconds)."""
         if self._usable() and shown_s - self._absent.get(kid, -math.inf) < self._refetch_s:
             return None
         self._ask()
@@ -107,12 +107,12 @@ class KeySet:
         return held.keys.get(kid)
 
     def _require_news(self, held: _Held, shown_s: float) -> None:
-        """Raise KeysUnknown if an id shown at *shown_s* may be that of a key which is newer than *held*."""
+        """Raise KeysUnknown if an id seen at *shown_s* may belong to a key that is newer than *held*."""
         if held.asked_s < shown_s - RETRY_S:
             raise KeysUnknown("the keys could not be fetched since this id was shown")
 
     def _note_absent(self, kid: str, asked_s: float, shown_s: float) -> None:
-        """Note that *kid* is no key if it was asked for, and forget old notes: few are ever kept."""
+        """Remember that *kid* was not found, and forget old ids, so that few are stored."""
         if asked_s < shown_s:
             return
         recent = {other: at_s for other, at_s in self._absent.items() if asked_s - at_s < self._refetch_s}
@@ -123,7 +123,9 @@ class KeySet:
         return held if held and self._monotonic() < held.expires_s else None
 
     def _ask(self) -> None:
-        """Fetch, unless that was done within RETRY_S seconds; keeps what it has where it fails."""
+        """
+        Fetch the keys, unless that was done within RETRY_S seconds; after a failure the old ones are kept.
+        """
         with self._fetching:
             now_s = self._monotonic()
             if now_s - self._asked_s < RETRY_S:
@@ -132,11 +134,12 @@ class KeySet:
                 self._held = _hold(self._fetch(), now_s)
             except (TransportError, ValueError) as error:
                 log.warning("signing keys not fetched: %s", error)
-            # Counted from the end: threads that waited for a slow failure do not each repeat it.
+            # Counted from the end of a request, so that threads that waited for a slow failure do not repeat
+            # it.
             self._asked_s = self._monotonic()
 
     def _renew_aside(self) -> None:
-        """Fetch on a thread of its own, one at a time: requests go on with what there is."""
+        """Fetch on a separate thread, one at a time; checks continue with the current keys."""
         if self._monotonic() - self._asked_s < RETRY_S or not self._renewing.acquire(blocking=False):
             return
 
@@ -150,7 +153,7 @@ class KeySet:
 
 
 def _hold(answer: Answer, now_s: float) -> _Held:
-    """The keys in *answer*; raises ValueError where there are none."""
+    """The keys in *answer*; raises ValueError if there are none."""
     if answer.status != 200:  # noqa: PLR2004 - OK
         raise ValueError(f"status {answer.status}")
     found = _MAX_AGE.search(answer.headers.get("cache-control", ""))
@@ -165,7 +168,7 @@ def _hold(answer: Answer, now_s: float) -> _Held:
 
 def parse_keys(body: bytes) -> Mapping[str, VerifyingKey]:
     """
-    The keys of a JWK set that verify signatures, by id; those for anything else are passed over.
+    The keys of a JWK set that verify signatures, by id; others are ignored.
 
     Raises:
         ValueError: not a JWK set, or none in it is for us.
@@ -190,7 +193,7 @@ def _kid(jwk: Mapping[str, Any]) -> str:
 
 
 def _verifying_key(jwk: Mapping[str, Any]) -> VerifyingKey:
-    """*jwk* by its type; raises ValueError for one that is private, weak, or meant for something else."""
+    """*jwk* as a key; raises ValueError if it is private, weak, or for another use."""
     if "d" in jwk or jwk.get("use", "sig") != "sig":
         raise ValueError("not a public key for signatures")
     key = _by_type(dict(jwk))

@@ -1,4 +1,4 @@
-"""The revocations that a verifier knows. Each is forgotten when every token that it is about has expired."""
+"""The revocations that a verifier knows. Each is dropped once all tokens that it concerns have expired."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from authsvc.verifier.claims import Claims, MachineClaims
 
 class Until(NamedTuple):
     """
-    When an entry may be forgotten: only when both clocks have passed it.
+    When an entry may be dropped: only when both clocks have passed it.
 
     Tokens expire by the wall clock, which may jump; the monotonic clock does not.
     """
@@ -19,13 +19,13 @@ class Until(NamedTuple):
     monotonic_s: float
 
     def is_over(self, now: Until) -> bool:
-        """True once *now* is past it on both."""
+        """True once *now* is later on both clocks."""
         return now.wall_s >= self.wall_s and now.monotonic_s >= self.monotonic_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class News:
-    """One item of the feed; ``subject`` is an id of what *kind* says."""
+    """One item of the feed; *kind* says what ``subject`` identifies."""
 
     kind: str
     subject: str
@@ -36,28 +36,28 @@ class News:
 @dataclass(frozen=True, slots=True)
 class Known:
     """
-    Ended sessions, dead tokens, cut-off users.
+    Ended sessions, revoked tokens, users with a raised epoch.
 
-    One thread adds and forgets, any thread asks: each step is a single one on a dict.
+    One thread adds and drops entries, any thread reads: each step is a single operation on a dict.
     """
 
     sessions: dict[str, Until] = field(default_factory=dict)
     tokens: dict[str, Until] = field(default_factory=dict)
-    #: Tokens of the user with a lower epoch are dead.
+    #: Tokens of the user with a lower epoch are revoked.
     epochs: dict[str, tuple[int, Until]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.sessions) + len(self.tokens) + len(self.epochs)
 
     def is_dead(self, claims: Claims | MachineClaims) -> bool:
-        """True if a token with *claims* is revoked, its session over, or its user cut off since."""
-        # The feed names a machine's client where it names a user, and its secret where it names a session.
+        """True if a token with *claims* is revoked, its session has ended, or its user's epoch is higher."""
+        # For a machine, the feed has its client in place of a user, and its secret in place of a session.
         owner = claims.client_id if isinstance(claims, MachineClaims) else claims.user_id
         epoch, _ = self.epochs.get(owner, (0, None))
         return claims.session_id in self.sessions or claims.token_id in self.tokens or claims.epoch < epoch
 
     def add(self, news: News) -> None:
-        """Learn *news*; in any order, repeated or not, the result is the same."""
+        """Add *news*; order and repetition do not change the result."""
         if news.kind == "user":
             epoch, until = self.epochs.get(news.subject, (news.epoch, news.until))
             self.epochs[news.subject] = (max(epoch, news.epoch), max(until, news.until))
@@ -66,7 +66,7 @@ class Known:
             place[news.subject] = max(place.get(news.subject, news.until), news.until)
 
     def forget(self, now: Until) -> None:
-        """Drop what can no longer matter."""
+        """Drop expired entries."""
         for place in (self.sessions, self.tokens):
             for subject in [subject for subject, until in place.items() if until.is_over(now)]:
                 del place[subject]
@@ -75,9 +75,7 @@ class Known:
 
     def without_epochs(self) -> Known:
         """
-        What stays true in a log that was restored.
-
-        Ids of sessions and tokens are never used again.  The service may have lost a cut-off in the restore;
-        keeping it would refuse users who logged in since.
+        The entries that stay valid after a restore of the log: ids of sessions and tokens are never reused.
+        The restore may have lost a raised epoch; keeping it would refuse users who logged in since.
         """
         return Known(dict(self.sessions), dict(self.tokens))

@@ -1,4 +1,4 @@
-"""What an application says of the service and its tokens, in code or in environment variables."""
+"""Options of a verifier, set in code or in environment variables."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any, Final, Self
 
 from authsvc.verifier.transport import Origin
 
-#: What the variables of :meth:`Options.from_env` begin with.
+#: Prefix of the variables of :meth:`Options.from_env`.
 PREFIX: Final = "AUTHSVC_VERIFIER_"
-#: The least staleness (seconds): even with a healthy service, knowledge gets this old between two answers.
+#: Smallest staleness limit (seconds): even with a healthy service, data gets this old between two answers.
 LEAST_STALENESS_S: Final = 1.0
 
 
@@ -24,14 +24,14 @@ class WhenStale(Enum):
 
     #: Raise FeedStale.
     REFUSE = "refuse"
-    #: Ask the service about each; raise Unavailable where it does not answer.
+    #: Introspect each token; raise Unavailable if the service does not answer.
     INTROSPECT = "introspect"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """
-    Where the service is, what its tokens must say, and how sure one has to be.
+    The service's address, the expected claims, and the staleness limit.
 
     ``url`` is where the service is reached, ``issuer`` and ``audience`` are its ``JWT_ISSUER`` and
     ``JWT_AUDIENCE``; a client is registered with ``authsvc clients create``.
@@ -44,20 +44,20 @@ class Options:
     audience: str
     #: The longest life of a person's token (seconds), the service's ``REDIS_AUTH_TOKEN_TTL``; None: any.
     lifetime_s: int | None = None
-    #: The same of a machine's, the service's ``MACHINE_TOKEN_TTL``.
+    #: The same for a machine's token, the service's ``MACHINE_TOKEN_TTL``.
     machine_lifetime_s: int | None = None
-    #: How far clocks may be apart (seconds).
+    #: Largest difference between clocks (seconds).
     leeway_s: int = 5
-    #: The oldest knowledge of revocations that a yes may rest on (seconds).
+    #: Staleness limit: largest age of the known revocations when a token is accepted (seconds).
     max_staleness_s: float = 10.0
     when_stale: WhenStale = WhenStale.REFUSE
-    #: How long one request to the service may take (seconds).
+    #: Time limit of one request to the service (seconds).
     deadline_s: float = 2.0
     #: How long the first checks of a process wait for the feed (seconds, from its start).
     start_within_s: float = 2.0
-    #: A key id that the service does not publish is not looked for again within this time (seconds).
+    #: A key id that the service does not publish is not requested again within this time (seconds).
     refetch_keys_s: float = 10.0
-    #: Introspections at a time.
+    #: Largest number of concurrent introspections.
     introspections: int = 8
     #: None: the system's certificates, host names checked.
     tls: ssl.SSLContext | None = None
@@ -71,7 +71,7 @@ class Options:
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Self:
         """
-        The options that *environ* holds under ``AUTHSVC_VERIFIER_*``, each under its name in upper case.
+        The options from the variables ``AUTHSVC_VERIFIER_*`` in *environ*, each under its name in upper case.
 
         ``CLIENT_SECRET_FILE`` is a file with the secret, ``CA_FILE`` a PEM file of the certificates to trust.
         A variable that is set to nothing counts as not set.

@@ -1,7 +1,7 @@
 """
 Checks rendered Kubernetes YAML against what the service needs: ``authsvc config check --manifest``.
 
-``documents`` reads, ``environment`` finds what a container gets as the kubelet would, ``checks`` judges.
+``documents`` parses, ``environment`` computes what a container gets, ``checks`` finds problems.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ __all__ = ["ManifestError", "check_manifest"]
 
 def check_manifest(text: str, warn: Callable[[str], None]) -> str:
     """
-    Check every pod that runs the service; what was checked, in words.
+    Check every pod that runs the service; returns a text about what was checked.
 
-    Connects to nothing; *warn* is called for what is allowed, but looks wrong.  The values of Secrets that
+    Opens no connection; *warn* is called for what is allowed but looks wrong.  The values of Secrets that
     are not in *text* are assumed to be correct.
 
     Raises:
-        ManifestError: something does not fit; names all of it.
+        ManifestError: lists all problems.
     """
     manifest = Manifest.from_yaml(text)
     pods = [pod for pod in manifest.pods() if pod.own_containers()]

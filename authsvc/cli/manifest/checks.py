@@ -1,4 +1,4 @@
-"""What does not fit between a manifest and the service."""
+"""Problems of a manifest."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from authsvc.settings.checks import ignored_names
 
 #: The default of Kubernetes.
 DEFAULT_GRACE_S = 30
-#: What each probe may ask: one that restarts pods must not depend on a store.
+#: Paths that each probe may use: a probe that restarts pods must not depend on a store.
 PROBES = {
     "startupProbe": ("/v1/health/startup", "/v1/health/live"),
     "livenessProbe": ("/v1/health/live",),
     "readinessProbe": ("/v1/health/ready",),
 }
-#: An empty text, in place of a value that only the cluster knows.
+#: Placeholder of a value that only the cluster knows.
 UNKNOWN_FILE = "/dev/null"
 KNOWN_FOLDER = "/"
 
 
 def problems(pod: Pod, manifest: Manifest, warn: Callable[[str], None]) -> Iterator[str]:
-    """Everything that does not fit in *pod*, each with its place; *warn* hears of what has no effect."""
+    """All problems of *pod*, each with its place; *warn* is called for what has no effect."""
     containers = pod.own_containers()
     if pod.spec.get("enableServiceLinks") is not False:
         yield f"{pod.title}: enableServiceLinks is not false: a Service named redis would write REDIS_PORT"
@@ -51,7 +51,9 @@ def problems(pod: Pod, manifest: Manifest, warn: Callable[[str], None]) -> Itera
 def _settings_problems(
     environment: Environment, container: Container, pod: Pod, manifest: Manifest
 ) -> Iterator[str]:
-    """What ``config check`` would say in the container, but for what only the cluster knows."""
+    """
+    The problems that ``config check`` would find in the container, without those that only the cluster knows.
+    """
     env = {name: value or "" for name, value in environment.values.items()}
     unknown = {name for name, value in environment.values.items() if value is None}
     for variable in VARIABLES.values():
@@ -72,7 +74,9 @@ def _settings_problems(
 
 
 def _put_file(name: str, text: str | None, env: dict[str, str], unknown: set[str]) -> None:
-    """Give the settings the content of the file in place of its path; what is set twice stays set twice."""
+    """
+    Give the settings the content of the file in place of its path; a variable that is set twice stays so.
+    """
     if text is None:
         env[f"{name}_FILE"] = UNKNOWN_FILE
         unknown.add(name)
@@ -116,7 +120,7 @@ class _Ports:
         return port if isinstance(port, int) else self.named.get(str(port))
 
     def problems(self) -> Iterator[str]:
-        """Ports that are declared and that nobody listens on."""
+        """Declared ports on which the service does not listen."""
         known = {self.public, self.metrics}
         for name, number in self.named.items():
             if None not in known and number not in known:
@@ -146,7 +150,7 @@ def _grace_problems(container: Container, pod: Pod) -> Iterator[str]:
 
 
 def _pre_stop_s(container: Container) -> float:
-    """Seconds that preStop waits, as far as one can see."""
+    """Seconds that preStop waits, as far as the manifest shows."""
     hook = mapping(mapping(container.spec.get("lifecycle"), "lifecycle").get("preStop"), "preStop")
     slept = mapping(hook.get("sleep"), "sleep").get("seconds")
     command = words(mapping(hook.get("exec"), "exec").get("command"), "preStop: command")
@@ -155,7 +159,7 @@ def _pre_stop_s(container: Container) -> float:
 
 
 def _service_problems(pod: Pod, ports: _Ports, manifest: Manifest) -> Iterator[str]:
-    """Services that lead to a port that nobody listens on."""
+    """Services that lead to a port on which the service does not listen."""
     listening = {ports.public, ports.metrics}
     for title, declared in manifest.services(pod):
         for port in declared:

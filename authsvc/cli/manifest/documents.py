@@ -1,4 +1,4 @@
-"""The documents of rendered Kubernetes YAML, as far as the service is concerned."""
+"""The documents of rendered Kubernetes YAML, limited to what concerns the service."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import yaml
 
 Node = Mapping[str, Any]
 
-#: Kinds whose pods stand in spec.template.
+#: Kinds whose pods are described in spec.template.
 WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "Job")
 OWN_NAME = "authsvc"
 
 
 class ManifestError(ValueError):
-    """What does not fit in a manifest, one to a line."""
+    """The problems of a manifest, one per line."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         noun = "problem" if len(problems) == 1 else "problems"
@@ -61,12 +61,12 @@ class Container:
     spec: Node
 
     def command_line(self) -> list[str]:
-        """What it runs, as far as the manifest says: empty is what its image does."""
+        """The command line in the manifest; empty: that of the image."""
         command = words(self.spec.get("command"), f"{self.where}: command")
         return command + words(self.spec.get("args"), f"{self.where}: args")
 
     def is_own(self) -> bool:
-        """True where it runs this service or a command of it."""
+        """True if it runs this service or one of its commands."""
         line = self.command_line()
         if line:
             return any(word.rpartition("/")[2] == OWN_NAME for word in line)
@@ -74,7 +74,7 @@ class Container:
         return OWN_NAME in {self.name, image.partition(":")[0]}
 
     def is_server(self) -> bool:
-        """True where it serves, which is also what the image does without a command."""
+        """True if it runs ``serve``, which is also the default of the image."""
         line = self.command_line()
         return self.is_own() and (not line or "serve" in line)
 
@@ -142,7 +142,7 @@ class Manifest:
         """
         The entries of a ConfigMap or Secret; None where it is not in the file.
 
-        An entry without a value, as in an example, is there and unknown: None.
+        An entry without a value, as in examples, is unknown: None.
         """
         found = next((each for each in self._of(kind, namespace) if _name(each) == name), None)
         if found is None:
@@ -181,14 +181,14 @@ def _namespace(document: Node) -> str:
 
 
 def _text(value: object, what: str) -> str | None:
-    """A value of a ConfigMap; the cluster refuses what YAML takes for a number or a switch."""
+    """A value of a ConfigMap; the cluster rejects values that YAML reads as numbers or booleans."""
     if value is not None and not isinstance(value, str):
         raise ManifestError([f"{what} is no text: put it in quotes"])
     return value
 
 
 def _decoded(value: object, what: str) -> str | None:
-    """A value of a Secret; None for an empty one, which is an example's."""
+    """A value of a Secret; None for an empty one, as in examples."""
     text = _text(value, what)
     if not text:
         return None

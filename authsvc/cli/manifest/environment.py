@@ -1,4 +1,4 @@
-"""What a container finds in its environment and under its mounts, as the kubelet makes it."""
+"""The environment and the mounted files of a container, as the kubelet provides them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Environment:
     """Variables by name; None is a value that only the cluster knows."""
 
     values: dict[str, str | None] = field(default_factory=dict)
-    #: True where a Secret that is not in the file may bring more variables.
+    #: True if a Secret that is not in the file may add variables.
     is_open: bool = False
     problems: list[str] = field(default_factory=list)
 
@@ -82,7 +82,7 @@ def _take_key(name: str, kind: str, reference: Node, where: tuple[Pod, Manifest]
 
 
 def _expanded(name: str, text: str, made: Environment) -> str | None:
-    """*text* with its references replaced; None where one of them is known to the cluster alone."""
+    """*text* with its references replaced; None if only the cluster knows one of them."""
     named = [match["name"] for match in _REFERENCE.finditer(text) if match["name"] is not None]
     unset = [each for each in named if each not in made.values]
     if unset and not made.is_open:
@@ -93,7 +93,7 @@ def _expanded(name: str, text: str, made: Environment) -> str | None:
 
 
 def file_at(path: str, container: Container, pod: Pod, manifest: Manifest) -> str | None:
-    """The text of the file at *path*; None where only the cluster knows it.  Raises NotMounted."""
+    """The text of the file at *path*; None if only the cluster knows it.  Raises NotMounted."""
     volume, key = _mounted(path, container, pod)
     for kind, name_key in (("configMap", "name"), ("secret", "secretName")):
         if kind in volume:
@@ -106,7 +106,7 @@ def file_at(path: str, container: Container, pod: Pod, manifest: Manifest) -> st
 
 
 def is_mounted(path: str, container: Container, pod: Pod) -> bool:
-    """True where *path* lies in a volume."""
+    """True if *path* is in a volume."""
     try:
         _mounted(path, container, pod)
     except NotMounted:
@@ -129,7 +129,7 @@ def _entry(key: str, source: Node, entries: Mapping[str, str | None] | None, pat
 
 
 def _mounted(path: str, container: Container, pod: Pod) -> tuple[Node, str]:
-    """The volume that *path* lies in, and its place there; the deepest mount counts."""
+    """The volume that contains *path*, and the path within it; the deepest mount counts."""
     mounts = list(_mounts_above(path, container))
     if not mounts:
         raise NotMounted(f"nothing is mounted at {path}")
