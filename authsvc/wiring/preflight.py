@@ -24,8 +24,9 @@ from authsvc.wiring.timings import Timings
 
 def problems(settings: Settings, timings: Timings | None = None) -> tuple[Problem, ...]:
     """All problems that prevent serving; connects to the stores, takes a few seconds, shows no secret."""
-    of_stores = (*database_problems(settings, timings), *_redis(settings, timings))
-    of_rows = of_stores or (*ownership_problems(settings, timings), *factor_problems(settings, timings))
+    with closing(open_database(settings, timings)) as database:
+        of_stores = (*schema_problems(database), *_redis(settings, timings))
+        of_rows = of_stores or (*_ownership(settings, timings, database), *_factors(settings, database))
     return (*local_problems(settings), *of_rows)
 
 
@@ -35,26 +36,30 @@ def local_problems(settings: Settings) -> tuple[Problem, ...]:
     return (*key_problems(settings.tokens.keys_dir), *tracing_problems(settings.tracing), *of_mails)
 
 
-def factor_problems(settings: Settings, timings: Timings | None = None) -> Iterator[Problem]:
+def factor_problems(settings: Settings, timings: Timings | None = None) -> tuple[Problem, ...]:
     """
     Stored second factors that this process would not ask for, or cannot decrypt; raises StoreUnavailable.
     """
     with closing(open_database(settings, timings)) as database:
-        if settings.second_factors.is_on:
-            known = data_keys(settings).by_id
-            unknown = {key: count for key, count in key_ids_in_use(database).items() if key not in known}
-            if unknown:
-                message = f"does not decrypt {sum(unknown.values())} secrets of second factors, which another"
-                yield Problem(
-                    name="DATA_KEY",
-                    message=f"{message} key encrypted; expected that key in DATA_KEY_PREVIOUS",
-                )
-        elif has_factors(database):
+        return tuple(_factors(settings, database))
+
+
+def _factors(settings: Settings, database: Database) -> Iterator[Problem]:
+    if settings.second_factors.is_on:
+        known = data_keys(settings).by_id
+        unknown = {key: count for key, count in key_ids_in_use(database).items() if key not in known}
+        if unknown:
+            message = f"does not decrypt {sum(unknown.values())} secrets of second factors, which another"
             yield Problem(
-                name="SECOND_FACTORS",
-                message="is off, and accounts have second factors, without which passwords alone would let"
-                " people in; expected on",
+                name="DATA_KEY",
+                message=f"{message} key encrypted; expected that key in DATA_KEY_PREVIOUS",
             )
+    elif has_factors(database):
+        yield Problem(
+            name="SECOND_FACTORS",
+            message="is off, and accounts have second factors, without which passwords alone would let"
+            " people in; expected on",
+        )
 
 
 def database_problems(settings: Settings, timings: Timings | None = None) -> tuple[Problem, ...]:
@@ -65,11 +70,13 @@ def database_problems(settings: Settings, timings: Timings | None = None) -> tup
 
 def ownership_problems(settings: Settings, timings: Timings | None = None) -> tuple[Problem, ...]:
     """Whether Redis has the data of another installation. Other checks report a store that is away."""
-    with (
-        closing(open_database(settings, timings)) as database,
-        closing(single_client(settings.redis, timings)) as client,
-    ):
-        return tuple(copies.ownership_problems(client, database, index_keys(settings), settings.redis))
+    with closing(open_database(settings, timings)) as database:
+        return tuple(_ownership(settings, timings, database))
+
+
+def _ownership(settings: Settings, timings: Timings | None, database: Database) -> Iterator[Problem]:
+    with closing(single_client(settings.redis, timings)) as client:
+        yield from copies.ownership_problems(client, database, index_keys(settings), settings.redis)
 
 
 def stored_warnings(settings: Settings, timings: Timings | None = None) -> list[str]:

@@ -68,6 +68,14 @@ _RIGHTS: Final = {
     "spent": ("SELECT", "INSERT"),
 }
 
+#: The first of some rights in tables that our user lacks.
+_LACKING: Final = text(
+    "SELECT name, privilege"
+    " FROM unnest(CAST(:names AS text[]), CAST(:privileges AS text[])) WITH ORDINALITY"
+    " AS wanted(name, privilege, place)"
+    " WHERE has_table_privilege(name, privilege) IS NOT TRUE ORDER BY place LIMIT 1"
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schema:
@@ -186,11 +194,11 @@ def _encoding_problem(connection: Connection) -> str | None:
 def _rights_problem(connection: Connection) -> str | None:
     if connection.dialect.name != "postgresql":
         return None
-    for name, rights in _RIGHTS.items():
-        for right in rights:
-            statement = text("SELECT has_table_privilege(:name, :right)")
-            if not connection.execute(statement, {"name": name, "right": right}).scalar_one():
-                return f"does not let its user {right} in table {name}: GRANT it"
+    wanted = [(name, right) for name, rights in _RIGHTS.items() for right in rights]
+    names, privileges = map(list, zip(*wanted, strict=True))
+    lacking = connection.execute(_LACKING, {"names": names, "privileges": privileges}).first()
+    if lacking is not None:
+        return f"does not let its user {lacking.privilege} in table {lacking.name}: GRANT it"
     # UPDATE: after a restore the sequence is set behind the numbers that were given before.
     for right in ("USAGE", "UPDATE"):
         statement = text(
