@@ -1,1 +1,1 @@
-"""Mail: what it says, how it leaves, and the thread that sends it."""
+"""Mail: templates, transports, and the thread that sends."""

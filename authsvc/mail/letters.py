@@ -1,4 +1,4 @@
-"""What a mail says: templates of Jinja, in text and HTML, rendered with samples before anything is sent."""
+"""The content of mails: Jinja templates in text and HTML, tested with samples before anything is sent."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from authsvc.domain.accounts.mails import Mail, Template
 from authsvc.domain.accounts.tickets import Ticket, TicketSecrets
 from authsvc.settings import Problem
 
-#: The page of the application that a link leads to.
+#: The page of the application that links lead to, by template.
 PAGES = {
     Template.VERIFY: "verify",
     Template.REGISTER: "register",
     Template.RESET: "reset",
     Template.INVITE: "invite",
 }
-#: Whose mails carry a code; the others are given none of ``code``, ``link`` and ``minutes``.
+#: Templates of mails with a code; the others do not get ``code``, ``link`` and ``minutes``.
 WITH_CODE = frozenset({*PAGES, Template.CHANGE, Template.CHANGE_OLD})
-#: Samples of what templates are given.
+#: Sample values for templates.
 SAMPLE: Mapping[str, object] = {
     "email": "ada@example.com",
     "client_ip": "192.0.2.1",
@@ -39,9 +39,9 @@ SAMPLE_CODE: Mapping[str, object] = {
     "link": "https://app.example.com/reset?t=AAAA",
     "minutes": 60,
 }
-#: No line of a mail is longer (RFC 5322 §2.1.1).
+#: Longest line of a mail (RFC 5322 §2.1.1).
 MAX_LINE = 998
-#: As ASCII on the wire, which every relay takes.
+#: ASCII on the wire, which every relay accepts.
 _POLICY = SMTP.clone(cte_type="7bit")
 _ENDINGS = ("subject.txt", "txt", "html")
 _MAX_SUBJECT = 200
@@ -53,20 +53,19 @@ class BadTemplate(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sender:
-    """Whom mails come from, and where their links lead."""
+    """The sender's address of mails, and the base of their links."""
 
     address: str
     name: str = "authsvc"
     reply_to: str | None = None
-    #: ``https://app.example.com/account``; None: mails carry codes alone.
+    #: ``https://app.example.com/account``; None: mails have only codes.
     link_url: str | None = None
 
 
 class Letters:
     """
-    Renders mails; *folder* may replace single templates.
-
-    Templates get no text that a caller chose: only address, code, link, time and IP address.
+    Renders mails; *folder* may replace single templates. Templates get only address, code, link, time and IP
+    address: no text that a caller chose.
     """
 
     def __init__(self, sender: Sender, secrets: TicketSecrets, folder: Path | None = None) -> None:
@@ -78,14 +77,14 @@ class Letters:
             loader=ChoiceLoader([*own, PackageLoader("authsvc.mail")]),
             autoescape=lambda name: bool(name) and str(name).endswith(".html"),
             undefined=StrictUndefined,
-            # The template may have changed since it was tried at the start.
+            # The template may have changed since it was tested at the start.
             auto_reload=False,
             trim_blocks=True,
             lstrip_blocks=True,
         )
 
     def problems(self) -> Iterator[Problem]:
-        """What is wrong with the templates, each of which is tried."""
+        """Problems of the templates; tests each of them."""
         if self._folder is not None and not self._folder.is_dir():
             yield Problem(name="MAIL_TEMPLATES_DIR", message=f"is {str(self._folder)!r}; no such directory")
         try:
@@ -94,7 +93,7 @@ class Letters:
             yield Problem(name="MAIL_TEMPLATES_DIR", message=f"has a template that cannot be used: {error}")
 
     def try_all(self) -> None:
-        """Render every template with samples, with and without what a mail may lack; raises BadTemplate."""
+        """Render every template with samples, with and without optional values; raises BadTemplate."""
         for template in Template:
             code = SAMPLE_CODE if template in WITH_CODE else {}
             self._rendered(template, {**SAMPLE, **code})
@@ -102,7 +101,9 @@ class Letters:
             self._rendered(template, {**SAMPLE, **bare, "client_ip": None})
 
     def letter(self, mail: Mail, wording: Template, ticket: Ticket | None) -> EmailMessage:
-        """*mail* as it is sent, worded by *wording*; the same one each time, with the same Message-ID."""
+        """
+        The message for *mail* by the template *wording*; the same on each call, with the same Message-ID.
+        """
         code = self._code_values(wording, ticket) if ticket is not None and wording in WITH_CODE else {}
         subject, text, html = self._rendered(wording, {**self._values(mail), **code})
         message = self._envelope(mail, subject)
@@ -111,7 +112,7 @@ class Letters:
         return message
 
     def trial(self, mail: Mail) -> EmailMessage:
-        """A mail that says that mails arrive."""
+        """A test mail."""
         message = self._envelope(mail, "Test mail")
         message.set_content(f"This is a test mail of {self._sender.name}. Mails of this service arrive.\n")
         return message
@@ -161,7 +162,7 @@ class Letters:
 
 
 def _encoding(text: str) -> str:
-    """The transfer encoding of *text*: none where possible, so that a link can be read in the raw mail."""
+    """The transfer encoding of *text*: none if possible, so that links are readable in the raw mail."""
     is_plain = text.isascii() and all(len(line) <= MAX_LINE for line in text.splitlines())
     return "7bit" if is_plain else "quoted-printable"
 

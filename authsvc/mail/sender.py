@@ -1,4 +1,4 @@
-"""The thread that sends what waits in the outbox; one in each worker process."""
+"""The thread that sends the mails of the outbox; one in each worker process."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from authsvc.domain.values.clocks import Clock, Monotonic
 from authsvc.mail.letters import Letters
 from authsvc.mail.transports import MailDeferred, MailRefused, RelayUnavailable, Transport
 
-#: Mails that are claimed at once.
+#: Mails per claim.
 BATCH: Final = 10
-#: After this many failures in a row there is a pause.
+#: Consecutive failures after which sending pauses.
 MOST_FAILURES: Final = 5
 MINUTE_S: Final = 60.0
 
@@ -31,9 +31,9 @@ log = logging.getLogger(__name__)
 @dataclass(slots=True, kw_only=True)
 class MailRun:
     """
-    Sends what waits in the outbox, in rounds; no transaction is open while it talks to the relay.
+    Sends the mails of the outbox, in rounds; no transaction is open while it talks to the relay.
 
-    *most_per_minute* bounds what this process sends.  *on_result* hears of each mail: template and
+    *most_per_minute* limits what this process sends. *on_result* is called for each mail with template and
     ``sent``, ``retried``, ``failed`` or ``void``.
     """
 
@@ -50,14 +50,14 @@ class MailRun:
     owner: str = field(default_factory=lambda: secrets.token_hex(16))
     _failures: int = field(default=0, init=False)
     _paused_until_s: float = field(default=0.0, init=False)
-    #: False at first and after a failure: the next success brings forward what waits for the relay.
+    #: False at first and after a failure: the next success makes mails due that wait for the relay.
     _is_relay_up: bool = field(default=False, init=False)
     _sent_at_s: list[float] = field(default_factory=list, init=False)
-    #: Results that SQL has not taken yet.
+    #: Results that are not stored in SQL yet.
     _unwritten: list[Callable[[], None]] = field(default_factory=list, init=False)
 
     def round(self, is_over: Callable[[], bool] = lambda: False) -> int:
-        """Send what is due; how many mails were taken.  Raises StoreUnavailable."""
+        """Send the mails that are due; returns the number of claimed mails. Raises StoreUnavailable."""
         self._write()
         began_s = self.monotonic()
         room = self._room(began_s)
@@ -71,7 +71,7 @@ class MailRun:
         return len(claimed)
 
     def state(self) -> str | None:
-        """``up`` or ``delayed``; None where SQL does not tell."""
+        """``up`` or ``delayed``; None if SQL is away."""
         try:
             _, oldest_s = self.outbox.waiting(now=self.clock())
         except StoreUnavailable:
@@ -89,7 +89,7 @@ class MailRun:
         return min(BATCH, self.most_per_minute - len(self._sent_at_s))
 
     def _may_begin(self, began_s: float) -> bool:
-        """The lease is long enough, the relay not paused, and SQL takes results."""
+        """True if the lease is long enough, sending is not paused, and SQL accepts results."""
         now_s = self.monotonic()
         return (
             now_s - began_s <= self.timings.begun_within_s
@@ -142,7 +142,7 @@ class MailRun:
         )
 
     def _fail(self, delivery: Delivery, cause: str) -> None:
-        """No further try; the event says why."""
+        """Give the mail up; the audit event has the reason."""
         mail, user = delivery.mail, delivery.user
         detail = f"{mail.template} {mail.id}: {cause}"
         failed = Event(Action.MAIL_FAILED, user_id=user.id if user else None, detail=detail)
@@ -158,7 +158,7 @@ class MailRun:
         waits_for_relay: bool = False,
         event: Event | None = None,
     ) -> None:
-        """Write how a try went, and tell of it once that is written."""
+        """Store the result of an attempt, and report it once it is stored."""
         mail = delivery.mail
 
         def write() -> None:
@@ -180,13 +180,13 @@ class MailRun:
         self._later(write)
 
     def _later(self, write: Callable[[], None]) -> None:
-        """Write now if SQL accepts it, else before the next mails are claimed."""
+        """Store a result now if SQL answers, else before the next mails are claimed."""
         self._unwritten.append(write)
         with suppress(StoreUnavailable):
             self._write()
 
     def _write(self) -> None:
-        """Write what is left, in order; raises StoreUnavailable."""
+        """Store the remaining results, in order; raises StoreUnavailable."""
         while self._unwritten:
             write = self._unwritten.pop(0)
             try:
@@ -197,7 +197,7 @@ class MailRun:
 
 
 class MailThread:
-    """Runs rounds on a thread of its own, and at once when it is woken."""
+    """Runs rounds on its own thread, and at once when it is woken."""
 
     def __init__(self, run: MailRun, alongside: Callable[[], object]) -> None:
         self._run_once = run
@@ -211,11 +211,11 @@ class MailThread:
         self._thread.start()
 
     def wake(self) -> None:
-        """A mail was committed: send it now, not with the next round."""
+        """Start a round now, because a mail was committed."""
         self._wake.set()
 
     def close(self) -> None:
-        """Finish the mail in hand, and stop."""
+        """Finish the current mail, and stop."""
         self._stop.set()
         self._wake.set()
         if self._thread.is_alive():
@@ -235,7 +235,7 @@ class MailThread:
             log.debug("mail.delayed", extra={"cause": error.store})
             return 0
         except Exception:
-            # The end of the thread: it must go on after an unexpected error.
+            # Top of the thread: it must go on after an unexpected error.
             log.exception("mail.crashed")
             return 0
         return taken

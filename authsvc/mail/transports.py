@@ -1,4 +1,4 @@
-"""How a mail leaves: by SMTP to a relay, or as a file for development."""
+"""Transports of mails: SMTP to a relay, or files for development."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from typing import Literal, Protocol
 #: SMTP replies of these classes are final (RFC 5321 §4.2.1).
 _PERMANENT = range(500, 600)
 _READY = 220
-#: The relay closes the connection, whatever it was asked.
+#: The reply with which a relay closes the connection, to any command.
 _CLOSING = 421
 
 log = logging.getLogger(__name__)
@@ -28,37 +28,39 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SmtpTimings:
-    """How long a relay is waited for (seconds)."""
+    """Time limits for the relay (seconds)."""
 
     connect_s: float = 5.0
     #: For each reply, and for a whole mail.
     reply_s: float = 10.0
     total_s: float = 30.0
-    #: For the reply to QUIT: the mail is taken by then.
+    #: For the reply to QUIT: the mail is accepted by then.
     goodbye_s: float = 1.0
 
 
 class MailRefused(Exception):
-    """The relay refused this mail for good (5xx); trying again would not help."""
+    """The relay rejected this mail permanently (5xx); a retry would not help."""
 
 
 class MailDeferred(Exception):
-    """The relay does not take this mail now (4xx), and may take others."""
+    """The relay does not accept this mail now (4xx), but may accept others."""
 
 
 class RelayUnavailable(Exception):
-    """The relay is away, slow, busy, not to be trusted (TLS) or does not let us in; no mail was refused."""
+    """The relay is away, slow, busy, not trusted (TLS) or refuses the login; no mail was rejected."""
 
 
 class Transport(Protocol):
-    """A way out."""
+    """Sends mails."""
 
     def send(self, message: EmailMessage) -> None:
-        """Return when the other side took *message*; raises MailRefused, MailDeferred, RelayUnavailable."""
+        """
+        Return once the other side has accepted *message*; raises MailRefused, MailDeferred, RelayUnavailable.
+        """
 
 
 class _Relay(smtplib.SMTP):
-    """smtplib's client over a connected socket; bytes behind the 220 of STARTTLS end the connection."""
+    """smtplib's client over a connected socket; bytes after the 220 of STARTTLS end the connection."""
 
     def __init__(self, sock: socket.socket, host: str, own_name: str) -> None:
         super().__init__(local_hostname=own_name)
@@ -73,7 +75,7 @@ class _Relay(smtplib.SMTP):
         """Send a command and return the reply."""
         code, text = super().docmd(cmd, args)
         if cmd == "STARTTLS" and self._has_more():
-            # Bytes that an attacker sent in clear would be read as if they had come through TLS
+            # Bytes that an attacker sent unencrypted would be read as if they came through TLS
             # (CVE-2011-0411).
             raise smtplib.SMTPServerDisconnected("bytes behind the reply to STARTTLS")
         return code, text
@@ -94,8 +96,8 @@ class SmtpTransport:
     """
     One connection to the relay for each mail: STARTTLS or implicit TLS, chain and name verified.
 
-    A relay that offers no STARTTLS gets nothing.  Credentials never travel in clear.  Nothing takes longer
-    than ``total_s`` of *timings*: then the connection is closed.
+    Sends nothing to a relay that does not offer STARTTLS. Credentials are never sent unencrypted. After
+    ``total_s`` of *timings* the connection is closed.
     """
 
     host: str
@@ -107,7 +109,7 @@ class SmtpTransport:
     timings: SmtpTimings = field(default_factory=SmtpTimings)
 
     def send(self, message: EmailMessage) -> None:
-        """One mail over a connection of its own."""
+        """Send one mail over its own connection."""
         try:
             with self._session(message["From"].addresses[0].domain) as relay:
                 relay.send_message(message)
@@ -116,14 +118,14 @@ class SmtpTransport:
         except (smtplib.SMTPSenderRefused, smtplib.SMTPDataError) as error:
             raise _refusal(error.smtp_code) from error
         except smtplib.SMTPResponseException as error:
-            # Before any mail was named, also a 5xx is about the relay: a wrong password loses no mail.
+            # Before MAIL FROM, a 5xx is about the relay, too: a wrong password must not lose a mail.
             raise RelayUnavailable(f"smtp {error.smtp_code}") from error
         except (OSError, UnicodeError) as error:
             raise RelayUnavailable(_cause(error)) from error
 
     @contextmanager
     def _session(self, own_name: str) -> Iterator[smtplib.SMTP]:
-        """A connection that is encrypted as asked for, logged in, and cut when its time is over."""
+        """A connection with the configured encryption and login, closed when its time is over."""
         ends_at_s = time.monotonic() + self.timings.total_s
         with ExitStack() as stack:
             bare = stack.enter_context(
@@ -141,13 +143,13 @@ class SmtpTransport:
             _say_goodbye(relay, within_s=self.timings.goodbye_s)
 
     def _encrypted(self, bare: socket.socket, stack: ExitStack) -> socket.socket:
-        """*bare* under TLS where the relay expects that from the first byte."""
+        """*bare*, wrapped in TLS if the relay expects that from the first byte."""
         if self.tls != "implicit":
             return bare
         return stack.enter_context(self._context().wrap_socket(bare, server_hostname=self.host))
 
     def _context(self) -> ssl.SSLContext:
-        """Chain and name are verified, against the system's authorities or those of ``ca_file``."""
+        """A context that verifies chain and name, with the system's authorities or those of ``ca_file``."""
         return ssl.create_default_context(cafile=self.ca_file)
 
 
@@ -158,7 +160,7 @@ class FileTransport:
     folder: Path
 
     def send(self, message: EmailMessage) -> None:
-        """The file appears whole or not at all."""
+        """Write the file atomically."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         name = message["Message-ID"].strip("<>").partition("@")[0]
         with tempfile.NamedTemporaryFile("wb", dir=self.folder, delete=False) as draft:
@@ -170,7 +172,7 @@ class FileTransport:
 
 @contextmanager
 def _cut_at(ends_at_s: float, sock: socket.socket) -> Iterator[None]:
-    """Close the connection at *ends_at_s*, also while a thread waits for it."""
+    """Close the connection at *ends_at_s*, even while a thread waits for it."""
     # A second handle: TLS takes over the first one, and this one can be closed in any state.
     with sock.dup() as handle:
         timer = threading.Timer(max(0.0, ends_at_s - time.monotonic()), _shut, args=(handle,))
@@ -184,12 +186,12 @@ def _cut_at(ends_at_s: float, sock: socket.socket) -> Iterator[None]:
 
 
 def _shut(sock: socket.socket) -> None:
-    with suppress(OSError):  # the relay was faster
+    with suppress(OSError):  # the relay has closed it already
         sock.shutdown(socket.SHUT_RDWR)
 
 
 def _say_goodbye(relay: smtplib.SMTP, *, within_s: float) -> None:
-    """The relay has taken the mail; a failure of QUIT does not matter."""
+    """Send QUIT; its failure does not matter, because the relay has accepted the mail."""
     with suppress(OSError):
         if relay.sock is not None:
             relay.sock.settimeout(within_s)
@@ -197,14 +199,14 @@ def _say_goodbye(relay: smtplib.SMTP, *, within_s: float) -> None:
 
 
 def _refusal(code: int) -> Exception:
-    """What a reply with *code* means for the mail that it answers."""
+    """The error that a reply with *code* means for a mail."""
     if code in _PERMANENT:
         return MailRefused(f"smtp {code}")
     return RelayUnavailable(f"smtp {code}") if code in {_CLOSING, -1} else MailDeferred(f"smtp {code}")
 
 
 def _cause(error: Exception) -> str:
-    """The kind of *error*, without any text of the relay's, which may hold an address."""
+    """The kind of *error*, without text of the relay, which may contain an address."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"TLS: {error.verify_message}"
     if isinstance(error, ssl.SSLError):

@@ -11,7 +11,6 @@ replies.
 
 from __future__ import annotations
 
-import math
 import socket
 import time
 from collections.abc import Iterable, Sequence
@@ -28,6 +27,7 @@ from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 
 from authsvc.cache.errors import HandshakeRefused
+from authsvc.cache.redis.sockets import DeadlineSocket, NothingSent
 from authsvc.cache.redis.tls import TlsConnection
 
 Argument: TypeAlias = "str | bytes | int | float"
@@ -137,73 +137,6 @@ class Generations:
             return self.latest
 
 
-class NothingSent(OSError):
-    """The connection was broken, and no byte of the request was sent."""
-
-
-class _PatientSocket:
-    """
-    A socket whose time-out, *total_s* seconds, covers the whole reply after a send. A plain socket's time-out
-    starts again with each piece. A time-out set here, as a subscriber does, covers all reads from then on.
-    """
-
-    def __init__(self, sock: socket.socket, total_s: float) -> None:
-        self._sock = sock
-        self._total_s = total_s
-        self._piece_s = sock.gettimeout()
-        self._ends_at_s = time.monotonic() + total_s
-        self._has_sent = False
-        #: No read continues past this time, whatever time-out is set.
-        self.last_moment_s = math.inf
-        #: Until then, sending does not move the deadline.
-        self.is_shaking_hands = True
-
-    def sendall(self, data: bytes) -> None:
-        """
-        Send *data*; reads from now on have a new deadline. Raises NothingSent if certainly nothing was sent.
-        """
-        if not self.is_shaking_hands:
-            self._sock.settimeout(self._piece_s)
-            self._ends_at_s = time.monotonic() + self._total_s
-        try:
-            sent = self._sock.send(data)
-        except OSError as error:
-            if self._has_sent or isinstance(error, TimeoutError):
-                raise
-            raise NothingSent(*error.args) from error
-        self._has_sent = True
-        if sent < len(data):
-            self._sock.sendall(data[sent:])
-
-    def recv_into(self, buffer: bytearray) -> int:
-        """Read a piece; raises TimeoutError past the deadline."""
-        self._shorten()
-        self._has_sent = False
-        return self._sock.recv_into(buffer)
-
-    def recv(self, size: int, flags: int = 0) -> bytes:
-        """Read a piece; raises TimeoutError past the deadline."""
-        self._shorten()
-        self._has_sent = False
-        return self._sock.recv(size, flags)
-
-    def settimeout(self, seconds: float | None) -> None:
-        """Set the time-out for all following reads; None: no limit, 0: do not wait."""
-        self._ends_at_s = time.monotonic() + seconds if seconds else math.inf
-        self._sock.settimeout(seconds)
-
-    def _shorten(self) -> None:
-        left_s = min(self.last_moment_s, self._ends_at_s) - time.monotonic()
-        if left_s <= 0:
-            raise TimeoutError("the reply is not complete in time")
-        piece_s = self._sock.gettimeout()
-        if left_s < (math.inf if piece_s is None else piece_s):
-            self._sock.settimeout(left_s)
-
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 whatever a socket has
-        return getattr(self._sock, name)
-
-
 class _Stamping(AbstractConnection):
     """A redis-py connection that gets a new generation whenever it connects."""
 
@@ -218,7 +151,7 @@ class _Stamping(AbstractConnection):
     def _connect(self) -> Any:  # noqa: ANN401 a socket, or what stands for one in memory
         sock = super()._connect()  # type: ignore[no-untyped-call,safe-super]  # the driver's
         self.bare_socket = sock
-        return _PatientSocket(sock, self.total_s) if isinstance(sock, socket.socket) else sock
+        return DeadlineSocket(sock, self.total_s) if isinstance(sock, socket.socket) else sock
 
     def on_connect_check_health(self, check_health: bool = True) -> None:  # noqa: FBT001, FBT002 redis-py's
         """Take a stamp, do the handshake, set the client's name."""
@@ -232,12 +165,12 @@ class _Stamping(AbstractConnection):
             raise HandshakeRefused from error
         if self.announced_name:
             self._announce(self.announced_name)
-        if isinstance(self._sock, _PatientSocket):
-            self._sock.is_shaking_hands = False
+        if isinstance(self._sock, DeadlineSocket):
+            self._sock.is_in_handshake = False
 
     def finish_within(self, seconds: float) -> None:
         """Limit all reads to *seconds* from now; for a subscriber, which reads without sending."""
-        if isinstance(self._sock, _PatientSocket):
+        if isinstance(self._sock, DeadlineSocket):
             self._sock.last_moment_s = time.monotonic() + seconds
 
     def _announce(self, name: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 from redis import Redis
@@ -13,37 +13,16 @@ from authsvc.cache import (
     Aside,
     CacheUnavailable,
     Display,
-    Entry,
     Invalidations,
-    KeySpace,
     Near,
     Records,
     RedisAddress,
-    Shape,
     bounded_pool,
 )
 from authsvc.cache.local import DEAF_AFTER_S
-from tests.contract.cache.clients import PATIENT, cache_client
+from tests.contract.cache.clients import KEYS, PATIENT, SHAPE, SPACE, Row, cache_client
 from tests.processes import wait_until
 from tests.servers.proxy import Mode, Rule, TcpProxy
-
-KEYS = KeySpace("lib")
-SPACE = KEYS.space("row", ttl_s=60)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row and its version."""
-
-    id: str
-    version: int
-
-
-SHAPE = Shape(
-    schema=1,
-    dump=lambda row: Entry({"id": row.id}, row.version),
-    load=lambda entry: Row(str(entry.fields["id"]), entry.row_version),
-)
 
 
 class Table:

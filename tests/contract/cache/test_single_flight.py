@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 from redis import Redis
@@ -14,33 +14,14 @@ from authsvc.cache import (
     MISSING,
     Aside,
     CacheEvents,
-    Entry,
-    KeySpace,
     Records,
-    Shape,
     SingleFlight,
 )
-from tests.contract.cache.clients import PATIENT, cache_client, in_threads
+from tests.contract.cache.clients import PATIENT, SHAPE, SPACE, Row, cache_client, in_threads
 from tests.processes import wait_until
 
-SPACE = KeySpace("lib").space("row", ttl_s=60)
 LEASE = SPACE.lease(SPACE.key("7"))
 PROCESSES, THREADS = 4, 50
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row and its version."""
-
-    id: str
-    version: int
-
-
-SHAPE = Shape(
-    schema=1,
-    dump=lambda row: Entry({"id": row.id}, row.version),
-    load=lambda entry: Row(str(entry.fields["id"]), entry.row_version),
-)
 
 
 def rows_of(url, *, patience_s=60.0, lease_ms=60_000, size=16, retry_s=0.02, events=None, **pool_options):
