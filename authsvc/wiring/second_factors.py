@@ -37,7 +37,7 @@ def open_second_factors(parts: Parts, opening: SessionOpening, account: OwnAccou
     return SecondFactorServices(
         factors=book,
         enrolments=TotpEnrolments(
-            store=SqlEnrolmentStore(stores.database, stores.log, clock, store),
+            store=SqlEnrolmentStore(stores.database, clock, store),
             factors=book,
             keys=keys,
             clock=clock,
@@ -108,7 +108,7 @@ def open_passkeys(
     stores, login = parts.stores, second_factors.login
     book = PasskeyBook(
         ceremonies=WebAuthn(party),
-        store=SqlPasskeyStore(stores.database, stores.log, parts.clock, _factor_store(parts)),
+        store=SqlPasskeyStore(stores.database, _factor_store(parts)),
         factors=second_factors.factors,
         challenges=second_factors.challenges,
         revocations=parts.revocations,

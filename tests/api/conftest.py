@@ -24,6 +24,7 @@ from tests.timings import UNHURRIED
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+    from types import ModuleType
 
 
 @pytest.fixture(scope="session")
@@ -77,14 +78,24 @@ def make_module_api(postgres_server, served_redis, template, folder, request) ->
 
 @pytest.fixture(scope="module", params=["postgresql", "sqlite"])
 def api(make_module_api: MakeApi, request) -> Api:
-    """Share one application in a module, once over each database; its users are the test's own."""
-    return make_module_api(sqlite=request.param == "sqlite")
+    """
+    Share one application in a module, once over each database; its users are the test's own.
+
+    It has the settings that the module names as ``SETTINGS``.
+    """
+    return make_module_api(sqlite=request.param == "sqlite", **settings_of(request.module))
 
 
 @pytest.fixture(scope="module")
-def pg_api(make_module_api: MakeApi) -> Api:
+def pg_api(make_module_api: MakeApi, request) -> Api:
     """The same over PostgreSQL alone."""
-    return make_module_api()
+    return make_module_api(**settings_of(request.module))
+
+
+def settings_of(module: ModuleType) -> dict[str, str]:
+    """What the applications of a module of tests are set to."""
+    settings: dict[str, str] = getattr(module, "SETTINGS", {})
+    return settings
 
 
 @pytest.fixture

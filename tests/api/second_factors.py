@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 FACTORS = {"SECOND_FACTORS": "on", "DATA_KEY": "tests-data-key-" + "89abcdef01234567" * 2}
 #: The same without a limit but the one in SQL.
 UNLIMITED = FACTORS | {"RATE_LIMIT_SECOND_FACTOR": "off"}
+#: Another key than theirs.
+OTHER_KEY = "tests-other-key-" + "76543210fedcba98" * 2
 
 STEP_S = 30
 

@@ -21,6 +21,7 @@ from authsvc.wiring.preflight import factor_problems
 from tests.api.driver import Api, MakeApi, Person, at_once, code_of, json_of, new_email
 from tests.api.mailing import MAIL, Postbox, code_in
 from tests.api.second_factors import (
+    OTHER_KEY,
     UNLIMITED,
     App,
     Guarded,
@@ -37,13 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-OTHER_KEY = "tests-other-key-" + "76543210fedcba98" * 2
-
-
-@pytest.fixture(scope="module", params=["postgresql", "sqlite"])
-def api(make_module_api: MakeApi, request) -> Api:
-    """Share one application with second factors, over each database."""
-    return make_module_api(sqlite=request.param == "sqlite", **UNLIMITED)
+SETTINGS = UNLIMITED
 
 
 @pytest.fixture(scope="module")

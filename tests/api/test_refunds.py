@@ -14,7 +14,7 @@ from authsvc.api.frame.context import DEVICE_HEADER
 from authsvc.domain.errors import StoreUnavailable
 from tests.api.driver import Api, MakeApi, code_of, new_email
 from tests.api.mailing import MAIL, Postbox, code_in, token_in
-from tests.api.second_factors import FACTORS, Guarded, guarded, refused
+from tests.api.second_factors import FACTORS, OTHER_KEY, Guarded, guarded, refused
 from tests.processes import wait_until
 from tests.rig import PASSWORD, development, operator_of
 from tests.servers import drop_database
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from authsvc.domain.passwords.lane import BoundedPasswords
     from tests.api.driver import Person
 
-OTHER_KEY = "tests-other-key-" + "76543210fedcba98" * 2
 #: No session is begun or changed, as while somebody holds a lock on the table.
 LOCKED = """
 CREATE FUNCTION locked() RETURNS trigger AS $$ BEGIN RAISE lock_not_available; END $$ LANGUAGE plpgsql;

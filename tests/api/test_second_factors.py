@@ -15,7 +15,7 @@ from sqlalchemy import text
 from authsvc.api.frame.context import DEVICE_HEADER
 from authsvc.settings import Settings
 from authsvc.wiring.stores import open_database
-from tests.api.driver import Api, MakeApi, Person, at_once, code_of, json_of
+from tests.api.driver import Api, Person, at_once, code_of, json_of
 from tests.api.second_factors import (
     FACTORS,
     STEP_S,
@@ -36,21 +36,10 @@ from tests.servers.proxy import Mode, TcpProxy
 if TYPE_CHECKING:
     from typing import Any
 
+SETTINGS = UNLIMITED
 NEW_PASSWORD = "a staple that no horse has seen"
 #: NIST SP 800-63B allows so many wrong ones in a row.
 MOST_FAILURES = 100
-
-
-@pytest.fixture(scope="module", params=["postgresql", "sqlite"])
-def api(make_module_api: MakeApi, request) -> Api:
-    """Share one application with second factors, over each database."""
-    return make_module_api(sqlite=request.param == "sqlite", **UNLIMITED)
-
-
-@pytest.fixture(scope="module")
-def pg_api(make_module_api: MakeApi) -> Api:
-    """The same over PostgreSQL alone."""
-    return make_module_api(**UNLIMITED)
 
 
 def sql(api: Api, statement: str, **values: Any) -> list[Any]:

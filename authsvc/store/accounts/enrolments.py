@@ -14,8 +14,8 @@ from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.encryption import DataKeys
 from authsvc.domain.values.identifiers import SessionId, UserId
 from authsvc.store.accounts.factors import SqlFactorStore, add_factor, to_factor, totp_of
-from authsvc.store.revocations import NOBODY, SqlRevocationLog
-from authsvc.store.sessions import acting_user, locked_user
+from authsvc.store.revocations import NOBODY
+from authsvc.store.sessions import locked_user
 from authsvc.store.sql import Database
 from authsvc.store.tables import factors
 
@@ -26,11 +26,8 @@ STEP = 200
 class SqlEnrolmentStore:
     """Enrolments as rows; each method is one transaction."""
 
-    def __init__(
-        self, database: Database, log: SqlRevocationLog, clock: Clock, of_factors: SqlFactorStore
-    ) -> None:
+    def __init__(self, database: Database, clock: Clock, of_factors: SqlFactorStore) -> None:
         self._database = database
-        self._log = log
         self._clock = clock
         self._of_factors = of_factors
 
@@ -58,20 +55,20 @@ class SqlEnrolmentStore:
         self, enrolment: Factor, step: int, digests: Sequence[bytes], *, keep: SessionId
     ) -> Committed[bool]:
         """Confirm *enrolment*, which replaces any other TOTP; True if it is the first factor."""
-        now, user_id = self._clock(), enrolment.user_id
         confirmed = (
             update(factors)
             .where(factors.c.id == enrolment.id, factors.c.confirmed_at.is_(None))
-            .values(confirmed_at=now, last_step=step)
+            .values(confirmed_at=self._clock(), last_step=step)
         )
-        with self._database.transaction() as connection:
-            user = acting_user(connection, user_id, keep, now)
-            replaced = and_(totp_of(user_id), factors.c.confirmed_at.is_not(None))
-            connection.execute(delete(factors).where(replaced, factors.c.id != enrolment.id))
+        in_force = and_(totp_of(enrolment.user_id), factors.c.confirmed_at.is_not(None))
+        replaced = delete(factors).where(in_force, factors.c.id != enrolment.id)
+
+        def replace(connection: Connection) -> None:
+            connection.execute(replaced)
             if connection.execute(confirmed).rowcount != 1:
                 raise CodeInvalid("confirmed, replaced or gone meanwhile")
-            first, entries = self._of_factors.added(connection, user, digests, keep=keep)
-            return Committed(first, self._log.append(connection, entries))
+
+        return self._of_factors.add(enrolment.user_id, digests, replace, keep=keep)
 
 
 def reencrypt(database: Database, keys: DataKeys) -> Iterator[int]:

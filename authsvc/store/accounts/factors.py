@@ -7,7 +7,7 @@ each other, and transactions cannot deadlock.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -69,22 +69,31 @@ class SqlFactorStore:
         with self._database.read() as connection:
             return factors_of(connection, user_id)
 
-    def added(
-        self, connection: Connection, user: User, digests: Sequence[bytes], *, keep: SessionId
-    ) -> tuple[bool, list[Revocation]]:
+    def add(
+        self,
+        user_id: UserId,
+        digests: Sequence[bytes],
+        write: Callable[[Connection], object],
+        *,
+        keep: SessionId,
+    ) -> Committed[bool]:
         """
-        Record, in the caller's transaction, that *user*, whose row is locked, has one more factor.
+        Let *write* store a factor of the user, whose row is locked, in the transaction of what it brings.
 
-        True if it is the first: then recovery codes with these *digests* are stored, and the returned log
-        entries end all sessions but *keep*.
+        True if it is the first: then recovery codes with these *digests* are stored, and all sessions but
+        *keep* end.  Raises TokenInvalid if *keep* has ended, and whatever *write* raises.
         """
         now = self._clock()
-        self._notices.add(connection, Template.FACTOR_ADDED, (user.email,), now)
-        if not _set_has_factor(connection, user.id, now_has=True):
-            return False, []
-        _store_codes(connection, user.id, digests, now)
-        entries = end_sessions_of(connection, self._log, user.id, now, "factor_added", keep=keep)
-        return True, entries
+        with self._database.transaction() as connection:
+            user = acting_user(connection, user_id, keep, now)
+            write(connection)
+            self._notices.add(connection, Template.FACTOR_ADDED, (user.email,), now)
+            is_first = _set_has_factor(connection, user_id, now_has=True)
+            if not is_first:
+                return Committed(is_first)
+            _store_codes(connection, user_id, digests, now)
+            entries = end_sessions_of(connection, self._log, user_id, now, "factor_added", keep=keep)
+            return Committed(is_first, self._log.append(connection, entries))
 
     def rename(self, user_id: UserId, factor_id: FactorId, name: str | None) -> Factor:
         """Set the name; raises NotFound."""

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import func, select
+from sqlalchemy import Connection, func, select
 
 from authsvc.domain.accounts.challenges import Challenge
 from authsvc.domain.accounts.factors import Factor, Kind
 from authsvc.domain.accounts.passkeys import MOST_PASSKEYS
 from authsvc.domain.errors import PasskeyKnown, StoreUnavailable, TooMany
 from authsvc.domain.revocations import Committed
-from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.identifiers import SessionId
 from authsvc.store.accounts.factors import SqlFactorStore, add_factor, spend, to_factor
-from authsvc.store.revocations import SqlRevocationLog
-from authsvc.store.sessions import acting_user
 from authsvc.store.sql import Database, is_taken
 from authsvc.store.tables import factors
 
@@ -23,12 +20,8 @@ from authsvc.store.tables import factors
 class SqlPasskeyStore:
     """Passkeys as rows of the table of factors; each method is one transaction."""
 
-    def __init__(
-        self, database: Database, log: SqlRevocationLog, clock: Clock, of_factors: SqlFactorStore
-    ) -> None:
+    def __init__(self, database: Database, of_factors: SqlFactorStore) -> None:
         self._database = database
-        self._log = log
-        self._clock = clock
         self._of_factors = of_factors
 
     def of_credential(self, credential_id: bytes) -> Factor | None:
@@ -45,16 +38,16 @@ class SqlPasskeyStore:
         theirs = select(func.count()).where(
             factors.c.user_id == factor.user_id, factors.c.kind == Kind.PASSKEY.value
         )
+
+        def insert(connection: Connection) -> None:
+            spend(connection, challenge.id, challenge.expires_at)
+            # The row lock makes concurrent registrations count one after the other.
+            if connection.execute(theirs).scalar_one() >= MOST_PASSKEYS:
+                raise TooMany
+            add_factor(connection, factor)
+
         try:
-            with self._database.transaction() as connection:
-                # The row lock makes concurrent registrations count one after the other.
-                user = acting_user(connection, factor.user_id, keep, self._clock())
-                spend(connection, challenge.id, challenge.expires_at)
-                if connection.execute(theirs).scalar_one() >= MOST_PASSKEYS:
-                    raise TooMany
-                add_factor(connection, factor)
-                is_first, entries = self._of_factors.added(connection, user, digests, keep=keep)
-                return Committed(is_first, self._log.append(connection, entries))
+            return self._of_factors.add(factor.user_id, digests, insert, keep=keep)
         except StoreUnavailable as error:
             if is_taken(error, factors.c.credential_id):
                 raise PasskeyKnown from error
