@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flask import Blueprint as PlainBlueprint
 from flask import Flask
@@ -27,6 +27,7 @@ from authsvc.api import (
     sessions,
     users,
 )
+from authsvc.api.direct import DirectRoutes
 from authsvc.api.frame import docs, errors, hooks
 from authsvc.api.frame.bodies import READ_BYTES, Blueprint
 from authsvc.api.frame.context import EXTENSION
@@ -56,6 +57,14 @@ BLUEPRINTS = (
 )
 #: Left out of the duration metrics: frequent probes would hide all other requests.
 UNTIMED = ("/v1/health/.*", "/health")
+
+
+class PlainFlask(Flask):
+    """Flask for views that are plain functions: it looks a dozen times in each request whether they are."""
+
+    def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        """*func* as it is."""
+        return func
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +108,7 @@ def create_app(services: Services) -> Application:
     """The whole application over *services*."""
     has_levels = services.second_factors is not None
     has_machines = services.machines is not None
-    app = Flask(__name__, static_folder=None)
+    app = PlainFlask(__name__, static_folder=None)
     app.config.update(MAX_CONTENT_LENGTH=READ_BYTES, PROVIDE_AUTOMATIC_OPTIONS=False)
     app.json.sort_keys = False  # type: ignore[attr-defined]  # Flask's default provider has it
     app.url_map.merge_slashes = False
@@ -124,7 +133,9 @@ def create_app(services: Services) -> Application:
         services.checks, services.tracing.trace_id, has_levels=has_levels, has_machines=has_machines
     )
     by_path = {path: services.tracing.around(answers, path) for path in _check_paths(services)}
-    shared = CrossOrigin(PlainRequests(app.wsgi_app), frozenset(services.http.cors_origins))
+    # Flask alone makes the spans of a trace.
+    direct = app.wsgi_app if services.tracing.is_on else DirectRoutes(app.wsgi_app, services, auth.DIRECT)
+    shared = CrossOrigin(PlainRequests(direct), frozenset(services.http.cors_origins))
     checked = ForwardAuth(by_path, shared)
     app.wsgi_app = MetricsPort(checked, services.metrics, services.http.metrics_port)  # type: ignore[method-assign]
     return Application(app, services, app, _lane(services))

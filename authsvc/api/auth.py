@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from flask import Response, request
 
-from authsvc.api.frame.bodies import Blueprint, load, read_json
+from authsvc.api.direct import DirectRoute, Reply, json_body, loaded
+from authsvc.api.frame.bodies import JSON, Blueprint, load, read_json
 from authsvc.api.frame.context import DEVICE_HEADER, client_ip, services, user_agent
-from authsvc.api.frame.guards import counted, limited, optional_bearer, public
+from authsvc.api.frame.guards import counted, counting, limited, optional_bearer, public
 from authsvc.api.frame.outcomes import revoked
 from authsvc.api.schemas.accounts import (
     LoginBody,
@@ -20,7 +23,11 @@ from authsvc.api.schemas.accounts import (
 from authsvc.domain.accounts.opening import TokenPair
 from authsvc.domain.authentication import LoginAttempt, Registration
 from authsvc.domain.ratelimits import Rule
+from authsvc.domain.revocations import Outcome
+from authsvc.domain.sessions import Session
+from authsvc.domain.tokens.claims import bearer_token
 from authsvc.domain.users import User
+from authsvc.services import Services
 
 blp = Blueprint("auth", __name__, url_prefix="/v1/auth", description="Register, log in, refresh, log out.")
 registration = Blueprint("registration", __name__, url_prefix="/v1/auth/register", description="Signing up.")
@@ -77,7 +84,7 @@ def login(form: LoginForm) -> tuple[TokenPair, int, dict[str, str]]:
 @blp.refuses(503, "`unavailable`")
 def refresh(form: RefreshForm) -> TokenPair:
     """Exchange a refresh token for a new pair; the old one stops working."""
-    return services().authentication.refresh(form.refresh_token or "")
+    return _refresh(services(), form)
 
 
 @blp.post("/logout")
@@ -92,9 +99,17 @@ def refresh(form: RefreshForm) -> TokenPair:
 @blp.refuses(503, "`unavailable`")
 def logout() -> Response:
     """End the session of the bearer token, of the refresh token in the body, or of both."""
-    outcome = services().authentication.log_out(optional_bearer(), _optional_refresh_token())
-    services().metrics.logout()
-    return revoked(outcome)
+    return revoked(_log_out(services(), optional_bearer(), _optional_refresh_token()))
+
+
+def _refresh(found: Services, form: RefreshForm) -> TokenPair:
+    return found.authentication.refresh(form.refresh_token or "")
+
+
+def _log_out(found: Services, access: str | None, refresh_token: str | None) -> Outcome[Session | None]:
+    outcome = found.authentication.log_out(access, refresh_token)
+    found.metrics.logout()
+    return outcome
 
 
 def _optional_refresh_token() -> str | None:
@@ -103,3 +118,29 @@ def _optional_refresh_token() -> str | None:
         return None
     form: RefreshForm = load(RefreshBody(partial=True), read_json(request))
     return form.refresh_token
+
+
+def _read_refresh(_authorization: str, body: bytes) -> RefreshForm | None:
+    return loaded(_REFRESH_BODY, body) if body else None
+
+
+def _refresh_directly(found: Services, form: RefreshForm) -> Reply:
+    with counting(found.metrics.refresh):
+        pair = _refresh(found, form)
+    return Reply(200, json_body(_PAIR_VIEW.dump(pair)), JSON)
+
+
+def _read_logout(authorization: str, body: bytes) -> str | None:
+    return None if body else bearer_token(authorization)
+
+
+def _log_out_directly(found: Services, access: str) -> Reply:
+    return Reply(204 if _log_out(found, access, None).is_complete else 202)
+
+
+_REFRESH_BODY, _PAIR_VIEW = RefreshBody(), TokenPairView()
+#: The busiest of these views, for requests without anything unusual about them.
+DIRECT: dict[str, DirectRoute[Any]] = {
+    f"{blp.url_prefix}/refresh": DirectRoute(_read_refresh, _refresh_directly),
+    f"{blp.url_prefix}/logout": DirectRoute(_read_logout, _log_out_directly),
+}

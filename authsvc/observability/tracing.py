@@ -81,6 +81,11 @@ class Tracing:
     #: Send the remaining spans.
     close: Callable[[], None] = ignore
 
+    @property
+    def is_on(self) -> bool:
+        """True where requests of the Flask application are made spans."""
+        return self.instrument is not ignore
+
 
 def open_tracing(settings: TracingSettings, *, now_ns: Callable[[], int]) -> Tracing:
     """

@@ -66,12 +66,34 @@ class Blueprint(SmorestBlueprint):
 
     ARGUMENTS_PARSER = StrictParser()
 
+    def arguments(
+        self, schema: type[Schema], **options: Any
+    ) -> Callable[[Callable[..., R]], Callable[..., R]]:
+        """Have the parser load *schema* from the request; the schema is made once, not for each request."""
+        read: Callable[[Callable[..., R]], Callable[..., R]] = super().arguments(schema(), **options)
+        return read
+
+    def doc(self, **described: Any) -> Callable[[Callable[P, R]], Callable[P, R]]:
+        """Add *described* to the description of a view."""
+        return _describing(super().doc(**described))
+
+    def alt_response(self, *args: Any, **described: Any) -> Callable[[Callable[P, R]], Callable[P, R]]:
+        """Document another answer of a view."""
+        return _describing(super().alt_response(*args, **described))
+
     def refuses(self, status: int, codes: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         """Document that a view may answer *status* with the problem codes *codes*."""
-        documented: Callable[[Callable[P, R]], Callable[P, R]] = self.alt_response(
-            status, schema=_PROBLEM, content_type=MEDIA_TYPE, description=codes
-        )
-        return documented
+        return self.alt_response(status, schema=_PROBLEM, content_type=MEDIA_TYPE, description=codes)
+
+
+def _describing(decorate: Callable[[Any], Any]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """*decorate*, which only describes a view, without the call that it would add to every request."""
+
+    def describe(view: Callable[P, R]) -> Callable[P, R]:
+        view._apidoc = decorate(view)._apidoc  # type: ignore[attr-defined]  # noqa: SLF001 - where flask-smorest looks
+        return view
+
+    return describe
 
 
 def read_json(req: Request, media_types: tuple[str, ...] = (JSON,)) -> Json:

@@ -89,9 +89,16 @@ def client_ip() -> str:
 
 def user_agent() -> str | None:
     """The User-Agent, shortened, without characters that the database rejects."""
-    text = request.headers.get("User-Agent", "")
-    clean = "".join(character for character in text if character.isprintable())
-    return clean.encode("utf-8", "replace").decode()[:USER_AGENT_LENGTH] or None
+    return user_agent_of(request.environ)
+
+
+def user_agent_of(environ: Mapping[str, Any]) -> str | None:
+    """The same of a request that is answered without Flask."""
+    text = environ.get("HTTP_USER_AGENT", "")
+    if not (text.isascii() and text.isprintable()):
+        clean = "".join(character for character in text if character.isprintable())
+        text = clean.encode("utf-8", "replace").decode()
+    return text[:USER_AGENT_LENGTH] or None
 
 
 def request_id_of(environ: Mapping[str, Any]) -> str:

@@ -297,10 +297,14 @@ def _oauth_code(status: int) -> str:
 
 
 def _refuse(error: errors.AuthError) -> Response:
-    """Answer an AuthError of the domain."""
+    return _respond(refusal(error))
+
+
+def refusal(error: errors.AuthError) -> Problem:
+    """Return the answer to an AuthError of the domain; outages are logged."""
     if isinstance(error, errors.StoreUnavailable):
         log.warning("request.unavailable", extra={"cause": error.store})
-    return _respond(problem_of(error))
+    return problem_of(error)
 
 
 def _refuse_http(error: HTTPException) -> Response:
@@ -334,9 +338,13 @@ def _status(error: HTTPException) -> int:
 
 
 def _fail(error: Exception) -> Response:
-    """Answer an unexpected error: details go to the log, the caller gets the request id."""
+    return _respond(failure(error))
+
+
+def failure(error: Exception) -> Problem:
+    """Return the answer to an unexpected error: details go to the log, the caller gets the request id."""
     log.error("request.crashed", exc_info=error)
-    return _respond(Problem(status=500, code="internal_error"))
+    return Problem(status=500, code="internal_error")
 
 
 def flat(messages: Messages, path: str = "", *, whole: str = "body") -> dict[str, list[str]]:

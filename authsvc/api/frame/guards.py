@@ -183,21 +183,26 @@ def counted(result: Callable[[Metrics], Callable[[str], None]]) -> Callable[[Cal
     def decorate(view: Callable[P, R]) -> Callable[P, R]:
         @wraps(view)
         def observed(*args: P.args, **kwargs: P.kwargs) -> R:
-            count = result(services().metrics)
-            try:
-                answer = view(*args, **kwargs)
-            except AuthError as error:
-                count(error.code)
-                raise
-            except HTTPException:
-                count("malformed")
-                raise
-            count("ok")
-            return answer
+            with counting(result(services().metrics)):
+                return view(*args, **kwargs)
 
         return observed
 
     return decorate
+
+
+@contextmanager
+def counting(count: Callable[[str], None]) -> Iterator[None]:
+    """Count how what is done within ends, as :func:`counted` does."""
+    try:
+        yield
+    except AuthError as error:
+        count(error.code)
+        raise
+    except HTTPException:
+        count("malformed")
+        raise
+    count("ok")
 
 
 def optional_bearer() -> str | None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from flask import Flask, Response, g, request
 
-from authsvc.api.frame.context import client_ip, request_id_of, services, user_agent
+from authsvc.api.frame.context import request_id_of, resolve_client, services, user_agent_of
 from authsvc.domain.audit import Origin, bind_origin
 from authsvc.domain.ratelimits import policy_header, record_attempts, state_header, tightest
+from authsvc.domain.values.limits import Attempt
 from authsvc.observability.logs import bind_request
+from authsvc.services import Services
 
 log = logging.getLogger("authsvc.requests")
 
@@ -31,23 +35,34 @@ def install(app: Flask) -> None:
 
 def _begin() -> None:
     g.began_s = time.perf_counter()
-    g.request_id = request_id_of(request.environ)
-    g.attempts = record_attempts()
-    bind_request(g.request_id, services().tracing.trace_id(request.environ))
-    bind_origin(Origin(request_id=g.request_id, client_ip=client_ip(), user_agent=user_agent()))
+    g.request_id, g.attempts = begin(request.environ, services())
 
 
 def _finish(response: Response) -> Response:
     response.headers["X-Request-Id"] = g.request_id
     for name, value in HEADERS.items():
         response.headers.setdefault(name, value)
-    if g.attempts:
-        attempt = tightest(g.attempts)
-        response.headers["RateLimit-Policy"] = policy_header(attempt.limit)
-        response.headers["RateLimit"] = state_header(attempt)
+    response.headers.update(limit_headers(g.attempts))
     route = request.url_rule.rule if request.url_rule else None
     log_answer(request.method, route, response.status_code, time.perf_counter() - g.began_s)
     return response
+
+
+def begin(environ: Mapping[str, Any], found: Services) -> tuple[str, list[Attempt]]:
+    """Bind what this thread works for; the request's id, and a list that will have the counted attempts."""
+    request_id = request_id_of(environ)
+    bind_request(request_id, found.tracing.trace_id(environ))
+    ip = resolve_client(environ, found.http.trusted_proxies)
+    bind_origin(Origin(request_id=request_id, client_ip=ip, user_agent=user_agent_of(environ)))
+    return request_id, record_attempts()
+
+
+def limit_headers(attempts: Sequence[Attempt]) -> dict[str, str]:
+    """What an answer says of the limits that its request was counted for."""
+    if not attempts:
+        return {}
+    attempt = tightest(attempts)
+    return {"RateLimit-Policy": policy_header(attempt.limit), "RateLimit": state_header(attempt)}
 
 
 def log_answer(method: str, route: str | None, status: int, took_s: float) -> None:
