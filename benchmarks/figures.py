@@ -9,7 +9,6 @@ Only ratios between rows of one run mean anything: the load generator shares the
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import subprocess
@@ -25,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import bcrypt
 import psutil
 
-from benchmarks.load import Result, closed_loop, open_loop, request
+from benchmarks.load import Result, closed_loop, open_loop, request, rounds_and_seconds
 from tests import ROOT
 from tests.processes import free_port
 from tests.rig import PASSWORD, Service, environment, migrate
@@ -39,12 +38,7 @@ CHECKS_PER_S = 100
 
 def main() -> None:
     """Measure everything and print one line for each figure."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=5)
-    options = parser.parse_args()
+    options = rounds_and_seconds(__doc__, rounds=3, seconds=5).parse_args()
     with (
         tempfile.TemporaryDirectory() as folder,
         RedisServer() as redis,

@@ -10,7 +10,6 @@ charged the workers for each answered check.  ``--before`` is another tree of th
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import tempfile
@@ -23,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import psutil
 
-from benchmarks.load import closed_loop, request
+from benchmarks.load import closed_loop, request, rounds_and_seconds
 from tests import ROOT
 from tests.rig import PASSWORD, Service, environment, run_command
 from tests.servers import PostgresServer, RedisServer
@@ -55,12 +54,8 @@ VARIANTS = (
 
 def main() -> None:
     """Measure every variant in turn, and print its figure and its ratio to the first."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = rounds_and_seconds(__doc__, rounds=3, seconds=4)
     parser.add_argument("--before", type=Path, help="another tree of the service")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=4)
     options = parser.parse_args()
     found: dict[str, list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder, RedisServer() as redis, PostgresServer() as postgres:

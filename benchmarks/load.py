@@ -7,6 +7,7 @@ requests are due at fixed times, whatever the server does, and latency counts fr
 
 from __future__ import annotations
 
+import argparse
 import selectors
 import socket
 import time
@@ -14,6 +15,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 RECEIVE_BYTES = 65536
+
+
+def rounds_and_seconds(description: str | None, *, rounds: int, seconds: float) -> argparse.ArgumentParser:
+    """A parser of the options that most benchmarks have, with their defaults."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--seconds", type=float, default=seconds)
+    return parser
 
 
 @dataclass

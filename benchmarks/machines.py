@@ -10,7 +10,6 @@ take turns; the figures are medians over the rounds.
 
 from __future__ import annotations
 
-import argparse
 import base64
 import json
 import statistics
@@ -22,7 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.costs import cpu_s, processes
-from benchmarks.load import closed_loop, request
+from benchmarks.load import closed_loop, request, rounds_and_seconds
 from tests.rig import COMMAND, PASSWORD, Service, development, run_command
 from tests.servers import PostgresServer, RedisServer
 
@@ -43,12 +42,7 @@ FORM = b"grant_type=client_credentials"
 
 def main() -> None:
     """Measure, and print one line for each figure."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seconds", type=float, default=4)
-    parser.add_argument("--rounds", type=int, default=3)
-    options = parser.parse_args()
+    options = rounds_and_seconds(__doc__, rounds=3, seconds=4).parse_args()
     with (
         tempfile.TemporaryDirectory() as folder,
         RedisServer() as redis,

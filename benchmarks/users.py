@@ -9,7 +9,6 @@ figures of one run mean anything: the load generator shares the cores with the s
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import tempfile
@@ -29,7 +28,7 @@ from authsvc.domain.users import Profile
 from authsvc.domain.values.emails import Email
 from authsvc.settings import Settings
 from authsvc.wiring import build
-from benchmarks.load import Result, closed_loop, open_loop, request
+from benchmarks.load import Result, closed_loop, open_loop, request, rounds_and_seconds
 from tests.rig import PASSWORD, Service, environment, migrate
 from tests.servers import PostgresServer, RedisServer
 
@@ -61,12 +60,7 @@ class World:
 
 def main() -> None:
     """Measure everything and print one line for each figure."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2)
-    options = parser.parse_args()
+    options = rounds_and_seconds(__doc__, rounds=5, seconds=2).parse_args()
     logged = PostgresServer("-c", "log_statement=all", fsync=True)
     with tempfile.TemporaryDirectory() as folder, RedisServer() as redis, logged as postgres:
         env = environment(postgres.create_database(), redis.url, Path(folder), LOG_LEVEL="warning")
