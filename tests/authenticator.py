@@ -99,7 +99,7 @@ def _head(major: int, number: int) -> bytes:
 
 @dataclass(kw_only=True)
 class Lies:
-    """What an answer says although it is not so; the signature is right all the same."""
+    """False statements of an answer whose signature is valid."""
 
     #: Members of the client data; one that is None is left out.
     client_data: Mapping[str, object] = field(default_factory=dict)

@@ -1,8 +1,8 @@
 """
-Timings for tests that are about something else, on machines that may stand still for seconds.
+Timings for tests that are not about time limits, on machines that may suspend a process for seconds.
 
-The service gives up on Redis within a quarter of a second, on SQL within a few: right for those who wait for
-it, and fatal to such a test, which then sees a 202 in place of a 204, or a 503 of a 200.
+The service gives up on Redis within a quarter of a second, on SQL within a few seconds. On such a machine, a
+test would then see a 202 in place of a 204, or a 503 in place of a 200.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from authsvc.store.key_folder import FolderTimings
 from authsvc.store.sql import SqlTimings
 from authsvc.wiring.timings import Timings
 
-#: Longer than any machine of ours stands still.
+#: Longer than a busy machine suspends a process.
 LONG_S = 60
 
 #: For what runs in the process of the test; a proof lasts for minutes.

@@ -127,7 +127,7 @@ class Forger:
         return self.random.choice(sorted(self.claims))
 
     def stranger(self) -> SigningKey:
-        """A key that is none of ours."""
+        """A key that the service does not have."""
         return signing_key(self.pick(("ES256", "EdDSA", "RS256")))
 
 
@@ -332,7 +332,7 @@ def claim_said_twice(forger: Forger) -> str:
 
 
 def claim_too_many(forger: Forger) -> str:
-    """A claim that nobody asked for; the signature is good."""
+    """An additional claim; the signature is valid."""
     name = forger.pick(("scope", "client_id", "admin", "role", "act", "cnf", "ISS", "sub ", "", "__proto__"))
     return forger.claiming(**{name: forger.pick(ODD)})
 

@@ -60,7 +60,7 @@ def is_cached(api: Api, email: str) -> bool:
 
 
 def is_proven(person: Person) -> bool:
-    """What the account says of its address."""
+    """Whether the account's address is verified."""
     return bool(json_of(person.call("GET", "/v1/me"))["email_verified"])
 
 
@@ -209,7 +209,7 @@ class TestQuietRegistration:
         assert refused(self.confirm(quiet, **body))
 
     def test_an_address_with_an_account_gets_another_mail_and_the_same_answer(self, quiet, quiet_box):
-        """Its owner hears of it; nobody else does."""
+        """Its owner is told by mail; nobody else learns it."""
         email = new_email()
         ticket = self.ask(quiet, email)
         self.confirm(quiet, ticket=ticket, code=code_in(quiet_box.newest(email)))
@@ -279,7 +279,9 @@ class TestChange:
         return person
 
     def test_both_ends_of_a_proven_address_agree(self, api, postbox, replica):
-        """Every other session ends in every process; the old address is free at once, both hear of it."""
+        """
+        All other sessions end in all processes; the old address is free at once; both addresses get a notice.
+        """
         person, new = self.proven(api, postbox), new_email()
         old, kept = person.email, person.access
         other = api.log_in(old)

@@ -31,7 +31,7 @@ def test_one_user_can_be_read(api, admin):
 
 @pytest.mark.parametrize("method", ["GET", "PATCH", "DELETE"])
 def test_nobody_there_and_nobody_possible_are_both_404(pg_api, method):
-    """A malformed id names nobody: no braces, no prefix."""
+    """A malformed id (with braces or a prefix) is 404, too."""
     admin = pg_api.an_admin()
     ids = [
         str(uuid.uuid4()),

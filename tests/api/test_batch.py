@@ -59,7 +59,9 @@ class TestCreate:
     """POST /v1/batch/users/create."""
 
     def test_every_item_has_a_result_in_order(self, api, admin):
-        """What fails costs itself alone; the counts say how many, and SQL holds just those (I36)."""
+        """
+        A failure affects only its own item; the counts match, and SQL has exactly the created users (I36).
+        """
         before = everybody(admin)
         taken = api.someone().email
         good = [item(name="Ada", phone="1", device_id="d"), item(new_email().upper())]
@@ -250,7 +252,7 @@ class TestLookup:
         assert cost(admin, shelf, ids)[:2] == (1, 1)
 
     def test_without_proof_all_come_from_sql(self, admin, shelf):
-        """What lies in Redis is neither believed nor replaced."""
+        """Cached users are neither used nor overwritten."""
         ids = ids_of(create(admin, item(name="Ada"), item(name="Ada")))
         assert len(look_up(admin, *ids)["items"]) == 2
         forged = {f"user:{one}": (shelf.get(f"user:{one}") or "").replace("Ada", "Eve") for one in ids}
@@ -282,7 +284,7 @@ class TestLastLogin:
     """PATCH /v1/batch/users/last-login."""
 
     def test_it_shows_in_the_next_read(self, api, admin):
-        """Who is there is updated, in the order asked; who is not is named; also in what was cached."""
+        """Existing users are updated, in the order asked, cached copies too; unknown ids are listed."""
         ids = ids_of(create(admin, item(), item(), item()))
         nobody = str(uuid4())
         assert {user["last_login"] for user in look_up(admin, *ids)["items"]} == {None}

@@ -321,7 +321,7 @@ class TestClear:
 
 
 class TestWithoutRedis:
-    """What needs Redis says so."""
+    """Operations that need Redis answer 503."""
 
     def test_each_of_them_is_503(self, make_api, own_redis):
         """With ``Retry-After``, also while the breaker is open; users are read from SQL all the while."""

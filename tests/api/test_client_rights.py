@@ -70,7 +70,7 @@ def test_refresh_tokens_are_active_for_those_alone_who_may_see_them(pg_api: Api)
 
 
 def test_a_refresh_token_can_be_revoked_by_who_may_not_see_it(pg_api: Api):
-    """Who was handed a token may end it."""
+    """A client that has a token may revoke it."""
     client, person = Gateway.of(pg_api, may=USUAL_RIGHTS), pg_api.someone()
 
     assert client.revoke(person.refresh_token) == 200

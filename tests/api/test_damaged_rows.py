@@ -1,4 +1,4 @@
-"""A row that nobody can read is an outage of that row: 503 and a line in the log, never a 500."""
+"""A damaged row is an outage of that row: 503 and a line in the log, never a 500."""
 
 from __future__ import annotations
 

@@ -152,7 +152,9 @@ def test_a_token_expires_after_180_days(make_api):
 
 
 def test_a_change_of_password_makes_strangers_of_all_devices_but_the_callers(api):
-    """Who had the old password, and hoarded tokens with it, guesses as a stranger; the owner goes on."""
+    """
+    Someone who had the old password and collected device tokens counts as a stranger; the owner goes on.
+    """
     person = api.someone()
     old = device_of(person)
     body = {"current_password": PASSWORD, "new_password": NEW_PASSWORD}

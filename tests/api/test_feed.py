@@ -105,7 +105,7 @@ def ended(person: Person) -> dict[str, Any]:
 
 
 def test_only_a_client_reads_it(api):
-    """Neither nobody, nor a user, nor a client with a wrong secret."""
+    """Not without credentials, not a user, not a client with a wrong secret."""
     nobody = api.call("GET", "/v1/revocations")
     user = api.call("GET", "/v1/revocations", token=api.someone().access)
 
@@ -116,7 +116,7 @@ def test_only_a_client_reads_it(api):
 
 
 def test_a_logout_is_an_ended_session(reader):
-    """By its id and the end of its last token; who it was is nobody's business."""
+    """The item has its id and the end of its last token; it does not name the user."""
     person = reader.api.someone()
     reader.caught_up()
 
@@ -130,7 +130,7 @@ def test_a_logout_is_an_ended_session(reader):
 
 
 def test_what_ends_no_token_is_not_told(reader):
-    """Registrations, logins, changes of a profile are in the log, and are nobody's business either."""
+    """Registrations, logins and changes of a profile are in the log, but not in the feed."""
     person = reader.api.someone()
     person.call("PATCH", "/v1/me", json={"name": "Ada"})
 
@@ -212,7 +212,7 @@ def test_news_end_a_wait(reader):
 
 
 def test_a_wait_without_news_is_a_heartbeat(reader):
-    """An empty answer says up to when there was nothing; what is nobody's business does not end the wait."""
+    """An empty answer shows until when there was nothing; entries that end no token do not end the wait."""
     with ThreadPoolExecutor(1) as threads:
         began_s = time.monotonic()
         waiting = threads.submit(reader.read, wait=0.5)
@@ -292,7 +292,7 @@ def test_a_question_that_makes_no_sense_is_refused(pg_reader, query):
 
 
 def appended(api: Api, count: int) -> list[Revocation]:
-    """Entries that end sessions which nobody has, appended past all views."""
+    """Entries that end unknown sessions, appended directly to the log."""
     database = open_database(Settings.from_env(api.env), UNHURRIED)
     log = SqlRevocationLog(database, copies_live=timedelta(seconds=3665), clock=api.clock)
     try:

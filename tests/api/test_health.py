@@ -44,7 +44,7 @@ def test_the_summary_has_the_shape_that_dashboards_read(started, path):
 
 
 def test_hits_and_misses_are_counted(make_api):
-    """The first read of a profile that nobody left in the cache is a miss, the second a hit."""
+    """The first read of a profile that is not cached is a miss, the second a hit."""
     api = make_api()
     person = api.someone()
     with closing(Shelf(api)) as shelf:
@@ -108,7 +108,7 @@ def test_details_are_for_admins(started):
 
 
 def test_the_public_answers_name_no_version_and_no_address(started):
-    """Whoever is not an admin learns the state and no more."""
+    """Callers who are not admins see only the state."""
     redis = started.env.get("REDIS_URL") or started.env["REDIS_CLUSTER_NODES"]
     urls = (started.env["DATABASE_URL"], *redis.split(","))
     for path in ("/v1/health", "/v1/health/live", "/v1/health/ready", "/v1/health/startup"):

@@ -34,7 +34,7 @@ def test_a_token_verifies_with_the_published_key(api):
 
 
 def test_verifiers_may_keep_it_for_five_minutes(api):
-    """As long as a new key waits before it signs; JSON, and about nobody."""
+    """As long as a new key waits before it signs; JSON, without data about users."""
     answer = api.call("GET", PATH)
 
     assert answer.status_code == 200

@@ -31,7 +31,7 @@ FRESH_S = 600
 
 @pytest.fixture(scope="module")
 def levels_api(make_module_api) -> Api:
-    """An application with second factors, whose clock stands still until a test moves it."""
+    """An application with second factors, whose clock moves only when a test moves it."""
     made: Api = make_module_api(**UNLIMITED)
     made.clock.stop()
     return made
@@ -43,7 +43,7 @@ def now_s(api: Api) -> int:
 
 
 def level_in(person: Person) -> tuple[Any, Any, Any]:
-    """What the access token says."""
+    """The level in the access token."""
     claims = person.claims()
     return claims["acr"], claims["amr"], claims["auth_time"]
 
@@ -280,14 +280,16 @@ MALFORMED = [
 
 @pytest.mark.parametrize("query", MALFORMED)
 def test_what_cannot_be_asked_for_is_403(pair, query):
-    """A gateway's mistake lets nobody in, and sends nobody to a step-up that would not help."""
+    """
+    A mistake in a gateway's configuration grants no access, and asks for no step-up that would not help.
+    """
     for person in pair:
         answer = person.call("GET", f"{VERIFY}?{query}")
         assert (answer.status_code, code_of(answer)) == (403, "forbidden")
 
 
 def test_a_role_comes_before_a_level_and_the_token_before_both(pair):
-    """Nobody is sent to a step-up that would not let them in."""
+    """No step-up is asked for that would not grant access."""
     weak, _ = pair
 
     missing_role = weak.call("GET", f"{VERIFY}?role=admin&acr=aal2")
@@ -299,7 +301,7 @@ def test_a_role_comes_before_a_level_and_the_token_before_both(pair):
 
 @pytest.mark.parametrize("query", ["acr=aal1", "max_age=9999", *MALFORMED[:2]])
 def test_nothing_can_be_asked_for_while_there_are_no_second_factors(pg_api, query):
-    """Whoever asks believes in a protection that is not there."""
+    """A gateway that asks for a level would otherwise rely on a protection that does not exist."""
     answer = pg_api.someone().call("GET", f"{VERIFY}?{query}")
 
     assert (answer.status_code, code_of(answer)) == (403, "forbidden")

@@ -155,7 +155,7 @@ def forged(token: str, position: int) -> str:
 
 
 def test_refreshes_count_by_session(make_api):
-    """Each session has its own quota; a forged token spends nobody's."""
+    """Each session has its own quota; a forged token does not count for any."""
     api = make_api(RATE_LIMIT_REFRESH="2/minute")
     person = api.someone()
     other = person.log_in()
@@ -211,7 +211,7 @@ def test_every_proof_of_a_session_shares_its_bucket(make_api, first):
 
 
 def test_all_sessions_of_an_account_together_are_bounded(make_api):
-    """Who has stolen several gets no more than the account's quota; what one is refused it has not used."""
+    """Several stolen sessions together get the account's quota; a refused attempt is not counted."""
     api = make_api(RATE_LIMIT_PASSWORD_SESSION="3/15minutes", RATE_LIMIT_PASSWORD_ACCOUNT="5/15minutes")
     person = api.someone()
     one, other, third = (person.log_in() for _ in range(3))

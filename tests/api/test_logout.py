@@ -97,7 +97,7 @@ def test_without_any_token_it_is_refused(api, options):
 
 
 def test_another_scheme_is_no_proof_and_spoils_a_good_refresh_token(person):
-    """Whoever sends credentials of another kind is not asking this service."""
+    """Credentials of another kind are refused, even with a valid refresh token."""
     headers = {"Authorization": "Basic YTpi"}
     body = {"refresh_token": person.refresh_token}
 

@@ -125,7 +125,7 @@ def test_nobody_sees_or_changes_anybody_else(api):
 
 
 def test_closing_the_account_ends_everything_at_once(api):
-    """204; every token of every session is dead, the address logs nobody in."""
+    """204; all tokens of all sessions are refused, and a login with the address fails."""
     person = api.someone()
     other = person.log_in()
 

@@ -52,7 +52,7 @@ def test_one_user_is_found_by_their_exact_address(api):
 
 
 def test_an_address_and_other_filters_hold_together(api):
-    """All of them, or nobody; a user behind the cursor is on no page."""
+    """All filters must match; a user before the cursor is on no page."""
     admin, person = api.an_admin(), api.someone()
 
     assert found(admin, email=person.email, role="user", status="active", limit="1") == [person.id]
@@ -73,7 +73,7 @@ def test_what_is_no_address_is_422(api, email):
 
 
 def test_an_address_of_somebody_deleted_or_changed_finds_nobody(api):
-    """Whatever is noted in the cache: the row decides."""
+    """Whatever id is cached for the address, the row decides."""
     admin, gone = api.an_admin(), api.someone()
     assert found(admin, email=gone.email) == [gone.id]
 

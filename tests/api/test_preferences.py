@@ -173,7 +173,7 @@ def test_a_patch_keeps_the_order_and_adds_at_the_end(person):
 
 
 def test_another_order_is_a_change(person):
-    """Who puts the same members in another order reads them in that order."""
+    """The same members in another order are stored, and read, in the new order."""
     person.call("PUT", PATH, data='{"a":1,"b":2}', content_type="application/json")
 
     person.call("PUT", PATH, data='{"b":2,"a":1}', content_type="application/json")

@@ -242,7 +242,7 @@ def test_one_link_that_many_use_at_once_works_once(api, replica, postbox):
 
 
 def test_nothing_older_lives_after_a_reset_beside_logins_and_refreshes(api: Api, postbox: Postbox) -> None:
-    """Whoever was in the middle of a login with the old password, or of a refresh, is out."""
+    """A login with the old password, or a refresh, that was in progress leaves no valid token."""
     person = api.someone()
     forget(api, person.email)
     token = token_in(postbox.newest(person.email))
@@ -304,7 +304,7 @@ class TestInvitation:
         assert (again.status_code, code_of(again)) == (409, "email_taken")
 
     def test_only_admins_invite_and_only_into_roles_that_there_are(self, api):
-        """403 and 422; nobody is made."""
+        """403 and 422; no user is created."""
         person, admin, email = api.someone(), api.an_admin(), new_email()
 
         assert person.call("POST", "/v1/users", json={"email": email}).status_code == 403

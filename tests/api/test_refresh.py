@@ -73,7 +73,7 @@ def test_the_grace_time_ends_when_it_says(make_api):
 
 @pytest.mark.parametrize("clock_back_s", [0, 5])
 def test_without_grace_the_parent_is_reuse_at_the_very_moment(make_api, clock_back_s):
-    """The clock stands still, or is that of a node which is behind: the session ends."""
+    """The clock has not moved, or another node's clock is behind: the session ends."""
     api = make_api(REFRESH_GRACE_SECONDS="0")
     api.clock.stop()
     first = api.someone()

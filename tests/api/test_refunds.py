@@ -1,4 +1,4 @@
-"""An attempt that nobody could judge is given back to the account, the device and the address."""
+"""An attempt whose credentials were not checked is uncounted for account, device and address."""
 
 from __future__ import annotations
 

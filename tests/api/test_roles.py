@@ -36,7 +36,7 @@ def give(admin: Person, user: Person, *roles: str) -> TestResponse:
 
 
 def roles_in(person: Person) -> list[str]:
-    """What their access token says."""
+    """The roles in their access token."""
     roles: list[str] = person.claims()["roles"]
     return roles
 
@@ -199,7 +199,7 @@ def test_a_role_that_left_the_setting_is_in_no_new_token_and_no_answer(restarted
 
 
 def test_a_token_from_before_is_good_until_it_ends(restarted):
-    """Whoever decides, Redis or SQL: taking a name out of the setting revokes nothing by itself."""
+    """By Redis and by SQL: removing a name from the setting revokes nothing."""
     _, _, person = restarted("billing,editor")
     without, _, _ = restarted("billing")
 

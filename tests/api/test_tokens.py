@@ -275,7 +275,7 @@ def test_times_are_checked_with_five_seconds_of_leeway(still, shift, status):
 
 
 def test_a_remembered_signature_does_not_outlive_its_token(make_api):
-    """The same text, good a moment ago, is refused once it has expired, and is good again for nobody."""
+    """The same text, valid a moment ago, is refused once it has expired, and stays refused."""
     api = make_api(REDIS_AUTH_TOKEN_TTL="60")
     api.clock.stop()
     person = api.someone()

@@ -273,7 +273,10 @@ class TestUsers:
             assert 400 <= shelf.ttl_s(f"user:email:{admin.email}") <= 550
 
     def test_nothing_is_left_of_who_is_deleted(self, api, admin, shelf):
-        """Neither user nor address; whoever registers it again is another and inherits nothing (I38)."""
+        """
+        Neither user nor address; a new registration of the address is another user and inherits nothing
+        (I38).
+        """
         person = api.someone(name="Ada")
         admin.call("GET", f"/v1/users/{person.id}")
 

@@ -45,7 +45,7 @@ def test_only_the_path_itself_is_a_check(pg_api, path):
 
 
 def test_without_a_token_the_challenge_names_no_error(api):
-    """RFC 6750 §3.1: whoever sent nothing is told the scheme and no more."""
+    """RFC 6750 §3.1: without a token, the challenge has only the scheme."""
     for headers in ({}, {"Authorization": "Basic YTpi"}, {"Authorization": "Bearer"}, {"Authorization": ""}):
         answer = api.call("GET", VERIFY, headers=headers)
 
@@ -106,7 +106,7 @@ def test_a_role_can_be_asked_for(pg_api, query, of_a_user, of_an_admin):
 
 
 def test_a_bad_token_is_401_whatever_role_is_asked_for(pg_api):
-    """Who they are comes before what they may."""
+    """Authentication comes before authorization."""
     assert pg_api.call("GET", f"{VERIFY}?role=admin", token="x").status_code == 401
     assert pg_api.call("GET", f"{VERIFY}?role=admin").status_code == 401
 

@@ -62,7 +62,7 @@ class Stage:
         assert self.log_in().status_code == 200
 
     def broken_hash(self) -> None:
-        """Log in where the stored hash is none."""
+        """Log in while the stored value is not a hash."""
         self.set_hash("nonsense")
         assert self.log_in().status_code == 401
 

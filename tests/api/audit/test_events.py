@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 NEW_PASSWORD = "a staple that no horse has seen"
-#: What nobody does by a request of their own to this API.
+#: Events that no request to this API causes.
 BY_OPERATORS = {action for action in Action if action.startswith(("key.", "users.", "client."))}
 #: What the sender of mails notes.
 BY_SENDER = {Action.MAIL_FAILED}
@@ -160,7 +160,7 @@ def test_each_act_is_one_row_and_one_line(stage, caplog, act, expected):
 
 
 def test_no_event_is_without_its_act():
-    """Whoever adds an event says in this table, or in the operators' tests, how it comes about."""
+    """Every event has an entry in this table, or in the operators' tests, that causes it."""
     shown = set(chain.from_iterable(events for _, events in ACTS.values()))
 
     assert shown | BY_OPERATORS | BY_SENDER | OPERATIONAL == set(Action)
@@ -220,7 +220,7 @@ def test_nothing_in_the_table_is_a_secret_or_an_address(stage):
 
 
 def test_one_account_is_one_digest_however_it_is_spelled(stage):
-    """Failures for an address that nobody has can be told to be about one, and are about no user."""
+    """Failures for an unknown address have one digest in common, and no user."""
     email = new_email()
     for typed in (email, f" {email.upper()}", new_email()):
         stage.api.log_in(typed)

@@ -163,7 +163,7 @@ def test_a_user_pages_through_their_own_and_filters_nothing(stage):
 
 
 def test_rows_of_an_account_outlive_it(stage):
-    """Whoever deletes an account they took over does not delete their traces."""
+    """Deleting an account that was taken over does not delete its events."""
     stage.user.call("DELETE", "/v1/me", json={"password": PASSWORD})
 
     kept = json_of(stage.admin.call("GET", f"/v1/audit?user_id={stage.user.id}"))["items"]

@@ -114,7 +114,7 @@ GUARDED = [(route, role) for route, role in ROUTES.items() if role in {USER, ADM
 CLIENTS = [route for route, role in ROUTES.items() if role == CLIENT]
 
 
-#: Who has to have proven a short while ago who they are: everybody, or those who have a second factor.
+#: Who must have authenticated recently: everybody, or those who have a second factor.
 FRESH = {
     "DELETE /v1/me": "with a factor",
     "POST /v1/me/password": "with a factor",
@@ -263,7 +263,7 @@ def test_a_user_reaches_what_is_theirs_and_no_more(pg_api, route, role):
 
 @pytest.mark.parametrize(("route", "role"), GUARDED)
 def test_a_dead_token_opens_nothing(pg_api, route, role):
-    """An admin who has logged out is nobody."""
+    """An admin's token is refused after the logout."""
     admin = pg_api.an_admin()
     pg_api.log_out(access=admin.access)
 
@@ -300,7 +300,7 @@ def test_a_token_is_taken_from_the_header_alone(pg_api, route, role):
     assert code_of(answer) == "token_missing"
 
 
-#: Whoever logs out shows whose session it is, so this one route looks at a token that it does not ask for.
+#: Only logout reads a token that it does not require: the token names the session to end.
 OPEN = [route for route, role in ROUTES.items() if role == PUBLIC and route != "POST /v1/auth/logout"]
 
 

@@ -11,7 +11,7 @@ from tests.api.gateway import INACTIVE, INTROSPECT, Gateway
 
 
 def test_an_active_access_token_is_described(gateway, person):
-    """What it says itself, under the names of RFC 7662, and nothing else."""
+    """Its claims, with the member names of RFC 7662, and nothing else."""
     claims = person.claims()
 
     found = gateway.introspect(person.access)

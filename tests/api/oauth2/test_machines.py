@@ -65,7 +65,7 @@ def is_good(api: Api, token: str) -> bool:
 
 
 def claims(token: str) -> dict[str, Any]:
-    """What *token* says."""
+    """The claims of *token*."""
     return jwt.decode(token, options={"verify_signature": False})
 
 
@@ -366,7 +366,7 @@ def test_nobody_revokes_the_token_of_another_client(m_api):
 
 
 def test_a_token_that_races_the_end_of_its_secret_is_dead(m_api):
-    """Whoever was issued one before the drop was answered has nothing after it."""
+    """A token issued before the answer to the drop is refused after it."""
     client = machine(m_api, READ)
     registry = m_api.services.client_registry
     secret = registry.get(client.id).secrets[0]

@@ -25,7 +25,7 @@ from authsvc.cache.redis.connections import Pool
 from authsvc.cache.redis.polled import PolledReads
 from tests.timings import UNHURRIED
 
-#: Longer than a machine stands still.
+#: Longer than a busy machine suspends a process.
 PATIENT = UNHURRIED.redis
 
 

@@ -135,7 +135,9 @@ def test_a_database_that_is_not_there_is_an_outage(private_redis):
 
 
 def test_an_exhausted_pool_is_refused_soon(redis_url):
-    """Who finds all connections in use for a tenth of a second is told so; Redis is not blamed."""
+    """
+    If all connections stay in use for a tenth of a second, the call fails, and the breaker does not count it.
+    """
     breaker = CircuitBreaker(failure_threshold=1, clock=time.monotonic)
     client = cache_client(redis_url, size=1, breaker=breaker, deadlines=replace(PATIENT, wait_s=0.1))
     wire = client.connections.acquire()

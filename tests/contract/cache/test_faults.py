@@ -18,7 +18,7 @@ from tests.servers.proxy import Mode, Rule, TcpProxy
 
 pytestmark = pytest.mark.fault
 
-#: Nobody waits for so long, however busy the machine.
+#: Longer than any call waits, even on a busy machine.
 HOPELESS_S = 15
 RECOVERY_S = 2
 #: As in the service, for what is never answered; other clients here wait for as long as it takes.

@@ -1,4 +1,4 @@
-"""Connections that were cut while they lay idle cost nobody an answer, and nothing is done twice."""
+"""Connections that were closed while idle cause no error, and no command is executed twice."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ def test_after_its_seconds_redis_is_asked(one, table):
 
 
 def test_the_number_is_bounded(redis_url, table):
-    """Who was asked for longest ago gives way."""
+    """The least recently used record is dropped."""
     process = Process(redis_url, max_entries=2)
     for ident in ("a", "b", "a", "c"):
         process.near.get_or_load(ident, table)

@@ -104,7 +104,7 @@ def test_missing_is_not_none(values, told):
     ],
 )
 def test_what_is_not_believed_is_missing_and_counted(values, client, told, raw, outcome):
-    """Also a pickle, which is never opened."""
+    """Also a pickle, which is never loaded."""
     client.call("SET", SPACE.key("7"), raw)
 
     assert values.get("7") is MISSING
@@ -135,7 +135,7 @@ def test_adding_leaves_what_is_there(values):
 
 
 def test_a_long_value_is_packed(client, values):
-    """And read by whoever does not pack."""
+    """Readers that do not pack can read it, too."""
     packing = Values(client=client, space=SPACE, pack_over_bytes=100)
     packing.set("7", "x" * 10_000)
 

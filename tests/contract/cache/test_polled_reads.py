@@ -44,7 +44,7 @@ def test_what_is_there_and_what_is_not(private_redis, protocol):
 
 
 def test_a_reply_in_many_pieces_is_taken_when_it_is_whole(proxy):
-    """Nobody waits for the rest of it, and nothing is made of a part."""
+    """The loop does not wait for the rest, and does not use a part."""
     reads = reads_over(pool_of(proxy.url_for("redis://x")))
     # A proxy without pauses may be as quick as the loop: then one round takes all.
     proxy.switch(Rule(mode=Mode.DELAY, late_s=0.02))
@@ -116,7 +116,10 @@ def test_any_other_reply_is_no_answer(proxy, answer):
 
 
 def test_what_nobody_asked_for_closes_the_connection(proxy):
-    """A second reply to one request comes when nobody waits; it is never the answer to the next one."""
+    """
+    A second reply to one request arrives while no read is pending; it is never taken as the reply to the next
+    one.
+    """
     reads = reads_over(pool_of(proxy.url_for("redis://x")))
     sock = reads.socket
     assert sock is not None

@@ -166,7 +166,7 @@ def test_a_polled_connection_logs_in(private_redis):
 
 
 def test_tls_with_an_unknown_root_is_refused(front):
-    """A certificate that nobody vouches for is an outage, never a warning."""
+    """A certificate of an unknown authority is an outage, never only a warning."""
     client = client_of(
         bounded_pool(RedisAddress.from_url(f"rediss://127.0.0.1:{front.port}"), size=1, deadlines=PATIENT)
     )

@@ -213,7 +213,7 @@ class Process:
     lags: list[int]
 
     def is_proven(self) -> bool:
-        """True if the checks believe Redis now."""
+        """True if checks trust Redis now."""
         nothing = access_token(self.index.clock)
         return self.index.look_up(nothing.keys).is_proven
 

@@ -259,7 +259,7 @@ def test_records_of_the_first_release_stay_good(side):
     ],
 )
 def test_a_refill_of_what_is_not_good_never_makes_a_yes(side, changes, verdict):
-    """What Redis can say it says; the rest is asked of SQL again."""
+    """Redis answers what it can prove; the rest is asked of SQL again."""
     token = access_token(side.clock, epoch=3)
     side.prove(marker=b"0")
     changes = {name: side.clock() if value == "now" else value for name, value in changes.items()}

@@ -1,4 +1,4 @@
-"""Who registers or logs in is left in the cache; a log entry drops what is older than its row version."""
+"""Users who register or log in are cached; a log entry drops copies older than its row version."""
 
 from __future__ import annotations
 
@@ -324,7 +324,7 @@ def test_nobody_waits_for_a_failing_redis_to_be_cached(postgres_url, tmp_path):
 
 
 def test_nothing_is_cached_while_redis_is_unproven(processes, redis):
-    """Nor is what was cached before left: it would be believed when Redis is proven again."""
+    """Earlier copies are dropped, too: they would be trusted when Redis is proven again."""
     user = register(processes.one)
     redis.delete("authsvc:v1:auth:revocations:seq")
 

@@ -1,4 +1,4 @@
-"""When Redis may be believed: the comparison with SQL, by one process and by many."""
+"""When Redis is trusted: the comparison with SQL, by one process and by many."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class TestComparing:
         assert not second.is_proven()
 
     def test_an_empty_redis_is_filled_before_it_is_believed(self, world):
-        """Every entry that can still matter, then the marker, for its whole life."""
+        """Every entry that is still needed is written, then the marker, for its whole life."""
         keys = world.fill_log(3) | {world.revoke()}
         process, _ = world.start()
 
@@ -231,7 +231,7 @@ class TestRestoredSql:
         assert world.marker() == b"6"
 
     def test_new_entries_below_the_marker_are_replayed(self, world):
-        """They were given numbers that the marker had passed, and nobody had written them to Redis."""
+        """Their numbers are below the marker, and no process had written them to Redis."""
         world.fill_log(5)
         process, _ = world.start()
         process.reconciler.tick()

@@ -1,4 +1,4 @@
-"""When Redis may be believed: others commit slowly, out of order, or to a log that went back."""
+"""When Redis is trusted: others commit slowly, out of order, or to a restored log."""
 
 from __future__ import annotations
 
