@@ -153,7 +153,9 @@ def spread_tags(count: int) -> tuple[str, ...]:
 
 
 def as_tag(key: str) -> str:
-    """Return the hash tag that puts a key into the slot of *key*: the tag of *key*, or all of it."""
+    """
+    Return a prefix for keys in the slot of *key*: *key* itself if it has a hash tag, else *key* in braces.
+    """
     return key if "{" in key else f"{{{key}}}"
 
 

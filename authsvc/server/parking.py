@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from authsvc.server import ServerTimings
 
 PIECE_BYTES = 65_536
-#: Total bytes of unfinished requests in a worker.  Beyond that, a request that does not arrive at once is
+#: Total bytes of all requests in a worker.  Beyond that, a request that does not arrive at once is
 #: refused.
 MAX_HELD_BYTES = 16 * 1024 * 1024
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"

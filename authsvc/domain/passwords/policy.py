@@ -15,8 +15,8 @@ from authsvc.domain.values.emails import Email, InvalidEmail, canonical_email
 #: UTF-8 bytes of the NFC form.
 MAX_SIZE_BYTES = 1024
 
-#: This many of the most common passwords are rejected even below the minimum length, because people repeat
-#: them (``monkeymonkey``).
+#: This many of the most common passwords are listed even if short, to detect their repetition
+#: (``monkeymonkey``).
 _COMMONEST = 1000
 _FEW_KEYS = 3
 _RUNS = "abcdefghijklmnopqrstuvwxyz qwertyuiopasdfghjklzxcvbnm 12345678901234567890"

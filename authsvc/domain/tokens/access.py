@@ -96,8 +96,8 @@ def is_about(token: AccessToken, user: User) -> bool:
     """
     True if *token* still matches *user*.
 
-    Roles are not compared: the loss of a role raises the epoch, and a role that was not in ``ROLES`` at issue
-    is not in the token.
+    A role of the user that is missing in the token is ignored unless it is built in: it was not in ``ROLES``
+    when the token was issued. The loss of a role has raised the epoch.
     """
     issued = tuple(role for role in user.roles if role in BUILT_IN or role in token.roles)
     return user.id == token.user_id and user.epoch == token.epoch and issued == token.roles
