@@ -51,6 +51,9 @@ PROCESSES = 3
 #: Nobody is believed whom nobody has looked at for so long; an election takes longer (seconds).
 UNWATCHED_S, ELECTION_S = 5.0, 6.0
 SERVER = st.integers(0, 2)
+#: Numbers that are taken in the middle of comparisons. A refill writes each entry by itself, and more may be
+#: taken behind each: without a bound a few examples would take all the time, and find no more.
+MOST = 12
 EVENTS = ["begin", "commit", "complete", "roll back", "flush", "tick"]
 
 
@@ -342,7 +345,8 @@ class World(RuleBasedStateMachine):
     def happen(self, what: str, data: st.DataObject) -> None:
         """One thing that takes no time."""
         if what == "begin":
-            self.log.begin()
+            if self.log.given < MOST:
+                self.log.begin()
         elif what == "flush":
             self.cluster.at(data.draw(SERVER) % self.servers).flushall()
         elif self.log.writers:
@@ -495,7 +499,7 @@ class ClusterWorld(World):
     ("machine", "examples"),
     [
         pytest.param(World, 60, id="one server"),
-        pytest.param(ClusterWorld, 6, id="cluster"),
+        pytest.param(ClusterWorld, 15, id="cluster"),
         pytest.param(ClusterWorld, 100, id="cluster, long", marks=[pytest.mark.fault, pytest.mark.long]),
     ],
 )
