@@ -17,7 +17,7 @@ from tests.fault.observing import feeling
 from tests.fault.world import ADMIN, SETTINGS, WHOLE_WITHIN_S, World, sign_up, start_both
 from tests.processes import wait_until
 from tests.rig import Service, development, migrate
-from tests.servers.clusters import SERVICE, watched
+from tests.servers.clusters import SERVICE, cut_off, watched
 from tests.servers.proxy import TcpProxy
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def test_a_failover_loses_nothing_that_was_acknowledged(failing_over, sentinels,
     wait_until(lambda: world.redis_session(member) == "alive", timeout_s=PATIENCE_S, what="replica")
 
     with feeling(world, redis=False) as pulse, load(ledger, world.replicas, seed=score.name) as findings:
-        sentinels.cut_replica_off()
+        cut_off(sentinels.replica, sentinels.primary)
         world.log_out_in_vain(member)
         time.sleep(window_s / 2)
         sentinels.primary.kill()
@@ -108,7 +108,7 @@ def test_a_failover_brings_no_token_of_a_machine_back(failing_over, sentinels):
     assert {name: verdicts(world, shown) for name, shown in tokens.items()} == dict.fromkeys(tokens, good)
 
     with watching(world, tokens) as watch:
-        sentinels.cut_replica_off()
+        cut_off(sentinels.replica, sentinels.primary)
         watch.end("dropped before", lambda: one.drop_secret_of(tokens["dropped before"]))
         watch.end("revoked before", lambda: one.post(1, "revoke", token=tokens["revoked before"]))
         sentinels.primary.kill()

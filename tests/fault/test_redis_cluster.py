@@ -19,6 +19,7 @@ from tests.fault.load import claim, load, move_in, show_up
 from tests.fault.observing import feeling
 from tests.fault.world import WHOLE_WITHIN_S
 from tests.processes import wait_until
+from tests.servers.clusters import cut_off
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -180,7 +181,7 @@ def _impaired(world: ClusterWorld) -> list[str]:
 
 @pytest.mark.long
 def test_a_failover_loses_nothing_that_was_acknowledged(six, window_s, score):
-    """The replica that takes over missed the last writes, since it stood still."""
+    """The replica that takes over missed the last writes: it stood still and its link was cut."""
     score.name = "cluster-failover"
     world, people = six, move_in(six.ahead)
     member = world.log_in("forgotten")
@@ -189,7 +190,7 @@ def test_a_failover_loses_nothing_that_was_acknowledged(six, window_s, score):
     wait_until(lambda: world.redis_session(member) == "alive", timeout_s=PATIENCE_S, what="copy")
 
     with feeling(world, redis=False) as pulse, load(people, world.replicas, seed=score.name) as findings:
-        replica.pause()  # it misses what comes now
+        cut_off(replica, world.nodes.nodes[home])
         world.log_out_in_vain(member)
         time.sleep(window_s / 2)
         primary.kill()

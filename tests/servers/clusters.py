@@ -205,15 +205,16 @@ class Watched:
         """Host and port of each Sentinel."""
         return tuple((sentinel.host, sentinel.port) for sentinel in self.sentinels)
 
-    def cut_replica_off(self) -> None:
-        """
-        Stop the replica, and break its link: it misses what the primary is told from now on.
 
-        Without the break it would find all of that in its socket when it goes on.
-        """
-        self.replica.pause()
-        with Redis.from_url(self.primary.url) as client:
-            client.execute_command("CLIENT", "KILL", "TYPE", "replica")
+def cut_off(replica: RedisServer, primary: RedisServer) -> None:
+    """
+    Stop *replica*, and break its link: it misses what *primary* is told from now on.
+
+    Without the break it would find all of that in its socket when it goes on.
+    """
+    replica.pause()
+    with Redis.from_url(primary.url) as client:
+        client.execute_command("CLIENT", "KILL", "TYPE", "replica")
 
 
 @contextmanager
