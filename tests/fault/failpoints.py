@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 FOLDER = "FAILPOINTS"
 CLOCK = "clock"
-#: From the request to its answer; a refresh commits in a single statement.
+#: From the request to its answer; a refresh and a logout commit in a single statement.
 BEFORE_COMMIT, AFTER_COMMIT, AFTER_REDIS, BEFORE_ANSWER = SEAMS = (
     "before-commit",
     "after-commit",
@@ -49,7 +49,8 @@ def run() -> None:
     """Wrap the service, then run it."""
     folder = Path(os.environ[FOLDER])
     _wrap_transaction(folder)
-    _wrap(folder, SqlSessionStore, "rotate", before=BEFORE_COMMIT, after=AFTER_COMMIT)
+    for single in ("rotate", "end"):
+        _wrap(folder, SqlSessionStore, single, before=BEFORE_COMMIT, after=AFTER_COMMIT)
     _wrap(folder, Revocations, "publish", after=AFTER_REDIS)
     _wrap(folder, RedisIndex, "remember", after=AFTER_REDIS)
     _wrap(folder, ResponseSender, "send", before=BEFORE_ANSWER)
