@@ -44,6 +44,8 @@ class ServerTimings:
     notice_s: float = 2.0
     #: Longest time that token checks may delay the rest of the loop, including signals.
     checks_s: float = 0.5
+    #: How long a thread that computes may keep the interpreter from the loop and from other threads.
+    switch_s: float = 0.002
     #: Interval of the check lane's upkeep, and of the heartbeat to the master, which gunicorn sends in every
     #: round.
     upkeep_s: float = 0.5

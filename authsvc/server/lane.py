@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import selectors
 import socket
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -118,6 +119,7 @@ class LaneWorker(ParkingWorker):
     def load_wsgi(self) -> None:
         """Load the application, and take its lane."""
         super().load_wsgi()
+        sys.setswitchinterval(self.timings.switch_s)
         self.lane = getattr(self.wsgi, "lane", None)
         if self.lane is not None:
             self._reader = CheckReader(self.lane.methods)
