@@ -71,11 +71,19 @@ class _Controller(Controller):
         super().stop(*arguments)
 
     async def _abort(self) -> None:
+        assert self.server is not None
+        self.server.close()
+        await _turns()  # a connection that was accepted just now has its transport after them
         for conversation in self.__dict__.get("conversations", []):
             if conversation.transport is not None:
                 conversation.transport.abort()
-        for _ in range(5):
-            await asyncio.sleep(0)  # the loop closes them in its next turns
+        await _turns()  # the loop closes them
+
+
+async def _turns() -> None:
+    """Let the loop do what it has begun."""
+    for _ in range(5):
+        await asyncio.sleep(0)
 
 
 class Relay:

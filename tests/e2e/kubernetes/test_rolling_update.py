@@ -336,6 +336,8 @@ def test_nobody_notices_an_update_a_new_key_second_factors_and_machines(cluster)
     assert {user.level() for user in users} == {"aal1"}
     assert said == [[ON] * (number + 1) + [OFF] * (REPLICAS - 1 - number) for number in range(REPLICAS)]
     expected = {f"{way} {answer}" for answers in (OFF, ON) for way, answer in answers.items()}
-    assert machine.outcomes.keys() == expected, machine.outcomes
+    # Which pods nginx asks is chance; what each says is compared above.
+    assert machine.outcomes.keys() <= expected, machine.outcomes
+    assert sum(machine.outcomes.values()) > USERS
     assert [drain.status for drain in cluster.drains] == [0] * REPLICAS
     assert all(drain.took_s < drain.grace_s for drain in cluster.drains)
