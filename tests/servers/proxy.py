@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 from urllib.parse import urlsplit
 
 from tests.processes import HOST, free_port
+from tests.servers.loops import abort_all
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -158,6 +159,7 @@ class TcpProxy:
         for relay in relays:
             relay.cancel()
         await asyncio.gather(*relays, return_exceptions=True)
+        await abort_all(self._loop)
 
     def _stop_listening(self) -> None:
         if self._listener is not None:

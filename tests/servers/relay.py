@@ -21,6 +21,7 @@ from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 
 from tests.processes import HOST, free_port, wait_until
+from tests.servers.loops import abort_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,12 +60,6 @@ class Taken:
 class _Controller(Controller):
     """Closes the connections that are open when it stops."""
 
-    def factory(self) -> SMTP:
-        """A conversation."""
-        conversation: SMTP = super().factory()
-        self.__dict__.setdefault("conversations", []).append(conversation)
-        return conversation
-
     def stop(self, *arguments: bool) -> None:
         """Stop listening."""
         asyncio.run_coroutine_threadsafe(self._abort(), self.loop).result()
@@ -73,17 +68,7 @@ class _Controller(Controller):
     async def _abort(self) -> None:
         assert self.server is not None
         self.server.close()
-        await _turns()  # a connection that was accepted just now has its transport after them
-        for conversation in self.__dict__.get("conversations", []):
-            if conversation.transport is not None:
-                conversation.transport.abort()
-        await _turns()  # the loop closes them
-
-
-async def _turns() -> None:
-    """Let the loop do what it has begun."""
-    for _ in range(5):
-        await asyncio.sleep(0)
+        await abort_all(self.loop)
 
 
 class Relay:

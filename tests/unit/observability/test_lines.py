@@ -49,6 +49,8 @@ def test_a_reader_that_stops_costs_records_not_requests():
     reading = threading.Thread(target=lambda: text.extend(iter(lambda: os.read(reader.out, 1 << 16), b"")))
     reading.start()
     wait_until(lambda: b"log.dropped\n" in b"".join(text), what="the count")
+    # The thread that writes must be done with the descriptor before it is closed.
+    wait_until(lambda: b"".join(text).count(b"x.y\n") == 1000 - pipe.dropped, what="the rest")
     os.close(reader.fd)
     reading.join(timeout=60)
     os.close(reader.out)
