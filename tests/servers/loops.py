@@ -10,10 +10,10 @@ TURNS = 5
 
 async def abort_all(loop: asyncio.AbstractEventLoop) -> None:
     """Close every connection of *loop*, also in a TLS handshake; it accepts nothing any more."""
-    await _turns()
-    for transport in list(loop._transports.values()):  # type: ignore[attr-defined]  # noqa: SLF001
-        transport.abort()
-    await _turns()
+    for _ in range(2):  # at once, so that nothing more is answered; and what was accepted a moment ago
+        for transport in list(loop._transports.values()):  # type: ignore[attr-defined]  # noqa: SLF001
+            transport.abort()
+        await _turns()
 
 
 async def _turns() -> None:

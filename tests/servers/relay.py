@@ -126,8 +126,8 @@ class Relay:
         return self.start()
 
     def __exit__(self, *_: object) -> None:
+        self.stop()  # first: what was kept back is not answered any more
         self.answering.set()
-        self.stop()
 
     def wait_for(self, count: int, *, timeout_s: float = 60) -> list[Taken]:
         """The mails, once there are *count* of them."""
