@@ -63,7 +63,7 @@ def _by_setting(found: OwnData) -> dict[str, object]:
 
 def shown(entry: Entry) -> dict[str, object]:
     """
-    *entry* as its user sees it: if somebody else acted, neither their identity nor their address is shown.
+    *entry* for the user it is about: without the identity and the address of anybody else who acted.
     """
     names = ("id", "at", "action", "session_id", "device_id")
     return {

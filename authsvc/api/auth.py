@@ -6,8 +6,8 @@ from typing import Any
 
 from flask import Response, request
 
-from authsvc.api.direct import DirectRoute, Reply, json_body, loaded
-from authsvc.api.frame.bodies import JSON, Blueprint, load, read_json
+from authsvc.api.direct import DirectRoute, Reply, loaded
+from authsvc.api.frame.bodies import JSON, Blueprint, json_body, load, read_json
 from authsvc.api.frame.context import DEVICE_HEADER, client_ip, services, user_agent
 from authsvc.api.frame.guards import counted, counting, limited, optional_bearer, public
 from authsvc.api.frame.outcomes import revoked

@@ -8,7 +8,6 @@ Everything else about them, and every body that the schema does not take, is lef
 from __future__ import annotations
 
 import io
-import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -90,7 +89,7 @@ class DirectRoutes:
             return route.act(self.services, meant)
         except AuthError as error:
             return _told(refusal(error), request_id)
-        except Exception as error:  # noqa: BLE001 - the edge: whatever it is, it is answered
+        except Exception as error:  # noqa: BLE001 - any error becomes an answer, and is logged
             return _told(failure(error), request_id)
 
     def _note(self, path: str, status: int, took_s: float) -> None:
@@ -100,11 +99,6 @@ class DirectRoutes:
         if count is None:
             count = self._counts[path, status] = self.services.metrics.count_of("POST", path, status)
         count(took_s)
-
-
-def json_body(value: object) -> bytes:
-    """*value* as Flask writes it."""
-    return json.dumps(value, separators=(",", ":")).encode() + b"\n"
 
 
 def loaded(schema: Schema, body: bytes) -> Any:  # noqa: ANN401 - the schema says what

@@ -7,12 +7,12 @@ all else is answered by a thread, by :class:`~authsvc.api.verify.CheckAnswers` a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Final, NamedTuple, Protocol
 
+from authsvc.api.frame.bodies import JSON, json_body
 from authsvc.api.frame.context import request_id_from
 from authsvc.api.frame.hooks import HEADERS, log_answer
 from authsvc.api.schemas.accounts import UserView
@@ -86,9 +86,9 @@ class ProfileReads:
     def answer(self, user: User) -> Answer:
         """With the profile of *user*."""
         shown = self._view.dump(self.users.get(user.id, read=user))
-        body = (json.dumps(shown, separators=(",", ":")) + "\n").encode()
+        body = json_body(shown)
         headers = [
-            ("Content-Type", "application/json"),
+            ("Content-Type", JSON),
             ("Content-Length", str(len(body))),
             ("X-Request-Id", _MARK),
             *HEADERS.items(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any, ClassVar, ParamSpec, TypeVar
 from urllib.parse import parse_qsl
@@ -94,6 +95,11 @@ def _describing(decorate: Callable[[Any], Any]) -> Callable[[Callable[P, R]], Ca
         return view
 
     return describe
+
+
+def json_body(value: object) -> bytes:
+    """Return *value* as Flask writes it, for answers that do not come from Flask."""
+    return json.dumps(value, separators=(",", ":")).encode() + b"\n"
 
 
 def read_json(req: Request, media_types: tuple[str, ...] = (JSON,)) -> Json:

@@ -147,7 +147,7 @@ def publish(
     """
     Let *app* show the description of *blueprints*, as the service that is published as *issuer*.
 
-    It is made when somebody first asks for it: that takes 0.1 s, and most processes are never asked.
+    It is made on the first request for it: that takes 0.1 s, and most processes never get one.
     """
     config = _openapi(issuer, has_machines=has_machines, has_levels=has_levels)
     app.extensions[_DESCRIPTION] = cache(lambda: _described(config, blueprints))

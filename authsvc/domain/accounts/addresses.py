@@ -135,8 +135,8 @@ class Addresses:
 
     def confirm_registration(self, shown: Shown, password: str | None, client_ip: str) -> Outcome[User]:
         """
-        Create the account. A link also needs the *password*: whoever opens the mail may not have asked for
-        the account.
+        Create the account. A link also needs the *password*: the person who opens the mail may not be the one
+        who asked for the account.
 
         Raises CodeInvalid, EmailTaken, RateLimited, HashingBusy, StoreUnavailable.
         """
