@@ -147,6 +147,8 @@ class LaneWorker(ParkingWorker):
                 self._watch()
                 self._finish(lane, [None] * len(self._batch))
             if self._next and not self._batch:
+                # Some have arrived since, mostly from clients that were just answered: one read for all.
+                super().wait_for_and_dispatch_events(0)
                 self._ask(lane)
             if not self._batch or time.monotonic() >= ends_s:
                 break
