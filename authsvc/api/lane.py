@@ -18,6 +18,7 @@ from authsvc.api.frame.hooks import HEADERS, log_answer
 from authsvc.api.schemas.accounts import UserView
 from authsvc.api.verify import CHECK_PATHS, demand_of, granted
 from authsvc.domain.errors import StoreUnavailable
+from authsvc.domain.revocations import IndexAnswer
 from authsvc.domain.tokens.access import REMEMBERED, AccessToken, Token
 from authsvc.domain.tokens.checks import PolledIndex, PolledKeys, PolledReads, TokenChecks
 from authsvc.domain.tokens.claims import bearer_token
@@ -52,13 +53,25 @@ class Answer(NamedTuple):
 class Prepared:
     """A token whose signature held, with all that an answer about it on one path needs."""
 
-    __slots__ = ("answer", "begins_s", "ends_s", "index_keys", "is_admitted", "is_profile", "keys", "token")
+    __slots__ = (
+        "answer",
+        "begins_s",
+        "ends_s",
+        "good_answer",
+        "index_keys",
+        "is_admitted",
+        "is_profile",
+        "keys",
+        "token",
+    )
 
     def __init__(self, token: Token, path: str, index_keys: PolledKeys, window_s: tuple[int, int]) -> None:
         self.token = token
         self.keys = token.keys
         self.index_keys = index_keys
         self.begins_s, self.ends_s = window_s
+        #: The last answer of Redis that proved it to be good: the same answer proves it again.
+        self.good_answer: IndexAnswer | None = None
         self.is_profile = path == PROFILE_PATH
         #: True if it is good for a request that asks for nothing more, and is to be answered here.
         self.is_admitted: bool
@@ -185,12 +198,12 @@ class CheckLane:
             return [None] * len(asked)
         if found is None:
             return None
-        are_good = self.checks.are_good([prepared.keys for prepared in asked], found.tokens)
         answers = [
-            prepared.answer if is_good else None for prepared, is_good in zip(asked, are_good, strict=True)
+            prepared.answer if answer == prepared.good_answer or self._is_good(prepared, answer) else None
+            for prepared, answer in zip(asked, found.tokens, strict=True)
         ]
         for place, raw in found.users.items():
-            if are_good[place]:
+            if answers[place] is not None:
                 answers[place] = self._profile(asked[place], raw)
         self.checks.count_good(len(answers) - answers.count(None))
         return answers
@@ -205,6 +218,12 @@ class CheckLane:
     def upkeep(self) -> None:
         """Load new signing keys before a check needs them; may block."""
         self.ring.refresh()
+
+    def _is_good(self, prepared: Prepared, answer: IndexAnswer) -> bool:
+        is_good = self.checks.is_good(prepared.keys, answer)
+        if is_good:
+            prepared.good_answer = answer
+        return is_good
 
     def _profile(self, prepared: Prepared, raw: bytes | None) -> Answer | None:
         """The profile in a proven copy; None where there is none that can be read here."""

@@ -161,13 +161,10 @@ class LaneWorker(ParkingWorker):
             self._upkeep = self.tpool.submit(_keep_up, lane)
 
     def _receive(self, conn: Connection) -> None:
-        if conn.queue is self.checking_conns:
-            if conn.is_watched:  # its next request, or its end: later
-                self.poller.unregister(conn.sock)
-                conn.is_watched = False
-        elif conn.queue is self.lingering_conns:  # its check was answered in this round, before this event
-            self._on_lingering_socket_readable(conn, conn.sock)
-        elif conn.queue is not None:  # else a thread has it since this round
+        if conn.queue is self.checking_conns:  # its next request, or its end: later
+            self.poller.unregister(conn.sock)
+            conn.is_watched = False
+        else:
             super()._receive(conn)
 
     def _take(self, conn: Connection, piece: bytes) -> None:
@@ -196,7 +193,8 @@ class LaneWorker(ParkingWorker):
         conn.is_sampled = lane.sample(request.traceparent.decode("latin-1"))
         if conn.is_sampled:
             return False
-        conn.arrival, conn.deadline = Arrival(), 0.0
+        if conn.deadline:  # it came in pieces
+            conn.arrival, conn.deadline = Arrival(), 0.0
         self._move(conn, self.checking_conns)
         self._next.append(Waiting(conn, check, request, data, self._began_s))
         return True
@@ -253,11 +251,11 @@ class LaneWorker(ParkingWorker):
             self._leave(conn)
             self._linger(conn)
         else:
-            self._keep(conn)
+            self._keep(conn, now_s)
 
-    def _keep(self, conn: Connection) -> None:
+    def _keep(self, conn: Connection, now_s: float) -> None:
         """Let the connection wait for its next request."""
-        conn.set_timeout()
+        conn.timeout = now_s + self.timings.keepalive_s
         self._move(conn, self.keepalived_conns)
         if not conn.is_watched:
             conn.is_watched = True

@@ -179,16 +179,16 @@ class TokenChecks:
             raise TokenInvalid("revoked")
         return token
 
-    def are_good(self, tokens: Sequence[TokenKeys], answers: Sequence[IndexAnswer]) -> list[bool]:
+    def is_good(self, token: TokenKeys, answer: IndexAnswer) -> bool:
         """
-        For each of *tokens*, whose signatures held, True if *answers* prove that it is good.
+        True if *answer* proves that *token*, whose signature held, is good; it depends on nothing else.
 
-        The others are not refused by this: :meth:`check` decides about them, and counts them.
+        Any other is not refused by this: :meth:`check` decides about it, and counts it.
         """
-        return [judge(*pair) is Verdict.ACTIVE for pair in zip(tokens, answers, strict=True)]
+        return judge(token, answer) is Verdict.ACTIVE
 
     def count_good(self, times: int) -> None:
-        """Count so many tokens that :meth:`are_good` found good, and whose requests were answered."""
+        """Count so many tokens that :meth:`is_good` found good, and whose requests were answered."""
         if times:
             self.observe(Verdict.ACTIVE.value, Source.REDIS, times=times)
 

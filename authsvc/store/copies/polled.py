@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -31,7 +31,7 @@ class _Asked(NamedTuple):
     """What is asked about one shard: the places of its tokens among all, and of those with their users."""
 
     shard: int
-    places: list[int]
+    places: Sequence[int]
     users: list[int]
 
 
@@ -116,28 +116,25 @@ class PolledIndex:
     def answers(self) -> PolledAnswers | None:
         """What was asked for, None while it is not there; raises StoreUnavailable."""
         under_way = [question for question in self._questions if not question.is_over]
-        for question in under_way:
-            self._take(question)
         if len(under_way) < len(self.reads.all):
             self._notice_ends({id(question.reads) for question in under_way})
-        if not all(question.is_over for question in self._questions):
+        if [question for question in under_way if not self._take(question)]:
             return None
         questions, self._questions = self._questions, []
-        if all(question.values is None for question in questions):
-            raise StoreUnavailable("redis: no answer")
         found = PolledAnswers([_UNASKED] * self._count, {})
-        for question in questions:
-            self._judge(question, found)
+        if not [question for question in questions if self._judge(question, found)]:
+            raise StoreUnavailable("redis: no answer")
         return found
 
-    def _take(self, question: _Question) -> None:
-        """Read what is there of the answer to *question*; one that cannot come any more is over, too."""
+    def _take(self, question: _Question) -> bool:
+        """Read what is there of the answer to *question*; True if it is over, or cannot come any more."""
         try:
             question.values = question.reads.receive()
         except CacheUnavailable:
             question.is_over = True
         else:
             question.is_over = question.values is not None
+        return question.is_over
 
     def _notice_ends(self, asked: Collection[int]) -> None:
         """Close the connections that ended while nothing was asked; *asked* are the ids of the others."""
@@ -146,10 +143,12 @@ class PolledIndex:
                 with suppress(CacheUnavailable):  # told by the reads' hooks
                     reads.receive()
 
-    def _judge(self, question: _Question, found: PolledAnswers) -> None:
-        now_s, values, begin = self.monotonic(), question.values, 0
+    def _judge(self, question: _Question, found: PolledAnswers) -> bool:
+        """Add the answer to *question* to *found*; False if there was none."""
+        values, begin = question.values, 0
         if values is None:
-            return
+            return False
+        now_s = self.monotonic()
         for shard, places, users in question.shards:
             end = begin + KEYS_EACH * len(places)
             proof = self.proofs.each[shard]
@@ -162,20 +161,28 @@ class PolledIndex:
             ):
                 found.tokens[place] = IndexAnswer(record, session, epoch, blacklist, is_proven)
             begin = end + 1 + len(users)
-            found.users.update(zip(users, values[end + 1 : begin], strict=True))
+            if users:
+                found.users.update(zip(users, values[end + 1 : begin], strict=True))
+        return True
 
     def _by_server(self, keys: Sequence[PolledKeys]) -> dict[str, list[_Asked]]:
         """The shards of *keys* that are worth asking about, by server, as a question has them."""
-        by_shard: dict[int, list[int]] = {}
-        for place, asked in enumerate(keys):
-            by_shard.setdefault(asked.shard, []).append(place)
         by_server: dict[str, list[_Asked]] = {}
-        for shard, places in by_shard.items():
+        for shard, places in self._by_shard(keys).items():
             name = self.owner_of(shard)
             if name is not None and self._is_proving(shard):
                 users = [place for place in places if keys[place].user_key]
                 by_server.setdefault(name, []).append(_Asked(shard, places, users))
         return by_server
+
+    def _by_shard(self, keys: Sequence[PolledKeys]) -> Mapping[int, Sequence[int]]:
+        """The places of *keys* by shard."""
+        if len(self._markers) == 1:
+            return {0: range(len(keys))}
+        by_shard: dict[int, list[int]] = {}
+        for place, asked in enumerate(keys):
+            by_shard.setdefault(asked.shard, []).append(place)
+        return by_shard
 
     def _mget(self, keys: Sequence[PolledKeys], asked: _Asked) -> bytes:
         shard, places, users = asked
