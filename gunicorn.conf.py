@@ -18,7 +18,6 @@ globals().update(
             workers=settings.http.workers,
             log_level=settings.log.level,
             figures=settings.http.figures_dir,
-            preload=("authsvc.app", "authsvc.wiring"),
         )
     )
 )

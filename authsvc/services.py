@@ -70,7 +70,7 @@ class PasskeyServices:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
-    """All services of one process; wiring makes them after the fork."""
+    """All services of a process; wiring makes them, maybe in the process that forks the serving ones."""
 
     audit: AuditBook
     events: AuditLog
@@ -106,7 +106,7 @@ class Services:
     http: HttpSettings
     #: Compare Redis with SQL once, now; True if Redis is proven.
     compare: Callable[[], bool]
-    #: Start the background threads; called once, in a process that serves requests.
+    #: Start the background threads; called once in each process that serves requests, after the fork.
     start: Callable[[], None]
     #: Stop the background threads and close all connections.
     close: Callable[[], None]

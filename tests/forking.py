@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+#: What a serving process loads beside the modules of its command.
+LOADED = ("authsvc.app", "authsvc.wiring", "psycopg_binary", "sqlalchemy.dialects.postgresql.psycopg")
 #: How a process that nobody can ask about any more is said to have ended.
 LOST = -signal.SIGKILL
 _REQUEST_BYTES = 1 << 17
@@ -186,10 +188,9 @@ def next_program(fd: int) -> str:
 def _load() -> None:
     """Import what a process of the service imports, before any of them is there."""
     from authsvc.cli import COMMANDS, importing  # noqa: PLC0415 - only where it forks
-    from authsvc.cli.service import PRELOAD  # noqa: PLC0415 - only where it forks
 
     with importing():
-        for name in (*PRELOAD, *(f"authsvc.cli.{command.module}" for command in COMMANDS)):
+        for name in (*LOADED, *(f"authsvc.cli.{command.module}" for command in COMMANDS)):
             import_module(name)
     gc.freeze()
 

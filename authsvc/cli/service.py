@@ -29,11 +29,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Modules to import before the workers fork: they share the memory and start faster.
-PRELOAD = ("authsvc.app", "authsvc.wiring", "psycopg_binary", "sqlalchemy.dialects.postgresql.psycopg")
-#: The same, if there are passkeys.
-PRELOAD_OF_PASSKEYS = ("authsvc.domain.accounts.webauthn",)
-
 STDERR = 2
 
 
@@ -170,23 +165,21 @@ def _serve(options: argparse.Namespace, settings: Settings) -> int:
         from authsvc.api.frame.docs import HASHING_PATHS, check_paths
         from authsvc.observability.health import LastAnswers
 
-    pipe = logs.configure(settings.log.level.value, settings.log.format.value)
+    logs.configure(settings.log.level.value, settings.log.format.value)
     for warning in warnings:
         log.warning("settings.warned", extra={"text": warning})
 
     url = f"http://{settings.http.host}:{settings.http.port}"
     log.info("service.starting", extra={"public": url, "metrics_port": settings.http.metrics_port})
 
-    # Made before the fork, because the workers share it.
+    # The workers share it.
     answers = LastAnswers()
 
     def load() -> WSGIApplication:
         from authsvc.app import create_app
         from authsvc.wiring import build
 
-        services = build(settings, answers=answers, timings=options.timings)
-        pipe.on_drop = services.metrics.log_dropped
-        return create_app(services)
+        return create_app(build(settings, answers=answers, timings=options.timings))
 
     served = ServerOptions(
         host=settings.http.host,
@@ -196,7 +189,6 @@ def _serve(options: argparse.Namespace, settings: Settings) -> int:
         timings=options.server_timings or ServerTimings(),
         log_level=settings.log.level.value,
         figures=settings.http.figures_dir,
-        preload=(*PRELOAD, *(PRELOAD_OF_PASSKEYS if settings.passkeys.rp_id is not None else ())),
         bodiless=check_paths(has_machines=settings.machines.is_on),
         lengthy=HASHING_PATHS,
     )

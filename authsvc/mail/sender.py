@@ -28,6 +28,10 @@ MINUTE_S: Final = 60.0
 log = logging.getLogger(__name__)
 
 
+def _new_owner() -> str:
+    return secrets.token_hex(16)
+
+
 @dataclass(slots=True, kw_only=True)
 class MailRun:
     """
@@ -47,7 +51,7 @@ class MailRun:
     on_result: Callable[[str, str], None]
     timings: MailTimings = field(default_factory=MailTimings)
     #: Names this process in the leases.
-    owner: str = field(default_factory=lambda: secrets.token_hex(16))
+    owner: str = field(default_factory=_new_owner)
     _failures: int = field(default=0, init=False)
     _paused_until_s: float = field(default=0.0, init=False)
     #: False at first and after a failure: the next success makes mails due that wait for the relay.
@@ -55,6 +59,10 @@ class MailRun:
     _sent_at_s: list[float] = field(default_factory=list, init=False)
     #: Results that are not stored in SQL yet.
     _unwritten: list[Callable[[], None]] = field(default_factory=list, init=False)
+
+    def start(self) -> None:
+        """Take a name of its own for this process: the one that it was made in may have forked others."""
+        self.owner = _new_owner()
 
     def round(self, is_over: Callable[[], bool] = lambda: False) -> int:
         """Send the mails that are due; returns the number of claimed mails. Raises StoreUnavailable."""
@@ -204,10 +212,12 @@ class MailThread:
         self._alongside = alongside
         self._wake = threading.Event()
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="mail-sender", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Begin; once per process, after the fork."""
+        self._run_once.start()
+        self._thread = threading.Thread(target=self._run, name="mail-sender", daemon=True)
         self._thread.start()
 
     def wake(self) -> None:
@@ -218,7 +228,7 @@ class MailThread:
         """Finish the current mail, and stop."""
         self._stop.set()
         self._wake.set()
-        if self._thread.is_alive():
+        if self._thread is not None:
             self._thread.join()
 
     def _run(self) -> None:

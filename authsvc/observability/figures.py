@@ -55,6 +55,11 @@ class SharedFigures(Collector):
         values.ValueClass = self._make_value
         values.MmapedDict = _ReservedFile  # type: ignore[attr-defined]
 
+    def start(self) -> None:
+        """Store the values in files of this process, if another one made them before it forked this one."""
+        if self._owner.is_another and not self.heal():
+            self._keep_in_memory("no new files")
+
     def collect(self) -> Iterable[Metric]:
         """Sum up the readable files; an unreadable one is left out."""
         files = [str(path) for path in figure_files(self.folder)]
@@ -67,22 +72,22 @@ class SharedFigures(Collector):
 
     def heal(self) -> bool:
         """Write the values to new files if any of the old ones was deleted; True if all files exist."""
-        if all(path.exists() for path in self._own_files()):
+        if not self._owner.is_another and all(path.exists() for path in self._own_files()):
             return True
         if not _is_usable(self.folder) or not self._reserve_anew():
             return False
         figures = [(value, value.get()) for value in self._values]
-        self._owner.generation += 1
+        self._owner.rename()
         for value, figure in figures:
             value.set(figure)
         return True
 
     def _own_files(self) -> Iterator[Path]:
-        return (self.folder / f"{prefix}_{self._owner()}.db" for prefix in tuple(self._prefixes))
+        return (self.folder / f"{prefix}_{self._owner.name}.db" for prefix in tuple(self._prefixes))
 
     def _reserve_anew(self) -> bool:
         """Make the files of the next generation, in the size that the values need."""
-        paths = [self.folder / f"{prefix}_{self._owner.name_after()}.db" for prefix in self._prefixes]
+        paths = [self.folder / f"{prefix}_{self._owner.following}.db" for prefix in self._prefixes]
         try:
             for path in paths:
                 _reserve(path, _ReservedFile.sizes.get(_prefix_of(path), _FIRST_BYTES))
@@ -92,13 +97,17 @@ class SharedFigures(Collector):
             return False
         return True
 
+    def _keep_in_memory(self, cause: str | None) -> None:
+        log.warning("metrics.in_memory", extra={"cause": cause, "folder": str(self.folder)})
+        self.is_in_memory = True
+
     def _make_value(self, *args: str, multiprocess_mode: str = "", **kwargs: object) -> _Value:
+        if self.is_in_memory:
+            return values.MutexValue(*args, **kwargs)  # type: ignore[no-untyped-call]
         try:
             value = self._make(*args, multiprocess_mode=multiprocess_mode, **kwargs)
         except OSError as error:
-            if not self.is_in_memory:
-                log.warning("metrics.in_memory", extra={"cause": error.strerror, "folder": str(self.folder)})
-            self.is_in_memory = True
+            self._keep_in_memory(error.strerror)
             return values.MutexValue(*args, **kwargs)  # type: ignore[no-untyped-call]
         self._prefixes.add(f"{args[0]}_{multiprocess_mode}" if args[0] == "gauge" else args[0])
         self._values.append(value)
@@ -143,19 +152,26 @@ class _Owner:
     """
 
     def __init__(self) -> None:
-        self.generation = 0
-        self._key = (0, 0)
-        self._name = ""
-
-    def name_after(self) -> str:
-        """The name of the next generation."""
-        return f"{os.getpid()}.{self.generation + 1}"
+        self._pid, self._generation = os.getpid(), 0
+        self.name = str(self._pid)
 
     def __call__(self) -> str:
-        key = (os.getpid(), self.generation)
-        if key != self._key:
-            self._key, self._name = key, f"{key[0]}.{key[1]}" if key[1] else f"{key[0]}"
-        return self._name
+        return self.name
+
+    @property
+    def is_another(self) -> bool:
+        """True in a process that was forked since the last :meth:`rename`."""
+        return self._pid != os.getpid()
+
+    @property
+    def following(self) -> str:
+        """The next name."""
+        return f"{os.getpid()}" if self.is_another else f"{self._pid}.{self._generation + 1}"
+
+    def rename(self) -> None:
+        """Take the next name."""
+        self.name, self._generation = self.following, 0 if self.is_another else self._generation + 1
+        self._pid = os.getpid()
 
 
 @cache
@@ -168,6 +184,12 @@ def shared_figures(folder: Path) -> SharedFigures:
 def figure_files(folder: Path) -> Iterator[Path]:
     """Return the files of prometheus_client in *folder*; no other file is read or deleted."""
     return (path for path in folder.glob("*.db") if _FILE_NAME.fullmatch(path.name))
+
+
+def forget_figures(folder: Path) -> None:
+    """Remove the files of all processes."""
+    for path in figure_files(folder):
+        path.unlink(missing_ok=True)
 
 
 def forget_process(pid: int) -> None:

@@ -25,7 +25,7 @@ from queue import SimpleQueue
 from authsvc.observability.lines import Record, Render, console_line, json_line, plain
 from authsvc.observability.redaction import email_digest
 
-__all__ = ["LogPipe", "bind_request", "configure", "email_digest"]
+__all__ = ["LogPipe", "bind_request", "configure", "count_drops", "email_digest"]
 
 CAPACITY = 10_000
 FLUSH_TIMEOUT_S = 1.0
@@ -165,6 +165,13 @@ def configure(level: str, log_format: str, *, fd: int = 1) -> LogPipe:
     threading.excepthook = _log_thread_failure
     atexit.register(pipe.flush)
     return pipe
+
+
+def count_drops(on_drop: Callable[[], None]) -> None:
+    """Have *on_drop* called for each record that is dropped from now on; nothing without a pipe."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, PipeHandler):
+            handler.pipe.on_drop = on_drop
 
 
 def _replace_root_handler(handler: PipeHandler, level: str) -> None:

@@ -288,6 +288,11 @@ class Metrics:
         _Maker.counter, "authsvc_audit_unwritten", "Security events that never became a row."
     )
 
+    def start(self) -> None:
+        """Store the values in files of this process from now on; once per process, after the fork."""
+        if self.shared is not None:
+            self.shared.start()
+
     def exposition(self) -> tuple[bytes, str]:
         """Return the metrics of all processes and their media type, even if the folder is damaged."""
         self.heal()
@@ -339,7 +344,7 @@ class Metrics:
 
 
 def make_metrics(registry: CollectorRegistry | None = None) -> Metrics:
-    """Register every metric; to be called once in each process, after the fork."""
+    """Register every metric; a process that is forked later calls its ``start``."""
     folder = os.environ.get(FOLDER_VARIABLE)
     shared = shared_figures(Path(folder)) if folder else None
     maker = _Maker(registry if registry is not None else CollectorRegistry())

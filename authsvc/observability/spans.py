@@ -66,8 +66,11 @@ class Spans:
             sampler=ParentBased(root=RequestsAlone(self._ratio)),
             shutdown_on_exit=False,
         )
-        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         self._tracer = self._provider.get_tracer("authsvc", version)
+
+    def start(self) -> None:
+        """Start the thread that sends the spans; after the fork."""
+        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
 
     def trace_id(self, _environ: Mapping[str, Any]) -> str:
         """The trace id of the request that this thread handles, in hex; "" if there is none."""

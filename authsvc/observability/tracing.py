@@ -78,6 +78,8 @@ class Tracing:
     connection: Callable[[Any], Any] = _same_connection
     #: Make each call to Redis a span.
     redis: CacheEvents = field(default_factory=CacheEvents)
+    #: Begin to send spans; once per process, after the fork.
+    start: Callable[[], None] = ignore
     #: Send the remaining spans.
     close: Callable[[], None] = ignore
 
@@ -89,7 +91,7 @@ class Tracing:
 
 def open_tracing(settings: TracingSettings, *, now_ns: Callable[[], int]) -> Tracing:
     """
-    Tracing over HTTP to a collector, on a separate thread, or none; call after the fork.
+    Tracing over HTTP to a collector, on a separate thread that :attr:`Tracing.start` starts, or none.
 
     Of requests whose caller has not decided, the configured share is traced; *now_ns* is the wall clock in
     nanoseconds.
@@ -106,5 +108,6 @@ def open_tracing(settings: TracingSettings, *, now_ns: Callable[[], int]) -> Tra
         around=spans.around,
         connection=spans.connection,
         redis=CacheEvents(on_operation=spans.redis_call(now_ns)),
+        start=spans.start,
         close=spans.close,
     )

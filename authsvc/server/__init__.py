@@ -69,8 +69,6 @@ class ServerOptions:
     log_level: str = "info"
     #: Folder of the workers' metrics; None: a temporary one for this run.
     figures: Path | None = None
-    #: Modules to import before the fork, so that the workers share their memory and start faster.
-    preload: tuple[str, ...] = ()
     #: Paths: requests to them and below are answered after their head, because their bodies are not read.
     bodiless: tuple[str, ...] = ()
     #: Paths: a POST request to them occupies a thread for a long time.  Some threads are reserved for all
@@ -103,9 +101,10 @@ def serve(options: ServerOptions, load: Callable[[], WSGIApplication]) -> NoRetu
     """
     Serve until SIGTERM, then exit with status 0.
 
-    *load* makes the application in each worker, after the fork.  If what it returns has an attribute
-    ``services``, their ``start()`` is called when the worker is up and their ``close()`` when it ends.
-    If it raises, or exits with another status than 0, the whole service exits with a status that is not 0.
+    *load* makes the application once, before the fork: the workers share its memory. It must not start a
+    thread, open a connection or file that it keeps, or make what may differ between processes.  If what it
+    returns has an attribute ``services``, their ``start()`` is called in each worker when it is up, and their
+    ``close()`` when it ends.  If one of them fails, the whole service exits with a status that is not 0.
     """
     # Imported here, because importing gunicorn takes 0.1 s and fails on a malformed WEB_CONCURRENCY: only a
     # command that starts a server needs it.

@@ -13,7 +13,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
@@ -23,7 +22,7 @@ from gunicorn.config import Config
 from gunicorn.errors import HaltServer
 from gunicorn.glogging import Logger
 
-from authsvc.observability.figures import FOLDER_VARIABLE, figure_files, forget_process
+from authsvc.observability.figures import FOLDER_VARIABLE, forget_figures, forget_process
 from authsvc.server.arrival import MAX_FIELD_BYTES, MAX_FIELDS, MAX_LINE_BYTES
 from authsvc.server.worker import Worker
 
@@ -81,7 +80,7 @@ class Service(BaseApplication):  # type: ignore[misc]
         Master(self).run()
 
     def load(self) -> WSGIApplication:
-        """Make the application, in a worker."""
+        """Make the application; gunicorn keeps it."""
         with _stopping_all_on_failure():
             return self._load()
 
@@ -160,7 +159,7 @@ def gunicorn_options(options: ServerOptions) -> dict[str, Any]:
         "logger_class": ServiceLog,
         "loglevel": options.log_level,
         "accesslog": None,
-        "on_starting": lambda _: _before_fork(options),
+        "on_starting": lambda master: _before_fork(master.app, options),
         "when_ready": lambda _: _when_ready(),
         "post_worker_init": on_worker_start,
         "worker_exit": lambda _, worker: on_worker_stop(worker),
@@ -196,8 +195,7 @@ def prepare_figures(given: Path | None) -> None:
     try:
         folder = given or Path(tempfile.mkdtemp(prefix="authsvc-metrics-", dir=_memory_folder()))
         folder.mkdir(parents=True, exist_ok=True)
-        for stale in figure_files(folder):
-            stale.unlink(missing_ok=True)
+        forget_figures(folder)
     except OSError as error:
         log.warning("metrics.in_memory", extra={"cause": error.strerror, "folder": str(given or "")})
         return
@@ -213,7 +211,7 @@ def _remove(folder: str, owner_pid: int) -> None:
 
 @contextmanager
 def _stopping_all_on_failure() -> Iterator[None]:
-    """Let the master exit, too, when a worker cannot start: its replacements could not either."""
+    """Let the whole service exit when a worker cannot start: its replacements could not either."""
     try:
         yield
     except SystemExit as refusal:
@@ -223,15 +221,18 @@ def _stopping_all_on_failure() -> Iterator[None]:
         sys.exit(Arbiter.WORKER_BOOT_ERROR)
 
 
-def _before_fork(options: ServerOptions) -> None:
+def _before_fork(app: BaseApplication, options: ServerOptions) -> None:
+    """Make the application that all workers share, also those that start later."""
     prepare_figures(options.figures)
-    gc.disable()  # until all is imported: there is hardly any garbage, and collection takes 0.1 s
-    for name in options.preload:
-        import_module(name)
+    gc.disable()  # until all is made: there is hardly any garbage, and collection takes 0.1 s
+    app.wsgi()
+    # The workers make their own; a gauge of the master, which never changes, would count as one of theirs.
+    if FOLDER_VARIABLE in os.environ:
+        forget_figures(Path(os.environ[FOLDER_VARIABLE]))
 
 
 def _when_ready() -> None:
-    """Just before the fork: freeze the objects that the workers share."""
+    """Just before the fork: keep the collector from the objects that the workers share."""
     gc.freeze()
     gc.enable()
 

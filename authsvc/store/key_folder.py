@@ -94,8 +94,15 @@ class KeyFolder:
             for event in self._look_again(soon_s):
                 self._audit.record(event)
 
-    def announce(self) -> None:
-        """Record the keys that this process starts with."""
+    def start(self) -> None:
+        """
+        Read the folder again, and record the keys that this process starts with; raises OSError.
+
+        Another process may have read it before it forked this one, maybe days ago.
+        """
+        before, self._looked_at_s = self._contents, self._monotonic()
+        self._contents = read_folder(self._path)
+        _log_newly_refused(before, self._contents)
         for key in self._contents.ring.keys:
             self._audit.record(_event(Action.KEY_ADDED, key, "start"))
 
@@ -209,10 +216,14 @@ def _changes(before: Contents, after: Contents) -> list[Event]:
     if after is before:
         return []
     log.info("keys.reread", extra={"count": len(after.ring.keys)})
-    _log_refused({name: cause for name, cause in after.refused.items() if before.refused.get(name) != cause})
+    _log_newly_refused(before, after)
     old, new = before.ring.by_id, after.ring.by_id
     added = [_event(Action.KEY_ADDED, new[kid], "reread") for kid in new.keys() - old.keys()]
     return added + [_event(Action.KEY_REMOVED, old[kid], "reread") for kid in old.keys() - new.keys()]
+
+
+def _log_newly_refused(before: Contents, after: Contents) -> None:
+    _log_refused({name: cause for name, cause in after.refused.items() if before.refused.get(name) != cause})
 
 
 def _log_refused(refused: Mapping[str, str]) -> None:

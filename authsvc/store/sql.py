@@ -1,4 +1,4 @@
-"""Access to SQL: one engine per process, a deadline on every wait, a breaker, translated errors."""
+"""Access to SQL: one pool per process, a deadline on every wait, a breaker, translated errors."""
 
 from __future__ import annotations
 
@@ -86,7 +86,8 @@ class Database:
     """
     Hands out connections for units of work; every failure of the server is a StoreUnavailable.
 
-    Make one per process, after the fork: processes that share an engine would receive each other's rows.
+    It connects when it is first used. A process that has used it must not fork others that use it, too: they
+    would share connections, and receive each other's rows.
     """
 
     def __init__(

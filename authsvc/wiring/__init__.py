@@ -25,6 +25,7 @@ from authsvc.domain.tokens.introspection import Introspection
 from authsvc.domain.tokens.machines import MachineTokens
 from authsvc.domain.users import UserDirectory
 from authsvc.domain.values.clocks import Clock
+from authsvc.observability import logs
 from authsvc.observability.health import Health, LastAnswers, Probes
 from authsvc.services import SecondFactorServices, Services
 from authsvc.settings import RegistrationMode, Settings, revealed
@@ -53,8 +54,9 @@ def build(
     timings: Timings | None = None,
 ) -> Services:
     """
-    All services of one process; opens no connection until they are used or started.  Call after the fork.
+    All services, without a thread, a connection or a name of this process: those begin with ``start``.
 
+    So a process may build them, and fork others that start them.
     *answers* was made before it, for all workers; None: this process speaks for itself.
     """
     parts = make_parts(settings, clock, answers or LastAnswers(), timings or Timings())
@@ -299,8 +301,13 @@ def _health(parts: Parts, mail: Mailing | None, cache: CacheAdmin) -> Health:
 
 
 def _start(parts: Parts, mail: Mailing | None, cache: CacheAdmin) -> None:
-    """Start the background threads of a process that serves: comparison, warming of the cache, mails."""
-    parts.ring.announce()
+    """
+    Begin what only a process that serves may have, after the fork: files of metrics, and the threads.
+    """
+    parts.metrics.start()
+    logs.count_drops(parts.metrics.log_dropped)
+    parts.tracing.start()
+    parts.ring.start()
     settings, heartbeat = parts.settings.cache, parts.stores.heartbeat
     if settings.is_enabled and settings.is_warmup_enabled:
         heartbeat.when_begun(cache.warming.start)

@@ -5,8 +5,8 @@ The stamp is a number that rises with every connection made or remade. After a c
 generation *g*, connections up to *g* can be trusted. One with a higher stamp may lead to another server, or
 to the same server with other data.
 
-Pools are made per process, after the fork: processes that share a connection would receive each other's
-replies.
+A pool connects when it is first used. A process that has used it must not fork others that use it, too:
+processes that share a connection would receive each other's replies.
 """
 
 from __future__ import annotations

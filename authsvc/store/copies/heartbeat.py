@@ -48,12 +48,13 @@ class Heartbeat:
         self._is_believed = False
         self._wake = threading.Event()
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
+        self._thread: threading.Thread | None = None
         #: Set after the first attempt of a comparison.
         self.has_begun = threading.Event()
 
     def start(self) -> None:
         """Start the thread; once per process, after the fork."""
+        self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
         self._thread.start()
 
     def when_begun(self, begin: Callable[[], None]) -> None:
@@ -68,7 +69,7 @@ class Heartbeat:
         """Stop after the current comparison."""
         self._stop.set()
         self._wake.set()
-        if self._thread.is_alive():
+        if self._thread is not None:
             self._thread.join(timeout=5)
 
     def _run(self) -> None:

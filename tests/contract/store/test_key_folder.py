@@ -13,7 +13,7 @@ import pytest
 
 from authsvc.domain.audit import NOWHERE, Action
 from authsvc.domain.tokens.keys import generate
-from authsvc.store.key_folder import FolderTimings, KeyFolder
+from authsvc.store.key_folder import FolderTimings, KeyFolder, read_key
 from tests.contract.cache.clients import in_threads
 from tests.contract.copies.redis_side import Stopwatch
 from tests.contract.store.key_files import HOUR_OLD, NOW, Audit, add_key, names
@@ -226,7 +226,7 @@ def test_changes_are_security_events_and_the_start_names_its_keys(opened, path, 
     """One event for each key, of nobody's request, and the same for every process that sees it."""
     keys = opened()
     (old,) = keys().keys
-    keys.announce()
+    keys.start()
     add_key(path, age_s=0)
     (path / HOUR_OLD).unlink()
 
@@ -240,6 +240,27 @@ def test_changes_are_security_events_and_the_start_names_its_keys(opened, path, 
     ]
     assert [event.once for event in audit.events] == [old.kid, new.kid, old.kid]
     assert {event.origin for event in audit.events} == {NOWHERE}
+
+
+def test_a_process_that_starts_long_after_the_folder_was_read_has_the_keys_of_now(opened, path, audit):
+    """The process that forks the workers reads the folder once; its workers may start days later."""
+    keys = opened()
+    (path / HOUR_OLD).unlink()
+    new = read_key(add_key(path, age_s=0))
+
+    keys.start()
+
+    assert [key.kid for key in keys().keys] == [new.kid]
+    assert audit.said() == [(Action.KEY_ADDED, f"{new.kid} ES256 start")]
+
+
+def test_a_process_does_not_start_with_keys_of_long_ago(opened, path):
+    """Without the folder it would verify tokens by keys that may be gone."""
+    keys = opened()
+    path.rename(path.with_name("away"))
+
+    with pytest.raises(FileNotFoundError):
+        keys.start()
 
 
 def test_many_threads_look_again_once(opened, path, clock, caplog):

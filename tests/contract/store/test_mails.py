@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from copy import copy
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
@@ -177,6 +178,26 @@ def test_a_sender_that_comes_back_too_late_changes_nothing(stores, outbox):
     assert not is_written
     assert state_of(stores, mail) == ("queued", 2)
     assert outbox.settle(taken.mail, MailState.SENT, owner="other", now=stores.clock())
+
+
+def test_senders_that_were_forked_from_one_process_have_leases_of_their_own(stores, outbox, recorder):
+    """What sends mails is made before the fork: with one name, both could settle the same mail."""
+    made = run_of(stores, recorder)
+    late, other = copy(made), copy(made)
+    for forked in (late, other):
+        forked.start()
+    mail = ask(stores, Template.PASSWORD_CHANGED, "ada@example.com")
+
+    def outlive(_message: EmailMessage) -> None:
+        stores.clock.tick(LEASE_S)
+        outbox.claim(most=1, now=stores.clock(), owner=other.owner, lease_s=LEASE_S)
+        raise MailRefused("too late")
+
+    recorder.answer = outlive
+    late.round()
+
+    assert recorder.results == {}
+    assert state_of(stores, mail) == ("queued", 2)
 
 
 def test_a_mail_is_tried_after_5_and_30_seconds_2_10_and_30_minutes_then_hourly(stores, recorder):

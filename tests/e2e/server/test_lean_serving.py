@@ -19,15 +19,13 @@ if TYPE_CHECKING:
 
 #: ``authsvc serve`` up to the fork, and what a worker does first; writes what was loaded by then and since.
 SERVE = """
-import importlib, json, sys
+import json, sys
 import authsvc.server
 from authsvc.cli import main
 
 def serve(options, load):
-    for name in options.preload:
-        importlib.import_module(name)
-    before = set(sys.modules)
     services = load().services
+    before = set(sys.modules)
     services.start()
     services.close()
     # Not to stdout: that is where the log goes.

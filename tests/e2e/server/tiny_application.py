@@ -41,6 +41,7 @@ class Application(Flask):
         self.add_url_rule("/metrics", "metrics", view_func=lambda: self.metrics.exposition()[0])
 
     def start(self) -> None:
+        self.metrics.start()
         if (self.folder / "die").exists():
             os.kill(os.getpid(), signal.SIGBUS)
         (self.folder / f"started-{os.getpid()}").touch()

@@ -124,7 +124,7 @@ from pathlib import Path
 import prometheus_client
 folder = Path(os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", sys.argv[1]))
 from flask import Flask
-from authsvc.observability.figures import forget_process
+from authsvc.observability.figures import forget_figures, forget_process
 from authsvc.observability.metrics import make_metrics
 
 def in_a_worker(work):
@@ -175,6 +175,69 @@ metrics.login("ok"); metrics.breaker_state(1); metrics.password_hash_queue(1)
     assert found["authsvc_password_hash_seconds_count"] == 2
     assert found["cache_circuit_breaker_state"] == 2
     assert found["authsvc_password_hash_queue"] == 5
+
+
+#: Two processes that are forked from one with metrics, and start them.
+FORKED = """
+import time
+metrics = make_metrics()
+app = Flask("measured"); metrics.instrument(app)
+metrics.login("ok"); metrics.breaker_state(2)
+forget_figures(folder)
+def in_a_fork(work):
+    child = os.fork()
+    if child == 0:
+        metrics.start()
+        work()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    return child
+"""
+
+
+def test_processes_that_are_forked_from_one_with_metrics_have_files_of_their_own(tmp_path):
+    """What was counted before the fork is in each of them; all series exist from the start."""
+    found = run(
+        f"""
+{FORKED}
+def count():
+    metrics.login("ok"); metrics.breaker_state(1); metrics.password_hash(0.1)
+    assert {{f.name.rpartition("_")[2] for f in folder.glob("*.db")}} >= {{f"{{os.getpid()}}.db"}}
+children = [in_a_fork(count), in_a_fork(lambda: None)]
+assert {{f.name.rpartition("_")[2] for f in folder.glob("*.db")}} == {{f"{{child}}.db" for child in children}}
+in_a_fork(lambda: print(json.dumps(metrics.exposition()[0].decode())) or sys.stdout.flush() or os._exit(0))
+sys.exit(0)
+""",
+        tmp_path,
+    )
+
+    assert found['authsvc_logins_total{result="ok"}'] == 1 + 1 + 1 + 1
+    assert found['authsvc_registrations_total{result="ok"}'] == 0
+    assert found["cache_circuit_breaker_state"] == 2
+    assert found["authsvc_password_hash_seconds_count"] == 1
+
+
+def test_a_forked_process_without_room_for_files_counts_in_memory(tmp_path):
+    """Nothing fails and nothing is lost; no file of another process is written to."""
+    found = run(
+        f"""
+{FORKED}
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (16 << 10, 16 << 10))
+def count():
+    for number in range(100):
+        metrics.login("ok"); metrics.cache_error(f"reason-{{number}}")
+    assert list(folder.glob("*.db")) == []
+    print(json.dumps(metrics.exposition()[0].decode()))
+    sys.stdout.flush()
+in_a_fork(count)
+sys.exit(0)
+""",
+        tmp_path,
+    )
+
+    assert found['authsvc_logins_total{result="ok"}'] == 1 + 100
+    assert sum(value for name, value in found.items() if name.startswith("cache_errors_total")) == 100
 
 
 def test_the_folder_may_go_at_any_time(tmp_path):
