@@ -27,13 +27,13 @@ from authsvc.api import (
     sessions,
     users,
 )
-from authsvc.api.direct import DirectRoutes
 from authsvc.api.frame import docs, errors, hooks
 from authsvc.api.frame.bodies import READ_BYTES, Blueprint
 from authsvc.api.frame.context import EXTENSION
 from authsvc.api.frame.cors import CrossOrigin
 from authsvc.api.frame.metrics import MetricsPort
 from authsvc.api.frame.plain import PlainRequests
+from authsvc.api.grouped import GroupedRoutes
 from authsvc.api.lane import PROFILE_PATH, CheckLane, ProfileReads
 from authsvc.api.verify import CheckAnswers, ForwardAuth
 from authsvc.services import Services
@@ -76,6 +76,8 @@ class Application:
     wsgi: WSGIApplication
     #: The check lane for the server's loop; None where threads answer all checks.
     lane: CheckLane | None
+    #: The routes that are answered for many requests at once; None where each request is traced by itself.
+    grouped: GroupedRoutes | None
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Offer the request to the metrics port, then to the token checks, then to Flask."""
@@ -133,12 +135,12 @@ def create_app(services: Services) -> Application:
         services.checks, services.tracing.trace_id, has_levels=has_levels, has_machines=has_machines
     )
     by_path = {path: services.tracing.around(answers, path) for path in _check_paths(services)}
-    # Flask alone makes the spans of a trace.
-    direct = app.wsgi_app if services.tracing.is_on else DirectRoutes(app.wsgi_app, services, auth.DIRECT)
-    shared = CrossOrigin(PlainRequests(direct), frozenset(services.http.cors_origins))
+    shared = CrossOrigin(PlainRequests(app.wsgi_app), frozenset(services.http.cors_origins))
     checked = ForwardAuth(by_path, shared)
     app.wsgi_app = MetricsPort(checked, services.metrics, services.http.metrics_port)  # type: ignore[method-assign]
-    return Application(app, services, app, _lane(services))
+    # Flask alone makes the spans of a trace.
+    grouped = None if services.tracing.is_on else GroupedRoutes(services, auth.GROUPED)
+    return Application(app, services, app, _lane(services), grouped)
 
 
 def _check_paths(services: Services) -> tuple[str, ...]:

@@ -6,11 +6,11 @@ from typing import Any
 
 from flask import Response, request
 
-from authsvc.api.direct import DirectRoute, Reply, loaded
 from authsvc.api.frame.bodies import JSON, Blueprint, json_body, load, read_json
 from authsvc.api.frame.context import DEVICE_HEADER, client_ip, services, user_agent
 from authsvc.api.frame.guards import counted, counting, limited, optional_bearer, public
 from authsvc.api.frame.outcomes import revoked
+from authsvc.api.grouped import GroupedRoute, Reply, loaded
 from authsvc.api.schemas.accounts import (
     LoginBody,
     LoginForm,
@@ -22,9 +22,8 @@ from authsvc.api.schemas.accounts import (
 )
 from authsvc.domain.accounts.opening import TokenPair
 from authsvc.domain.authentication import LoginAttempt, Registration
+from authsvc.domain.groups import Steps
 from authsvc.domain.ratelimits import Rule
-from authsvc.domain.revocations import Outcome
-from authsvc.domain.sessions import Session
 from authsvc.domain.tokens.claims import bearer_token
 from authsvc.domain.users import User
 from authsvc.services import Services
@@ -84,7 +83,7 @@ def login(form: LoginForm) -> tuple[TokenPair, int, dict[str, str]]:
 @blp.refuses(503, "`unavailable`")
 def refresh(form: RefreshForm) -> TokenPair:
     """Exchange a refresh token for a new pair; the old one stops working."""
-    return _refresh(services(), form)
+    return services().authentication.refresh(form.refresh_token or "")
 
 
 @blp.post("/logout")
@@ -99,17 +98,9 @@ def refresh(form: RefreshForm) -> TokenPair:
 @blp.refuses(503, "`unavailable`")
 def logout() -> Response:
     """End the session of the bearer token, of the refresh token in the body, or of both."""
-    return revoked(_log_out(services(), optional_bearer(), _optional_refresh_token()))
-
-
-def _refresh(found: Services, form: RefreshForm) -> TokenPair:
-    return found.authentication.refresh(form.refresh_token or "")
-
-
-def _log_out(found: Services, access: str | None, refresh_token: str | None) -> Outcome[Session | None]:
-    outcome = found.authentication.log_out(access, refresh_token)
-    found.metrics.logout()
-    return outcome
+    outcome = services().authentication.log_out(optional_bearer(), _optional_refresh_token())
+    services().metrics.logout()
+    return revoked(outcome)
 
 
 def _optional_refresh_token() -> str | None:
@@ -124,9 +115,9 @@ def _read_refresh(_authorization: str, body: bytes) -> RefreshForm | None:
     return loaded(_REFRESH_BODY, body) if body else None
 
 
-def _refresh_directly(found: Services, form: RefreshForm) -> Reply:
+def _refresh_grouped(found: Services, form: RefreshForm) -> Steps[Reply]:
     with counting(found.metrics.refresh):
-        pair = _refresh(found, form)
+        pair = yield from found.authentication.refreshing(form.refresh_token or "")
     return Reply(200, json_body(_PAIR_VIEW.dump(pair)), JSON)
 
 
@@ -134,13 +125,15 @@ def _read_logout(authorization: str, body: bytes) -> str | None:
     return None if body else bearer_token(authorization)
 
 
-def _log_out_directly(found: Services, access: str) -> Reply:
-    return Reply(204 if _log_out(found, access, None).is_complete else 202)
+def _log_out_grouped(found: Services, access: str) -> Steps[Reply]:
+    outcome = yield from found.authentication.logging_out(access, None)
+    found.metrics.logout()
+    return Reply(204 if outcome.is_complete else 202)
 
 
 _REFRESH_BODY, _PAIR_VIEW = RefreshBody(), TokenPairView()
 #: The busiest of these views, for requests without anything unusual about them.
-DIRECT: dict[str, DirectRoute[Any]] = {
-    f"{blp.url_prefix}/refresh": DirectRoute(_read_refresh, _refresh_directly),
-    f"{blp.url_prefix}/logout": DirectRoute(_read_logout, _log_out_directly),
+GROUPED: dict[str, GroupedRoute[Any]] = {
+    f"{blp.url_prefix}/refresh": GroupedRoute(_read_refresh, _refresh_grouped),
+    f"{blp.url_prefix}/logout": GroupedRoute(_read_logout, _log_out_grouped),
 }

@@ -25,6 +25,7 @@ from authsvc.domain.errors import (
     SessionOver,
     TokenInvalid,
 )
+from authsvc.domain.groups import Steps, alone, call
 from authsvc.domain.passwords.policy import PasswordPolicy
 from authsvc.domain.ratelimits import Limits, Rule, account_subject
 from authsvc.domain.revocations import Committed, Outcome, Revocations
@@ -32,6 +33,7 @@ from authsvc.domain.sessions import (
     Presented,
     RefreshToken,
     RefreshTokens,
+    Rotation,
     Session,
     SessionEnds,
     SessionPolicy,
@@ -50,8 +52,8 @@ from authsvc.domain.values.identifiers import SessionId, TokenId, UserId, new_id
 from authsvc.domain.values.levels import Method
 
 #: Attempts of a refresh. One that loses a race reads the session again: it has a successor, was reused or
-#: ended.
-REFRESH_ROUNDS = 3
+#: ended.  The first attempt does not wait for the one that is faster.
+REFRESH_ROUNDS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,16 +199,20 @@ class Authentication:
             RefreshReused: used before, and outside the grace time; the session has now ended.
             RateLimited, StoreUnavailable.
         """
+        return alone(self.refreshing(presented))
+
+    def refreshing(self, presented: str) -> Steps[TokenPair]:
+        """The steps of :meth:`refresh`."""
         # Check before the token is used: without a signing key there is no new pair.
         self.opening.signer.require_key(self.clock())
         token = parse_refresh_token(presented)
-        standing = self._genuine(token)
-        self.limits.take(Rule.REFRESH, token.session_id)
-        for _ in range(REFRESH_ROUNDS):
-            pair = self._rotate(token, standing)
+        standing = yield from self._genuine(token)
+        yield from self.limits.taking(Rule.REFRESH, token.session_id)
+        for attempt in range(REFRESH_ROUNDS):
+            pair = yield from self._rotate(token, standing, waits=attempt > 0)
             if pair is not None:
                 return pair
-            standing = self._genuine(token)
+            standing = yield from self._genuine(token)
         raise SessionOver
 
     def log_out(self, access: str | None, refresh: str | None) -> Outcome[Session | None]:
@@ -218,14 +224,18 @@ class Authentication:
             Forbidden: *access* is a machine's.
             StoreUnavailable.
         """
+        return alone(self.logging_out(access, refresh))
+
+    def logging_out(self, access: str | None, refresh: str | None) -> Steps[Outcome[Session | None]]:
+        """The steps of :meth:`log_out`."""
         shown = self.reader.read_expired(access, now=self.clock()) if access is not None else None
         token = require_person(shown) if shown is not None else None
         named = {token.session_id} if token else set()
         if refresh is not None:
-            named.add(self._refreshable(refresh))
+            named.add((yield from self._refreshable(refresh)))
         if len(named) != 1:
             raise TokenInvalid("no session, or two of them")
-        return self._end(named.pop(), token)
+        return (yield from self._end(named.pop(), token))
 
     def _known_device(self, attempt: LoginAttempt, email: Email | None) -> Device | None:
         """The known device of *attempt*; an invalid device token has the same effect as none."""
@@ -275,15 +285,15 @@ class Authentication:
             raise self._refused(attempt, verified)
         return pair
 
-    def _genuine(self, token: RefreshToken) -> Standing:
+    def _genuine(self, token: RefreshToken) -> Steps[Standing]:
         """The session of *token*, if this service made it; raises RefreshInvalid."""
-        standing = self.sessions.standing(token.session_id)
+        standing = yield from call(self.sessions.standings, token.session_id)
         if standing is None or not self.refresh_tokens.is_genuine(token, standing.session.salt):
             raise RefreshInvalid("forged, or its session is gone")
         return standing
 
-    def _rotate(self, token: RefreshToken, standing: Standing) -> TokenPair | None:
-        """One attempt to refresh; None if another request was faster."""
+    def _rotate(self, token: RefreshToken, standing: Standing, *, waits: bool) -> Steps[TokenPair | None]:
+        """One attempt to refresh, which *waits* for locks or not; None if another request was faster."""
         now = self.clock()
         session = standing.session
         if not standing.is_good(now):
@@ -292,10 +302,14 @@ class Authentication:
         if presented is Presented.REUSED:
             raise self._reused(session)
         if presented is Presented.REPEATED:
-            return self.opening.pair(standing.user, session)
+            return (yield from self.opening.pairing(standing.user, session))
         idle_end = self.session_policy.idle_end(now, session.expires_at)
-        rotated = self.sessions.rotate(session, now=now, idle_expires_at=idle_end)
-        return self.opening.pair(standing.user, rotated) if rotated else None
+        rotation = Rotation(session=session, now=now, idle_expires_at=idle_end)
+        if waits:
+            rotated = self.sessions.rotate(rotation)
+        else:
+            rotated = yield from call(self.sessions.rotate_free, rotation)
+        return (yield from self.opening.pairing(standing.user, rotated)) if rotated else None
 
     def _reused(self, session: Session) -> RefreshReused:
         """End the session whose token was reused, before the request is answered."""
@@ -303,14 +317,15 @@ class Authentication:
         self._ends.end(event, reason="refresh_reused")
         return RefreshReused()
 
-    def _refreshable(self, refresh: str) -> SessionId:
+    def _refreshable(self, refresh: str) -> Steps[SessionId]:
         """The session of a genuine refresh token, alive or not; raises TokenInvalid."""
         try:
-            return self._genuine(parse_refresh_token(refresh)).session.id
+            standing = yield from self._genuine(parse_refresh_token(refresh))
         except RefreshInvalid as error:
             raise TokenInvalid("refresh token") from error
+        return standing.session.id
 
-    def _end(self, session_id: SessionId, token: AccessToken | None) -> Outcome[Session | None]:
+    def _end(self, session_id: SessionId, token: AccessToken | None) -> Steps[Outcome[Session | None]]:
         shown: TokenId | None = token.token_id if token else None
         event = Event(
             Action.SESSION_ENDED,
@@ -318,7 +333,7 @@ class Authentication:
             session_id=session_id,
             once=session_id,
         )
-        return self._ends.end(event, reason="logout", token_id=shown)
+        return (yield from self._ends.ending(event, reason="logout", token_id=shown))
 
     @property
     def _ends(self) -> SessionEnds:

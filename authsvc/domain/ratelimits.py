@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from enum import Enum, StrEnum
@@ -12,6 +12,7 @@ from typing import Protocol
 
 from authsvc.domain.audit import Action, AuditLog, Event
 from authsvc.domain.errors import RateLimited, StoreUnavailable
+from authsvc.domain.groups import Steps, alone, call
 from authsvc.domain.values.identifiers import SessionId
 from authsvc.domain.values.limits import Attempt, Limit
 
@@ -86,8 +87,8 @@ class Numbered(Protocol):
 class RateLimiter(Protocol):
     """Counts attempts atomically, before their work is done."""
 
-    def attempt(self, limit: Limit, subject: str) -> Attempt:
-        """Count one attempt of *subject*; raises StoreUnavailable when it cannot be counted."""
+    def attempts(self, asked: Sequence[tuple[Limit, str]]) -> Sequence[Attempt | StoreUnavailable]:
+        """Count one attempt of each subject; StoreUnavailable, also raised, for what cannot be counted."""
 
     def refund(self, attempt: Attempt) -> None:
         """Uncount *attempt*; a failure is logged, never raised."""
@@ -111,10 +112,11 @@ class Limits:
             RateLimited: the limit is exhausted.
             StoreUnavailable: it cannot be counted, and *rule* refuses in an outage.
         """
-        limit = self.by_rule.get(rule)
-        if limit is None:
-            return None
-        attempt = self._attempt(rule, limit, subject, on_outage or ON_OUTAGE[rule])
+        return alone(self.taking(rule, subject, on_outage=on_outage))
+
+    def taking(self, rule: Rule, subject: str, *, on_outage: OnOutage | None = None) -> Steps[Attempt | None]:
+        """The steps of :meth:`take`."""
+        attempt = yield from self._attempt(rule, subject, on_outage or ON_OUTAGE[rule])
         _note(attempt)
         if attempt is not None and not attempt.allowed:
             self.audit.record(_reached(rule, subject))
@@ -127,8 +129,7 @@ class Limits:
 
         False if the limit is exhausted; raises StoreUnavailable as :meth:`take` does.
         """
-        limit = self.by_rule.get(rule)
-        attempt = self._attempt(rule, limit, subject, ON_OUTAGE[rule]) if limit is not None else None
+        attempt = alone(self._attempt(rule, subject, ON_OUTAGE[rule]))
         return attempt is None or attempt.allowed
 
     def counts(self, rule: Rule) -> bool:
@@ -141,9 +142,12 @@ class Limits:
             self.limiter.refund(attempt)
             _note_refund(attempt)
 
-    def _attempt(self, rule: Rule, limit: Limit, subject: str, on_outage: OnOutage) -> Attempt | None:
+    def _attempt(self, rule: Rule, subject: str, on_outage: OnOutage) -> Steps[Attempt | None]:
+        limit = self.by_rule.get(rule)
+        if limit is None:
+            return None
         try:
-            return self.limiter.attempt(limit, subject)
+            return (yield from call(self.limiter.attempts, (limit, subject)))
         except StoreUnavailable:
             if on_outage is OnOutage.REFUSE:
                 raise

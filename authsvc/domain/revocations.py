@@ -21,6 +21,7 @@ from enum import Enum
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from authsvc.domain.errors import StoreUnavailable
+from authsvc.domain.groups import Steps, alone, call
 from authsvc.domain.values.emails import Email
 from authsvc.domain.values.identifiers import SessionId, TokenId, UserId
 from authsvc.domain.values.shards import PAGES, Sharded
@@ -366,17 +367,25 @@ class Revocations:
         When Redis cannot be written the outcome is incomplete: the reconciler of any process finishes
         the job, and this process distrusts Redis until that has happened.
         """
+        return alone(self.publishing(committed))
+
+    def publishing(self, committed: Committed[T]) -> Steps[Outcome[T]]:
+        """The steps of :meth:`publish`."""
         if not committed.entries:
             return Outcome(committed.value, is_complete=True)
         for entry in committed.entries:
             self.proofs.about(entry.user_id).saw(entry.seq)
         try:
-            self.index.write(committed.entries)
+            yield from call(self._write, committed.entries)
         except StoreUnavailable:
             for entry in committed.entries:
                 self._distrust(entry)
             return Outcome(committed.value, is_complete=False)
         return Outcome(committed.value, is_complete=True)
+
+    def _write(self, many: Sequence[Sequence[Revocation]]) -> Sequence[None]:
+        self.index.write([entry for entries in many for entry in entries])
+        return [None] * len(many)
 
     def _distrust(self, entry: Revocation) -> None:
         """Redis may lack *entry*: the markers of the shards that it is about must reach it first."""

@@ -14,7 +14,8 @@ from enum import Enum
 from typing import Protocol
 
 from authsvc.domain.audit import Action, Entry, Event, TransactionalAuditLog
-from authsvc.domain.errors import NotFound, RefreshInvalid
+from authsvc.domain.errors import AuthError, NotFound, RefreshInvalid
+from authsvc.domain.groups import Steps, alone, call
 from authsvc.domain.revocations import Committed, Outcome, Revocations
 from authsvc.domain.users import User
 from authsvc.domain.values.clocks import Clock
@@ -170,28 +171,55 @@ class Standing:
         return self.user.is_active and self.session.is_alive(now)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rotation:
+    """A session as it was read, whose refresh token is to be replaced *now*, and its idle end after that."""
+
+    session: Session
+    now: datetime
+    idle_expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """A session that is to be ended, and the audit event that is to be stored with it."""
+
+    session_id: SessionId
+    reason: str
+    #: The access token that was shown, which is revoked by name, too.
+    token_id: TokenId | None = None
+    event: Entry | None = None
+
+
 class SessionStore(Protocol):
     """Stores sessions; each method is one transaction. Raises StoreUnavailable."""
 
     def standing(self, session_id: SessionId) -> Standing | None:
         """The session with its user, in one query; None if either is deleted."""
 
-    def rotate(self, session: Session, *, now: datetime, idle_expires_at: datetime) -> Session | None:
+    def standings(self, session_ids: Sequence[SessionId]) -> Sequence[Standing | AuthError | None]:
+        """The same for many; an error where a row is damaged."""
+
+    def rotate(self, rotation: Rotation) -> Session | None:
         """
         Replace ``session.counter`` if it is current and the session live: one conditional update.
 
         Returns the updated session, with its level: a step-up may have raised it since *session* was read.
         """
 
-    def end(
-        self, session_id: SessionId, *, reason: str, token_id: TokenId | None, event: Entry | None = None
-    ) -> Committed[Session | None]:
-        """
-        End it, and store *event* with it if the audit trail stores such events.
+    def rotate_free(self, rotations: Sequence[Rotation]) -> Sequence[Session | None]:
+        """The same for many, without waiting for locks: None also for a session that another one changes."""
 
-        For an ended session, return its entry of the log again; *event* is not stored.  None:
+    def end(self, ending: Ending) -> Committed[Session | None]:
+        """
+        End it, and store its event if the audit trail stores such events.
+
+        For an ended session, return its entry of the log again; the event is not stored.  None:
         there is no such session.
         """
+
+    def end_each(self, endings: Sequence[Ending]) -> Sequence[Committed[Session | None] | AuthError]:
+        """The same for many; the result of each, or its error."""
 
     def end_all(self, user_id: UserId, *, reason: str, keep: SessionId | None) -> Committed[int]:
         """End all sessions of the user, except *keep* if given; without *keep* their epoch rises, too."""
@@ -210,10 +238,18 @@ class SessionEnds:
 
     def end(self, event: Event, *, reason: str, token_id: TokenId | None = None) -> Outcome[Session | None]:
         """End the session of *event*; idempotent."""
+        return alone(self.ending(event, reason=reason, token_id=token_id))
+
+    def ending(
+        self, event: Event, *, reason: str, token_id: TokenId | None = None
+    ) -> Steps[Outcome[Session | None]]:
+        """The steps of :meth:`end`."""
         draft = self.audit.draft(event)
-        session_id = SessionId(event.session_id or "")
-        committed = self.store.end(session_id, reason=reason, token_id=token_id, event=draft)
-        outcome = self.revocations.publish(committed)
+        ending = Ending(
+            session_id=SessionId(event.session_id or ""), reason=reason, token_id=token_id, event=draft
+        )
+        committed = yield from call(self.store.end_each, ending)
+        outcome = yield from self.revocations.publishing(committed)
         ended = committed.value
         user_id = ended.user_id if ended else event.user_id
         if committed.is_noted:

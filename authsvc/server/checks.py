@@ -1,5 +1,5 @@
 """
-Recognises plain token checks by their bytes: a small part of HTTP, and None for everything else.
+Recognises plain requests by their bytes: a small part of HTTP, and None for everything else.
 
 gunicorn's parser reads everything.  What this one accepts, both must read alike.
 """
@@ -31,6 +31,18 @@ class CheckRequest(NamedTuple):
     closes: bool
 
 
+class PostRequest(NamedTuple):
+    """What a POST request with a JSON body, or with none, says."""
+
+    path: str
+    #: As in a WSGI environ (PEP 3333): header fields, and the address that it came from.
+    environ: Mapping[str, str]
+    body: bytes
+    closes: bool
+    #: When it had arrived (monotonic seconds).
+    began_s: float
+
+
 _PLAIN: Final = ""
 _ODD: Final = "odd"
 _HOST: Final = "host"
@@ -39,10 +51,14 @@ _REQUEST_ID: Final = "x-request-id"
 _CONNECTION: Final = "connection"
 _TRACEPARENT: Final = "traceparent"
 _ORIGIN: Final = "origin"
+_LENGTH: Final = "content-length"
+_TYPE: Final = "content-type"
 _READ: Final = frozenset({_HOST, _AUTHORIZATION, _REQUEST_ID, _CONNECTION, _TRACEPARENT, _ORIGIN})
+#: The same of a POST request; the others of these fields are in its environ.
+_READ_OF_POST: Final = _READ | {_LENGTH, _TYPE, "user-agent", "x-forwarded-for"}
 #: Fields that frame a message, or may appear only once.
 _FRAMING: Final = frozenset(
-    {"content-length", "transfer-encoding", "content-type", "expect", "upgrade", "trailer", "te"}
+    {_LENGTH, "transfer-encoding", _TYPE, "content-encoding", "expect", "upgrade", "trailer", "te"}
 )
 #: A field's name, in fewer characters than RFC 9110 §5.6.2 allows; gunicorn refuses underscores.
 _NAME: Final = re.compile(rb"[A-Za-z0-9-]{1,64}")
@@ -53,14 +69,14 @@ _CLOSES: Final = {b"": False, b"keep-alive": False, b"close": True}
 
 
 @lru_cache(maxsize=1024)
-def _kind_of(name: bytes) -> str:
-    """What a field is to a check, by its *name*; clients send few."""
+def _kind_of(name: bytes, read: frozenset[str]) -> str:
+    """What a field is to a request of which the fields *read* matter, by its *name*; clients send few."""
     if not _NAME.fullmatch(name):
         return _ODD
     known = name.decode().lower()
-    if known in _FRAMING:
-        return _ODD
-    return known if known in _READ else _PLAIN
+    if known in read:
+        return known
+    return _ODD if known in _FRAMING else _PLAIN
 
 
 class CheckReader:
@@ -97,18 +113,14 @@ class CheckReader:
         self._known[data] = request
 
     def _parse(self, data: bytes) -> CheckRequest | None:
-        if len(data) > MAX_FIELD_BYTES or data[-4:] != b"\r\n\r\n" or data.translate(None, _TAKEN):
+        if len(data) > MAX_FIELD_BYTES or data[-4:] != b"\r\n\r\n":
             return None
-        first, *fields = data[:-4].split(b"\r\n")
+        first, _, _ = data.partition(b"\r\n")
         target = self._target_of(first)
-        lines = len(fields) + 2
-        is_sane = lines <= MAX_FIELDS and data.count(b"\n") == lines and data.count(b"\r") == lines
-        found = _fields_of(fields) if target is not None and is_sane else None
+        found = _head(data, _READ) if target is not None else None
         if target is None or found is None or _AUTHORIZATION not in found:
             return None
-        if not _PLAIN_HOST.fullmatch(found.get(_HOST, b"")):  # Flask refuses some
-            return None
-        closes = _CLOSES.get(found.get(_CONNECTION, b"").lower())
+        closes = _closes(found)
         if closes is None:
             return None
         return CheckRequest(
@@ -121,12 +133,66 @@ class CheckReader:
         )
 
 
-def _fields_of(lines: list[bytes]) -> dict[str, bytes] | None:
-    """The fields that are read, each of which may come once; None where one is odd."""
+class PostReader:
+    """Reads plain POST requests to *paths*: whole, alone, with a JSON body or with none."""
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self._path_of = {b"POST %b HTTP/1.1" % path.encode(): path for path in paths}
+
+    def read(self, data: bytes, *, address: str, began_s: float) -> PostRequest | None:
+        """The request in *data*; None for everything else."""
+        first, _, _ = data.partition(b"\r\n")
+        path = self._path_of.get(first)
+        head, end, body = data.partition(b"\r\n\r\n")
+        found = _head(head + end, _READ_OF_POST) if path is not None and end else None
+        if path is None or found is None:
+            return None
+        closes = _closes(found)
+        if closes is None or not _frames(found, body):
+            return None
+        environ = {"REMOTE_ADDR": address}
+        for name, text in found.items():
+            environ[_variable(name)] = text.decode("latin-1")
+        return PostRequest(path, environ, body, closes, began_s)
+
+
+@lru_cache(maxsize=64)
+def _variable(field: str) -> str:
+    """The name in a WSGI environ of a header *field*."""
+    return f"HTTP_{field.upper().replace('-', '_')}"
+
+
+def _head(data: bytes, read: frozenset[str]) -> dict[str, bytes] | None:
+    """The fields of a head that are *read*; None where anything in it is odd."""
+    if len(data) > MAX_FIELD_BYTES or data.translate(None, _TAKEN):
+        return None
+    _, *fields = data[:-4].split(b"\r\n")
+    lines = len(fields) + 2
+    if lines > MAX_FIELDS or data.count(b"\n") != lines or data.count(b"\r") != lines:
+        return None
+    found = _fields_of(fields, read)
+    # Flask refuses some hosts.
+    return found if found is not None and _PLAIN_HOST.fullmatch(found.get(_HOST, b"")) else None
+
+
+def _closes(fields: Mapping[str, bytes]) -> bool | None:
+    """Whether the client closes the connection after the answer; None if it says something unusual."""
+    return _CLOSES.get(fields.get(_CONNECTION, b"").lower())
+
+
+def _frames(fields: Mapping[str, bytes], body: bytes) -> bool:
+    """True if *fields* say that *body* is all of a JSON body, or that there is none."""
+    if fields.get(_LENGTH, b"0") != b"%d" % len(body):
+        return False
+    return fields.get(_TYPE) == b"application/json" if body else True
+
+
+def _fields_of(lines: list[bytes], read: frozenset[str]) -> dict[str, bytes] | None:
+    """The fields that are *read*, each of which may come once; None where one is odd."""
     found: dict[str, bytes] = {}
     for line in lines:
         name, colon, value = line.partition(b":")
-        kind = _kind_of(name)
+        kind = _kind_of(name, read)
         if kind:
             if kind is _ODD or kind in found:
                 return None

@@ -242,14 +242,14 @@ def opening(version: tuple[int, int], status: str, *, closes: bool) -> str:
     )
 
 
-def opening_of_grant(*, closes: bool) -> bytes:
-    """Return the beginning of an answer with status 200 over HTTP/1.1."""
-    return _opening_of_grant(int(time.time()), closes)
+def opening_of(status: str, *, closes: bool) -> bytes:
+    """Return the beginning of an answer over HTTP/1.1, in bytes."""
+    return _opening_of(int(time.time()), status, closes)
 
 
-@lru_cache(maxsize=4)
-def _opening_of_grant(_second: int, closes: bool) -> bytes:  # noqa: FBT001 - a key of the cache
-    return opening((1, 1), "200 OK", closes=closes).encode("ascii")
+@lru_cache(maxsize=16)
+def _opening_of(_second: int, status: str, closes: bool) -> bytes:  # noqa: FBT001 - a key of the cache
+    return opening((1, 1), status, closes=closes).encode("ascii")
 
 
 def length_of(environ: Mapping[str, object]) -> int | None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
 
 from authsvc.server.arrival import Arrival, Progress
 from authsvc.server.checks import CheckReader, CheckRequest
-from authsvc.server.exchange import ClientLost, ResponseSender, opening_of_grant
+from authsvc.server.exchange import ClientLost, ResponseSender, opening_of
 from authsvc.server.parking import Connection, ParkingWorker, WaitQueue
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class LaneWorker(ParkingWorker):
         self.lane: CheckLane | None = None
         self.sender = ResponseSender(max(1, self.cfg.threads // SLOW_SHARE), within_s=self.timings.send_s)
         self._reader: CheckReader
-        #: Connections whose check is in the read under way, or in the next.
+        #: Connections whose request is being answered here, or will be.
         self.checking_conns = WaitQueue()
         self._batch: list[Waiting] = []
         #: When, on the monotonic clock, the read under way must have been answered.
@@ -136,12 +136,14 @@ class LaneWorker(ParkingWorker):
         lane = self.lane
         if lane is None:
             super().wait_for_and_dispatch_events(timeout)
+            self._end_round()
             return
         ends_s = time.monotonic() + self.timings.checks_s
         while True:
             left_s = max(0.0, self._due_s - time.monotonic()) if self._batch else timeout
             self._is_open = None
             super().wait_for_and_dispatch_events(min(timeout, left_s))
+            self._end_round()
             if self._batch and time.monotonic() >= self._due_s:
                 lane.reads.abandon()
                 self._watch()
@@ -149,11 +151,15 @@ class LaneWorker(ParkingWorker):
             if self._next and not self._batch:
                 # Some have arrived since, mostly from clients that were just answered: one read for all.
                 super().wait_for_and_dispatch_events(0)
+                self._end_round()
                 self._ask(lane)
             if not self._batch or time.monotonic() >= ends_s:
                 break
         if time.monotonic() >= self._upkeep_at_s:
             self._begin_upkeep(lane)
+
+    def _end_round(self) -> None:
+        """Called when all that had arrived was read."""
 
     def _begin_upkeep(self, lane: CheckLane) -> None:
         if self._upkeep is None or self._upkeep.done():
@@ -229,14 +235,18 @@ class LaneWorker(ParkingWorker):
         now_s = time.monotonic()
         for waiting, answer in zip(batch, answers, strict=True):
             if answer is None:
-                self._take_ordinary_way(waiting)
+                self._take_ordinary_way(waiting.conn, waiting.data)
             else:
                 self._grant(lane, waiting, answer, now_s)
 
     def _grant(self, lane: CheckLane, waiting: Waiting, answer: Answer, now_s: float) -> None:
         conn, check, request, _, began_s = waiting
         closes = request.closes or not self.alive
-        data = opening_of_grant(closes=closes) + lane.text(check, answer, request.request_id, now_s - began_s)
+        text = lane.text(check, answer, request.request_id, now_s - began_s)
+        self._send(conn, opening_of("200 OK", closes=closes) + text, now_s, closes=closes)
+
+    def _send(self, conn: Connection, data: bytes, now_s: float, *, closes: bool) -> None:
+        """Send the answer to a connection whose request is being answered here."""
         try:
             sent = conn.sock.send(data)
         except BlockingIOError:
@@ -277,11 +287,10 @@ class LaneWorker(ParkingWorker):
             self.poller.unregister(conn.sock)
         conn.is_watched = True
 
-    def _take_ordinary_way(self, waiting: Waiting) -> None:
+    def _take_ordinary_way(self, conn: Connection, data: bytes) -> None:
         """Hand the very bytes that came in to a thread."""
-        conn = waiting.conn
         self._leave(conn)
-        conn.arrival.add(waiting.data)
+        conn.arrival.add(data)
         conn.progress = Progress.WHOLE
         self.enqueue_req(conn)
 

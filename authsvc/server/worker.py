@@ -19,7 +19,7 @@ from gunicorn.http.parser import RequestParser
 from authsvc.observability.logs import bind_request
 from authsvc.server.arrival import Progress
 from authsvc.server.exchange import Answer, Body, ClientLost, ErrorLog, Refusal, length_of, refuse
-from authsvc.server.lane import LaneWorker
+from authsvc.server.groups import GroupWorker
 from authsvc.server.parking import Connection
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class Gate:
         return following
 
 
-class Worker(LaneWorker):
+class Worker(GroupWorker):
     """
     Answers requests, and stops gracefully.
 

@@ -74,20 +74,19 @@ def adding_one(database: Database) -> Statement:
     return Statement(database, _adding(is_postgresql=database.is_postgresql).values(_PARAMETERS))
 
 
-def adding_of(ended: CTE, prefix: str) -> ReturningInsert[Any]:
+def adding_of(ended: CTE, asked: CTE, prefix: str) -> ReturningInsert[Any]:
     """
     The part of a statement for PostgreSQL that adds an entry about each session in *ended*.
 
-    The names of its values begin with *prefix*.
+    Its values are in the row of *asked* with the same ``id``, in columns whose names begin with *prefix*.
     """
     values = [
-        ended.c.user_id
-        if column is audit_events.c.user_id
-        else bindparam(prefix + column.name, type_=column.type)
+        ended.c.user_id if column is audit_events.c.user_id else asked.c[prefix + column.name]
         for column in audit_events.columns
     ]
-    statement = postgresql.insert(audit_events).from_select(list(audit_events.columns), select(*values))
-    return _sharing(statement).returning(audit_events.c.id)
+    found = select(*values).join_from(ended, asked, ended.c.id == asked.c.id)
+    statement = postgresql.insert(audit_events).from_select(list(audit_events.columns), found)
+    return _sharing(statement).returning(audit_events.c.session_id)
 
 
 def _insert(*, is_postgresql: bool) -> postgresql.Insert | sqlite.Insert:

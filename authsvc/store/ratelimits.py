@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import secrets
+from collections.abc import Sequence
 from typing import Final, cast
 
-from authsvc.cache import CacheClient, CacheUnavailable, KeySpace, Script
+from authsvc.cache import CacheClient, CacheError, CacheUnavailable, KeySpace, Script
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.values.limits import Attempt, Limit
 
@@ -26,23 +27,21 @@ class RedisRateLimiter:
         self._client = client
         self._keys = keys
 
-    def attempt(self, limit: Limit, subject: str) -> Attempt:
-        """Count one attempt of *subject* unless *limit* is exhausted; raises StoreUnavailable."""
-        receipt = secrets.token_urlsafe(RECEIPT_BYTES)
-        command = _ATTEMPT.command([self._key(limit, subject)], [limit.quota, limit.window_s * 1000, receipt])
+    def attempts(self, asked: Sequence[tuple[Limit, str]]) -> list[Attempt | StoreUnavailable]:
+        """Count one attempt of each subject unless its limit is exhausted; raises StoreUnavailable."""
+        receipts = [secrets.token_urlsafe(RECEIPT_BYTES) for _ in asked]
+        commands = [
+            _ATTEMPT.command([self._key(limit, subject)], [limit.quota, limit.window_s * 1000, receipt])
+            for (limit, subject), receipt in zip(asked, receipts, strict=True)
+        ]
         try:
-            reply = self._client.call(*command)
+            replies = self._client.pipeline_each(commands).values
         except CacheUnavailable as error:
             raise StoreUnavailable("redis") from error
-        counted, remaining, reset_us = cast("list[int]", reply)
-        return Attempt(
-            limit=limit,
-            subject=subject,
-            allowed=bool(counted),
-            remaining=remaining,
-            reset_s=-(-reset_us // _MICROSECONDS),
-            receipt=receipt if counted else "",
-        )
+        return [
+            _read(limit, subject, receipt, reply)
+            for (limit, subject), receipt, reply in zip(asked, receipts, replies, strict=True)
+        ]
 
     def refund(self, attempt: Attempt) -> None:
         """Uncount *attempt*, once; if that fails, it expires by itself."""
@@ -56,3 +55,17 @@ class RedisRateLimiter:
 
     def _key(self, limit: Limit, subject: str) -> str:
         return self._keys.space("auth:rate-limit", ttl_s=limit.window_s).key(limit.name, subject)
+
+
+def _read(limit: Limit, subject: str, receipt: str, reply: object) -> Attempt | StoreUnavailable:
+    if isinstance(reply, CacheError):
+        return StoreUnavailable("redis")
+    counted, remaining, reset_us = cast("list[int]", reply)
+    return Attempt(
+        limit=limit,
+        subject=subject,
+        allowed=bool(counted),
+        remaining=remaining,
+        reset_s=-(-reset_us // _MICROSECONDS),
+        receipt=receipt if counted else "",
+    )

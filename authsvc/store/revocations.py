@@ -301,28 +301,28 @@ class SqlRevocationLog:
             connection.execute(select(func.pg_advisory_xact_lock(LOG_LOCK)))
 
 
-def log_held(ended: CTE, *before: CTE) -> Select[Any]:
-    """The part of a statement that takes the lock of the log for *ended* sessions, after *before*."""
-    held = select(ended.c.user_id, _HOLD)
-    for part in before:
-        held = held.join_from(ended, part, true())
-    return held
+def log_held(ended: CTE, noted: CTE) -> Select[Any]:
+    """
+    The part of a statement that takes the lock of the log for *ended* sessions, after their events are
+    *noted*.
+    """
+    # An outer join: the end of a session is in the log even if its event is another session's row.
+    return select(ended.c.id, ended.c.user_id, _HOLD).outerjoin_from(
+        ended, noted, ended.c.id == noted.c.session_id
+    )
 
 
-def appending(held: CTE, prefix: str) -> ReturningInsert[Any]:
+def appending(held: CTE, asked: CTE, prefix: str) -> ReturningInsert[Any]:
     """
     The next part of that statement: adds an entry for each of :func:`log_held`, and returns its number.
 
-    The names of its values begin with *prefix*.
+    Its values are in the row of *asked* with the same ``id``, in columns whose names begin with *prefix*.
     """
-    values = [
-        held.c.user_id
-        if column is revocations.c.user_id
-        else bindparam(prefix + column.name, type_=column.type)
-        for column in _GIVEN
-    ]
-    adding = insert(revocations).from_select(list(_GIVEN), select(*values), include_defaults=False)
-    return adding.returning(revocations.c.seq)
+    given = {revocations.c.user_id: held.c.user_id, revocations.c.session_id: held.c.id}
+    values = [given[column] if column in given else asked.c[prefix + column.name] for column in _GIVEN]
+    found = select(*values).join_from(held, asked, held.c.id == asked.c.id)
+    adding = insert(revocations).from_select(list(_GIVEN), found, include_defaults=False)
+    return adding.returning(revocations.c.seq, revocations.c.session_id)
 
 
 def _rows(drafts: Sequence[Revocation]) -> list[dict[str, Any]]:

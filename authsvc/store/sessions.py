@@ -2,44 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 import psycopg
-from sqlalchemy import (
-    CTE,
-    ColumnElement,
-    Connection,
-    Select,
-    Update,
-    and_,
-    bindparam,
-    case,
-    insert,
-    select,
-    true,
-    update,
-)
+from sqlalchemy import ColumnElement, Connection, Update, and_, insert, select, update
 from sqlalchemy.exc import DBAPIError
 
 from authsvc.domain.audit import Entry
 from authsvc.domain.errors import NotFound, StoreUnavailable, TokenInvalid
 from authsvc.domain.revocations import Committed, Revocation
-from authsvc.domain.sessions import Session, Standing
+from authsvc.domain.sessions import Ending, Rotation, Session, Standing
 from authsvc.domain.users import User
 from authsvc.domain.values.clocks import Clock
-from authsvc.domain.values.identifiers import SessionId, TokenId, UserId
-from authsvc.store.audit import adding_of, adding_one
-from authsvc.store.revocations import HEAD_BEFORE, SqlRevocationLog, appending, log_held
-from authsvc.store.sql import Database, is_refusal
-from authsvc.store.statements import Statement, named
+from authsvc.domain.values.identifiers import SessionId, UserId
+from authsvc.store.audit import adding_one
+from authsvc.store.revocations import SqlRevocationLog
+from authsvc.store.session_statements import END, ROTATE, EndEach, RotateFree, Standings
+from authsvc.store.sql import Database, concerns_one, is_refusal
+from authsvc.store.statements import Statement
 from authsvc.store.tables import (
     USER_COLUMNS,
-    UtcTime,
     from_entry,
-    from_revocation,
     from_session,
     sessions,
     to_level,
@@ -48,148 +34,139 @@ from authsvc.store.tables import (
     users,
 )
 
-_STANDING = (
-    select(*USER_COLUMNS, sessions)
-    .join_from(sessions, users, sessions.c.user_id == users.c.id)
-    .where(sessions.c.id == bindparam("session"))
-)
-_NOW = bindparam("now", type_=UtcTime())
-_ROTATE = (
-    update(sessions)
-    .where(
-        sessions.c.id == bindparam("session"),
-        sessions.c.counter == bindparam("presented"),
-        sessions.c.revoked_at.is_(None),
-        sessions.c.idle_expires_at > _NOW,
-        sessions.c.expires_at > _NOW,
-    )
-    .values(
-        counter=sessions.c.counter + 1,
-        rotated_at=_NOW,
-        last_used_at=_NOW,
-        idle_expires_at=bindparam("idle"),
-    )
-    .returning(sessions.c.acr, sessions.c.amr, sessions.c.auth_time)
-)
-
-_END = (
-    update(sessions)
-    .where(sessions.c.id == bindparam("session"), sessions.c.revoked_at.is_(None))
-    .values(revoked_at=_NOW, reason=bindparam("why"))
-    .returning(*sessions.columns)
-)
-#: Prefixes of the parameter names of the event and of the log entry.
-_OF_EVENT, _OF_ENTRY = "event_", "entry_"
-
-
-def _end_at_once() -> tuple[Select[Any], CTE, ColumnElement[int]]:
-    """
-    The statement for PostgreSQL that ends a session, stores its event and adds its log entry, in one round
-    trip.
-
-    Each part reads what the part before it returns, so the lock of the log is taken last and before the
-    number.  A number that is not above the head causes a division by zero, which rolls everything back.
-    Returns the ended session and the number.
-    """
-    ended = _END.cte("ended")
-    noted = adding_of(ended, _OF_EVENT).cte("noted")
-    held = log_held(ended, noted).cte("held")
-    added = appending(held, _OF_ENTRY).cte("added")
-    is_above = 1 // case((added.c.seq > HEAD_BEFORE, 1), else_=0)
-    return select(*ended.columns, added.c.seq, is_above).join_from(ended, added, true()), ended, added.c.seq
-
 
 class SqlSessionStore:
-    """Sessions as rows; each method is one transaction."""
+    """
+    Sessions as rows; each method is one transaction.
+
+    Methods about many sessions are one statement on PostgreSQL. A single row that cannot be read or written
+    must not affect the others: then each is done by itself.
+    """
 
     def __init__(self, database: Database, log: SqlRevocationLog, clock: Clock) -> None:
         self._database = database
         self._log = log
         self._clock = clock
-        self._standing = Statement(database, _STANDING)
-        self._rotate = Statement(database, _ROTATE)
-        self._end_one = Statement(database, _END)
+        self._standings = Standings(database)
+        self._rotate = Statement(database, ROTATE)
+        self._end_one = Statement(database, END)
         self._add_event = adding_one(database)
-        at_once, self._ended, self._number = _end_at_once()
-        self._end_at_once = Statement(database, at_once) if database.is_postgresql else None
+        self._rotate_free = RotateFree(database) if database.is_postgresql else None
+        self._end_each = EndEach(database) if database.is_postgresql else None
 
     def standing(self, session_id: SessionId) -> Standing | None:
         """The session with its user, in one query."""
-        rows = self._standing(session=session_id).rows
-        return Standing(session=to_session(rows[0]), user=to_user(rows[0])) if rows else None
+        (standing,) = self._read([session_id])
+        if isinstance(standing, StoreUnavailable):
+            raise standing
+        return standing
 
-    def rotate(self, session: Session, *, now: datetime, idle_expires_at: datetime) -> Session | None:
+    def standings(self, session_ids: Sequence[SessionId]) -> list[Standing | StoreUnavailable | None]:
+        """The same for many, in one query."""
+        try:
+            return self._read(session_ids)
+        except StoreUnavailable as error:
+            if len(session_ids) == 1 or not concerns_one(error):
+                raise
+            return [found for session_id in session_ids for found in self._read_alone(session_id)]
+
+    def _read_alone(self, session_id: SessionId) -> list[Standing | StoreUnavailable | None]:
+        try:
+            return self._read([session_id])
+        except StoreUnavailable as error:
+            return [error]
+
+    def _read(self, session_ids: Sequence[SessionId]) -> list[Standing | StoreUnavailable | None]:
+        found = {row[sessions.c.id]: row for row in self._standings(session_ids)}
+        return [_to_standing(found.get(session_id)) for session_id in session_ids]
+
+    def rotate(self, rotation: Rotation) -> Session | None:
         """
         Replace ``session.counter`` by one conditional update, which resolves races with other refreshes and
         logouts.
         """
-        rows = self._rotate(session=session.id, presented=session.counter, now=now, idle=idle_expires_at).rows
-        if not rows:
-            return None
-        return replace(
-            session,
-            counter=session.counter + 1,
-            rotated_at=now,
-            last_used_at=now,
-            idle_expires_at=idle_expires_at,
-            level=to_level(rows[0]),
-        )
+        rows = self._rotate(
+            session=rotation.session.id,
+            presented=rotation.session.counter,
+            now=rotation.now,
+            idle=rotation.idle_expires_at,
+        ).rows
+        return _rotated(rotation, rows[0] if rows else None)
 
-    def end(
-        self, session_id: SessionId, *, reason: str, token_id: TokenId | None, event: Entry | None = None
-    ) -> Committed[Session | None]:
+    def rotate_free(self, rotations: Sequence[Rotation]) -> list[Session | None]:
+        """The same for many, of which locked ones are skipped: no request waits for those of others."""
+        if self._rotate_free is None:
+            return [self.rotate(rotation) for rotation in rotations]
+        firsts = _firsts([rotation.session.id for rotation in rotations])
+        rows = self._rotate_free([rotations[place] for place in firsts])
+        return [
+            _rotated(one, rows.get(one.session.id) if place in firsts else None)
+            for place, one in enumerate(rotations)
+        ]
+
+    def end(self, ending: Ending) -> Committed[Session | None]:
         """
-        End it and store *event* in one transaction; for an ended session, returns the entry to write to Redis
-        again.
+        End it and store its event in one transaction; for an ended session, returns the entry to write to
+        Redis again.
 
-        The end does not depend on the audit trail: if that fails, the caller records *event*.
+        The end does not depend on the audit trail: if that fails, the caller records the event.
         """
         try:
-            ended = self._end(session_id, reason, token_id, event)
+            ended = self._end(ending)
         except _TrailRefuses:
-            ended = self._end(session_id, reason, token_id, None)
-        return ended or self._already_over(session_id, token_id)
+            ended = self._end(replace(ending, event=None))
+        return ended or self._already_over(ending)
 
-    def _end(
-        self, session_id: SessionId, reason: str, token_id: TokenId | None, event: Entry | None
-    ) -> Committed[Session | None] | None:
+    def end_each(self, endings: Sequence[Ending]) -> list[Committed[Session | None] | StoreUnavailable]:
+        """The same for many; those that one statement cannot end are ended one by one."""
+        firsts = _firsts([ending.session_id for ending in endings])
+        ended = self._end_free([endings[place] for place in firsts if endings[place].event is not None])
+        return [
+            ended[one.session_id] if place in firsts and one.session_id in ended else self._end_alone(one)
+            for place, one in enumerate(endings)
+        ]
+
+    def _end_free(self, endings: Sequence[Ending]) -> Mapping[SessionId, Committed[Session | None]]:
+        """End those that are live and not locked."""
+        if self._end_each is None or not endings:
+            return {}
+        drafts = {
+            one.session_id: self._log.draft_end(UserId(""), one.session_id, one.reason, token_id=one.token_id)
+            for one in endings
+        }
+        try:
+            rows = self._end_each(endings, drafts, now=self._clock())
+        except StoreUnavailable as error:
+            if is_refusal(error):  # nothing has ended
+                return {}
+            raise
+        return {
+            session.id: Committed(
+                session, (replace(drafts[session.id], user_id=session.user_id, seq=seq),), is_noted=True
+            )
+            for session, seq in rows
+        }
+
+    def _end_alone(self, ending: Ending) -> Committed[Session | None] | StoreUnavailable:
+        try:
+            return self.end(ending)
+        except StoreUnavailable as error:
+            return error
+
+    def _end(self, ending: Ending) -> Committed[Session | None] | None:
         """End it; None if it had ended or never existed."""
-        if self._end_at_once is not None and event is not None:
-            return self._ended_at_once(self._end_at_once, session_id, reason, token_id, event)
         with self._database.transaction() as connection:
-            rows = self._end_one.within(connection, session=session_id, now=self._clock(), why=reason).rows
+            rows = self._end_one.within(
+                connection, session=ending.session_id, now=self._clock(), why=ending.reason
+            ).rows
             if not rows:
                 return None
             session = to_session(rows[0])
-            if event is not None:
-                self._note(connection, replace(event, user_id=session.user_id))
-            entry = self._log.draft_end(session.user_id, session.id, reason, token_id=token_id)
+            if ending.event is not None:
+                self._note(connection, replace(ending.event, user_id=session.user_id))
+            entry = self._log.draft_end(session.user_id, session.id, ending.reason, token_id=ending.token_id)
             numbered = self._log.append(connection, [entry])
-        return Committed(session, numbered, is_noted=event is not None)
-
-    def _ended_at_once(
-        self, statement: Statement, session_id: SessionId, reason: str, token_id: TokenId | None, event: Entry
-    ) -> Committed[Session | None] | None:
-        """The same in one statement; raises _TrailRefuses if the server refused any part of it."""
-        draft = self._log.draft_end(UserId(""), session_id, reason, token_id=token_id)
-        try:
-            rows = statement(
-                session=session_id,
-                now=self._clock(),
-                why=reason,
-                **named(_OF_EVENT, from_entry(event)),
-                **named(_OF_ENTRY, from_revocation(draft)),
-            ).rows
-        except StoreUnavailable as error:
-            if is_refusal(error):
-                raise _TrailRefuses from error
-            raise
-        if not rows:
-            return None
-        (row,) = rows
-        session = to_session({column: row[self._ended.c[column.name]] for column in sessions.columns})
-        entry = replace(draft, user_id=session.user_id, seq=row[self._number])
-        return Committed(session, (entry,), is_noted=True)
+        return Committed(session, numbered, is_noted=ending.event is not None)
 
     def end_all(self, user_id: UserId, *, reason: str, keep: SessionId | None) -> Committed[int]:
         """End all sessions of the user, except *keep* if given; without *keep* their epoch rises, too."""
@@ -223,13 +200,45 @@ class SqlSessionStore:
                 raise
             raise _TrailRefuses from error
 
-    def _already_over(self, session_id: SessionId, token_id: TokenId | None) -> Committed[Session | None]:
-        standing = self.standing(session_id)
+    def _already_over(self, ending: Ending) -> Committed[Session | None]:
+        standing = self.standing(ending.session_id)
         if standing is None:
             return Committed(None)
         session = standing.session
-        entry = self._log.draft_end(session.user_id, session.id, session.reason or "over", token_id=token_id)
+        entry = self._log.draft_end(
+            session.user_id, session.id, session.reason or "over", token_id=ending.token_id
+        )
         return Committed(session, (entry,))
+
+
+def _firsts(session_ids: Sequence[SessionId]) -> set[int]:
+    """The first place of each session."""
+    places: dict[SessionId, int] = {}
+    for place, session_id in enumerate(session_ids):
+        places.setdefault(session_id, place)
+    return set(places.values())
+
+
+def _to_standing(row: Mapping[Any, Any] | None) -> Standing | StoreUnavailable | None:
+    if row is None:
+        return None
+    try:
+        return Standing(session=to_session(row), user=to_user(row))
+    except StoreUnavailable as error:  # the row is damaged
+        return error
+
+
+def _rotated(rotation: Rotation, row: Mapping[Any, Any] | None) -> Session | None:
+    if row is None:
+        return None
+    return replace(
+        rotation.session,
+        counter=rotation.session.counter + 1,
+        rotated_at=rotation.now,
+        last_used_at=rotation.now,
+        idle_expires_at=rotation.idle_expires_at,
+        level=to_level(row),
+    )
 
 
 class _TrailRefuses(Exception):

@@ -296,6 +296,11 @@ def is_refusal(error: StoreUnavailable) -> bool:
     return isinstance(cause, DBAPIError | psycopg.Error) and not _is_outage(cause)
 
 
+def concerns_one(error: StoreUnavailable) -> bool:
+    """True if the server answered, but one of several rows or values was the problem."""
+    return is_refusal(error) or is_unreadable(error.__cause__)
+
+
 def _is_outage(error: BaseException) -> bool:
     """
     True if the server is unreachable, silent, full or shutting down, but not if only a statement failed.

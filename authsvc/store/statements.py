@@ -33,9 +33,16 @@ class Statement:
 
     SQLAlchemy writes the text and reads the values.  What it does for each execution costs more CPU than
     the statement itself, so on PostgreSQL the driver is called with the text.
+
+    *columns* are the keys of the rows, where they are not those that the statement returns.
     """
 
-    def __init__(self, database: Database, core: Select[Any] | Insert | Update | Delete) -> None:
+    def __init__(
+        self,
+        database: Database,
+        core: Select[Any] | Insert | Update | Delete,
+        columns: Sequence[ColumnElement[Any]] = (),
+    ) -> None:
         self._database = database
         self._core = core
         dialect = database.engine.dialect
@@ -43,7 +50,8 @@ class Statement:
         #: The text for the driver.
         self.text = str(compiled)
         self._fixed = dict(compiled.params)
-        self._columns = cast("tuple[ColumnElement[Any], ...]", tuple(core.exported_columns))
+        returned = cast("tuple[ColumnElement[Any], ...]", tuple(core.exported_columns))
+        self._columns = tuple(columns) or returned
         kinds = [column.type.dialect_impl(dialect) for column in self._columns]
         self._readers = [kind.result_processor(dialect, None) or _as_it_is for kind in kinds]
 

@@ -23,6 +23,7 @@ from authsvc.cli import main
 from authsvc.domain.revocations import Revocations
 from authsvc.server import ServerTimings
 from authsvc.server.exchange import ResponseSender
+from authsvc.server.groups import GroupWorker
 from authsvc.store.copies.index import RedisIndex
 from authsvc.store.sessions import SqlSessionStore
 from authsvc.store.sql import Database
@@ -49,11 +50,12 @@ def run() -> None:
     """Wrap the service, then run it."""
     folder = Path(os.environ[FOLDER])
     _wrap_transaction(folder)
-    for single in ("rotate", "end"):
-        _wrap(folder, SqlSessionStore, single, before=BEFORE_COMMIT, after=AFTER_COMMIT)
-    _wrap(folder, Revocations, "publish", after=AFTER_REDIS)
+    for many in ("rotate_free", "end_each"):
+        _wrap(folder, SqlSessionStore, many, before=BEFORE_COMMIT, after=AFTER_COMMIT)
+    _wrap(folder, Revocations, "_write", after=AFTER_REDIS)
     _wrap(folder, RedisIndex, "remember", after=AFTER_REDIS)
     _wrap(folder, ResponseSender, "send", before=BEFORE_ANSWER)
+    _wrap(folder, GroupWorker, "_finish_group", before=BEFORE_ANSWER)
     _set_clock(folder)
     # A worker that a test kills does not die of itself: the next one need not wait.
     sys.exit(main(server_timings=ServerTimings(young_s=0)))

@@ -12,6 +12,7 @@ from typing import Protocol
 from authsvc.domain.audit import Action, Event, TransactionalAuditLog
 from authsvc.domain.credentials import Credentials, CredentialStore, Rehash, UsedUp, device_of
 from authsvc.domain.errors import StoreUnavailable
+from authsvc.domain.groups import Steps, alone, call
 from authsvc.domain.revocations import Revocations
 from authsvc.domain.sessions import SALT_BYTES, RefreshTokens, Session, SessionPolicy
 from authsvc.domain.tokens.access import AccessToken, TokenSigner
@@ -43,8 +44,8 @@ class TokenPair:
 class IssuedTokens(Protocol):
     """The record in Redis of issued tokens."""
 
-    def remember(self, token: AccessToken, email: Email) -> None:
-        """Note *token* as issued; raises StoreUnavailable."""
+    def remember(self, issued: Sequence[tuple[AccessToken, Email]]) -> Sequence[None]:
+        """Note the tokens as issued to the users with these addresses; raises StoreUnavailable."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +109,11 @@ class SessionOpening:
 
     def pair(self, user: User, session: Session) -> TokenPair:
         """A token pair for *session* as it is now."""
-        text, token = self.access_token(user, session)
+        return alone(self.pairing(user, session))
+
+    def pairing(self, user: User, session: Session) -> Steps[TokenPair]:
+        """The steps of :meth:`pair`."""
+        text, token = yield from self._issuing(user, session)
         return TokenPair(
             access_token=text,
             expires_in=token.expires_at - token.issued_at,
@@ -119,11 +124,14 @@ class SessionOpening:
 
     def access_token(self, user: User, session: Session) -> tuple[str, AccessToken]:
         """One access token for *session* as it is now."""
+        return alone(self._issuing(user, session))
+
+    def _issuing(self, user: User, session: Session) -> Steps[tuple[str, AccessToken]]:
         text, token = self.signer.issue(
             user, session.id, now=self.clock(), not_after=session.ends_at, level=session.level
         )
         try:
-            self.issued.remember(token, user.email)
+            yield from call(self.issued.remember, (token, user.email))
         except StoreUnavailable:
             # Nothing is lost: the first check of this token asks SQL and writes the record.
             self.audit.record(Event(Action.TOKEN_UNRECORDED, user_id=user.id, session_id=session.id))

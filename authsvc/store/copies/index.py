@@ -172,19 +172,25 @@ class RedisIndex:
             for marker, (_, proof) in zip(markers, asked, strict=True)
         )
 
-    def remember(self, token: AccessToken, email: Email) -> None:
-        """Write the record of *token*, its session as alive, its user's epoch; never over a tombstone."""
-        self._remember(token, {"email": email})
+    def remember(self, issued: Sequence[tuple[AccessToken, Email]]) -> Sequence[None]:
+        """
+        Write the record of each token, its session as alive, its user's epoch; never over a tombstone.
+
+        One round trip to each server.
+        """
+        self._send([command for token, email in issued for command in self._first(token, {"email": email})])
+        return [None] * len(issued)
 
     def remember_machine(self, token: MachineToken) -> None:
         """The same for a machine: its secret takes the place of the session, its client that of the user."""
-        self._remember(token, {})
+        self._send(self._first(token, {}))
 
-    def _remember(self, token: Token, more: Mapping[str, object]) -> None:
+    def _first(self, token: Token, more: Mapping[str, object]) -> list[Command]:
+        """The commands that write what is known of a new token."""
         life_s = self._life_s(token)
         record = json.dumps({"digest": token.digest, **_record(token, life_s), **more})
         key = self.key_names.about(token.user_id).token(token.token_id)
-        self._send([("SET", key, record, "EX", life_s), *self._alive(token)])
+        return [("SET", key, record, "EX", life_s), *self._alive(token)]
 
     def refill(self, token: AccessToken, standing: Standing | None) -> None:
         """

@@ -31,7 +31,7 @@ def lives_for(side: Side, key: str, life_ms: int, began_s: float) -> bool:
 def test_an_issued_token_is_good_under_proof(side):
     """Record, session and epoch are there; the check is one round trip."""
     token = access_token(side.clock, epoch=3)
-    side.index.remember(token, ALICE)
+    side.index.remember([(token, ALICE)])
     side.prove(marker=b"0")
     side.operations.clear()
 
@@ -44,7 +44,7 @@ def test_the_keys_are_those_that_are_published(side):
     token = access_token(side.clock, epoch=3, roles=("user", "admin"))
     began_s = time.monotonic()
 
-    side.index.remember(token, ALICE)
+    side.index.remember([(token, ALICE)])
 
     record = f"authsvc:v1:auth:token:{token.token_id}"
     session = f"authsvc:v1:auth:session:{token.session_id}"
@@ -69,7 +69,7 @@ def test_the_keys_are_those_that_are_published(side):
 def test_a_revocation_leaves_what_is_published(side):
     """Tombstone, blacklist, epoch; record and cached copies gone; lives as long as the longest token."""
     token = access_token(side.clock)
-    side.index.remember(token, ALICE)
+    side.index.remember([(token, ALICE)])
     for copy in (f"authsvc:v1:user:{token.user_id}", f"authsvc:v1:user:email:{ALICE}"):
         side.client.call("SET", copy, "x")
     ended = end_of(token, side.clock, token_id=token.token_id, epoch=4, email=ALICE)
@@ -139,7 +139,7 @@ def test_a_tombstone_is_never_overwritten(side, how):
     side.index.write([end_of(token, side.clock)])
 
     if how == "remembered":
-        side.index.remember(token, ALICE)
+        side.index.remember([(token, ALICE)])
     else:
         side.index.refill(token, standing_of(token, side.clock))
 
@@ -155,7 +155,7 @@ def test_an_epoch_never_falls(side, epochs):
     key = KEYS.epoch(token.user_id)
     writers = [
         lambda epoch: side.index.write([cut_off(token, side.clock, epoch)]),
-        lambda epoch: side.index.remember(replace(token, epoch=epoch), ALICE),
+        lambda epoch: side.index.remember([(replace(token, epoch=epoch), ALICE)]),
         lambda epoch: side.index.refill(token, standing_of(token, side.clock, epoch=epoch)),
     ]
 
@@ -174,7 +174,7 @@ def test_the_life_of_alive_and_epoch_is_never_shortened(side):
 
     for order in ((long, short), (short, long)):
         for token in order:
-            side.index.remember(token, ALICE)
+            side.index.remember([(token, ALICE)])
 
         for key in (KEYS.session(long.session_id), KEYS.epoch(long.user_id)):
             assert side.ttl_ms(key) > 3_600_000 + MARGIN_MS - 10_000
@@ -196,7 +196,7 @@ def test_another_text_of_an_issued_token_is_refused(side, is_kept):
     """Bound to the text from the start, and still so after its session or epoch was lost and put back."""
     token = access_token(side.clock, epoch=3)
     forged = replace(token, digest=signed_digest("another.text.x"), expires_at=token.expires_at - 1)
-    side.index.remember(token, ALICE)
+    side.index.remember([(token, ALICE)])
     side.prove(marker=b"0")
     if not is_kept:
         side.client.call("DEL", KEYS.session(token.session_id), KEYS.epoch(token.user_id))
@@ -223,7 +223,7 @@ def test_a_refill_of_another_text_leaves_the_record_bound(side):
     """Asked while Redis was unproven, SQL knows nothing against it: the binding outlives that answer."""
     token = access_token(side.clock, epoch=3)
     forged = replace(token, digest=signed_digest("another.text.x"))
-    side.index.remember(token, ALICE)
+    side.index.remember([(token, ALICE)])
 
     side.index.refill(forged, standing_of(token, side.clock))
 
@@ -234,7 +234,7 @@ def test_a_refill_of_another_text_leaves_the_record_bound(side):
 def test_records_of_the_first_release_stay_good(side):
     """They have no digest; a process of that release can also replace one that has."""
     token = access_token(side.clock, epoch=3)
-    side.index.remember(token, ALICE)
+    side.index.remember([(token, ALICE)])
     side.prove(marker=b"0")
     key = KEYS.token(token.token_id)
     record = json.loads(side.value(key))
@@ -283,7 +283,7 @@ def test_repeating_a_revocation_is_harmless(side):
     """Twice the same, or an older one behind it: nothing comes back."""
     token = access_token(side.clock)
     side.prove(marker=b"0")
-    side.index.remember(token, ALICE)
+    side.index.remember([(token, ALICE)])
     entries = [end_of(token, side.clock), cut_off(token, side.clock, 2), cut_off(token, side.clock, 1)]
 
     for _ in range(2):

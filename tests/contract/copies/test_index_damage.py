@@ -25,7 +25,7 @@ def test_logouts_win_over_whatever_races_them(side):
 
     def bring_back() -> None:
         for token in random.sample(tokens, len(tokens)):
-            side.index.remember(token, ALICE)
+            side.index.remember([(token, ALICE)])
             side.index.refill(token, standing_of(token, side.clock))
 
     def end() -> None:
@@ -48,7 +48,7 @@ def test_the_highest_epoch_wins_over_whatever_races_it(side):
             if number % 2:
                 side.index.write([raised])
             else:
-                side.index.remember(replace(token, epoch=epoch), ALICE)
+                side.index.remember([(replace(token, epoch=epoch), ALICE)])
             current = int(side.value(KEYS.epoch(token.user_id)))
             assert current >= epoch
             if number == 0:
@@ -93,7 +93,7 @@ def test_keys_of_another_type_raise_nothing_but_an_outage(side, kind):
 
     assert side.verdict(token) is Verdict.UNKNOWN
     for write in (
-        lambda: side.index.remember(token, ALICE),
+        lambda: side.index.remember([(token, ALICE)]),
         lambda: side.index.refill(token, standing_of(token, side.clock)),
         lambda: side.index.write([cut_off(token, side.clock, 1)]),
     ):
@@ -105,7 +105,7 @@ def test_keys_of_another_type_raise_nothing_but_an_outage(side, kind):
 def test_a_damaged_epoch_makes_no_yes(side, epoch):
     """SQL decides."""
     token = access_token(side.clock)
-    side.index.remember(token, ALICE)
+    side.index.remember([(token, ALICE)])
     side.client.call("SET", KEYS.epoch(token.user_id), epoch)
     side.prove(marker=b"0")
 
@@ -120,7 +120,7 @@ def test_without_redis_every_call_is_an_outage():
 
         for call in (
             lambda: index.look_up(token.keys),
-            lambda: index.remember(token, ALICE),
+            lambda: index.remember([(token, ALICE)]),
             lambda: index.refill(token, None),
             lambda: index.write([end_of(token, clock)]),
         ):

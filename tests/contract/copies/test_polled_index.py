@@ -62,7 +62,7 @@ def issued(process: Process, count: int) -> list[AccessToken]:
     """Tokens that Redis knows to be issued."""
     tokens = [access_token(process.index.clock) for _ in range(count)]
     for token in tokens:
-        process.index.remember(token, ALICE)
+        process.index.remember([(token, ALICE)])
     return tokens
 
 

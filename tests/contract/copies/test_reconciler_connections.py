@@ -101,7 +101,7 @@ class TestConnections:
             other.set(KEYS.marker, "2", px=100_000)
             process.checks.connections.suspect()
             token = access_token(quick_world.stores.clock)
-            process.index.remember(token, ALICE)
+            process.index.remember([(token, ALICE)])
             assert other.get(KEYS.token(token.token_id)) is not None
 
             for _ in range(2):

@@ -52,7 +52,7 @@ class Side:
         """Tokens of so many users."""
         tokens = [access_token(self.index.clock) for _ in range(count)]
         for token in tokens:
-            self.index.remember(token, ALICE)
+            self.index.remember([(token, ALICE)])
         return tokens
 
     def verdicts(self, tokens: Sequence[AccessToken]) -> list[Verdict]:

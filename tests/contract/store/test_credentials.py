@@ -10,7 +10,7 @@ import pytest
 
 from authsvc.domain.credentials import Rehash
 from authsvc.domain.errors import NotFound, TokenInvalid
-from authsvc.domain.sessions import Session
+from authsvc.domain.sessions import Ending, Session
 from authsvc.domain.values.emails import Email
 from authsvc.domain.values.identifiers import SessionId, UserId, new_id
 from tests.contract.cache.clients import in_threads
@@ -137,7 +137,7 @@ def test_only_in_a_living_session_a_password_is_changed(stores, keep):
     alice = stores.register()
     session, other = stores.log_in(alice), stores.log_in(alice)
     kept = {"ended": session.id, "unknown": NOBODY, "of somebody else": None}[keep]
-    stores.sessions.end(session.id, reason="logout", token_id=None)
+    stores.sessions.end(Ending(session_id=session.id, reason="logout"))
 
     with pytest.raises(TokenInvalid):
         stores.credentials.replace_password(

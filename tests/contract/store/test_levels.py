@@ -10,6 +10,7 @@ from sqlalchemy import insert, select, update
 
 from authsvc.domain.credentials import UsedUp
 from authsvc.domain.errors import CodeInvalid
+from authsvc.domain.sessions import Ending, Rotation
 from authsvc.domain.values.levels import Acr, Level, Method, level_of
 from authsvc.store.accounts.levels import SqlLevelStore
 from authsvc.store.accounts.mails import NO_NOTICES
@@ -100,7 +101,7 @@ def test_what_is_over_gets_no_level(stores, levels, over, by_code):
     proven = stores.credentials_of(alice)
     used_up = with_a_code(stores, alice) if by_code else None
     if over == "ended":
-        stores.sessions.end(session.id, reason="logout", token_id=None)
+        stores.sessions.end(Ending(session_id=session.id, reason="logout"))
     elif over == "idle":
         stores.clock.tick(timedelta(days=7).total_seconds())
     elif over == "disabled":
@@ -169,11 +170,12 @@ def test_a_level_beside_rotations_is_kept(stores, levels):
     alice = stores.register()
     session, proven = stores.log_in(alice), stores.credentials_of(alice)
     now = stores.clock()
-    later = now + timedelta(hours=1)
+    rotation = Rotation(session=session, now=now, idle_expires_at=now + timedelta(hours=1))
 
     in_threads(
         lambda: levels.raise_level(session.id, proven, Method.PASSWORD, None),
-        *[lambda: stores.sessions.rotate(session, now=now, idle_expires_at=later)] * 4,
+        *[lambda: stores.sessions.rotate(rotation)] * 4,
+        *[lambda: stores.sessions.rotate_free([rotation])] * 4,
     )
 
     standing = stores.sessions.standing(session.id)

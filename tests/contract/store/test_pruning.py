@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import func, insert, select
 
 from authsvc.domain.accounts.factors import Factor, FactorId, TotpSecret
+from authsvc.domain.sessions import Ending, Rotation
 from authsvc.domain.values.encryption import Encrypted
 from authsvc.domain.values.identifiers import SessionId, UserId, new_id
 from authsvc.store.accounts.factors import add_factor, factors_of
@@ -49,7 +50,7 @@ def test_sessions_go_a_margin_after_their_end_and_not_before(stores):
     """To the moment; whether somebody ended them by hand makes no difference, nor who has others."""
     alice = stores.register()
     old, ended = stores.log_in(alice), stores.log_in(alice)
-    stores.sessions.end(ended.id, reason="logout", token_id=None)
+    stores.sessions.end(Ending(session_id=ended.id, reason="logout"))
     stores.clock.tick(1)
     younger = stores.log_in(alice)
     pruning = SqlPruning(stores.database)
@@ -100,7 +101,7 @@ def test_no_session_that_lives_is_touched(stores):
     living = stores.log_in(alice)
     stores.log_in(alice, idle_expires_at=stores.clock() + timedelta(hours=1))
     now = stores.clock.tick(6.9 * 86_400)
-    stores.sessions.rotate(living, now=now, idle_expires_at=now + timedelta(days=7))
+    stores.sessions.rotate(Rotation(session=living, now=now, idle_expires_at=now + timedelta(days=7)))
     stores.clock.tick(6.9 * 86_400)
 
     assert sum(SqlPruning(stores.database).sessions(before=cutoff(stores))) == 1
@@ -209,7 +210,7 @@ def test_pruning_while_others_log_in_and_out_loses_nothing(postgres_stores):
         for _ in range(LOGINS):
             ended = stores.log_in(people[number], max_sessions=100)
             stores.log_in(people[number], max_sessions=100)
-            stores.sessions.end(ended.id, reason="logout", token_id=None)
+            stores.sessions.end(Ending(session_id=ended.id, reason="logout"))
 
     def prune() -> None:
         deleted.append(prune_all(stores))

@@ -42,6 +42,13 @@ class Counters:
     limiter: RedisRateLimiter
     client: CacheClient
 
+    def attempt(self, limit: Limit, subject: str) -> Attempt:
+        """One attempt by itself."""
+        (attempt,) = self.limiter.attempts([(limit, subject)])
+        if isinstance(attempt, StoreUnavailable):
+            raise attempt
+        return attempt
+
     def key_of(self, limit: Limit, subject: str) -> str:
         """The name that the contract gives to the key."""
         return f"authsvc:v1:auth:rate-limit:{limit.name}:{subject}"
@@ -93,7 +100,7 @@ def at_once(work: Callable[[int], Attempt]) -> list[Attempt]:
 
 def test_attempts_are_allowed_up_to_the_quota(counters) -> None:
     """Each attempt says what is left; the one beyond the quota is refused and has no receipt."""
-    attempts = [counters.limiter.attempt(FIVE, ALICE) for _ in range(7)]
+    attempts = [counters.attempt(FIVE, ALICE) for _ in range(7)]
 
     assert [attempt.allowed for attempt in attempts] == [True] * 5 + [False] * 2
     assert [attempt.remaining for attempt in attempts] == [4, 3, 2, 1, 0, 0, 0]
@@ -103,7 +110,7 @@ def test_attempts_are_allowed_up_to_the_quota(counters) -> None:
 
 def test_no_parallelism_gets_past_the_quota(counters) -> None:
     """Forty threads at once on a quota of five: exactly five are allowed."""
-    attempts = at_once(lambda _: counters.limiter.attempt(FIVE, ALICE))
+    attempts = at_once(lambda _: counters.attempt(FIVE, ALICE))
 
     assert sum(attempt.allowed for attempt in attempts) == 5
     assert sorted(attempt.remaining for attempt in attempts if attempt.allowed) == [0, 1, 2, 3, 4]
@@ -114,53 +121,53 @@ def test_each_caller_gets_back_what_it_took_under_a_race(counters) -> None:
     roomy = replace(FIVE, quota=CALLERS)
 
     def succeed(_: int) -> Attempt:
-        attempt: Attempt = counters.limiter.attempt(roomy, ALICE)
+        attempt: Attempt = counters.attempt(roomy, ALICE)
         counters.limiter.refund(attempt)
         return attempt
 
     attempts = at_once(succeed)
 
     assert all(attempt.allowed for attempt in attempts)
-    assert counters.limiter.attempt(roomy, ALICE).remaining == CALLERS - 1
+    assert counters.attempt(roomy, ALICE).remaining == CALLERS - 1
 
 
 def test_a_refund_gives_back_one_attempt_once(counters) -> None:
     """The same receipt presented again changes nothing."""
-    first, *_ = [counters.limiter.attempt(FIVE, ALICE) for _ in range(5)]
+    first, *_ = [counters.attempt(FIVE, ALICE) for _ in range(5)]
 
     for _ in range(3):
         counters.limiter.refund(first)
 
-    assert [counters.limiter.attempt(FIVE, ALICE).allowed for _ in range(2)] == [True, False]
+    assert [counters.attempt(FIVE, ALICE).allowed for _ in range(2)] == [True, False]
 
 
 def test_a_refused_attempt_has_nothing_to_give_back(counters) -> None:
     """A refund of a refusal makes no room."""
-    attempts = [counters.limiter.attempt(FIVE, ALICE) for _ in range(6)]
+    attempts = [counters.attempt(FIVE, ALICE) for _ in range(6)]
 
     counters.limiter.refund(attempts[-1])
 
-    assert not counters.limiter.attempt(FIVE, ALICE).allowed
+    assert not counters.attempt(FIVE, ALICE).allowed
 
 
 def test_subjects_and_rules_are_counted_apart(counters) -> None:
     """Neither attempts nor refunds of one touch another."""
     other_rule = replace(FIVE, name="login-ip")
-    attempts = [counters.limiter.attempt(FIVE, ALICE) for _ in range(5)]
+    attempts = [counters.attempt(FIVE, ALICE) for _ in range(5)]
     counters.limiter.refund(replace(attempts[0], subject=BOB))
     counters.limiter.refund(replace(attempts[0], limit=other_rule))
 
-    assert counters.limiter.attempt(FIVE, BOB).remaining == 4
-    assert counters.limiter.attempt(other_rule, ALICE).remaining == 4
-    assert not counters.limiter.attempt(FIVE, ALICE).allowed
+    assert counters.attempt(FIVE, BOB).remaining == 4
+    assert counters.attempt(other_rule, ALICE).remaining == 4
+    assert not counters.attempt(FIVE, ALICE).allowed
 
 
 def test_a_counter_always_ends(counters) -> None:
     """After an attempt, a refusal and a refund the key has a life of one window at most."""
-    first = counters.limiter.attempt(FIVE, ALICE)
+    first = counters.attempt(FIVE, ALICE)
     lives_ms = [counters.ttl_ms(FIVE, ALICE)]
     for _ in range(6):
-        counters.limiter.attempt(FIVE, ALICE)
+        counters.attempt(FIVE, ALICE)
         lives_ms.append(counters.ttl_ms(FIVE, ALICE))
     counters.limiter.refund(first)
     lives_ms.append(counters.ttl_ms(FIVE, ALICE))
@@ -170,7 +177,7 @@ def test_a_counter_always_ends(counters) -> None:
 
 def test_an_empty_counter_is_gone(counters) -> None:
     """When everything was given back no key is left."""
-    counters.limiter.refund(counters.limiter.attempt(FIVE, ALICE))
+    counters.limiter.refund(counters.attempt(FIVE, ALICE))
 
     assert counters.ttl_ms(FIVE, ALICE) == -2
 
@@ -178,7 +185,7 @@ def test_an_empty_counter_is_gone(counters) -> None:
 def test_an_attempt_takes_little_room(counters) -> None:
     """A few bytes for each: a flood of addresses costs memory only in keys."""
     for _ in range(5):
-        counters.limiter.attempt(FIVE, ALICE)
+        counters.attempt(FIVE, ALICE)
 
     assert counters.size_bytes(FIVE, ALICE) <= 5 * 12
 
@@ -187,14 +194,14 @@ def test_keys_quote_their_subject(counters) -> None:
     """An IPv6 network stays one part of the key."""
     limit = replace(FIVE, name="login-ip")
 
-    counters.limiter.attempt(limit, "2001:db8:1:2::")
+    counters.attempt(limit, "2001:db8:1:2::")
 
     assert counters.ttl_ms(limit, "2001%3Adb8%3A1%3A2%3A%3A") > 0
 
 
 def test_reset_is_whole_seconds_until_room(counters) -> None:
     """A full window for the first attempt; never zero, never longer than the window."""
-    attempts = [counters.limiter.attempt(FIVE, ALICE) for _ in range(6)]
+    attempts = [counters.attempt(FIVE, ALICE) for _ in range(6)]
 
     assert attempts[0].reset_s == 900
     assert all(850 <= attempt.reset_s <= 900 for attempt in attempts)
@@ -203,13 +210,13 @@ def test_reset_is_whole_seconds_until_room(counters) -> None:
 def test_room_comes_back_when_an_attempt_leaves_the_window(counters) -> None:
     """Refused until the first attempt is one window old, allowed then; refusals do not prolong it."""
     began_s = time.monotonic()
-    counters.limiter.attempt(QUICK, ALICE)
+    counters.attempt(QUICK, ALICE)
     made_s = time.monotonic()
     for _ in range(4):
-        counters.limiter.attempt(QUICK, ALICE)
+        counters.attempt(QUICK, ALICE)
 
     asked_s = [time.monotonic()]
-    while not (again := counters.limiter.attempt(QUICK, ALICE)).allowed:
+    while not (again := counters.attempt(QUICK, ALICE)).allowed:
         assert again.reset_s == 1
         threading.Event().wait(0.005)
         asked_s.append(time.monotonic())
@@ -227,7 +234,7 @@ def test_no_window_holds_more_than_the_quota(counters) -> None:
     def hammer(_: int) -> None:
         while len(allowed) < 10:
             before_s = time.monotonic()
-            if counters.limiter.attempt(QUICK, ALICE).allowed:
+            if counters.attempt(QUICK, ALICE).allowed:
                 allowed.append((before_s, time.monotonic()))
 
     with ThreadPoolExecutor(4) as pool:
@@ -240,17 +247,43 @@ def test_no_window_holds_more_than_the_quota(counters) -> None:
     )
 
 
+def test_attempts_at_once_are_counted_as_if_one_by_one(counters) -> None:
+    """Also several of one subject, with different limits beside them."""
+    other = replace(FIVE, name="refresh", quota=2)
+    counters.attempt(FIVE, ALICE)
+
+    asked = [(FIVE, ALICE), (other, ALICE), (FIVE, BOB), *[(FIVE, ALICE)] * 4, *[(other, ALICE)] * 2]
+    attempts = counters.limiter.attempts(asked)
+
+    assert all(isinstance(attempt, Attempt) for attempt in attempts)
+    assert [(attempt.limit, attempt.subject) for attempt in attempts] == asked
+    assert [attempt.remaining for attempt in attempts] == [3, 1, 4, 2, 1, 0, 0, 0, 0]
+    assert [attempt.allowed for attempt in attempts] == [True] * 6 + [False, True, False]
+    assert len({attempt.receipt for attempt in attempts}) == 8
+
+
+def test_one_counter_that_is_damaged_leaves_the_others(counters) -> None:
+    """What cannot be counted is told by itself."""
+    counters.client.call("SET", counters.key_of(FIVE, ALICE), "no set")
+
+    damaged, other = counters.limiter.attempts([(FIVE, ALICE), (FIVE, BOB)])
+
+    assert isinstance(damaged, StoreUnavailable)
+    assert isinstance(other, Attempt)
+    assert other.remaining == 4
+
+
 def test_reset_tells_when_the_attempt_that_blocks_leaves(counters) -> None:
     """The oldest, usually; a later one when the quota was lowered after they were counted."""
     pair = Limit(name="login-account", quota=2, window_s=300)
     began_s = time.monotonic()
-    counters.limiter.attempt(pair, ALICE)
+    counters.attempt(pair, ALICE)
     threading.Event().wait(1.1)
     second_s = time.monotonic()
-    counters.limiter.attempt(pair, ALICE)
+    counters.attempt(pair, ALICE)
 
-    full = counters.limiter.attempt(pair, ALICE)
-    lowered = counters.limiter.attempt(replace(pair, quota=1), ALICE)
+    full = counters.attempt(pair, ALICE)
+    lowered = counters.attempt(replace(pair, quota=1), ALICE)
     ended_s = time.monotonic()
 
     assert (full.allowed, full.remaining, lowered.allowed, lowered.remaining) == (False, 0, False, 0)
@@ -263,16 +296,16 @@ def test_a_full_redis_counts_nothing_though_an_old_attempt_makes_room(private_re
     """Redis would let what follows a removal in the same script through, full as it is."""
     client = client_of(real(private_redis.url))
     counters = Counters(RedisRateLimiter(client, KeySpace()), client)
-    counters.limiter.attempt(FIVE, ALICE)
+    counters.attempt(FIVE, ALICE)
     client.call("ZADD", counters.key_of(FIVE, ALICE), 1, "of long ago")
 
     client.call("CONFIG", "SET", "maxmemory", 1)
     with pytest.raises(StoreUnavailable):
-        counters.limiter.attempt(FIVE, ALICE)
+        counters.attempt(FIVE, ALICE)
     client.call("CONFIG", "SET", "maxmemory", 0)
 
     assert client.call("ZCARD", counters.key_of(FIVE, ALICE)) == 2
-    assert counters.limiter.attempt(FIVE, ALICE).remaining == 3
+    assert counters.attempt(FIVE, ALICE).remaining == 3
     client.close()
 
 
@@ -286,7 +319,7 @@ def test_what_cannot_be_counted_is_not_allowed() -> None:
     limiter = RedisRateLimiter(unreachable(), KeySpace())
 
     with pytest.raises(StoreUnavailable) as outage:
-        limiter.attempt(FIVE, ALICE)
+        limiter.attempts([(FIVE, ALICE)])
 
     assert outage.value.store == "redis"
     assert str(outage.value) == "redis"

@@ -18,6 +18,7 @@ from authsvc.domain.audit import AuditFilter, Entry
 from authsvc.domain.clients import Client, ClientId, secret_digest
 from authsvc.domain.errors import StoreUnavailable
 from authsvc.domain.revocations import Horizon, Sight
+from authsvc.domain.sessions import Ending
 from authsvc.domain.values.identifiers import SessionId, TokenId, UserId, new_id, timed_id
 from authsvc.store.audit import SqlAuditTrail
 from authsvc.store.clients import SqlClientStore
@@ -423,9 +424,12 @@ class TestNumbersThatGoBack:
             connection.exec_driver_sql(statement)
         told = Entry(id=timed_id(session.created_at), at=session.created_at, action="session.ended")
 
-        for _ in range(2):
-            with pytest.raises(StoreUnavailable):
-                stores.sessions.end(session.id, reason="logout", token_id=None, event=told)
+        ending = Ending(session_id=session.id, reason="logout", event=told)
+
+        with pytest.raises(StoreUnavailable):
+            stores.sessions.end(ending)
+        (refused,) = stores.sessions.end_each([ending])
+        assert isinstance(refused, StoreUnavailable)
 
         assert stores.alive(stores.users.get(session.user_id)) == {session.id}
         assert SqlAuditTrail(stores.database).page(AuditFilter()) == []

@@ -10,7 +10,7 @@ from sqlalchemy import update
 
 from authsvc.domain.audit import AuditFilter, Entry
 from authsvc.domain.errors import NotFound
-from authsvc.domain.sessions import Session
+from authsvc.domain.sessions import Ending, Rotation, Session
 from authsvc.domain.values.identifiers import SessionId, TokenId, UserId, new_id, timed_id
 from authsvc.domain.values.levels import Acr, Level
 from authsvc.store.audit import SqlAuditTrail
@@ -33,9 +33,10 @@ LEVELS = [
 def rotated(stores: Stores, session, **changes) -> Session | None:
     """*session*, rotated now, as it was read."""
     now = stores.clock()
-    return stores.sessions.rotate(
-        replace(session, **changes), now=now, idle_expires_at=now + timedelta(hours=1)
+    rotation = Rotation(
+        session=replace(session, **changes), now=now, idle_expires_at=now + timedelta(hours=1)
     )
+    return stores.sessions.rotate(rotation)
 
 
 def rotate(stores: Stores, session, **changes) -> bool:
@@ -153,7 +154,7 @@ def test_an_expired_session_does_not_rotate(stores, ends, at_s, rotates):
 def test_an_ended_session_does_not_rotate(stores):
     """However current its counter."""
     session = stores.log_in(stores.register())
-    stores.sessions.end(session.id, reason="logout", token_id=None)
+    stores.sessions.end(Ending(session_id=session.id, reason="logout"))
 
     assert not rotate(stores, session)
 
@@ -178,7 +179,7 @@ def test_a_rotation_that_meets_the_end_never_outlives_it(stores):
 
         outcomes = in_threads(
             *[lambda s=session: rotate(stores, s)] * 4,
-            *[lambda s=session: stores.sessions.end(s.id, reason="logout", token_id=None)] * 2,
+            *[lambda s=session: stores.sessions.end(Ending(session_id=s.id, reason="logout"))] * 2,
         )
 
         won = sum(outcome is True for outcome in outcomes[:4])
@@ -196,7 +197,7 @@ def test_ending_is_one_entry_with_session_and_token(stores):
     now = stores.clock.tick(5)
     head = stores.log.head()
 
-    committed = stores.sessions.end(session.id, reason="logout", token_id=token_id)
+    committed = stores.sessions.end(Ending(session_id=session.id, reason="logout", token_id=token_id))
 
     assert committed.value == replace(session, revoked_at=now, reason="logout")
     (entry,) = committed.entries
@@ -209,12 +210,12 @@ def test_ending_is_one_entry_with_session_and_token(stores):
 def test_ending_twice_repeats_the_entry_and_keeps_the_first_reason(stores):
     """Redis is written again, with the token that was shown this time; the log does not grow."""
     session = stores.log_in(stores.register())
-    first = stores.sessions.end(session.id, reason="logout", token_id=None)
+    first = stores.sessions.end(Ending(session_id=session.id, reason="logout"))
     head = stores.log.head()
     shown = TokenId(new_id())
     stores.clock.tick(30)
 
-    again = stores.sessions.end(session.id, reason="refresh_reused", token_id=shown)
+    again = stores.sessions.end(Ending(session_id=session.id, reason="refresh_reused", token_id=shown))
 
     assert again.value == first.value
     assert stores.log.head() == head
@@ -225,7 +226,7 @@ def test_ending_twice_repeats_the_entry_and_keeps_the_first_reason(stores):
 
 def test_ending_what_was_never_there_is_nothing(stores):
     """No row, no entry, no error."""
-    committed = stores.sessions.end(SessionId(new_id()), reason="logout", token_id=None)
+    committed = stores.sessions.end(Ending(session_id=SessionId(new_id()), reason="logout"))
 
     assert committed.value is None
     assert committed.entries == ()
@@ -237,7 +238,8 @@ def test_of_many_ends_of_one_session_one_is_new(stores):
     session = stores.log_in(stores.register())
     head = stores.log.head()
 
-    outcomes = in_threads(*[lambda: stores.sessions.end(session.id, reason="logout", token_id=None)] * RACERS)
+    ending = Ending(session_id=session.id, reason="logout")
+    outcomes = in_threads(*[lambda: stores.sessions.end(ending)] * RACERS)
 
     assert sorted(entry.seq for outcome in outcomes for entry in outcome.entries) == [0] * 15 + [head + 1]
     assert {outcome.value.id for outcome in outcomes} == {session.id}
@@ -300,7 +302,7 @@ def test_living_sessions_are_listed_by_last_use(stores):
     stores.log_in(alice, idle_expires_at=start + timedelta(seconds=5))
     stores.log_in(alice, expires_at=start + timedelta(seconds=5))
     ended = stores.log_in(alice)
-    stores.sessions.end(ended.id, reason="logout", token_id=None)
+    stores.sessions.end(Ending(session_id=ended.id, reason="logout"))
     stores.clock.tick(5)
 
     assert [s.id for s in stores.sessions.of_user(alice.id, now=stores.clock())] == [second.id, first.id]
@@ -319,8 +321,8 @@ def test_an_end_stores_its_event_with_it(stores):
     session = stores.log_in(alice)
     told = event(session, session_id=session.id, once=session.id)
 
-    first = stores.sessions.end(session.id, reason="logout", token_id=None, event=told)
-    again = stores.sessions.end(session.id, reason="logout", token_id=None, event=told)
+    first = stores.sessions.end(Ending(session_id=session.id, reason="logout", event=told))
+    again = stores.sessions.end(Ending(session_id=session.id, reason="logout", event=told))
 
     assert (first.is_noted, again.is_noted) == (True, False)
     assert SqlAuditTrail(stores.database).page(AuditFilter()) == [replace(told, user_id=alice.id)]
@@ -332,9 +334,8 @@ def test_a_session_ends_also_where_the_trail_refuses_the_event(stores):
     told = event(session, once="one")
     SqlAuditTrail(stores.database).write([told])
 
-    committed = stores.sessions.end(
-        session.id, reason="logout", token_id=None, event=replace(told, once="another")
-    )
+    ending = Ending(session_id=session.id, reason="logout", event=replace(told, once="another"))
+    committed = stores.sessions.end(ending)
 
     assert not committed.is_noted
     assert [entry.session_id for entry in committed.entries] == [session.id]

@@ -12,6 +12,8 @@ import pytest
 
 from authsvc.cache.breaker import CircuitBreaker
 from authsvc.domain.audit import Entry
+from authsvc.domain.revocations import Committed
+from authsvc.domain.sessions import Ending, Rotation, Standing
 from authsvc.domain.values.identifiers import timed_id
 from authsvc.store.postgres.connecting import IDLE_S, DeadlineConnection
 from authsvc.store.sql import Database, DatabaseEvents
@@ -70,12 +72,13 @@ def test_a_rotation_is_one_query_and_one_update(postgres_url, clock):
         session = stores.log_in(stores.register())
         said.clear()
 
-        standing = stores.sessions.standing(session.id)
-        assert standing is not None
+        (standing,) = stores.sessions.standings([session.id])
+        assert isinstance(standing, Standing)
         now = stores.clock()
-        assert stores.sessions.rotate(standing.session, now=now, idle_expires_at=now + timedelta(days=7))
+        rotation = Rotation(session=standing.session, now=now, idle_expires_at=now + timedelta(days=7))
+        assert stores.sessions.rotate_free([rotation]) != [None]
 
-        assert said == ["SELECT", "UPDATE"]
+        assert said == ["SELECT", "WITH"]
 
 
 def test_the_end_of_a_session_is_one_statement_with_event_and_log_entry(postgres_url, clock):
@@ -85,8 +88,9 @@ def test_the_end_of_a_session_is_one_statement_with_event_and_log_entry(postgres
         told = Entry(id=timed_id(session.created_at), at=session.created_at, action="session.ended")
         said.clear()
 
-        committed = stores.sessions.end(session.id, reason="logout", token_id=None, event=told)
+        (committed,) = stores.sessions.end_each([Ending(session_id=session.id, reason="logout", event=told)])
 
+        assert isinstance(committed, Committed)
         assert committed.is_noted
         assert said == ["WITH"]
 

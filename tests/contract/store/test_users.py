@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from authsvc.domain.errors import EmailTaken, LastAdmin, NotFound, StoreUnavailable, TokenInvalid
+from authsvc.domain.sessions import Ending
 from authsvc.domain.users import User, UserFilter
 from authsvc.domain.values.emails import Email
 from authsvc.domain.values.identifiers import UserId, new_id
@@ -206,7 +207,7 @@ def test_only_in_a_living_session_people_delete_themselves(stores):
     """A request that was checked before its session ended comes too late."""
     alice = stores.register()
     ended, alive = stores.log_in(alice), stores.log_in(alice)
-    stores.sessions.end(ended.id, reason="logout", token_id=None)
+    stores.sessions.end(Ending(session_id=ended.id, reason="logout"))
 
     with pytest.raises(TokenInvalid):
         stores.users.remove(alice.id, within=ended.id)

@@ -47,7 +47,10 @@ class Counted:
     is_away: bool = False
     subjects: list[str] = field(default_factory=list)
 
-    def attempt(self, limit: Limit, subject: str) -> Attempt:
+    def attempts(self, asked: Sequence[tuple[Limit, str]]) -> list[Attempt | StoreUnavailable]:
+        return [self._attempt(limit, subject) for limit, subject in asked]
+
+    def _attempt(self, limit: Limit, subject: str) -> Attempt:
         if self.is_away:
             raise StoreUnavailable("redis")
         allowed = self.subjects.count(subject) < self.quota

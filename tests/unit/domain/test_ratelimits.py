@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from ipaddress import IPv6Address
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -26,6 +27,9 @@ from authsvc.domain.ratelimits import (
 from authsvc.domain.tokens.devices import Device
 from authsvc.domain.values.limits import Attempt, Limit
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 LOGIN_IP = Limit(name="login-ip", quota=100, window_s=900)
 
 
@@ -46,8 +50,11 @@ class QuotaForEver:
 
     counted: list[str] = field(default_factory=list)
 
-    def attempt(self, limit: Limit, subject: str) -> Attempt:
-        """Count, if there is room."""
+    def attempts(self, asked: Sequence[tuple[Limit, str]]) -> list[Attempt | StoreUnavailable]:
+        """Count each, if there is room."""
+        return [self._attempt(limit, subject) for limit, subject in asked]
+
+    def _attempt(self, limit: Limit, subject: str) -> Attempt:
         allowed = len(self.counted) < limit.quota
         if allowed:
             self.counted.append(subject)
@@ -62,7 +69,7 @@ class QuotaForEver:
 class Unreachable:
     """A rate limiter whose store is down."""
 
-    def attempt(self, limit: Limit, subject: str) -> Attempt:
+    def attempts(self, _asked: Sequence[tuple[Limit, str]]) -> list[Attempt | StoreUnavailable]:
         """Raise StoreUnavailable."""
         raise StoreUnavailable("redis")
 

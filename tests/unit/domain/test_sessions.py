@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import string
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import pytest
 from hypothesis import given
@@ -15,6 +15,7 @@ from authsvc.domain.audit import Entry, Event
 from authsvc.domain.errors import NotFound, RefreshInvalid
 from authsvc.domain.revocations import Committed, Proof, Revocations
 from authsvc.domain.sessions import (
+    Ending,
     Presented,
     RefreshTokens,
     SessionDirectory,
@@ -27,6 +28,9 @@ from authsvc.domain.sessions import (
 from authsvc.domain.values.identifiers import SessionId, UserId
 from authsvc.domain.values.shards import Sharded
 from tests.unit.domain.samples import ALICE_ID, NOW, SALT, SESSION_ID, later, session, user
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 TOKENS = RefreshTokens(b"0123456789abcdef0123456789abcdef")
 SESSION_IDS = st.uuids().map(lambda value: SessionId(str(value)))
@@ -204,10 +208,10 @@ class OneSession:
         """The one."""
         return self.standing_
 
-    def end(self, session_id: SessionId, **_: object) -> Committed[None]:
-        """Note it."""
-        self.ended.append(session_id)
-        return Committed(None)
+    def end_each(self, endings: Sequence[Ending]) -> list[Committed[None]]:
+        """Note them."""
+        self.ended.extend(ending.session_id for ending in endings)
+        return [Committed(None) for _ in endings]
 
 
 class Unread:
