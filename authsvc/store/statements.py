@@ -77,7 +77,7 @@ class Statement:
 
     def execute(self, connection: DeadlineConnection, values: Mapping[str, Any]) -> Answer:
         """Execute it with the driver, with a value for each parameter."""
-        cursor = connection.execute(self.text, values)
+        cursor = connection.execute(self.text, values, prepare=True)
         rows = cursor.fetchall() if self._columns else []
         return Answer([self._read(row) for row in rows], cursor.rowcount)
 
