@@ -30,6 +30,9 @@ from authsvc.cache.errors import HandshakeRefused
 from authsvc.cache.redis.sockets import DeadlineSocket, NothingSent
 from authsvc.cache.redis.tls import TlsConnection
 
+#: Read from a socket at once. Each connection has a buffer of this size; most replies have less than 4 KiB.
+READ_BYTES = 8192
+
 Argument: TypeAlias = "str | bytes | int | float"
 Reply: TypeAlias = "bytes | int | float | bool | list[Reply] | dict[Reply, Reply] | None"
 
@@ -246,6 +249,7 @@ def socket_options(limits: Deadlines, protocol: Literal[2, 3]) -> dict[str, Any]
     return {
         "socket_connect_timeout": limits.connect_s,
         "socket_timeout": limits.read_s,
+        "socket_read_size": READ_BYTES,
         "retry": Retry(NoBackoff(), 0),
         "protocol": protocol,
         "driver_info": None,  # saves two round trips for each connection
