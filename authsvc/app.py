@@ -15,15 +15,11 @@ from authsvc.api import (
     auth,
     batch,
     cache_admin,
-    clients,
-    factors,
     feed,
     health,
     me,
     oauth2,
-    passkeys,
     preferences,
-    recovery,
     sessions,
     users,
 )
@@ -85,25 +81,34 @@ class Application:
 
 
 def _by_setting(services: Services) -> Iterator[Blueprint]:
-    """Blueprints that depend on the settings."""
+    """Blueprints that depend on the settings; the code of a part that is off is not loaded."""
     if services.recovery is not None:
-        yield recovery.blp
-        yield recovery.me
-        yield recovery.admin
-        if services.registration is not RegistrationMode.OFF:
-            yield recovery.invitations
+        yield from _recovery(services.registration)
     if services.machines is not None:
+        from authsvc.api import clients
+
         yield clients.blp
         yield oauth2.machines
     if services.second_factors is not None:
-        yield factors.blp
-        yield factors.me
-        yield factors.admin
+        from authsvc.api import factors
+
+        yield from (factors.blp, factors.me, factors.admin)
     if services.passkeys is not None:
-        yield passkeys.me
-        yield passkeys.blp
-        yield passkeys.well_known
-    yield recovery.quiet if services.registration is RegistrationMode.QUIET else auth.registration
+        from authsvc.api import passkeys
+
+        yield from (passkeys.me, passkeys.blp, passkeys.well_known)
+    if services.registration is not RegistrationMode.QUIET:
+        yield auth.registration
+
+
+def _recovery(registration: RegistrationMode) -> Iterator[Blueprint]:
+    from authsvc.api import recovery
+
+    yield from (recovery.blp, recovery.me, recovery.admin)
+    if registration is not RegistrationMode.OFF:
+        yield recovery.invitations
+    if registration is RegistrationMode.QUIET:
+        yield recovery.quiet
 
 
 def create_app(services: Services) -> Application:

@@ -2,38 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from authsvc.domain.accounts.addresses import Addresses
-from authsvc.domain.accounts.challenges import ChallengeTexts
-from authsvc.domain.accounts.factors import FactorBook, TotpEnrolments
-from authsvc.domain.accounts.own_data import OwnDataExport
-from authsvc.domain.accounts.passkeys import PasskeyBook, PasskeyLogin
-from authsvc.domain.accounts.recovery import Recovery
-from authsvc.domain.accounts.second_factor import SecondFactors, SecondLogin
-from authsvc.domain.accounts.step_up import Freshness, StepUps
-from authsvc.domain.audit import AuditBook, AuditLog
-from authsvc.domain.authentication import Authentication
-from authsvc.domain.batches import Batches
-from authsvc.domain.client_authentication import ClientProof
-from authsvc.domain.clients import ClientRegistry
-from authsvc.domain.credentials import OwnAccount
-from authsvc.domain.feed import RevocationFeed
-from authsvc.domain.preferences import PreferenceBook
-from authsvc.domain.ratelimits import Limits
-from authsvc.domain.sessions import SessionDirectory
-from authsvc.domain.tokens.checks import PolledIndex, TokenChecks
-from authsvc.domain.tokens.introspection import Introspection
-from authsvc.domain.tokens.keys import KeySource
-from authsvc.domain.tokens.machines import MachineTokens
-from authsvc.domain.users import UserDirectory
-from authsvc.domain.values.levels import Requirement
-from authsvc.observability.health import Health
-from authsvc.observability.metrics import Metrics
-from authsvc.observability.tracing import Tracing
-from authsvc.settings import HttpSettings, RegistrationMode
-from authsvc.store.copies.admin import CacheAdmin
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from authsvc.domain.accounts.addresses import Addresses
+    from authsvc.domain.accounts.challenges import ChallengeTexts
+    from authsvc.domain.accounts.factors import FactorBook, TotpEnrolments
+    from authsvc.domain.accounts.own_data import OwnDataExport
+    from authsvc.domain.accounts.passkeys import PasskeyBook, PasskeyLogin
+    from authsvc.domain.accounts.recovery import Recovery
+    from authsvc.domain.accounts.second_factor import SecondFactors, SecondLogin
+    from authsvc.domain.accounts.step_up import Freshness, StepUps
+    from authsvc.domain.audit import AuditBook, AuditLog
+    from authsvc.domain.authentication import Authentication
+    from authsvc.domain.batches import Batches
+    from authsvc.domain.client_authentication import ClientProof
+    from authsvc.domain.clients import ClientRegistry
+    from authsvc.domain.credentials import OwnAccount
+    from authsvc.domain.feed import RevocationFeed
+    from authsvc.domain.preferences import PreferenceBook
+    from authsvc.domain.ratelimits import Limits
+    from authsvc.domain.sessions import SessionDirectory
+    from authsvc.domain.tokens.checks import PolledIndex, TokenChecks
+    from authsvc.domain.tokens.introspection import Introspection
+    from authsvc.domain.tokens.keys import KeySource
+    from authsvc.domain.tokens.machines import MachineTokens
+    from authsvc.domain.users import UserDirectory
+    from authsvc.domain.values.levels import Requirement
+    from authsvc.observability.health import Health
+    from authsvc.observability.metrics import Metrics
+    from authsvc.observability.tracing import Tracing
+    from authsvc.settings import HttpSettings, RegistrationMode
+    from authsvc.store.copies.admin import CacheAdmin
 
 
 @dataclass(frozen=True, slots=True)

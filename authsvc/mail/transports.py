@@ -17,6 +17,8 @@ from email.message import EmailMessage
 from pathlib import Path
 from typing import Literal, Protocol
 
+from authsvc.mail import SmtpTimings
+
 #: SMTP replies of these classes are final (RFC 5321 §4.2.1).
 _PERMANENT = range(500, 600)
 _READY = 220
@@ -24,18 +26,6 @@ _READY = 220
 _CLOSING = 421
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SmtpTimings:
-    """Time limits for the relay (seconds)."""
-
-    connect_s: float = 5.0
-    #: For each reply, and for a whole mail.
-    reply_s: float = 10.0
-    total_s: float = 30.0
-    #: For the reply to QUIT: the mail is accepted by then.
-    goodbye_s: float = 1.0
 
 
 class MailRefused(Exception):

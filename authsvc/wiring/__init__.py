@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from authsvc.domain.accounts.opening import SessionOpening
 from authsvc.domain.accounts.own_data import OwnDataExport
@@ -27,7 +27,7 @@ from authsvc.domain.users import UserDirectory
 from authsvc.domain.values.clocks import Clock
 from authsvc.observability import logs
 from authsvc.observability.health import Health, LastAnswers, Probes
-from authsvc.services import SecondFactorServices, Services
+from authsvc.services import PasskeyServices, SecondFactorServices, Services
 from authsvc.settings import RegistrationMode, Settings, revealed
 from authsvc.store.accounts.own_data import SqlOwnData
 from authsvc.store.audit import SqlAuditTrail
@@ -35,10 +35,11 @@ from authsvc.store.clients import SqlClientStore, SqlMachineTokenStore, SqlSecre
 from authsvc.store.copies.admin import CacheAdmin
 from authsvc.store.feed import SqlFeedLog
 from authsvc.wiring.caching import cache_admin
-from authsvc.wiring.mail import Mailing, open_mail
 from authsvc.wiring.parts import Parts, make_parts
-from authsvc.wiring.second_factors import open_passkeys, open_second_factors
 from authsvc.wiring.timings import Timings
+
+if TYPE_CHECKING:
+    from authsvc.wiring.mail import Mailing
 
 
 def now() -> datetime:
@@ -61,12 +62,12 @@ def build(
     """
     parts = make_parts(settings, clock, answers or LastAnswers(), timings or Timings())
     stores = parts.stores
-    mail = open_mail(parts) if settings.mail.is_on else None
+    mail = _mail(parts)
     cache = cache_admin(settings, stores.redis, stores.database, parts.users, parts.metrics)
     directory = _directory(parts)
     opening = _opening(parts)
     account = _account(parts, directory)
-    second_factors = open_second_factors(parts, opening, account) if settings.second_factors.is_on else None
+    second_factors = _second_factors(parts, opening, account)
     authentication = _authentication(parts, opening, mail, second_factors)
     checks = _checks(parts)
     machines = _machines(parts)
@@ -90,7 +91,7 @@ def build(
         machines=machines if settings.machines.is_on else None,
         metrics=parts.metrics,
         own_data=_own_data(parts),
-        passkeys=open_passkeys(parts, second_factors, authentication),
+        passkeys=_passkeys(parts, second_factors, authentication),
         polled=stores.redis.polled,
         preferences=PreferenceBook(parts.users, parts.revocations),
         recovery=mail.services if mail else None,
@@ -102,6 +103,35 @@ def build(
         tracing=parts.tracing,
         users=directory,
     )
+
+
+def _mail(parts: Parts) -> Mailing | None:
+    """Like the next two: what the settings switch off is not loaded."""
+    if not parts.settings.mail.is_on:
+        return None
+    from authsvc.wiring.mail import open_mail
+
+    return open_mail(parts)
+
+
+def _second_factors(
+    parts: Parts, opening: SessionOpening, account: OwnAccount
+) -> SecondFactorServices | None:
+    if not parts.settings.second_factors.is_on:
+        return None
+    from authsvc.wiring.second_factors import open_second_factors
+
+    return open_second_factors(parts, opening, account)
+
+
+def _passkeys(
+    parts: Parts, second_factors: SecondFactorServices | None, authentication: Authentication
+) -> PasskeyServices | None:
+    if second_factors is None:
+        return None
+    from authsvc.wiring.second_factors import open_passkeys
+
+    return open_passkeys(parts, second_factors, authentication)
 
 
 def _directory(parts: Parts) -> UserDirectory:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 
 from authsvc.observability.tracing import tracing_problems
 from authsvc.settings import Problem, Settings
-from authsvc.store.accounts.enrolments import key_ids_in_use
 from authsvc.store.accounts.factors import has_factors
-from authsvc.store.accounts.passkeys import orphaned_passkeys
 from authsvc.store.accounts.users import roles_in_use
 from authsvc.store.copies import preflight as copies
 from authsvc.store.key_folder import key_problems
 from authsvc.store.migrations import schema_problems
 from authsvc.store.sql import Database
 from authsvc.wiring.caching import index_keys, single_client
-from authsvc.wiring.mail import letters
-from authsvc.wiring.second_factors import data_keys
 from authsvc.wiring.stores import open_database
 from authsvc.wiring.timings import Timings
 
@@ -32,8 +28,17 @@ def problems(settings: Settings, timings: Timings | None = None) -> tuple[Proble
 
 def local_problems(settings: Settings) -> tuple[Problem, ...]:
     """Problems of keys, mail templates and missing packages; opens no connection."""
-    of_mails = letters(settings).problems() if settings.mail.is_on else ()
-    return (*key_problems(settings.tokens.keys_dir), *tracing_problems(settings.tracing), *of_mails)
+    of_keys, of_traces = key_problems(settings.tokens.keys_dir), tracing_problems(settings.tracing)
+    return (*of_keys, *of_traces, *_mail_problems(settings))
+
+
+def _mail_problems(settings: Settings) -> Iterable[Problem]:
+    """Like the next ones: what the settings switch off is not loaded."""
+    if not settings.mail.is_on:
+        return ()
+    from authsvc.wiring.mail import letters
+
+    return letters(settings).problems()
 
 
 def factor_problems(settings: Settings, timings: Timings | None = None) -> tuple[Problem, ...]:
@@ -46,19 +51,25 @@ def factor_problems(settings: Settings, timings: Timings | None = None) -> tuple
 
 def _factors(settings: Settings, database: Database) -> Iterator[Problem]:
     if settings.second_factors.is_on:
-        known = data_keys(settings).by_id
-        unknown = {key: count for key, count in key_ids_in_use(database).items() if key not in known}
-        if unknown:
-            message = f"does not decrypt {sum(unknown.values())} secrets of second factors, which another"
-            yield Problem(
-                name="DATA_KEY",
-                message=f"{message} key encrypted; expected that key in DATA_KEY_PREVIOUS",
-            )
+        yield from _undecryptable(settings, database)
     elif has_factors(database):
         yield Problem(
             name="SECOND_FACTORS",
             message="is off, and accounts have second factors, without which passwords alone would let"
             " people in; expected on",
+        )
+
+
+def _undecryptable(settings: Settings, database: Database) -> Iterator[Problem]:
+    from authsvc.store.accounts.enrolments import key_ids_in_use
+    from authsvc.wiring.second_factors import data_keys
+
+    known = data_keys(settings).by_id
+    unknown = {key: count for key, count in key_ids_in_use(database).items() if key not in known}
+    if unknown:
+        message = f"does not decrypt {sum(unknown.values())} secrets of second factors, which another"
+        yield Problem(
+            name="DATA_KEY", message=f"{message} key encrypted; expected that key in DATA_KEY_PREVIOUS"
         )
 
 
@@ -87,7 +98,11 @@ def stored_warnings(settings: Settings, timings: Timings | None = None) -> list[
 
 def _passkey_warnings(settings: Settings, database: Database) -> list[str]:
     rp_id = settings.passkeys.rp_id
-    count = orphaned_passkeys(database, rp_id) if settings.second_factors.is_on and rp_id else 0
+    if not settings.second_factors.is_on or rp_id is None:
+        return []
+    from authsvc.store.accounts.passkeys import orphaned_passkeys
+
+    count = orphaned_passkeys(database, rp_id)
     text = f"WEBAUTHN_RP_ID is {rp_id}, and passkeys belong to another one ({count}): they open nothing"
     return [text] if count else []
 

@@ -94,11 +94,11 @@ def _second(parts: Parts, notices: Notices) -> SecondFactors:
 
 
 def open_passkeys(
-    parts: Parts, second_factors: SecondFactorServices | None, authentication: Authentication
+    parts: Parts, second_factors: SecondFactorServices, authentication: Authentication
 ) -> PasskeyServices | None:
-    """All parts of passkeys; None unless second factors are on and there is an RP ID."""
+    """All parts of passkeys; None without an RP ID."""
     settings = parts.settings.passkeys
-    if second_factors is None or settings.rp_id is None:
+    if settings.rp_id is None:
         return None
     # Import here: a process without passkeys does not load the code that reads them.
     from authsvc.domain.accounts.webauthn import WebAuthn

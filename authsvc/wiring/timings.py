@@ -8,7 +8,7 @@ from authsvc.cache.redis.connections import Deadlines
 from authsvc.domain.accounts.mails import MailTimings
 from authsvc.domain.feed import FeedTimings
 from authsvc.domain.passwords.lane import HashingTimings
-from authsvc.mail.transports import SmtpTimings
+from authsvc.mail import SmtpTimings
 from authsvc.observability.health import HealthTimings
 from authsvc.observability.trail import TrailTimings
 from authsvc.store.copies.heartbeat import HeartbeatTimings

@@ -5,11 +5,10 @@ from __future__ import annotations
 from ipaddress import ip_address
 from typing import Any
 
-from marshmallow import RAISE, ValidationError, fields, post_load, validate
+from marshmallow import RAISE, Schema, ValidationError, fields, post_load, validate
 
 from authsvc.api.frame.errors import Shape
 from authsvc.api.schemas.accounts import MAX_PAGE, SessionView, UserView
-from authsvc.api.schemas.factors import FactorView
 from authsvc.api.schemas.kinds import Identifier, Time, TimeInQuery, View, Whole
 from authsvc.domain.audit import OPERATIONAL, Action, AuditFilter
 
@@ -113,6 +112,12 @@ class AccountView(UserView):
         exclude = ("preferences",)
 
 
+def _factor_view() -> Schema:
+    from authsvc.api.schemas.factors import FactorView
+
+    return FactorView()
+
+
 class OwnDataView(View):
     """All data stored about one person; members of parts that are off are left out."""
 
@@ -121,7 +126,7 @@ class OwnDataView(View):
     account = fields.Nested(AccountView)
     preferences = fields.Dict(keys=fields.String())
     sessions = fields.List(fields.Nested(SessionView))
-    factors = fields.List(fields.Nested(FactorView))
+    factors = fields.List(fields.Nested(_factor_view))
     mails = fields.List(fields.Nested(MailView))
     events = fields.List(fields.Nested(OwnEventView))
 

@@ -8,12 +8,12 @@ from email.message import EmailMessage
 
 import pytest
 
+from authsvc.mail import SmtpTimings
 from authsvc.mail.transports import (
     FileTransport,
     MailDeferred,
     MailRefused,
     RelayUnavailable,
-    SmtpTimings,
     SmtpTransport,
 )
 from tests.processes import free_port

@@ -75,6 +75,47 @@ def test_a_serving_process_loads_what_it_uses(env, tmp_path):
     assert after == set()
 
 
+#: Modules of parts that are off by default.
+OPTIONAL = {
+    "authsvc.api.clients",
+    "authsvc.api.factors",
+    "authsvc.api.passkeys",
+    "authsvc.api.recovery",
+    "authsvc.domain.accounts.addresses",
+    "authsvc.domain.accounts.passkeys",
+    "authsvc.domain.accounts.step_up",
+    "authsvc.mail.sender",
+    "authsvc.wiring.second_factors",
+    "smtplib",
+}
+
+
+def test_a_serving_process_loads_no_part_that_is_off(env, tmp_path):
+    """Each takes time at the start, and memory of every process."""
+    before, _ = loaded(env, tmp_path)
+
+    assert before & OPTIONAL == set()
+
+
+def test_parts_that_are_on_are_loaded_before_the_fork(env, tmp_path):
+    """Workers share them, too."""
+    parts = {
+        "MACHINES": "on",
+        "MAIL_TRANSPORT": "smtp",
+        "MAIL_FROM": "authsvc@example.com",
+        "SMTP_HOST": "127.0.0.1",
+        "SECOND_FACTORS": "on",
+        "DATA_KEY": "tests-data-key-" + "89abcdef01234567" * 2,
+        "WEBAUTHN_RP_ID": "example.com",
+        "WEBAUTHN_ORIGINS": "https://example.com",
+    }
+
+    before, after = loaded(env | parts, tmp_path)
+
+    assert before >= OPTIONAL
+    assert after == set()
+
+
 def test_tracing_is_loaded_where_it_is_on(env, tmp_path):
     """What the start left out for others is there for who uses it."""
     traced = env | {"TRACING": "otlp", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}
