@@ -108,19 +108,17 @@ class GroupWorker(LaneWorker):
         group, self._gathered[path] = waiting[:MAX_GROUP], waiting[MAX_GROUP:]
         self._answering.add(path)
         future = self.tpool.submit(grouped.answer, [member.request for member in group])
-        done = partial(self.method_queue.defer, self._finish_group, grouped, path, group)
+        done = partial(self.method_queue.defer, self._finish_group, path, group)
         future.add_done_callback(done)
 
     def _finish_group(
         self,
-        grouped: GroupedRoutes,
         path: str,
         group: Sequence[Member],
         future: Future[Sequence[Answer | None]],
     ) -> None:
-        """Send the answers, and begin the next group."""
+        """Send the answers; the next group begins when what has arrived meanwhile was read."""
         self._answering.discard(path)
-        self._answer_next(grouped, path)
         error = future.exception()
         if error is not None:
             for member in group:
