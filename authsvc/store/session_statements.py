@@ -36,13 +36,12 @@ from authsvc.domain.values.identifiers import SessionId
 from authsvc.store.audit import adding_of
 from authsvc.store.revocations import HEAD_BEFORE, appending, log_held
 from authsvc.store.sql import Database
-from authsvc.store.statements import Row, Statement, named
+from authsvc.store.statements import Row, Statement
 from authsvc.store.tables import (
     USER_COLUMNS,
     UtcTime,
     audit_events,
     from_entry,
-    from_revocation,
     revocations,
     sessions,
     to_session,
@@ -180,8 +179,11 @@ class EndEach:
         added = appending(held, asked, _OF_ENTRY).cte("added")
         is_above = 1 // case((added.c.seq > HEAD_BEFORE, 1), else_=0)
         ending = select(*ended.columns, added.c.seq, is_above)
-        self._end = Statement(database, ending.join_from(ended, added, ended.c.id == added.c.session_id))
-        self._ended, self._number = ended, added.c.seq
+        self._end = Statement(
+            database,
+            ending.join_from(ended, added, ended.c.id == added.c.session_id),
+            (*sessions.columns, revocations.c.seq, is_above),
+        )
 
     def __call__(
         self, endings: Sequence[Ending], entries: Mapping[SessionId, Revocation], *, now: datetime
@@ -191,20 +193,20 @@ class EndEach:
 
         All have an event, and no session may be there twice.
         """
-        asked = [
-            {
-                "id": one.session_id,
-                "why": one.reason,
-                **named(_OF_EVENT, from_entry(one.event) if one.event else {}),
-                **named(_OF_ENTRY, from_revocation(entries[one.session_id])),
-            }
-            for one in endings
-        ]
+        asked = [_row_of(one, entries[one.session_id]) for one in endings]
         rows = self._end(ids=_array(list(entries)), rows=_json(asked), now=now).rows
-        return [(self._session(row), row[self._number]) for row in rows]
+        return [(to_session(row), row[revocations.c.seq]) for row in rows]
 
-    def _session(self, row: Row) -> Session:
-        return to_session({one: row[self._ended.c[one.name]] for one in sessions.columns})
+
+def _row_of(ending: Ending, entry: Revocation) -> dict[str, object]:
+    """What :class:`EndEach` is asked for."""
+    row: dict[str, object] = {"id": ending.session_id, "why": ending.reason}
+    for name in _GIVEN:
+        row[_OF_ENTRY + name] = getattr(entry, name)
+    if ending.event is not None:
+        for name, value in from_entry(ending.event).items():
+            row[_OF_EVENT + name] = value
+    return row
 
 
 def _asked(*columns: Column[Any]) -> CTE:

@@ -246,8 +246,10 @@ class Database:
     def _count(self, engine: Engine) -> None:
         """Report the number of connections in use, whenever it changes."""
 
+        pool = cast("QueuePool", engine.pool)
+
         def tell(*_: object) -> None:
-            self._events.on_pool(self.pool_figures()["in_use"])
+            self._events.on_pool(pool.checkedout())
 
         for moment in ("checkout", "checkin"):
             event.listen(engine, moment, tell)

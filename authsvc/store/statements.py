@@ -93,12 +93,5 @@ class Statement:
         }
 
 
-def named(prefix: str, values: Mapping[str, object]) -> dict[str, object]:
-    """
-    *values* with *prefix* before each name: otherwise a statement over two tables would have equal names.
-    """
-    return {prefix + name: value for name, value in values.items()}
-
-
 def _as_it_is(value: object) -> object:
     return value

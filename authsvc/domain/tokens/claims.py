@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Protocol, TypedDict
 
 from jwt import PyJWS
@@ -123,11 +124,17 @@ def read(text: str, rules: Rules, find_key: Callable[[str], Key | None]) -> Clai
         raise InvalidToken("not a compact JWS")
     signed, _, signature = text.rpartition(".")
     header, _, payload = signed.partition(".")
-    key = _named_key(_json(header), find_key)
+    key = _named_key(_header(header), find_key)
     algorithm = JWS.get_algorithm_by_name(key.algorithm)
     if not algorithm.verify(signed.encode(), key.public, _decoded(signature)):
         raise InvalidToken("signature")
     return _accepted(_json(payload), rules)
+
+
+@lru_cache(maxsize=64)
+def _header(segment: str) -> Json:
+    """A header; those of all tokens that one key signed are the same."""
+    return _json(segment)
 
 
 def _json(segment: str) -> Json:

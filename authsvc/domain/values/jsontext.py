@@ -38,12 +38,11 @@ def parse(data: bytes, *, max_depth: int = MAX_DEPTH) -> Json:
         raise InvalidJson("empty")
     if text.startswith("\ufeff"):
         raise InvalidJson("begins with a byte order mark")
-    if depth(text) > max_depth:
+    # As many brackets as that, also within strings, are needed to nest deeper.
+    if text.count("[") + text.count("{") > max_depth and depth(text) > max_depth:
         raise InvalidJson(f"nested deeper than {max_depth}")
     try:
-        return json.loads(  # type: ignore[no-any-return]
-            text, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite
-        )
+        return _DECODER.decode(text)  # type: ignore[no-any-return]
     except InvalidJson:
         raise
     except json.JSONDecodeError as error:
@@ -101,3 +100,6 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise InvalidJson("a number is out of range")
     return value
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite)
