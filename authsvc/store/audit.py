@@ -7,12 +7,12 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import CTE, ColumnElement, Connection, bindparam, delete, select
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.sql.dml import ReturningInsert
 
 from authsvc.domain.audit import AuditFilter, Entry
 from authsvc.domain.values.identifiers import lowest_timed_id
-from authsvc.store.sql import Database
+from authsvc.store.sql import Database, insert_into
 from authsvc.store.statements import Statement
 from authsvc.store.tables import audit_events, from_entry, to_entry
 
@@ -64,7 +64,9 @@ def add_entries(connection: Connection, entries: Sequence[Entry]) -> None:
     shared = sorted((entry for entry in entries if entry.once), key=lambda entry: entry.once or "")
     is_postgresql = connection.dialect.name == postgresql.dialect.name
     if plain:
-        connection.execute(_insert(is_postgresql=is_postgresql).on_conflict_do_nothing(), plain)
+        connection.execute(
+            insert_into(audit_events, is_postgresql=is_postgresql).on_conflict_do_nothing(), plain
+        )
     for entry in shared:
         connection.execute(_adding(is_postgresql=is_postgresql), from_entry(entry))
 
@@ -89,15 +91,11 @@ def adding_of(ended: CTE, asked: CTE, prefix: str) -> ReturningInsert[Any]:
     return _sharing(statement).returning(audit_events.c.session_id)
 
 
-def _insert(*, is_postgresql: bool) -> postgresql.Insert | sqlite.Insert:
-    return (postgresql.insert if is_postgresql else sqlite.insert)(audit_events)
+def _adding(*, is_postgresql: bool) -> postgresql.Insert:
+    return _sharing(insert_into(audit_events, is_postgresql=is_postgresql))
 
 
-def _adding(*, is_postgresql: bool) -> postgresql.Insert | sqlite.Insert:
-    return _sharing(_insert(is_postgresql=is_postgresql))
-
-
-def _sharing(statement: postgresql.Insert | sqlite.Insert) -> postgresql.Insert | sqlite.Insert:
+def _sharing(statement: postgresql.Insert) -> postgresql.Insert:
     """*statement*, which adds to the count if the row exists."""
     return statement.on_conflict_do_update(
         index_elements=[audit_events.c.once],

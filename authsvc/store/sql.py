@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import psycopg
-from sqlalchemy import Column, Connection, Engine, create_engine, event, text
+from sqlalchemy import Column, Connection, Engine, Table, create_engine, event, text
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolExhausted
@@ -23,6 +23,9 @@ from authsvc.domain.values.clocks import Monotonic
 from authsvc.settings.postgresql import SERVER_SETTINGS, SERVER_TIMEOUTS
 from authsvc.store.postgres.causes import UNREADABLE, cause_of, is_unreadable
 from authsvc.store.postgres.connecting import Connector, Deadline, DeadlineConnection
+
+if TYPE_CHECKING:
+    import sqlite3
 
 log = logging.getLogger(__name__)
 
@@ -278,6 +281,15 @@ def _sqlite(url: str, timings: SqlTimings) -> Engine:
             connection.execute(f"PRAGMA {pragma}")
 
     return engine
+
+
+def insert_into(table: Table, *, is_postgresql: bool) -> postgresql.Insert:
+    """An INSERT that may have ``ON CONFLICT``: both databases know it, each with a class of its own."""
+    if is_postgresql:
+        return postgresql.insert(table)
+    from sqlalchemy.dialects import sqlite
+
+    return cast("postgresql.Insert", sqlite.insert(table))
 
 
 def is_taken(error: StoreUnavailable, column: Column[Any]) -> bool:

@@ -63,6 +63,8 @@ class UtcTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
+#: What the statements need to know; the migrations make the tables. SQLite's own options are only there:
+#: naming one would load SQLAlchemy's part for SQLite in every process.
 metadata = MetaData(
     naming_convention={"ix": "ix_%(column_0_label)s", "uq": "uq_%(table_name)s_%(column_0_name)s"}
 )
@@ -144,9 +146,7 @@ revocations = Table(
         "ix_revocations_token_id",
         "token_id",
         postgresql_where=text("session_id IS NULL AND token_id IS NOT NULL"),
-        sqlite_where=text("session_id IS NULL AND token_id IS NOT NULL"),
     ),
-    sqlite_autoincrement=True,
 )
 
 clients = Table(
@@ -279,7 +279,7 @@ factors = Table(
 _TOTP_IN_FORCE = text("kind = 'totp' AND confirmed_at IS NOT NULL")
 Index(
     "uq_factors_totp", factors.c.user_id, unique=True,
-    postgresql_where=_TOTP_IN_FORCE, sqlite_where=_TOTP_IN_FORCE,
+    postgresql_where=_TOTP_IN_FORCE,
 )  # fmt: skip
 
 recovery_codes = Table(
@@ -312,7 +312,7 @@ USER_COLUMNS = (*(users.c[name] for name in _USER_FIELDS), users.c.is_admin, use
 
 Index(
     "ix_users_extra_roles", users.c.id, users.c.extra_roles,
-    postgresql_where=users.c.extra_roles != "", sqlite_where=users.c.extra_roles != "",
+    postgresql_where=users.c.extra_roles != "",
 )  # fmt: skip
 
 

@@ -23,7 +23,6 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 
 from authsvc.domain.accounts.ceremonies import Passkey
 from authsvc.domain.accounts.challenges import Challenge
@@ -48,7 +47,7 @@ from authsvc.domain.values.identifiers import SessionId, UserId
 from authsvc.store.accounts.mails import Notices
 from authsvc.store.revocations import SqlRevocationLog
 from authsvc.store.sessions import acting_user, end_sessions_of, locked_user
-from authsvc.store.sql import Database
+from authsvc.store.sql import Database, insert_into
 from authsvc.store.tables import USER_COLUMNS, factors, recovery_codes, spent, to_user, users
 
 _SHARED = ("id", "user_id", "name", "created_at", "confirmed_at", "last_used_at", "locked_at", "rp_id")
@@ -359,8 +358,8 @@ def spend(connection: Connection, ident: str, end: datetime) -> None:
     """
     Mark the challenge *ident* as used, in the caller's transaction; raises CodeInvalid if it was used before.
     """
-    dialect: Any = postgresql if connection.dialect.name == "postgresql" else sqlite
-    added = dialect.insert(spent).values(id=ident, expires_at=end).on_conflict_do_nothing()
+    inserting = insert_into(spent, is_postgresql=connection.dialect.name == "postgresql")
+    added = inserting.values(id=ident, expires_at=end).on_conflict_do_nothing()
     if connection.execute(added.returning(spent.c.id)).first() is None:
         raise CodeInvalid("this challenge was used before")
 

@@ -10,7 +10,6 @@ from enum import StrEnum
 from typing import Any, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, Select, case, func, select
-from sqlalchemy.dialects import postgresql, sqlite
 
 from authsvc.domain.credentials import Credentials
 from authsvc.domain.errors import StoreUnavailable
@@ -20,7 +19,7 @@ from authsvc.domain.users import User
 from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.identifiers import UserId
 from authsvc.store.revocations import NOBODY, SqlRevocationLog
-from authsvc.store.sql import Database
+from authsvc.store.sql import Database, insert_into
 from authsvc.store.tables import USER_COLUMNS, from_user, revocations, to_user, users
 
 T = TypeVar("T")
@@ -62,8 +61,8 @@ class SqlUserTransfers:
         self._log = log
         self._clock = clock
         self._pause = pause
-        dialect: Any = postgresql if database.is_postgresql else sqlite
-        self._insert = dialect.insert(users).on_conflict_do_nothing().returning(users.c.id, users.c.email)
+        inserting = insert_into(users, is_postgresql=database.is_postgresql)
+        self._insert = inserting.on_conflict_do_nothing().returning(users.c.id, users.c.email)
 
     def add(
         self, batch: Sequence[Credentials], *, brought_ids: Collection[UserId]

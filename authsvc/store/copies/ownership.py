@@ -15,11 +15,10 @@ from dataclasses import dataclass, field
 from uuid import uuid4
 
 from sqlalchemy import select
-from sqlalchemy.dialects import postgresql, sqlite
 
 from authsvc.cache.redis.client import CacheClient, Command
 from authsvc.domain.errors import StoreUnavailable
-from authsvc.store.sql import Database
+from authsvc.store.sql import Database, insert_into
 from authsvc.store.tables import installation
 
 log = logging.getLogger(__name__)
@@ -31,10 +30,10 @@ def installation_id(database: Database) -> str:
         found = connection.execute(select(installation.c.id)).scalar()
     if found is not None:
         return str(found)
-    insert = postgresql.insert if database.is_postgresql else sqlite.insert
     with database.transaction() as connection:
         row = {"number": 1, "id": str(uuid4())}
-        connection.execute(insert(installation).values(row).on_conflict_do_nothing())
+        inserting = insert_into(installation, is_postgresql=database.is_postgresql)
+        connection.execute(inserting.values(row).on_conflict_do_nothing())
         return str(connection.execute(select(installation.c.id)).scalar_one())
 
 
