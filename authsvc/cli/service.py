@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,10 +17,11 @@ from authsvc.settings import Settings, SettingsError, available_cores
 from authsvc.settings.development import KEYS_DIR, ensure_development_files
 from authsvc.settings.model import settings_page
 from authsvc.wiring.preflight import (
+    Findings,
     factor_problems,
+    inspect,
     local_problems,
     ownership_problems,
-    problems,
     stored_warnings,
 )
 
@@ -69,10 +70,11 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 def run_serve(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     """Serve until SIGTERM; if something is wrong, lists all problems and does not start."""
     settings = Settings.from_env(env, cpu_count=available_cores())
-    found = (*listening_problems(settings.http), *problems(settings, options.timings))
+    findings = inspect(settings, options.timings)
+    found = (*listening_problems(settings.http), *findings.problems)
     if found:
         raise SettingsError(found)
-    return _serve(options, settings)
+    return _serve(options, settings, findings.warnings)
 
 
 def run_dev(options: argparse.Namespace, env: Mapping[str, str]) -> int:
@@ -91,7 +93,7 @@ def run_dev(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     of_redis = () if settings.redis.is_in_memory else ownership_problems(settings, timings)
     if found := (*of_redis, *factor_problems(settings, timings)):
         raise SettingsError(found)
-    return _serve(options, settings)
+    return _serve(options, settings, stored_warnings(settings, timings))
 
 
 def run_upgrade(options: argparse.Namespace, env: Mapping[str, str]) -> int:
@@ -107,11 +109,10 @@ def run_check(options: argparse.Namespace, env: Mapping[str, str]) -> int:
     if options.manifest:
         return _check_manifest(options.manifest)
     settings = Settings.from_env(env)
-    found = problems(settings, options.timings) if options.connect else local_problems(settings)
-    if found:
-        raise SettingsError(found)
-    stored = stored_warnings(settings, options.timings) if options.connect else ()
-    for warning in (*settings.warnings, *stored):
+    findings = inspect(settings, options.timings) if options.connect else Findings(local_problems(settings))
+    if findings.problems:
+        raise SettingsError(findings.problems)
+    for warning in (*settings.warnings, *findings.warnings):
         _warn(warning)
     print("the settings are complete and consistent", file=sys.stderr)
     return 0
@@ -159,14 +160,13 @@ def _upgrade(options: argparse.Namespace, settings: Settings) -> str:
         database.close()
 
 
-def _serve(options: argparse.Namespace, settings: Settings) -> int:
-    warnings = (*settings.warnings, *stored_warnings(settings, options.timings))
+def _serve(options: argparse.Namespace, settings: Settings, stored: Iterable[str]) -> int:
     with importing():
         from authsvc.api.frame.docs import HASHING_PATHS, check_paths
         from authsvc.observability.health import LastAnswers
 
     logs.configure(settings.log.level.value, settings.log.format.value)
-    for warning in warnings:
+    for warning in (*settings.warnings, *stored):
         log.warning("settings.warned", extra={"text": warning})
 
     url = f"http://{settings.http.host}:{settings.http.port}"

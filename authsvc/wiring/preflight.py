@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import closing
+from dataclasses import dataclass
 
 from authsvc.observability.tracing import tracing_problems
 from authsvc.settings import Problem, Settings
@@ -18,12 +19,25 @@ from authsvc.wiring.stores import open_database
 from authsvc.wiring.timings import Timings
 
 
-def problems(settings: Settings, timings: Timings | None = None) -> tuple[Problem, ...]:
-    """All problems that prevent serving; connects to the stores, takes a few seconds, shows no secret."""
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """All problems that prevent serving; warnings about stored data, if there are none."""
+
+    problems: tuple[Problem, ...]
+    warnings: tuple[str, ...] = ()
+
+
+def inspect(settings: Settings, timings: Timings | None = None) -> Findings:
+    """
+    Look at settings and stores; connects to both, takes a few seconds, shows no secret.
+
+    Raises StoreUnavailable if SQL answered at first, and does not any more.
+    """
     with closing(open_database(settings, timings)) as database:
         of_stores = (*schema_problems(database), *_redis(settings, timings))
         of_rows = of_stores or (*_ownership(settings, timings, database), *_factors(settings, database))
-    return (*local_problems(settings), *of_rows)
+        found = (*local_problems(settings), *of_rows)
+        return Findings(found, () if found else tuple(_warnings(settings, database)))
 
 
 def local_problems(settings: Settings) -> tuple[Problem, ...]:
@@ -93,7 +107,11 @@ def _ownership(settings: Settings, timings: Timings | None, database: Database) 
 def stored_warnings(settings: Settings, timings: Timings | None = None) -> list[str]:
     """Warnings about stored data that has no effect with these settings; raises StoreUnavailable."""
     with closing(open_database(settings, timings)) as database:
-        return [*_role_warnings(settings, database), *_passkey_warnings(settings, database)]
+        return _warnings(settings, database)
+
+
+def _warnings(settings: Settings, database: Database) -> list[str]:
+    return [*_role_warnings(settings, database), *_passkey_warnings(settings, database)]
 
 
 def _passkey_warnings(settings: Settings, database: Database) -> list[str]:

@@ -10,7 +10,7 @@ from redis import Redis
 
 from authsvc.settings import Settings
 from authsvc.wiring import build
-from authsvc.wiring.preflight import problems
+from authsvc.wiring.preflight import inspect
 from tests.processes import HOST, free_port
 from tests.rig import environment, migrate
 from tests.servers import RedisServer, drop_database
@@ -38,7 +38,7 @@ def env(postgres_server, tmp_path_factory) -> Iterator[dict[str, str]]:
 
 def named(env: dict[str, str], **redis: str) -> str:
     """The one problem that the start names, as it is printed."""
-    (problem,) = problems(Settings.from_env(env | redis))
+    (problem,) = inspect(Settings.from_env(env | redis)).problems
     message = str(problem)
     assert "hunter2" not in message
     assert "\n" not in message
@@ -54,7 +54,7 @@ def plain() -> Iterator[RedisServer]:
 
 def test_nothing_wrong_is_no_problem(env, plain):
     """What is asked of it leaves no key behind."""
-    assert problems(Settings.from_env(env | {"REDIS_URL": plain.url})) == ()
+    assert inspect(Settings.from_env(env | {"REDIS_URL": plain.url})).problems == ()
     with Redis.from_url(plain.url) as client:
         assert client.keys("*preflight*") == []
 
@@ -72,8 +72,8 @@ def test_data_of_another_installation_are_refused(env, plain, postgres_server):
 
     assert message.startswith("REDIS_URL holds the data of another installation under this prefix")
     assert "authsvc:v1:auth:installation" in message
-    assert problems(own_prefix) == ()
-    assert problems(Settings.from_env(theirs)) == ()
+    assert inspect(own_prefix).problems == ()
+    assert inspect(Settings.from_env(theirs)).problems == ()
     with Redis.from_url(plain.url) as client:
         client.flushall()
     drop_database(postgres_server.url, theirs["DATABASE_URL"])
@@ -137,7 +137,7 @@ def test_a_server_without_hello_is_told_the_older_protocol(env):
     """And works with it."""
     with RedisServer("--rename-command", "HELLO", "") as old:
         message = named(env, REDIS_URL=old.url)
-        assert problems(Settings.from_env(env | {"REDIS_URL": old.url, "REDIS_PROTOCOL": "2"})) == ()
+        assert inspect(Settings.from_env(env | {"REDIS_URL": old.url, "REDIS_PROTOCOL": "2"})).problems == ()
 
     assert message.startswith("REDIS_URL cannot be used: the server refuses HELLO")
     assert "REDIS_PROTOCOL=2" in message
@@ -182,7 +182,7 @@ def of_cluster(nodes: str, **redis: str) -> dict[str, str]:
 
 def test_nothing_wrong_with_a_cluster_is_no_problem(env, three):
     """Each primary is asked, and no key is left behind."""
-    assert problems(Settings.from_env(env | of_cluster(three.url))) == ()
+    assert inspect(Settings.from_env(env | of_cluster(three.url))).problems == ()
     assert [three.ask(index, "KEYS", "*preflight*") for index in range(3)] == [[], [], []]
 
 
@@ -228,7 +228,7 @@ def test_data_in_another_number_of_shards_are_refused(env, three):
     services = build(Settings.from_env(env | of_cluster(three.url)))
     assert services.compare()
     services.close()
-    assert problems(Settings.from_env(env | of_cluster(three.url))) == ()
+    assert inspect(Settings.from_env(env | of_cluster(three.url))).problems == ()
     key, index = three.ask(1, "KEYS", "*:auth:installation")[0], 1
     noted = three.ask(index, "GET", key)
     assert noted.endswith(b"/64")
@@ -278,7 +278,7 @@ def test_faults_of_tls_are_told_apart(env, plain, tmp_path):
 
     with TlsFront(plain, *ours) as front:
         trusting = env | {"REDIS_URL": f"rediss://localhost:{front.port}/0", "REDIS_CA_FILE": str(ours[0])}
-        assert problems(Settings.from_env(trusting)) == ()
+        assert inspect(Settings.from_env(trusting)).problems == ()
         to_tls = named(env, REDIS_URL=f"redis://{HOST}:{front.port}/0")
 
     assert "is not trusted (self-signed certificate); name its CA in REDIS_CA_FILE" in message(ours)
@@ -316,7 +316,7 @@ def test_sentinels_are_told_apart_from_the_server(env, plain):
             "REDIS_SENTINEL_USERNAME": "watcher",
             "REDIS_SENTINEL_PASSWORD": "hunter2",
         }
-        assert problems(Settings.from_env(env | at)) == ()
+        assert inspect(Settings.from_env(env | at)).problems == ()
         wrong = named(env, **at | {"REDIS_SENTINEL_PASSWORD": "hunter22"})
         blind = named(env, **at | {"REDIS_SENTINEL_USERNAME": "blind"})
         nobody = named(env, **at | {"REDIS_SENTINEL_SERVICE": "other"})

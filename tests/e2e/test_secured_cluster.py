@@ -12,7 +12,7 @@ import pytest
 
 from authsvc.domain.values.shards import CLUSTER_SHARDS
 from authsvc.settings import Settings
-from authsvc.wiring.preflight import problems
+from authsvc.wiring.preflight import inspect
 from tests import ROOT as PROJECT
 from tests.e2e.estate import ROOT, create_root, running
 from tests.rig import environment, migrate
@@ -144,7 +144,7 @@ def test_every_connection_is_encrypted(service, secured):
 
 def test_a_start_finds_nothing_wrong(env):
     """What it asks for is what the user may."""
-    assert problems(Settings.from_env(env)) == ()
+    assert inspect(Settings.from_env(env)).problems == ()
 
 
 def test_nodes_that_announce_another_name_than_their_certificate_are_named(env, secured):
@@ -152,7 +152,7 @@ def test_nodes_that_announce_another_name_than_their_certificate_are_named(env, 
     for index in range(3):
         secured.ask(index, "CONFIG", "SET", "cluster-preferred-endpoint-type", "ip")
     try:
-        (problem,) = problems(Settings.from_env(env))
+        (problem,) = inspect(Settings.from_env(env)).problems
     finally:
         for index in range(3):
             secured.ask(index, "CONFIG", "SET", "cluster-preferred-endpoint-type", "hostname")

@@ -12,7 +12,7 @@ import pytest
 from redis import Redis
 
 from authsvc.settings import VARIABLES, Settings
-from authsvc.wiring.preflight import problems
+from authsvc.wiring.preflight import inspect
 from tests.processes import HOST, free_port
 from tests.rig import environment, migrate, run_command
 from tests.servers import RedisServer, drop_database
@@ -218,10 +218,10 @@ def test_every_policy_that_evicts_is_refused_by_its_name(env):
     policies = [f"{keys}-{how}" for keys in ("allkeys", "volatile") for how in ("lru", "lfu", "random")]
     with RedisServer() as server, Redis.from_url(server.url) as client:
         settings = Settings.from_env(env | {"REDIS_URL": server.url})
-        assert problems(settings) == ()
+        assert inspect(settings).problems == ()
         for policy in (*policies, "volatile-ttl"):
             client.config_set("maxmemory-policy", policy)
 
-            (problem,) = problems(settings)
+            (problem,) = inspect(settings).problems
 
             assert (problem.name, policy in problem.message) == ("REDIS_URL", True)
