@@ -14,6 +14,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -444,11 +445,18 @@ def test_threads_of_a_worker_share_one_heap(server):
 
 
 def heaps_of_threads(pid: int) -> int:
-    """How many heaps beside the main one a process has: glibc begins each at a multiple of 64 MiB."""
+    """How many heaps beside the main one a process has: glibc reserves 64 MiB for each, and uses a part."""
     lines = [line.split() for line in Path(f"/proc/{pid}/maps").read_text().splitlines()]
-    unnamed = [fields[0] for fields in lines if fields[1] == "rw-p" and len(fields) == 5]
-    starts = [int(span.partition("-")[0], 16) for span in unnamed]
-    return sum(start % (64 << 20) == 0 for start in starts)
+    both = [(used, rest) for used, rest in pairwise(lines) if (used[1], rest[1]) == ("rw-p", "---p")]
+    return sum(end_of(rest) - start_of(used) == 64 << 20 for used, rest in both)
+
+
+def start_of(mapping: list[str]) -> int:
+    return int(mapping[0].split("-")[0], 16)
+
+
+def end_of(mapping: list[str]) -> int:
+    return int(mapping[0].split("-")[1], 16)
 
 
 def test_a_log_that_nobody_reads_stops_nothing():
