@@ -238,6 +238,7 @@ def _stopping_all_on_failure() -> Iterator[None]:
 
 def _before_fork(app: BaseApplication, options: ServerOptions) -> None:
     """Make the application that all workers share, also those that start later."""
+    app.options = options  # gunicorn's own application, of ``gunicorn wsgi:app``, has none
     share_heap()
     prepare_figures(options.figures)
     gc.disable()  # until all is made: there is hardly any garbage, and collection takes 0.1 s

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import jwt
 import psutil
@@ -13,12 +13,10 @@ import pytest
 import requests
 
 from authsvc.store.key_folder import read_key
+from tests import ROOT
 from tests.e2e.rotation import add_key
 from tests.processes import wait_until
-from tests.rig import HOPELESS_S
-
-if TYPE_CHECKING:
-    from tests.rig import Service
+from tests.rig import HOPELESS_S, Service
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -85,6 +83,18 @@ def test_a_worker_that_replaces_another_starts_as_of_now(service):
     assert (
         service.from_each_worker(lambda: (service.verify(after), service.verify(before))) == [(200, 401)] * 2
     )
+
+
+def test_gunicorn_s_own_command_serves_the_same(service, tmp_path):
+    """``gunicorn wsgi:app`` in the checkout: the same options, and one application for both workers."""
+    gunicorn = (sys.executable, "-m", "gunicorn", "--config", str(ROOT / "gunicorn.conf.py"))
+
+    with Service(service.env, tmp_path, entry=gunicorn, command="wsgi:app") as other:
+        token = other.log_in(EMAIL)["access_token"]
+        assert other.verify_everywhere(token, times=2) == {200: 4}
+        assert requests.get(other.metrics_url, timeout=HOPELESS_S).status_code == 200
+        assert other.process is not None
+        assert connections(other.process.pid) == set()
 
 
 def scraped(service: Service) -> dict[str, float]:
