@@ -1,14 +1,15 @@
 """
 Plain POST requests that are answered many at once: a thread takes all that wait for the same path.
 
-They share the round trips to the stores, and the hand-over between the main loop and the thread.  While a
-group is being answered, the next one gathers.  Every other request goes through the parser to the
+They share the round trips to the stores, and the hand-over between the main loop and the thread.  While two
+groups are being answered, the next one gathers.  Every other request goes through the parser to the
 application.
 """
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -22,6 +23,8 @@ from authsvc.server.parking import Connection
 
 #: Requests in one group: one of them waits for the work of all.
 MAX_GROUP: Final = 32
+#: Groups of one path that are answered at the same time: while one waits for a store, the other computes.
+GROUPS_AT_ONCE: Final = 2
 
 
 class Answer(Protocol):
@@ -68,8 +71,8 @@ class GroupWorker(LaneWorker):
         self._post_reader: PostReader
         #: Requests that wait, by path.
         self._gathered: dict[str, list[Member]] = {}
-        #: Paths of which a group is being answered.
-        self._answering: set[str] = set()
+        #: How many groups are being answered, by path.
+        self._answering: Counter[str] = Counter()
 
     def load_wsgi(self) -> None:
         """Load the application, and take its grouped routes."""
@@ -101,12 +104,12 @@ class GroupWorker(LaneWorker):
                 self._answer_next(self.grouped, path)
 
     def _answer_next(self, grouped: GroupedRoutes, path: str) -> None:
-        """Have a thread answer those that wait, unless one is answering others."""
+        """Have a thread answer those that wait, unless enough threads are answering others."""
         waiting = self._gathered.get(path)
-        if not waiting or path in self._answering:
+        if not waiting or self._answering[path] >= GROUPS_AT_ONCE:
             return
         group, self._gathered[path] = waiting[:MAX_GROUP], waiting[MAX_GROUP:]
-        self._answering.add(path)
+        self._answering[path] += 1
         future = self.tpool.submit(grouped.answer, [member.request for member in group])
         done = partial(self.method_queue.defer, self._finish_group, path, group)
         future.add_done_callback(done)
@@ -118,7 +121,7 @@ class GroupWorker(LaneWorker):
         future: Future[Sequence[Answer | None]],
     ) -> None:
         """Send the answers; the next group begins when what has arrived meanwhile was read."""
-        self._answering.discard(path)
+        self._answering[path] -= 1
         error = future.exception()
         if error is not None:
             for member in group:
