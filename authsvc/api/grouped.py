@@ -20,7 +20,7 @@ from authsvc.api.frame.bodies import MAX_BYTES
 from authsvc.api.frame.errors import Problem, failure, refusal
 from authsvc.api.frame.hooks import HEADERS, begin, limit_headers, log_answer
 from authsvc.domain.errors import AuthError
-from authsvc.domain.groups import Steps, together
+from authsvc.domain.groups import Postponed, Steps, together
 from authsvc.domain.values.jsontext import InvalidJson, parse
 from authsvc.domain.values.limits import Attempt
 from authsvc.domain.values.problems import MEDIA_TYPE
@@ -95,16 +95,11 @@ class GroupedRoutes:
         return self.services.http.metrics_port
 
     def answer(self, requests: Sequence[Request]) -> list[Answer | None]:
-        """The answer to each; None where Flask has to answer."""
+        """The answer to each; None where Flask has to answer, because it is no plain one or has to wait."""
         works = [self._begin(request) for request in requests]
         group = [work for work in works if work is not None]
-        outcomes = together([(work.context.run, work.steps) for work in group])
-        answers = [
-            work.context.run(self._answer, work, outcome)
-            for work, outcome in zip(group, outcomes, strict=True)
-        ]
-        given = iter(answers)
-        return [None if work is None else next(given) for work in works]
+        outcomes = iter(together([(work.context.run, work.steps) for work in group]))
+        return [None if work is None else self._answer(work, next(outcomes)) for work in works]
 
     def _begin(self, request: Request) -> _Work | None:
         route, environ = self.routes[request.path], request.environ
@@ -118,8 +113,14 @@ class GroupedRoutes:
         request_id, attempts = context.run(begin, environ, self.services)
         return _Work(request, context, request_id, attempts, route.act(self.services, meant))
 
-    def _answer(self, work: _Work, outcome: Reply | Exception) -> Answer:
-        reply = _told(outcome, work.request_id) if isinstance(outcome, Exception) else outcome
+    def _answer(self, work: _Work, outcome: Reply | Exception) -> Answer | None:
+        if isinstance(outcome, Postponed):
+            return None
+        answer: Answer = work.context.run(self._told, work, outcome)
+        return answer
+
+    def _told(self, work: _Work, outcome: Reply | Exception) -> Answer:
+        reply = _refusal(outcome, work.request_id) if isinstance(outcome, Exception) else outcome
         headers = {
             **(_of_body(reply) if reply.body else {}),
             **reply.headers,
@@ -161,6 +162,6 @@ def _of_body(reply: Reply) -> dict[str, str]:
     return {"Content-Type": reply.media_type, "Content-Length": str(len(reply.body))}
 
 
-def _told(error: Exception, request_id: str) -> Reply:
+def _refusal(error: Exception, request_id: str) -> Reply:
     problem: Problem = refusal(error) if isinstance(error, AuthError) else failure(error)
     return Reply(problem.status, problem.body(request_id), MEDIA_TYPE, problem.headers)

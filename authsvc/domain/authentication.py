@@ -25,7 +25,7 @@ from authsvc.domain.errors import (
     SessionOver,
     TokenInvalid,
 )
-from authsvc.domain.groups import Steps, alone, call
+from authsvc.domain.groups import Postponed, Steps, alone, by_itself, call
 from authsvc.domain.passwords.policy import PasswordPolicy
 from authsvc.domain.ratelimits import Limits, Rule, account_subject
 from authsvc.domain.revocations import Committed, Outcome, Revocations
@@ -207,13 +207,12 @@ class Authentication:
         self.opening.signer.require_key(self.clock())
         token = parse_refresh_token(presented)
         standing = yield from self._genuine(token)
-        yield from self.limits.taking(Rule.REFRESH, token.session_id)
-        for attempt in range(REFRESH_ROUNDS):
-            pair = yield from self._rotate(token, standing, waits=attempt > 0)
-            if pair is not None:
-                return pair
-            standing = yield from self._genuine(token)
-        raise SessionOver
+        taken = yield from self.limits.taking(Rule.REFRESH, token.session_id)
+        try:
+            return (yield from self._pair_after(token, standing))
+        except Postponed:
+            self.limits.refund(taken)  # it will be counted again
+            raise
 
     def log_out(self, access: str | None, refresh: str | None) -> Outcome[Session | None]:
         """
@@ -292,6 +291,15 @@ class Authentication:
             raise RefreshInvalid("forged, or its session is gone")
         return standing
 
+    def _pair_after(self, token: RefreshToken, standing: Standing) -> Steps[TokenPair]:
+        """The next pair after *token*, however many requests use it at the same time."""
+        for attempt in range(REFRESH_ROUNDS):
+            pair = yield from self._rotate(token, standing, waits=attempt > 0)
+            if pair is not None:
+                return pair
+            standing = yield from self._genuine(token)
+        raise SessionOver
+
     def _rotate(self, token: RefreshToken, standing: Standing, *, waits: bool) -> Steps[TokenPair | None]:
         """One attempt to refresh, which *waits* for locks or not; None if another request was faster."""
         now = self.clock()
@@ -300,21 +308,22 @@ class Authentication:
             raise SessionOver
         presented = recognise(token.counter, session, now=now, grace_s=self.session_policy.grace_s)
         if presented is Presented.REUSED:
-            raise self._reused(session)
+            raise (yield from self._reused(session))
         if presented is Presented.REPEATED:
             return (yield from self.opening.pairing(standing.user, session))
         idle_end = self.session_policy.idle_end(now, session.expires_at)
         rotation = Rotation(session=session, now=now, idle_expires_at=idle_end)
         if waits:
+            yield from by_itself()
             rotated = self.sessions.rotate(rotation)
         else:
             rotated = yield from call(self.sessions.rotate_free, rotation)
         return (yield from self.opening.pairing(standing.user, rotated)) if rotated else None
 
-    def _reused(self, session: Session) -> RefreshReused:
+    def _reused(self, session: Session) -> Steps[RefreshReused]:
         """End the session whose token was reused, before the request is answered."""
         event = Event(Action.REFRESH_REUSED, user_id=session.user_id, session_id=session.id)
-        self._ends.end(event, reason="refresh_reused")
+        yield from self._ends.ending(event, reason="refresh_reused")
         return RefreshReused()
 
     def _refreshable(self, refresh: str) -> Steps[SessionId]:

@@ -2,7 +2,8 @@
 Runs one use case for several requests at once, so that they share the round trips to SQL and Redis.
 
 Such a use case is a generator.  It yields the calls that others of its group may make at the same time, and
-gets their results; everything between is its own.  A group of one is the ordinary case.
+gets their results; everything between is its own.  What only one of them has to wait for must not delay the
+others: it leaves the group (:func:`by_itself`), and is run again alone.
 """
 
 from __future__ import annotations
@@ -38,9 +39,30 @@ def call(many: Many[A, R], argument: A) -> Steps[R]:
     return cast("R", (yield Call(many, argument)))
 
 
+class Postponed(Exception):
+    """A use case that has changed nothing yet, and has to be run alone."""
+
+
+def by_itself() -> Steps[None]:
+    """
+    Use ``yield from`` on this before waiting for something that the others of a group do not wait for.
+
+    Raises Postponed in a group: undo what was done, and pass it on.
+    """
+    return (yield from call(_stay, None))
+
+
+def _stay(many: Sequence[None]) -> Sequence[None]:
+    return many
+
+
+def _leave(many: Sequence[None]) -> Sequence[Exception]:
+    return [Postponed() for _ in many]
+
+
 def alone(steps: Steps[T]) -> T:
     """Run one use case by itself."""
-    (outcome,) = together([(_here, steps)])
+    (outcome,) = _run([_Member(_here, steps)], _stay)
     if isinstance(outcome, Exception):
         raise outcome
     return outcome
@@ -53,12 +75,16 @@ def together(group: Sequence[tuple[Within, Steps[T]]]) -> list[T | Exception]:
     Equal calls that wait at the same time are made as one. If one fails as a whole, all who wait for it get
     its error.
     """
-    members = [_Member(within, steps) for within, steps in group]
+    return _run([_Member(within, steps) for within, steps in group], _leave)
+
+
+def _run(members: Sequence[_Member[T]], on_own_wait: Many[None, None]) -> list[T | Exception]:
     for member in members:
         member.go_on(None)
     while waiting := [member for member in members if member.waits_for is not None]:
         for many, some in _by_call(waiting):
-            for member, result in zip(some, _results(many, some), strict=True):
+            results = _results(on_own_wait if many is _stay else many, some)
+            for member, result in zip(some, results, strict=True):
                 member.go_on(result)
     return [member.outcome for member in members]
 

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from authsvc.domain.audit import Action, Entry, Event, TransactionalAuditLog
 from authsvc.domain.errors import AuthError, NotFound, RefreshInvalid
-from authsvc.domain.groups import Steps, alone, call
+from authsvc.domain.groups import Steps, alone, by_itself, call
 from authsvc.domain.revocations import Committed, Outcome, Revocations
 from authsvc.domain.users import User
 from authsvc.domain.values.clocks import Clock
@@ -218,8 +218,10 @@ class SessionStore(Protocol):
         there is no such session.
         """
 
-    def end_each(self, endings: Sequence[Ending]) -> Sequence[Committed[Session | None] | AuthError]:
-        """The same for many; the result of each, or its error."""
+    def end_free(self, endings: Sequence[Ending]) -> Sequence[Committed[Session | None] | None]:
+        """
+        The same for many with events, without waiting for locks; None for each that :meth:`end` has to do.
+        """
 
     def end_all(self, user_id: UserId, *, reason: str, keep: SessionId | None) -> Committed[int]:
         """End all sessions of the user, except *keep* if given; without *keep* their epoch rises, too."""
@@ -248,7 +250,10 @@ class SessionEnds:
         ending = Ending(
             session_id=SessionId(event.session_id or ""), reason=reason, token_id=token_id, event=draft
         )
-        committed = yield from call(self.store.end_each, ending)
+        committed = yield from call(self.store.end_free, ending)
+        if committed is None:
+            yield from by_itself()
+            committed = self.store.end(ending)
         outcome = yield from self.revocations.publishing(committed)
         ended = committed.value
         user_id = ended.user_id if ended else event.user_id

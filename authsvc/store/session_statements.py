@@ -149,7 +149,7 @@ class RotateFree:
         return {row[sessions.c.id]: row for row in self._rotate(ids=ids, rows=_json(asked), now=now).rows}
 
 
-class EndEach:
+class EndFree:
     """
     Ends sessions that are not locked, stores their events and adds their log entries, in one statement for
     PostgreSQL.
@@ -199,7 +199,7 @@ class EndEach:
 
 
 def _row_of(ending: Ending, entry: Revocation) -> dict[str, object]:
-    """What :class:`EndEach` is asked for."""
+    """What :class:`EndFree` is asked for."""
     row: dict[str, object] = {"id": ending.session_id, "why": ending.reason}
     for name in _GIVEN:
         row[_OF_ENTRY + name] = getattr(entry, name)

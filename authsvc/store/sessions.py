@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -20,7 +21,7 @@ from authsvc.domain.values.clocks import Clock
 from authsvc.domain.values.identifiers import SessionId, UserId
 from authsvc.store.audit import adding_one
 from authsvc.store.revocations import SqlRevocationLog
-from authsvc.store.session_statements import END, ROTATE, EndEach, RotateFree, Standings
+from authsvc.store.session_statements import END, ROTATE, EndFree, RotateFree, Standings
 from authsvc.store.sql import Database, concerns_one, is_refusal
 from authsvc.store.statements import Statement
 from authsvc.store.tables import (
@@ -33,6 +34,8 @@ from authsvc.store.tables import (
     to_user,
     users,
 )
+
+log = logging.getLogger(__name__)
 
 
 class SqlSessionStore:
@@ -52,7 +55,7 @@ class SqlSessionStore:
         self._end_one = Statement(database, END)
         self._add_event = adding_one(database)
         self._rotate_free = RotateFree(database) if database.is_postgresql else None
-        self._end_each = EndEach(database) if database.is_postgresql else None
+        self._end_free = EndFree(database) if database.is_postgresql else None
 
     def standing(self, session_id: SessionId) -> Standing | None:
         """The session with its user, in one query."""
@@ -117,41 +120,37 @@ class SqlSessionStore:
             ended = self._end(replace(ending, event=None))
         return ended or self._already_over(ending)
 
-    def end_each(self, endings: Sequence[Ending]) -> list[Committed[Session | None] | StoreUnavailable]:
-        """The same for many; those that one statement cannot end are ended one by one."""
-        firsts = _firsts([ending.session_id for ending in endings])
-        ended = self._end_free([endings[place] for place in firsts if endings[place].event is not None])
-        return [
-            ended[one.session_id] if place in firsts and one.session_id in ended else self._end_alone(one)
-            for place, one in enumerate(endings)
-        ]
+    def end_free(self, endings: Sequence[Ending]) -> list[Committed[Session | None] | None]:
+        """
+        The same for many: those that are live, not locked and in the list for the first time.
 
-    def _end_free(self, endings: Sequence[Ending]) -> Mapping[SessionId, Committed[Session | None]]:
-        """End those that are live and not locked."""
-        if self._end_each is None or not endings:
-            return {}
+        None for all if the server refuses the statement, of which nothing was done then.
+        """
+        if self._end_free is None:
+            return [self.end(ending) for ending in endings]
+        firsts = _firsts([ending.session_id for ending in endings])
+        try:
+            ended = self._ended_at_once(self._end_free, [endings[place] for place in firsts])
+        except StoreUnavailable as error:
+            if not is_refusal(error):
+                raise
+            log.warning("sql.group_refused", extra={"cause": error.store, "count": len(firsts)})
+            ended = {}
+        return [ended.get(one.session_id) if place in firsts else None for place, one in enumerate(endings)]
+
+    def _ended_at_once(
+        self, end: EndFree, endings: Sequence[Ending]
+    ) -> Mapping[SessionId, Committed[Session | None]]:
         drafts = {
             one.session_id: self._log.draft_end(UserId(""), one.session_id, one.reason, token_id=one.token_id)
             for one in endings
         }
-        try:
-            rows = self._end_each(endings, drafts, now=self._clock())
-        except StoreUnavailable as error:
-            if is_refusal(error):  # nothing has ended
-                return {}
-            raise
         return {
             session.id: Committed(
                 session, (replace(drafts[session.id], user_id=session.user_id, seq=seq),), is_noted=True
             )
-            for session, seq in rows
+            for session, seq in end(endings, drafts, now=self._clock())
         }
-
-    def _end_alone(self, ending: Ending) -> Committed[Session | None] | StoreUnavailable:
-        try:
-            return self.end(ending)
-        except StoreUnavailable as error:
-            return error
 
     def _end(self, ending: Ending) -> Committed[Session | None] | None:
         """End it; None if it had ended or never existed."""

@@ -50,7 +50,7 @@ def run() -> None:
     """Wrap the service, then run it."""
     folder = Path(os.environ[FOLDER])
     _wrap_transaction(folder)
-    for many in ("rotate_free", "end_each"):
+    for many in ("rotate_free", "end_free"):
         _wrap(folder, SqlSessionStore, many, before=BEFORE_COMMIT, after=AFTER_COMMIT)
     _wrap(folder, Revocations, "_write", after=AFTER_REDIS)
     _wrap(folder, RedisIndex, "remember", after=AFTER_REDIS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -20,7 +19,6 @@ from authsvc.store.audit import SqlAuditTrail
 from authsvc.store.tables import sessions, users
 from tests.contract.cache.clients import in_threads
 from tests.contract.store.stores import Stores
-from tests.processes import wait_until
 
 RACERS = 16
 
@@ -44,9 +42,9 @@ def ending(session: Session, **changes) -> Ending:
     return replace(made, **changes)
 
 
-def ended(result: Committed[Session | None] | StoreUnavailable) -> Committed[Any]:
-    """*result*, which is no error."""
-    assert isinstance(result, Committed)
+def ended(result: Committed[Session | None] | None) -> Committed[Any]:
+    """*result*, which there is."""
+    assert result is not None
     return result
 
 
@@ -150,35 +148,30 @@ def test_one_token_twice_is_replaced_once(stores):
 
 
 def test_a_locked_session_is_not_waited_for(postgres_stores):
-    """The others are refreshed and ended; a logout waits for its own session alone."""
+    """The others are refreshed and ended."""
     stores = postgres_stores
     alice = stores.register()
     free, busy = stores.log_in(alice), stores.log_in(alice)
 
-    with ThreadPoolExecutor(1) as thread:
-        with locked(stores, busy):
-            one, other = stores.sessions.rotate_free([rotation(stores, busy), rotation(stores, free)])
-            work = thread.submit(stores.sessions.end_each, [ending(busy), ending(free)])
-            wait_until(lambda: stores.alive(alice) == {busy.id})
-            assert not work.done()
-        results = [ended(result) for result in work.result()]
+    with locked(stores, busy):
+        one, other = stores.sessions.rotate_free([rotation(stores, busy), rotation(stores, free)])
+        left, done = stores.sessions.end_free([ending(busy), ending(free)])
 
     assert (one, other.counter) == (None, 1)
-    assert [result.value.id for result in results] == [busy.id, free.id]
-    assert stores.alive(alice) == set()
+    assert left is None
+    assert ended(done).value.id == free.id
+    assert stores.alive(alice) == {busy.id}
 
 
-def test_many_sessions_end_at_once(stores, monkeypatch):
+def test_many_sessions_end_at_once(stores):
     """Each with an event and one entry of the log, in the numbers of which nothing is missing."""
-    if stores.database.is_postgresql:  # in one statement
-        monkeypatch.setattr(stores.sessions, "end", pytest.fail)
     alice, bob = stores.register(), stores.register("bob")
     some = [stores.log_in(user) for user in (alice, bob) for _ in range(3)]
     head = stores.log.head()
     now = stores.clock.tick(60)
     asked = [ending(session) for session in some]
 
-    results = [ended(one) for one in stores.sessions.end_each(asked)]
+    results = [ended(one) for one in stores.sessions.end_free(asked)]
 
     assert [one.value for one in results] == [
         replace(session, revoked_at=now, reason="logout") for session in some
@@ -197,35 +190,36 @@ def test_many_sessions_end_at_once(stores, monkeypatch):
     }
 
 
-def test_what_is_over_or_unknown_ends_as_by_itself(stores):
-    """Its entry again, or nothing; one session twice in a group has one new entry and one row."""
+def test_what_is_over_unknown_or_there_twice_is_left_to_the_caller(postgres_stores):
+    """One session twice in a group has one new entry and one row."""
+    stores = postgres_stores
     session, other = (stores.log_in(stores.register(name)) for name in ("alice", "bob"))
     stores.sessions.end(Ending(session_id=other.id, reason="ended"))
     head = stores.log.head()
     unknown = ending(replace(session, id=SessionId(new_id())))
 
-    first, again, over, nothing = map(
-        ended, stores.sessions.end_each([ending(session), ending(session), ending(other), unknown])
-    )
+    first, *left = stores.sessions.end_free([ending(session), ending(session), ending(other), unknown])
 
-    assert [entry.seq for one in (first, again, over) for entry in one.entries] == [head + 1, 0, 0]
-    assert (first.is_noted, again.is_noted, over.is_noted) == (True, False, False)
-    assert again.entries[0].token_id != first.entries[0].token_id
-    assert (over.value.reason, over.entries[0].reason) == ("ended", "ended")
-    assert (nothing.value, nothing.entries) == (None, ())
+    assert [entry.seq for entry in ended(first).entries] == [head + 1]
+    assert left == [None, None, None]
+    assert stores.log.head() == head + 1
     assert [row.count for row in SqlAuditTrail(stores.database).page(AuditFilter())] == [1]
 
 
-def test_an_event_that_the_trail_refuses_holds_nobody_up(stores):
-    """All sessions end; the other events are stored."""
+def test_a_refused_event_leaves_all_to_the_caller(postgres_stores, caplog):
+    """Nothing has ended then, and the log says so; by itself, a session ends without its event."""
+    stores = postgres_stores
     session, other = (stores.log_in(stores.register(name)) for name in ("alice", "bob"))
     refused = ending(session)
     SqlAuditTrail(stores.database).write([replace(event_of(refused), once="another")])
 
-    one, two = map(ended, stores.sessions.end_each([refused, ending(other)]))
+    assert stores.sessions.end_free([refused, ending(other)]) == [None, None]
 
+    assert stores.alive(stores.users.get(session.user_id)) == {session.id}
+    assert stores.alive(stores.users.get(other.user_id)) == {other.id}
+    assert [record.message for record in caplog.records] == ["sql.group_refused"]
+    one, two = stores.sessions.end(refused), stores.sessions.end(ending(other))
     assert (one.is_noted, two.is_noted) == (False, True)
-    assert [entry.session_id for result in (one, two) for entry in result.entries] == [session.id, other.id]
 
 
 def test_an_event_that_shares_a_row_counts_there(stores):
@@ -236,7 +230,7 @@ def test_an_event_that_shares_a_row_counts_there(stores):
         [replace(event_of(shared), id=timed_id(session.created_at), session_id=new_id())]
     )
 
-    (one,) = map(ended, stores.sessions.end_each([shared]))
+    (one,) = map(ended, stores.sessions.end_free([shared]))
 
     assert [entry.session_id for entry in one.entries] == [session.id]
     (row,) = SqlAuditTrail(stores.database).page(AuditFilter())
@@ -249,9 +243,10 @@ def test_racing_groups_end_each_session_once(stores):
     some = [stores.log_in(alice) for _ in range(8)]
     head = stores.log.head()
 
-    def race(turn: int):
-        order = some[turn % 8 :] + some[: turn % 8]
-        return [ended(one) for one in stores.sessions.end_each([ending(one) for one in order])]
+    def race(turn: int) -> list[Committed[Session | None]]:
+        order = [ending(one) for one in some[turn % 8 :] + some[: turn % 8]]
+        results = stores.sessions.end_free(order)
+        return [result or stores.sessions.end(one) for one, result in zip(order, results, strict=True)]
 
     groups = in_threads(*[lambda turn=turn: race(turn) for turn in range(RACERS)])
 

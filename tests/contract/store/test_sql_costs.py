@@ -88,7 +88,7 @@ def test_the_end_of_a_session_is_one_statement_with_event_and_log_entry(postgres
         told = Entry(id=timed_id(session.created_at), at=session.created_at, action="session.ended")
         said.clear()
 
-        (committed,) = stores.sessions.end_each([Ending(session_id=session.id, reason="logout", event=told)])
+        (committed,) = stores.sessions.end_free([Ending(session_id=session.id, reason="logout", event=told)])
 
         assert isinstance(committed, Committed)
         assert committed.is_noted

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import select
 import socket
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 import psutil
+import psycopg
 import pytest
 from redis import Redis
 
@@ -212,6 +214,35 @@ def test_one_session_in_a_group_many_times_is_refreshed_once(service, redis_serv
     assert {answer.partition(b"\r\n")[0] for answer in answers} == {b"HTTP/1.1 204 NO CONTENT"}
     answers, _ = at_once(service, redis_server.url, [refresh(pairs[0]["refresh_token"])] * MANY)
     assert {answer.partition(b"\r\n")[0] for answer in answers} == {b"HTTP/1.1 401 UNAUTHORIZED"}
+
+
+@pytest.mark.parametrize("is_refresh", [True, False], ids=["refresh", "logout"])
+def test_nobody_waits_for_the_lock_of_another_ones_session(service, is_refresh):
+    """All are answered while a transaction has the lock of one session; then that one is, too."""
+    pairs = [service.log_in(EMAIL) for _ in range(8)]
+    requests = [
+        refresh(pair["refresh_token"]) if is_refresh else log_out(pair["access_token"]) for pair in pairs
+    ]
+    with (
+        psycopg.connect(service.env["DATABASE_URL"]) as transaction,
+        ExitStack() as stack,
+    ):
+        clients = [stack.enter_context(socket.create_connection((HOST, service.port))) for _ in pairs]
+        wait_until(lambda: open_connections(service) >= len(pairs))
+        lock = "SELECT 1 FROM sessions WHERE id = %s FOR UPDATE"
+        transaction.execute(lock, (pairs[0]["session_id"],))
+        worker = psutil.Process(service.workers()[0])
+        suspend_tree(worker)
+        for client, data in zip(clients, requests, strict=True):
+            client.sendall(data)
+        resume_tree(worker)
+        answers = [client.recv(65_536) for client in clients[1:]]
+        waiting, _, _ = select.select(clients[:1], [], [], 0)
+        transaction.rollback()
+        answers.append(clients[0].recv(65_536))
+
+    assert waiting == []
+    assert {answer[9:12] for answer in answers} == {b"200" if is_refresh else b"204"}
 
 
 def test_clients_that_leave_take_no_answer_from_the_others(service):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from authsvc.domain.errors import NotFound, StoreUnavailable
-from authsvc.domain.groups import alone, call, together
+from authsvc.domain.groups import Postponed, alone, by_itself, call, together
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -105,6 +105,25 @@ def test_each_runs_in_its_own_context():
     assert together(group) == ["ada", "eve"]
     assert who.get() == "nobody"
     assert store.asked_by == ["nobody", "eve"]
+
+
+def test_who_has_to_wait_leaves_the_group():
+    """The others go on without them; alone, they wait."""
+    store = Store()
+    waited: list[str] = []
+
+    def waiting(name: str) -> Steps[list[int | str]]:
+        found = yield from doubling(store, 1)
+        yield from by_itself()
+        waited.append(name)
+        return found
+
+    left, other = together([(apply, waiting("ada")), (apply, doubling(store, 2, 3))])
+
+    assert isinstance(left, Postponed)
+    assert (other, waited) == ([4, 6], [])
+    assert isinstance(together([(apply, waiting("eve"))])[0], Postponed)
+    assert (alone(waiting("bob")), waited) == ([2], ["bob"])
 
 
 def test_one_alone_raises_what_it_ends_with():

@@ -208,7 +208,7 @@ class OneSession:
         """The one."""
         return self.standing_
 
-    def end_each(self, endings: Sequence[Ending]) -> list[Committed[None]]:
+    def end_free(self, endings: Sequence[Ending]) -> list[Committed[None]]:
         """Note them."""
         self.ended.extend(ending.session_id for ending in endings)
         return [Committed(None) for _ in endings]
