@@ -2,22 +2,12 @@
 
 import os
 
+from authsvc.cli.service import server_options
 from authsvc.observability.logs import configure
-from authsvc.server import ServerOptions
+from authsvc.server import ServerTimings
 from authsvc.server.process import gunicorn_options
 from authsvc.settings import Settings
 
 settings = Settings.from_env(os.environ)
 configure(settings.log.level, settings.log.format)
-globals().update(
-    gunicorn_options(
-        ServerOptions(
-            host=settings.http.host,
-            port=settings.http.port,
-            metrics_port=settings.http.metrics_port,
-            workers=settings.http.workers,
-            log_level=settings.log.level,
-            figures=settings.http.figures_dir,
-        )
-    )
-)
+globals().update(gunicorn_options(server_options(settings, ServerTimings())))

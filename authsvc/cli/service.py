@@ -162,7 +162,6 @@ def _upgrade(options: argparse.Namespace, settings: Settings) -> str:
 
 def _serve(options: argparse.Namespace, settings: Settings, stored: Iterable[str]) -> int:
     with importing():
-        from authsvc.api.frame.docs import HASHING_PATHS, check_paths
         from authsvc.observability.health import LastAnswers
 
     logs.configure(settings.log.level.value, settings.log.format.value)
@@ -181,15 +180,22 @@ def _serve(options: argparse.Namespace, settings: Settings, stored: Iterable[str
 
         return create_app(build(settings, answers=answers, timings=options.timings))
 
-    served = ServerOptions(
+    serve(server_options(settings, options.server_timings or ServerTimings()), load)
+
+
+def server_options(settings: Settings, timings: ServerTimings) -> ServerOptions:
+    """The options of the server, also for ``gunicorn wsgi:app``."""
+    with importing():
+        from authsvc.api.frame.docs import HASHING_PATHS, check_paths
+
+    return ServerOptions(
         host=settings.http.host,
         port=settings.http.port,
         metrics_port=settings.http.metrics_port,
         workers=settings.http.workers,
-        timings=options.server_timings or ServerTimings(),
+        timings=timings,
         log_level=settings.log.level.value,
         figures=settings.http.figures_dir,
         bodiless=check_paths(has_machines=settings.machines.is_on),
         lengthy=HASHING_PATHS,
     )
-    serve(served, load)

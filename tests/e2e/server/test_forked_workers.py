@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import requests
 from authsvc.store.key_folder import read_key
 from tests import ROOT
 from tests.e2e.rotation import add_key
-from tests.processes import wait_until
+from tests.processes import HOST, wait_until
 from tests.rig import HOPELESS_S, Service
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -95,6 +96,10 @@ def test_gunicorn_s_own_command_serves_the_same(service, tmp_path):
         assert requests.get(other.metrics_url, timeout=HOPELESS_S).status_code == 200
         assert other.process is not None
         assert connections(other.process.pid) == set()
+        # A check is answered without the body that it announces, as by ``authsvc serve``.
+        with socket.create_connection((HOST, other.port), timeout=HOPELESS_S) as client:
+            client.sendall(b"GET /v1/auth/verify HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
+            assert client.recv(65_536).startswith(b"HTTP/1.1 401")
 
 
 def scraped(service: Service) -> dict[str, float]:
