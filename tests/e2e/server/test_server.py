@@ -256,6 +256,28 @@ def test_requests_in_one_packet_are_answered_in_order(shared_server):
     assert answers.count(b"HTTP/1.1 200 OK") == 3
 
 
+JSON_POST = (
+    b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+)
+
+
+def test_a_fault_in_a_group_is_an_answer_and_stops_nothing(shared_server):
+    """500 with a problem and the end of the connection; the log has the traceback, and others are served."""
+    good, bad = (
+        exchange(shared_server.port, JSON_POST % (len(body), body)) for body in (b'"good"', b'"bad"')
+    )
+
+    assert good.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"\r\nX-Grouped: yes\r\n" in good
+    assert bad.startswith(b"HTTP/1.1 500 Internal Server Error\r\n")
+    assert b'"code": "internal_error"' in bad
+    assert b"\r\nConnection: close\r\n" in bad
+    left = exchange(shared_server.port, JSON_POST % (0, b""))
+    assert left.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"X-Grouped" not in left
+    assert exchange(shared_server.port, JSON_POST % (6, b'"more"')).endswith(b'"more"')
+
+
 def test_the_port_is_the_socket_s_whatever_the_host_header_says(shared_server):
     """Metrics and service are told apart by SERVER_PORT: nobody can forge it."""
     forged = {"Host": f"{HOST}:{shared_server.metrics_port}", "X-Forwarded-Port": "1"}

@@ -7,19 +7,44 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import repeat
 from pathlib import Path
+from typing import NamedTuple
 
 from flask import Flask, abort, request
 
 from authsvc.observability.logs import configure
 from authsvc.observability.metrics import make_metrics
 from authsvc.server import ServerOptions, ServerTimings, serve
+from authsvc.server.checks import PostRequest
 
 MAX_BYTES = 65_536
 
 log = logging.getLogger(__name__)
+
+
+class Told(NamedTuple):
+    """An answer to a member of a group."""
+
+    status: str
+    rest: bytes
+
+
+class Grouped:
+    """Answers with the bodies, leaves an empty one to Flask, and fails with a group that has a bad one."""
+
+    paths = ("/echo",)
+    metrics_port = 0
+
+    def answer(self, requests: Sequence[PostRequest]) -> list[Told | None]:
+        if any(one.body == b'"bad"' for one in requests):
+            raise RuntimeError("a fault of the application")
+        head = "Content-Length: %d\r\nX-Grouped: yes\r\n\r\n"
+        return [
+            Told("200 OK", (head % len(one.body)).encode() + one.body) if one.body else None
+            for one in requests
+        ]
 
 
 class Application(Flask):
@@ -31,6 +56,7 @@ class Application(Flask):
         self.folder = folder
         self.metrics = make_metrics()
         self.services = self
+        self.grouped = Grouped()
         self.add_url_rule("/", view_func=self.hello)
         self.add_url_rule("/echo", view_func=self.echo, methods=["POST"])
         self.add_url_rule("/port", "port", view_func=lambda: request.environ["SERVER_PORT"])
