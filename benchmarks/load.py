@@ -99,6 +99,21 @@ def closed_loop(port: int, requests: Sequence[bytes], *, connections: int, secon
     return result
 
 
+def all_at_once(port: int, requests: Sequence[bytes], *, within_s: float) -> Result:
+    """Send each of *requests* on a connection of its own, at the same time; answers come *within_s*."""
+    result, clients, selector = Result(), _connect(port, len(requests)), selectors.DefaultSelector()
+    began = time.perf_counter()
+    for client, data in zip(clients, requests, strict=True):
+        selector.register(client.sock, selectors.EVENT_READ, client)
+        client.send(data, began)
+    while len(result.latencies_s) < len(clients) and time.perf_counter() - began < within_s:
+        for key, _ in selector.select(timeout=0.1):
+            _note(key.data, result)
+    result.took_s = time.perf_counter() - began
+    _close(clients, selector)
+    return result
+
+
 def open_loop(
     port: int, requests: Sequence[bytes], *, per_s: float, seconds: float, connections: int
 ) -> Result:

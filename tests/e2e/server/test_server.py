@@ -262,7 +262,7 @@ JSON_POST = (
 
 
 def test_a_fault_in_a_group_is_an_answer_and_stops_nothing(shared_server):
-    """500 with a problem and the end of the connection; the log has the traceback, and others are served."""
+    """500 with a problem and the end of the connection; others are served."""
     good, bad = (
         exchange(shared_server.port, JSON_POST % (len(body), body)) for body in (b'"good"', b'"bad"')
     )
